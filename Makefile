@@ -1,0 +1,52 @@
+# Two commands: `make demo` and `make test`. Both set up .venv first, when pyproject.toml is newer.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3; do $$p -c 'import sys; assert sys.version_info >= (3, 11)' 2>/dev/null && echo $$p && break; done)
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+# A machine that offers a CPU build of this release gets it; ask for another with make TORCH=...
+TORCH  ?= torch==2.13.0
+JOBS   ?= $(shell nproc 2>/dev/null || echo 2)
+
+.PHONY: demo test lint types unit models integration benchmark clean
+
+demo: $(VENV)/.ready
+	$(BIN)/nemo experiment run quantize_fp8 executor=local args.hf_model_id=tiny:qwen3 --yes
+
+test: lint types unit integration
+
+lint: $(VENV)/.ready-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.ready-dev
+	$(BIN)/mypy
+
+# One thread a process: JOBS of them share the cores, and two pools that spin on the same core take many times as long.
+unit integration: export OMP_NUM_THREADS := 1
+
+# Trained before the tests, alone on the machine, as a user's first run would.
+models: $(VENV)/.ready-dev
+	$(BIN)/python -c 'from scripts.tiny.model import *; [ensure_tiny_model(n, default_cache_root()) for n in TINY_MODELS]'
+
+unit: $(VENV)/.ready-dev
+	$(BIN)/python -m pytest tests/unit -n $(JOBS) --cov --cov-report=
+
+integration: $(VENV)/.ready-dev models
+	$(BIN)/python -m pytest tests/integration tests/gpu -n $(JOBS) --cov --cov-append --cov-report=term
+
+benchmark: $(VENV)/.ready-dev
+	$(BIN)/python tests/benchmarks/calibration.py
+	$(BIN)/python tests/benchmarks/startup.py
+
+$(VENV)/.ready: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=24"
+	$(BIN)/python -m pip install --quiet "$(TORCH)"
+	$(BIN)/python -m pip install --quiet -e ".[hf]"
+	touch $@
+
+$(VENV)/.ready-dev: $(VENV)/.ready
+	$(BIN)/python -m pip install --quiet -e ".[hf,dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .coverage*

@@ -1,0 +1,43 @@
+"""Recipes for NVIDIA ModelOpt as NeMo-Run experiments: the public Python API.
+
+    from recipes import quantize_fp8, submit
+
+    recipe = quantize_fp8()
+    recipe.args.hf_model_id = "tiny:qwen3"
+    job = submit(recipe, "local")
+    print(job.state, job.dir)
+
+Importing this imports neither torch nor NeMo-Run; building a recipe imports NeMo-Run.
+"""
+
+from recipes.catalogue import RECIPES, find
+from recipes.quantization import (
+    quantize,
+    quantize_fp8,
+    quantize_fp8_blockwise,
+    quantize_int4_awq,
+    quantize_int8_sq,
+    quantize_nvfp4,
+    quantize_tiny,
+    quantize_w4a8_awq,
+)
+from recipes.submission import Run, prepare, submit
+from scripts.problems import Problem, ProblemsError
+
+__all__ = [
+    "RECIPES",
+    "Problem",
+    "ProblemsError",
+    "Run",
+    "find",
+    "prepare",
+    "quantize",
+    "quantize_fp8",
+    "quantize_fp8_blockwise",
+    "quantize_int4_awq",
+    "quantize_int8_sq",
+    "quantize_nvfp4",
+    "quantize_tiny",
+    "quantize_w4a8_awq",
+    "submit",
+]

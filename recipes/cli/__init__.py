@@ -1,0 +1,26 @@
+"""The hook into NeMo-Run's own `nemo` command: adds our commands to `nemo experiment`.
+
+NeMo-Run imports the entry points of group `nemo_run.cli` before it builds its command groups.
+Ours is named `experiment`, and importing this package wraps `nemo_run.cli.experiment.create`, so
+that the group it returns has our commands beside its own. It is the one patch in this project.
+"""
+
+from typing import TYPE_CHECKING
+
+from nemo_run.cli import experiment as _experiment
+
+if TYPE_CHECKING:
+    import typer
+
+_create = _experiment.create
+
+
+def _create_with_ours() -> "typer.Typer":
+    from recipes.cli.commands import register
+
+    app: typer.Typer = _create()
+    register(app)
+    return app
+
+
+_experiment.create = _create_with_ours

@@ -1,0 +1,98 @@
+"""Setting values on a recipe from files and `key.path=value` words, typed and checked."""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, get_type_hints
+
+from scripts.problems import Problem, nearest
+from scripts.typed import convert
+
+if TYPE_CHECKING:
+    import nemo_run as run
+
+_TOP_LEVEL: dict[str, Any] = {"extra_args": list[str]}
+
+
+def merge(partial: "run.Partial[Any]", values: Mapping[str, Any]) -> list[Problem]:
+    """Set every value of a parsed YAML document on `partial`; return what does not fit."""
+    problems: list[Problem] = []
+    for section, content in values.items():
+        if section in ("script", "args", "torchrun"):
+            if not isinstance(content, dict):
+                problems.append(_wrong(section, content, "is a section with keys below it"))
+                continue
+            for key, value in content.items():
+                problems += set_value(partial, f"{section}.{key}", value, strict=True)
+        else:
+            problems += set_value(partial, section, content, strict=True)
+    return problems
+
+
+def set_value(partial: "run.Partial[Any]", key: str, value: Any, *, strict: bool = False) -> list[Problem]:
+    """Set one dotted `key`. With `strict`, `value` has its type already (YAML); else it is text to parse."""
+    section, _, name = key.partition(".")
+    fields = field_types(partial)
+    if key not in fields:
+        return [_unknown(key, section, name, fields)]
+    kind = fields[key]
+    try:
+        converted = convert(kind, value, strict=strict)
+    except ValueError as error:
+        return [_wrong(key, value, str(error))]
+    setattr(getattr(partial, section) if name else partial, name or section, converted)
+    return []
+
+
+def field_types(partial: "run.Partial[Any]") -> dict[str, Any]:
+    """Every key that the recipe takes, with its type: `engine`, `script.path`, `args.calib_size`, ..."""
+    from scripts.types import Engine
+
+    types: dict[str, Any] = {"engine": Engine, **_TOP_LEVEL}
+    for section in ("script", "args", "torchrun"):
+        cls = getattr(partial, section).__fn_or_cls__
+        hints = get_type_hints(cls)
+        types |= {f"{section}.{field.name}": hints[field.name] for field in dataclasses.fields(cls)}
+    return types
+
+
+def _unknown(key: str, section: str, name: str, fields: Mapping[str, Any]) -> Problem:
+    siblings = [field for field in fields if name and field.startswith(f"{section}.")]
+    remedy = nearest(key, siblings or [*fields])
+    return Problem(name="unknown_key", key=key, value=None, cause="there is no such key", remedy=remedy)
+
+
+def _wrong(key: str, value: Any, cause: str) -> Problem:
+    return Problem(name="wrong_value", key=key, value=value, cause=cause)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Words:
+    """The `KEY=VALUE` words of a command line, sorted by whom they address."""
+
+    executor: str
+    profile: dict[str, str]
+    recipe: dict[str, str]
+
+
+def parse_words(words: list[str]) -> tuple[Words, list[Problem]]:
+    """Sort command-line words into executor name, `executor.KEY` values and recipe values.
+
+    `run.executor=` is taken like `executor=`. The last word for a key wins, as in a shell.
+    """
+    executor, profile, recipe = "local", {}, {}
+    problems = []
+    for word in words:
+        match = re.match(r"([A-Za-z_][\w.-]*)=(.*)", word, re.DOTALL)
+        if match is None:
+            cause = "a word of the form KEY=VALUE is expected"
+            problems.append(Problem(name="not_an_override", key=word, value=None, cause=cause))
+            continue
+        key, value = match[1].removeprefix("run."), match[2]
+        if key == "executor":
+            executor = value
+        elif key.startswith("executor."):
+            profile[key.removeprefix("executor.")] = value
+        else:
+            recipe[key] = value
+    return Words(executor=executor, profile=profile, recipe=recipe), problems

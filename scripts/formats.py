@@ -1,0 +1,202 @@
+"""What may stand in `export_quant_cfg`, and what each of the six named formats demands of a model.
+
+No torch here: the control plane checks values with these functions before anything is written.
+"""
+
+import ast
+import difflib
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import util
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal
+
+import yaml
+
+from scripts.errors import JobError
+
+Kind = Literal["format", "config", "builtin_recipe", "recipe_file"]
+FACTS = Path(__file__).resolve().parent.parent / "configs" / "formats.yaml"
+ScaleFacts = Mapping[str, tuple[str, str]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Format:
+    """One named format; the fields are explained in configs/formats.yaml."""
+
+    name: str
+    config: str
+    block: tuple[int, int]
+    weight_dtype: str
+    packed: Literal["input", "output"] | None
+    scales: ScaleFacts
+    input_scales: ScaleFacts
+    optional: Mapping[str, str]
+    quant_algo: str
+    min_sm: int
+    native_sm: int
+    weight_only: bool
+    compress: bool
+    group_error: float
+    config_weight_only: str | None = None
+    quant_algo_weight_only: str | None = None
+    quant_algo_compressed: str | None = None
+    scales_compressed: ScaleFacts = field(default_factory=dict)
+
+    @property
+    def quantizes_inputs(self) -> bool:
+        return bool(self.input_scales)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FormatRef:
+    """A resolved `export_quant_cfg`: what kind it is, and its name or path."""
+
+    kind: Kind
+    value: str
+
+
+def _scales(raw: Mapping[str, Any]) -> ScaleFacts:
+    return MappingProxyType({suffix: (str(dtype), str(shape)) for suffix, (dtype, shape) in raw.items()})
+
+
+def _read(name: str, raw: dict[str, Any]) -> Format:
+    values = dict(raw)
+    weight = values.pop("weight")
+    outputs, inputs = values.pop("block")
+    return Format(
+        name=name,
+        block=(int(outputs), int(inputs)),
+        weight_dtype=weight["dtype"],
+        packed=weight.get("packed"),
+        scales=_scales(values.pop("scales")),
+        input_scales=_scales(values.pop("input_scales", {})),
+        scales_compressed=_scales(values.pop("scales_compressed", {})),
+        optional=MappingProxyType(dict(values.pop("optional", {}))),
+        **values,
+    )
+
+
+@functools.cache
+def formats() -> Mapping[str, Format]:
+    """The named formats, from configs/formats.yaml."""
+    raw = yaml.load(FACTS.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    return MappingProxyType({name: _read(name, facts) for name, facts in raw.items()})
+
+
+FORMATS: Mapping[str, Format] = formats()
+
+
+def get_format(name: str) -> Format:
+    """The named format. Raises JobError('unknown_format') with the nearest name."""
+    if name not in FORMATS:
+        raise JobError("unknown_format", f"{name!r} is not one of {', '.join(FORMATS)}.", _nearest(name, FORMATS))
+    return FORMATS[name]
+
+
+def format_problems(name: str, linear_shapes: Mapping[str, tuple[int, int]]) -> list[str]:
+    """One sentence for each way the model's linear layers do not fit the format's blocks.
+
+    `linear_shapes` maps a module name to (outputs, inputs). Layers that share a shape share a sentence.
+    """
+    block_out, block_in = get_format(name).block
+    misfits: dict[tuple[str, int, int], list[str]] = {}
+    for module, (outputs, inputs) in linear_shapes.items():
+        for side, size, block in (("output", outputs, block_out), ("input", inputs, block_in)):
+            if size % block:
+                misfits.setdefault((side, size, block), []).append(module)
+    sentences = []
+    for (side, size, block), modules in misfits.items():
+        more = f" and {len(modules) - 1} more" if len(modules) > 1 else ""
+        sentences.append(f"{modules[0]}{more}: {size} {side}s are not a multiple of {block}, the block of {name}.")
+    return sentences
+
+
+def _package_folder(package: str) -> Path | None:
+    """A top-level package's folder, found without importing it."""
+    spec = util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+@functools.cache
+def config_names() -> tuple[str, ...]:
+    """The `*_CFG` names ModelOpt defines for whole models, read from its source; empty without ModelOpt."""
+    folder = _package_folder("modelopt")
+    source = folder / "torch" / "quantization" / "config.py" if folder else None
+    if source is None or not source.is_file():
+        return ()
+    # Parsing the whole 80 kB file costs 40 ms; the definitions are lines that start with the name.
+    lines = [line for line in source.read_text(encoding="utf-8").splitlines() if "_CFG" in line and line[0].isupper()]
+    names = []
+    for line in lines:
+        head = line.partition("=")[0].partition(":")[0].strip()
+        if head.endswith("_CFG") and head.isidentifier() and isinstance(ast.parse(head, mode="eval").body, ast.Name):
+            names.append(head)
+    # The key/value cache configs are fragments: alone they would leave ModelOpt's INT8 defaults on every layer.
+    return tuple(name for name in dict.fromkeys(names) if "_KV_" not in name)
+
+
+@functools.cache
+def builtin_recipes() -> tuple[str, ...]:
+    """Names of the post-training quantization recipes that come with ModelOpt, without `.yaml`."""
+    folder = _package_folder("modelopt_recipes")
+    if folder is None:
+        return ()
+    found = (path.relative_to(folder) for path in folder.rglob("*.yaml") if path.parent.name == "ptq")
+    return tuple(sorted(path.with_suffix("").as_posix() for path in found if path.parts[0] != "configs"))
+
+
+def _nearest(value: str, names: Any) -> str:
+    by_lower = {name.lower(): name for name in names}
+    close = difflib.get_close_matches(value.lower(), by_lower, n=3, cutoff=0.5)
+    return f"Did you mean {' or '.join(by_lower[name] for name in close)}?" if close else ""
+
+
+def _recipe_file_error(path: Path) -> str | None:
+    """None for a readable post-training recipe; `quantize` is the section ModelOpt asks for."""
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        return f"The recipe {path} cannot be read: {str(error).splitlines()[0]}."
+    if not isinstance(raw, dict) or "quantize" not in raw:
+        return f"The recipe {path} has no section 'quantize'; only post-training quantization recipes can be used."
+    return None
+
+
+def resolve_format(value: str) -> FormatRef:
+    """What `value` names. Raises JobError('unknown_format'); needs neither torch nor an import of ModelOpt."""
+    if value in FORMATS:
+        return FormatRef(kind="format", value=value)
+    if value in config_names():
+        return FormatRef(kind="config", value=value)
+    plain = value.removesuffix(".yaml").removesuffix(".yml")
+    if plain in builtin_recipes():
+        return FormatRef(kind="builtin_recipe", value=plain)
+    path = Path(value).expanduser()
+    if value and path.suffix in (".yaml", ".yml") and path.is_file():
+        problem = _recipe_file_error(path)
+        if problem:
+            raise JobError("bad_recipe", problem, "See ModelOpt's own recipes, such as general/ptq/fp8_default-kv_fp8.")
+        return FormatRef(kind="recipe_file", value=str(path))
+    raise JobError("unknown_format", *_unknown(value))
+
+
+def _unknown(value: str) -> tuple[str, str]:
+    if value.endswith((".yaml", ".yml")) or "/" in value:
+        cause = f"{value!r} is neither a file nor a recipe that comes with ModelOpt."
+        return cause, _nearest(value.removesuffix(".yaml"), builtin_recipes())
+    cause = f"{value!r} is neither a format ({', '.join(FORMATS)}) nor a ModelOpt config name nor a recipe."
+    return cause, _nearest(value, [*FORMATS, *config_names()])
+
+
+def format_error(value: str) -> str | None:
+    """None when `value` can be used as a format, else one line that says why not and names the nearest."""
+    try:
+        resolve_format(value)
+    except JobError as error:
+        return f"{error.cause} {error.remedy}".strip()
+    return None

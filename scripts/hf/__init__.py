@@ -1,0 +1,1 @@
+"""The hf engine: ModelOpt on a Transformers model, in one process, on CPU or CUDA."""

@@ -1,0 +1,39 @@
+"""Problems: what preflight found wrong, each with what would be right."""
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """One thing wrong with a job: its name, the key and value at fault, the cause, the remedy."""
+
+    name: str
+    key: str
+    value: Any
+    cause: str
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        where = self.key if self.value is None else f"{self.key}={self.value}"
+        return f"Problem {self.name}   {where}: {self.cause}" + (f"  {self.remedy}" if self.remedy else "")
+
+
+class ProblemsError(ValueError):
+    """A job that cannot run as asked; `problems` holds every reason, not the first one."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        super().__init__("\n".join(map(str, problems)))
+        self.problems = tuple(problems)
+
+
+def nearest(word: str, choices: Iterable[str], *, listed: int = 12) -> str:
+    """A remedy naming the closest choice and, when there are few, all of them."""
+    names = sorted(choices)
+    close = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
+    hint = f"Did you mean {close[0]}?" if close else ""
+    if len(names) <= listed or not close:
+        hint = f"{hint}  Choices: {', '.join(names)}.".strip()
+    return hint

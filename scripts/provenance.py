@@ -1,0 +1,53 @@
+"""What a run was made of: package versions, the state of the code, the memory it took."""
+
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+
+def peak_memory() -> dict[str, int]:
+    """Peak resident bytes of this process, and of CUDA where torch has used it."""
+    import resource
+
+    peak = {"rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)}
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        peak["cuda_bytes"] = int(torch.cuda.max_memory_allocated())
+    return peak
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages a run depends on, without importing them."""
+    from importlib import metadata
+
+    names = ("modelopt-recipes", "nemo-run", "fiddle", "torch", "nvidia-modelopt", "transformers", "datasets")
+    found = {"python": ".".join(map(str, sys.version_info[:3]))}
+    for name in names:
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+def git_state(folder: Path) -> dict[str, Any] | None:
+    """Commit, branch and uncommitted files of the repository around `folder`; None outside one."""
+
+    def git(*words: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=10, check=True
+            )
+        except (OSError, subprocess.SubprocessError):
+            return None
+        return done.stdout.rstrip("\n")
+
+    status = git("status", "--porcelain=v1", "-z")
+    if status is None:
+        return None
+    changed = [entry for entry in status.split("\0") if entry]
+    return {
+        "commit": git("rev-parse", "--verify", "HEAD"),
+        "branch": git("branch", "--show-current"),
+        "changed": changed,
+    }

@@ -1,0 +1,89 @@
+"""Fixtures for all tests: a home of its own for NeMo-Run, the CLI as a subprocess, small models on disk."""
+
+import json
+import os
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+NEMO = str(Path(sys.executable).with_name("nemo"))
+
+
+@dataclass(frozen=True)
+class Done:
+    """A finished command."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """NEMORUN_HOME of this test: what a command writes there is all that it wrote."""
+    folder = tmp_path / "nemo-home"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def nemo(home: Path, tmp_path: Path) -> Callable[..., Done]:
+    """Run `nemo experiment WORDS...` with no terminal, in an empty folder, away from any hub."""
+    work = tmp_path / "work"
+    work.mkdir()
+
+    def run(*words: str, env: dict[str, str] | None = None, cwd: Path = work, timeout: float = 300) -> Done:
+        variables = {**os.environ, "NEMORUN_HOME": str(home), "HF_HUB_OFFLINE": "1", **(env or {})}
+        variables.pop("NEMO_RUN_DIR", None)
+        done = subprocess.run(
+            [NEMO, "experiment", *words],
+            capture_output=True,
+            text=True,
+            cwd=cwd,
+            env=variables,
+            timeout=timeout,
+            stdin=subprocess.DEVNULL,
+        )
+        return Done(done.returncode, done.stdout, done.stderr)
+
+    return run
+
+
+def write_safetensors(path: Path, shapes: dict[str, list[int]]) -> None:
+    """A safetensors file of zeros in bf16, written by hand: no torch needed to test what reads headers."""
+    header, offset = {}, 0
+    for name, shape in shapes.items():
+        size = 2
+        for side in shape:
+            size *= side
+        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [offset, offset + size]}
+        offset += size
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + b"\0" * offset)
+
+
+@pytest.fixture
+def fake_model(tmp_path: Path) -> Callable[..., Path]:
+    """A folder that looks like a Llama of the given width to whoever reads only headers."""
+
+    def make(name: str = "model", width: int = 256) -> Path:
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps({"model_type": "llama", "hidden_size": width}))
+        (folder / "tokenizer.json").write_text("{}")
+        shapes = {"model.embed_tokens.weight": [100, width], "lm_head.weight": [100, width]}
+        shapes |= {f"model.layers.0.self_attn.{p}_proj.weight": [width, width] for p in "qkvo"}
+        write_safetensors(folder / "model.safetensors", shapes)
+        return folder
+
+    return make

@@ -1,0 +1,331 @@
+"""Whole runs of the built-in model through the CLI and the Python API, and what is left when they are interrupted."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from scripts.files import content_of
+from scripts.record import observe
+from tests.conftest import NEMO, Done
+
+pytestmark = pytest.mark.integration
+
+Nemo = Callable[..., Done]
+SMALL = ["args.hf_model_id=tiny:qwen3", "args.calib_size=16", "args.calib_seq_length=128", "args.eval_size=8"]
+
+
+def only_run(home: Path) -> Path:
+    (run_dir,) = (path.parent for path in home.glob("runs/*/run.json"))
+    return run_dir
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 240) -> Any:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        value = condition()
+        if value:
+            return value
+        time.sleep(0.02)
+    raise AssertionError("waited in vain")
+
+
+@pytest.mark.parametrize(
+    ("format_", "within"),
+    [
+        ("fp8", 1.02),
+        ("nvfp4", 1.25),
+        ("int8_sq", 1.02),
+        ("fp8_blockwise", 1.02),
+        ("int4_awq", 1.25),
+        ("w4a8_awq", 1.25),
+    ],
+)
+def test_every_format_for_real(nemo: Nemo, home: Path, format_: str, within: float) -> None:
+    done = nemo(
+        "run",
+        f"quantize_{format_}",
+        "executor=local",
+        "args.hf_model_id=tiny:qwen3",
+        "args.calib_size=64",
+        "--json",
+        "--yes",
+    )
+    assert done.code == 0, done.err
+    record = done.json
+    assert record["state"] == "succeeded"
+    scores = record["report"]["evaluation"]
+    assert scores["perplexity_quantized"] / scores["perplexity_base"] < within
+    assert scores["perplexity_quantized"] != scores["perplexity_base"], "nothing was quantized"
+    assert 0 < scores["kl_divergence"] < 0.5
+    assert 0.6 < scores["top1_agreement"] < 1
+    by_type = {output["type"]: output for output in record["outputs"]}
+    assert set(by_type) == {"checkpoint_modelopt", "checkpoint_hf", "eval_results"}
+    for output in record["outputs"]:
+        content = content_of(Path(output["path"]))
+        assert (content.digest, content.bytes) == (output["digest"], output["bytes"])
+    export = Path(by_type["checkpoint_hf"]["path"])
+    assert json.loads((export / "hf_quant_config.json").read_text())["quantization"]["quant_algo"]
+    assert record["report"]["size"]["export_bytes"] < record["report"]["size"]["base_bytes"]
+    assert record["report"]["layers"], "no layer was measured"
+    page = (only_run(home) / "report" / "index.html").read_text()
+    assert "data:image/png;base64," in page
+    names = {json.loads(line)["name"] for line in (only_run(home) / "metrics.jsonl").read_text().splitlines()}
+    assert {"perplexity_base", "perplexity_quantized", "kl_divergence", "top1_agreement"} <= names
+    assert not list(export.parent.glob(".*")), "nothing half-written is left"
+
+
+def test_the_result_for_a_person(nemo: Nemo, home: Path) -> None:
+    done = nemo("run", "quantize_tiny", "executor=local", "--yes")
+    assert done.code == 0, done.err
+    for text in ("held-out perplexity", "KL divergence", "top-1 agreement", "layers that suffer most", "succeeded"):
+        assert text in done.out
+    assert "Traceback" not in done.out + done.err
+    status = nemo("status", only_run(home).name)
+    assert "SUCCEEDED" in status.out + status.err, "NeMo-Run's own commands know the experiment"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["quantize", "args.export_quant_cfg=INT8_DEFAULT_CFG"],
+        ["quantize", "args.export_quant_cfg=general/ptq/fp8_default-kv_fp8"],
+        ["quantize_fp8", "args.weight_only=true", "args.eval_size=0"],
+        ["quantize_nvfp4", "args.export_kv_cache_quant=nvfp4_rotate"],
+        ["quantize_fp8", "args.compress=true"],
+    ],
+)
+def test_variants(nemo: Nemo, words: list[str]) -> None:
+    done = nemo("run", words[0], *SMALL, *words[1:], "--json", "--yes")
+    assert done.code == 0, done.err
+    assert done.json["state"] == "succeeded"
+
+
+def test_a_user_s_model_and_prompts(nemo: Nemo, tmp_path: Path) -> None:
+    from scripts.tiny.model import default_cache_root, ensure_tiny_model
+
+    model = tmp_path / "my model 'ü'"
+    model.symlink_to(ensure_tiny_model("tiny:llama", default_cache_root()))
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("\n".join(json.dumps({"prompt": f"The {n}th statement raises an error"}) for n in range(40)))
+    before = content_of(model)
+    out = tmp_path / '$(touch pwned) `id` "out"\nline'
+    done = nemo(
+        "run",
+        "quantize_nvfp4",
+        f"args.hf_model_id={model}",
+        f"args.calib_dataset={prompts}",
+        f"args.export_dir={out}",
+        "args.prompts=$(touch pwned)|`id`; rm -rf x|'\"\\ ünï\ncode",
+        "--json",
+        "--yes",
+    )
+    assert done.code == 0, done.err
+    assert (out / "config.json").is_file()
+    prompts_seen = [generation["prompt"] for generation in done.json["report"]["generations"]]
+    assert prompts_seen == ["$(touch pwned)", "`id`; rm -rf x", "'\"\\ ünï\ncode"]
+    assert not list(tmp_path.rglob("pwned"))
+    assert content_of(model) == before, "an input is never changed"
+
+
+def test_a_failure_on_the_node_is_told_and_recorded(nemo: Nemo, home: Path, tmp_path: Path) -> None:
+    import shutil
+
+    from scripts.tiny.model import default_cache_root, ensure_tiny_model
+
+    model = tmp_path / "model"
+    shutil.copytree(ensure_tiny_model("tiny:qwen3", default_cache_root()), model)
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"model_type": "no_such_architecture"}))
+    words = ["run", "quantize_tiny", f"args.hf_model_id={model}", "args.calib_dataset=p.txt", "--yes"]
+    (tmp_path / "work" / "p.txt").write_text("one\ntwo\nthree\nfour\n")
+    done = nemo(*words)
+    assert done.code == 1
+    assert "no_such_architecture" in done.err
+    assert "Traceback" not in done.out + done.err
+    record = observe(only_run(home))
+    assert record["state"] == "failed"
+    assert record["error"]["message"]
+    assert "outputs" not in record
+    verbose = nemo(*words, "--verbose")
+    assert verbose.code == 1
+    assert "Traceback" in verbose.err
+
+
+class Attached:
+    """An attached run in the background, to be interrupted."""
+
+    def __init__(self, home: Path, work: Path, *words: str) -> None:
+        env = {**os.environ, "NEMORUN_HOME": str(home), "HF_HUB_OFFLINE": "1"}
+        self.home = home
+        self.process = subprocess.Popen(
+            [NEMO, "experiment", "run", "quantize_fp8", *SMALL, *words, "--yes"],
+            cwd=work,
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def record(self) -> dict[str, Any]:
+        paths = list(self.home.glob("runs/*/run.json"))
+        return observe(paths[0].parent) if paths else {"state": "none"}
+
+    def reaches(self, phase: str) -> dict[str, Any]:
+        def there() -> dict[str, Any] | None:
+            record = self.record()
+            assert self.process.poll() is None, self.process.communicate()[0]
+            return record if phase in (record["state"], record.get("phase")) else None
+
+        found: dict[str, Any] = wait_for(there)
+        return found
+
+    def end(self) -> tuple[int, str]:
+        out, _ = self.process.communicate(timeout=240)
+        return self.process.returncode, out
+
+
+@pytest.fixture
+def attached(home: Path, tmp_path: Path) -> Iterator[Callable[..., Attached]]:
+    started: list[Attached] = []
+    work = tmp_path / "attached"
+    work.mkdir()
+
+    def start(*words: str) -> Attached:
+        started.append(Attached(home, work, *words))
+        return started[-1]
+
+    yield start
+    for one in started:
+        for child in psutil.Process(one.process.pid).children(recursive=True) if one.process.poll() is None else []:
+            child.kill()
+        one.process.kill()
+
+
+@pytest.mark.parametrize("phase", ["running", "load", "calibrate", "save", "export"])
+def test_a_killed_job_is_lost_and_can_be_run_again(
+    attached: Callable[..., Attached], nemo: Nemo, tmp_path: Path, phase: str
+) -> None:
+    out = tmp_path / "out" / "hf"
+    run = attached(f"args.export_dir={out}")
+    record = run.reaches(phase)
+    os.kill(record["process"]["pid"], signal.SIGKILL)
+    code, text = run.end()
+    assert code == 1
+    assert "lost" in text
+    assert run.record()["state"] == "lost"
+    assert not out.exists(), "nothing half-written is published"
+    again = nemo("run", "quantize_fp8", *SMALL, f"args.export_dir={out}", "--yes")
+    assert again.code == 0, again.err
+    assert [path.name for path in out.parent.iterdir()] == ["hf"], "leftovers of the killed run are gone"
+
+
+def test_a_killed_submitter_before_the_job_began(attached: Callable[..., Attached], nemo: Nemo) -> None:
+    run = attached()
+    run.reaches("submitted")
+    for child in psutil.Process(run.process.pid).children(recursive=True):
+        child.kill()
+    run.process.kill()
+    run.process.wait()
+    assert run.record()["state"] == "lost"
+    listed = nemo("ps", "--json")
+    assert [row["state"] for row in listed.json] == ["lost"]
+
+
+def test_ctrl_c_cancels(attached: Callable[..., Attached]) -> None:
+    run = attached()
+    run.reaches("calibrate")
+    run.process.send_signal(signal.SIGINT)
+    code, text = run.end()
+    assert code == 130, text
+    assert run.record()["state"] == "cancelled"
+    assert "Traceback" not in text
+
+
+def test_detached_returns_at_once_and_outlives_the_terminal(nemo: Nemo, home: Path) -> None:
+    done = nemo("run", "quantize_fp8", *SMALL, "--detach", "--json")
+    assert done.code == 0, done.err
+    run_dir = Path(done.json["run_dir"])
+    assert observe(run_dir)["state"] in ("submitted", "running")
+    assert nemo("ps", "--json").json[0]["id"] == done.json["id"]
+    wait_for(lambda: observe(run_dir)["state"] not in ("submitted", "running"))
+    assert observe(run_dir)["state"] == "succeeded"
+    assert nemo("ps", "--json").json == []
+    assert nemo("ps", "--all", "--json").json[0]["state"] == "succeeded"
+
+
+def test_a_detached_run_whose_supervisor_dies_before_it_begins(nemo: Nemo) -> None:
+    run_dir = Path(nemo("run", "quantize_fp8", *SMALL, "--detach", "--json").json["run_dir"])
+    record = observe(run_dir)
+    assert record["state"] == "submitted"
+    os.kill(record["process"]["pid"], signal.SIGKILL)
+    wait_for(lambda: observe(run_dir)["state"] == "lost", 10)
+
+
+_STOCK = """
+import nemo_run as run
+from recipes import quantize_tiny
+
+if __name__ == "__main__":
+    recipe = quantize_tiny()
+    recipe.args.calib_size = 8
+    with run.Experiment("mine") as experiment:
+        experiment.add(recipe, executor=run.LocalExecutor(), name="quantize")
+        experiment.run()
+"""
+
+
+def test_a_recipe_in_a_stock_experiment_records_itself(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(_STOCK)
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    env = {**os.environ, "NEMORUN_HOME": str(home), "PATH": path}
+    env.pop("NEMO_RUN_DIR", None)
+    done = subprocess.run(
+        [sys.executable, "mine.py"], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    (record_file,) = tmp_path.rglob("run.json")
+    record = observe(record_file.parent)
+    assert record["state"] == "succeeded", record
+    assert record["recipe"] == "quantize_tiny"
+    assert record["values"]["args"]["calib_size"] == 8
+    assert {output["type"] for output in record["outputs"]} == {"checkpoint_modelopt", "checkpoint_hf", "eval_results"}
+
+
+_API = """
+import sys
+from recipes import ProblemsError, quantize_tiny, submit
+
+if __name__ == "__main__":
+    recipe = quantize_tiny()
+    recipe.args.export_quant_cfg = "fp9"
+    try:
+        submit(recipe)
+    except ProblemsError as error:
+        assert [problem.name for problem in error.problems] == ["unsupported_quant_recipe"], error
+    recipe.args.export_quant_cfg = "int8_sq"
+    job = submit(recipe, "local")
+    print(job.state, job.report["evaluation"]["top1_agreement"], job.record["outputs"][0]["path"])
+"""
+
+
+def test_the_python_api(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(_API)
+    env = {**os.environ, "NEMORUN_HOME": str(home)}
+    done = subprocess.run(
+        [sys.executable, "mine.py"], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    state, agreement, path = done.stdout.split(maxsplit=2)
+    assert state == "succeeded"
+    assert float(agreement) > 0.8
+    assert Path(path.strip()).exists()

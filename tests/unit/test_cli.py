@@ -1,0 +1,122 @@
+"""The CLI as its users meet it: a subprocess, its exit status, what it prints, what it leaves."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Done
+
+Nemo = Callable[..., Done]
+
+
+def _files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+def test_dry_run_shows_everything_and_writes_nothing(nemo: Nemo, home: Path, tmp_path: Path) -> None:
+    done = nemo("run", "quantize_fp8", "executor=local", "--dryrun")
+    assert done.code == 0, done.err
+    for expected in (
+        "engine     hf",
+        "fdl_runner",
+        "calib_size: 512",
+        "on the node: args.export_dir",
+        "not on this machine",
+    ):
+        assert expected in done.out
+    assert _files(home) == []
+    assert _files(tmp_path / "work") == []
+
+
+def test_dry_run_as_json(nemo: Nemo) -> None:
+    done = nemo(
+        "run", "quantize", "--config", "nvfp4", "args.calib_size=7", "args.hf_model_id=tiny:llama", "--dryrun", "--json"
+    )
+    plan = done.json
+    assert plan["values"]["args"]["calib_size"] == 7
+    assert plan["values"]["args"]["export_quant_cfg"] == "nvfp4"
+    assert plan["resolved"]["export_dir"].startswith(plan["run_dir"])
+    assert "tiny-llama-nvfp4" in plan["resolved"]["export_dir"]
+
+
+def test_a_user_s_file_lies_between_recipe_and_command_line(nemo: Nemo, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("args: {hf_model_id: 'tiny:qwen3', calib_size: 11, calib_seq_length: 99}\n")
+    plan = nemo("run", "quantize_fp8", "--config", str(mine), "args.calib_size=64", "--dryrun", "--json").json
+    args = plan["values"]["args"]
+    assert (args["calib_size"], args["calib_seq_length"], args["export_quant_cfg"]) == (64, 99, "fp8")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["quantze_fp8"], ["Did you mean quantize_fp8?"]),
+        (["quantize_fp8", "executor=locl"], ["Did you mean local?"]),
+        (["quantize_fp8", "args.calib_sze=3"], ["Did you mean args.calib_size?"]),
+        (["quantize_fp8", "args.export_quant_cfg=fp9"], ["fp8"]),
+        (["quantize_fp8", "args.hf_model_id=./none"], ["missing_model"]),
+        (["quantize_fp8", "args.calib_dataset=./none.jsonl"], ["missing_data"]),
+        (["quantize_fp8", "word"], ["not_an_override"]),
+        (["quantize_fp8", "--", "--new-flag"], ["extra_args_unused"]),
+        (["quantize_fp8", "--config", "./none.yaml"], ["unknown_config"]),
+        (["nope", "executor=nope", "word"], ["unknown_recipe", "unknown_executor", "not_an_override", "3 problems"]),
+    ],
+)
+def test_refusals(nemo: Nemo, home: Path, tmp_path: Path, words: list[str], expected: list[str]) -> None:
+    cut = words.index("--") if "--" in words else len(words)
+    base = [*words[:cut], "--dryrun" if len(words) > 2 else "--yes", *words[cut:]]
+    if not any(word.startswith("args.hf_model_id") for word in words):
+        base.insert(1, "args.hf_model_id=tiny:qwen3")
+    done = nemo("run", *base)
+    assert done.code == 2, done.out
+    assert "Traceback" not in done.err
+    for text in expected:
+        assert text in done.err
+    assert "nothing was submitted" in done.err
+    assert _files(home) == []
+    assert _files(tmp_path / "work") == []
+
+
+def test_refusals_as_json(nemo: Nemo) -> None:
+    done = nemo("run", "quantize_fp8", "args.hf_model_id=./none", "args.calib_size=0", "--json", "--yes")
+    assert done.code == 2
+    assert {problem["name"] for problem in done.json["problems"]} >= {"missing_model", "out_of_range"}
+
+
+def test_unknown_options_are_refused(nemo: Nemo) -> None:
+    done = nemo("run", "quantize_fp8", "--dtach")
+    assert done.code == 2
+    assert "--detach" in done.err
+
+
+def test_the_catalogue(nemo: Nemo) -> None:
+    assert "quantize_w4a8_awq" in nemo("recipes").out
+    one = nemo("recipes", "quantize_nvfp4")
+    assert "args.calib_size = 2000   (int)" in one.out
+    assert "consumes   checkpoint_hf" in one.out
+    assert nemo("recipes", "quantize_nvfp4", "--json").json["algorithm"] == "quantize"
+    assert len(nemo("recipes", "--json").json) == 8
+    assert nemo("recipes", "nope").code == 2
+
+
+@pytest.mark.parametrize("command", ["run", "recipes", "ps"])
+def test_help_has_an_example(nemo: Nemo, command: str) -> None:
+    done = nemo(command, "--help")
+    assert done.code == 0
+    assert f"Example: nemo experiment {command}" in " ".join(done.out.split())
+
+
+def test_nemo_run_s_own_commands_are_still_there(nemo: Nemo) -> None:
+    done = nemo("--help")
+    for command in ("list", "logs", "status", "cancel", "run", "recipes", "ps"):
+        assert command in done.out
+
+
+def test_ps_tells_damaged_records_apart(nemo: Nemo, home: Path) -> None:
+    folder = home / "runs" / "quantize_1-a"
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text("{")
+    done = nemo("ps", "--json")
+    assert done.code == 0
+    assert [row["state"] for row in done.json] == ["unreadable"]

@@ -1,0 +1,138 @@
+"""Formats: names, facts, block sizes, errors; all without torch."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from scripts.errors import JobError
+from scripts.formats import (
+    FORMATS,
+    builtin_recipes,
+    config_names,
+    format_error,
+    format_problems,
+    get_format,
+    resolve_format,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_the_six_formats() -> None:
+    assert list(FORMATS) == ["fp8", "nvfp4", "int8_sq", "fp8_blockwise", "int4_awq", "w4a8_awq"]
+    for name, facts in FORMATS.items():
+        assert facts.name == name
+        assert facts.config in config_names()
+        assert facts.config_weight_only is None or facts.config_weight_only in config_names()
+        assert facts.scales
+        assert 0 < facts.group_error < 1
+
+
+@pytest.mark.parametrize(
+    ("name", "block"),
+    [
+        ("fp8", (1, 1)),
+        ("nvfp4", (1, 16)),
+        ("fp8_blockwise", (128, 128)),
+        ("int4_awq", (1, 128)),
+        ("w4a8_awq", (1, 128)),
+    ],
+)
+def test_blocks(name: str, block: tuple[int, int]) -> None:
+    assert get_format(name).block == block
+
+
+def test_unknown_format_names_the_nearest() -> None:
+    with pytest.raises(JobError, match="nvfp4") as caught:
+        get_format("nvpf4")
+    assert caught.value.name == "unknown_format"
+    assert "nvfp4" in caught.value.remedy
+
+
+def test_shapes_that_fit_have_no_problem() -> None:
+    shapes = {"a": (256, 128), "b": (128, 384)}
+    assert all(format_problems(name, shapes) == [] for name in FORMATS)
+
+
+def test_misfits_are_named_once_per_shape() -> None:
+    shapes = {"one": (128, 100), "two": (130, 128), "three": (130, 128)}
+    problems = format_problems("fp8_blockwise", shapes)
+    assert len(problems) == 2
+    assert "one: 100 inputs" in problems[0]
+    assert "two and 1 more: 130 outputs" in problems[1]
+    assert len(format_problems("int4_awq", shapes)) == 1
+    assert len(format_problems("nvfp4", shapes)) == 1
+    assert format_problems("fp8", shapes) == []
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        ("fp8", "format"),
+        ("FP8_DEFAULT_CFG", "config"),
+        ("NVFP4_AWQ_LITE_CFG", "config"),
+        ("general/ptq/fp8_default-kv_fp8", "builtin_recipe"),
+        ("general/ptq/fp8_default-kv_fp8.yaml", "builtin_recipe"),
+    ],
+)
+def test_resolved_kinds(value: str, kind: str) -> None:
+    assert resolve_format(value).kind == kind
+    assert format_error(value) is None
+
+
+@pytest.mark.parametrize(
+    ("value", "nearest"),
+    [
+        ("fp9", "fp8"),
+        ("NVFP4", "nvfp4"),
+        ("FP8_DEFALT_CFG", "FP8_DEFAULT_CFG"),
+        ("general/ptq/fp8_defaut-kv_fp8", "general/ptq/fp8_default-kv_fp8"),
+    ],
+)
+def test_error_suggests(value: str, nearest: str) -> None:
+    error = format_error(value)
+    assert error is not None
+    assert "Did you mean" in error
+    assert nearest in error
+
+
+@pytest.mark.parametrize("value", ["", " ", "$(touch x)", "a\nb", "'\"", "ü", "../..", "/", "FP8_KV_CFG", "nope.yaml"])
+def test_hostile_and_partial_values_are_errors(value: str) -> None:
+    assert format_error(value) is not None
+
+
+def test_own_recipe_file(tmp_path: Path) -> None:
+    good = tmp_path / "mine.yaml"
+    good.write_text("metadata:\n  recipe_type: ptq\nquantize:\n  algorithm: max\n  quant_cfg: []\n", encoding="utf-8")
+    assert resolve_format(str(good)).kind == "recipe_file"
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("metadata: {}\n", encoding="utf-8")
+    assert "quantize" in (format_error(str(bad)) or "")
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("a: [", encoding="utf-8")
+    assert "cannot be read" in (format_error(str(broken)) or "")
+
+
+def test_config_names_are_those_of_modelopt() -> None:
+    assert {"FP8_DEFAULT_CFG", "INT8_WEIGHT_ONLY_CFG", "W4A8_AWQ_BETA_CFG"} <= set(config_names())
+    assert not [name for name in config_names() if "_KV_" in name]
+    assert len(builtin_recipes()) > 10
+
+
+def test_no_torch_and_fast() -> None:
+    code = (
+        "import sys, time\nfrom scripts import formats\nstart = time.process_time()\n"
+        "formats.format_error('general/ptq/nothing_like_it')\nformats.format_error('FP8_X_CFG')\n"
+        "print(time.process_time() - start, 'torch' in sys.modules, 'modelopt' in sys.modules)"
+    )
+    best = 1.0
+    for _ in range(3):
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+        seconds, torch_loaded, modelopt_loaded = done.stdout.split()
+        assert (torch_loaded, modelopt_loaded) == ("False", "False")
+        best = min(best, float(seconds))
+        time.sleep(0.1)
+    assert best < 0.05

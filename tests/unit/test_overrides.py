@@ -1,0 +1,139 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from recipes import quantize_fp8
+from recipes.base import config_path, load_yaml
+from recipes.overrides import field_types, merge, parse_words, set_value
+from scripts.problems import ProblemsError
+
+STRING_KEYS = [key for key, kind in field_types(quantize_fp8()).items() if kind is str or kind == str | None]
+
+
+def _get(partial: Any, key: str) -> Any:
+    section, _, name = key.partition(".")
+    return getattr(getattr(partial, section), name) if name else getattr(partial, section)
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "value"),
+    [
+        ("args.calib_size", "64", 64),
+        ("args.trust_remote_code", "true", True),
+        ("args.compress", "no", False),
+        ("args.export_kv_cache_quant", "nvfp4_rotate", "nvfp4_rotate"),
+        ("args.hf_model_id", "1e3", "1e3"),
+        ("args.calib_dataset", "null", None),
+        ("args.hf_model_id", "null", "null"),
+        ("torchrun.nproc_per_node", "4", 4),
+        ("script.flag_style", "underscore", "underscore"),
+        ("engine", "hf", "hf"),
+        ("extra_args", '["--a", "b c"]', ["--a", "b c"]),
+    ],
+)
+def test_text_becomes_the_field_s_type(key: str, text: str, value: Any) -> None:
+    recipe = quantize_fp8()
+    assert set_value(recipe, key, text) == []
+    assert _get(recipe, key) == value
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "remedy"),
+    [
+        ("args.calib_sze", "64", "args.calib_size"),
+        ("arg.calib_size", "64", "args.calib_size"),
+        ("args", "64", "args."),
+        ("enginee", "hf", "engine"),
+        ("args.calib_size.x", "64", "args.calib_size"),
+        ("args.", "64", "args."),
+    ],
+)
+def test_unknown_keys_name_the_nearest(key: str, text: str, remedy: str) -> None:
+    (problem,) = set_value(quantize_fp8(), key, text)
+    assert problem.name == "unknown_key"
+    assert remedy in problem.remedy
+
+
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        ("args.calib_size", "abc"),
+        ("args.calib_size", "1.5"),
+        ("args.calib_size", "true"),
+        ("args.calib_size", ""),
+        ("args.compress", "maybe"),
+        ("args.export_kv_cache_quant", "fp7"),
+        ("args.dtype", "bf16"),
+        ("engine", "bridge"),
+        ("extra_args", "[1"),
+        ("extra_args", "word"),
+    ],
+)
+def test_wrong_values_change_nothing(key: str, text: str) -> None:
+    recipe = quantize_fp8()
+    before = _get(recipe, key)
+    (problem,) = set_value(recipe, key, text)
+    assert (problem.name, problem.key, problem.value) == ("wrong_value", key, text)
+    assert _get(recipe, key) == before
+
+
+@given(text=st.text())
+@pytest.mark.parametrize("key", STRING_KEYS)
+def test_any_text_reaches_a_string_field_unchanged(key: str, text: str) -> None:
+    recipe = quantize_fp8()
+    assert set_value(recipe, key, text) == []
+    expected = None if text in ("null", "None", "~") and key != "args.hf_model_id" else text
+    if key in ("args.hf_model_id", "args.export_quant_cfg", "args.prompts"):
+        expected = text
+    assert _get(recipe, key) == expected
+
+
+@given(words=st.lists(st.text(min_size=1), max_size=5))
+def test_words_never_raise(words: list[str]) -> None:
+    parsed, problems = parse_words(words)
+    assert len(problems) <= len(words)
+    assert parsed.executor is not None
+
+
+def test_words_are_sorted_by_whom_they_address() -> None:
+    parsed, problems = parse_words(
+        ["run.executor=slurm", "executor.nodes=2", "args.a=b=c", "args.prompts=x\ny", "args.a=last"]
+    )
+    assert problems == []
+    assert parsed.executor == "slurm"
+    assert parsed.profile == {"nodes": "2"}
+    assert parsed.recipe == {"args.a": "last", "args.prompts": "x\ny"}
+
+
+def test_a_file_is_checked_like_words(tmp_path: Path) -> None:
+    recipe = quantize_fp8()
+    problems = merge(recipe, {"args": {"calib_size": 64, "prompts": 7, "calib_siz": 1}, "torchrun": 3, "argz": {}})
+    assert recipe.args.calib_size == 64
+    assert [(problem.name, problem.key) for problem in problems] == [
+        ("wrong_value", "args.prompts"),
+        ("unknown_key", "args.calib_siz"),
+        ("wrong_value", "torchrun"),
+        ("unknown_key", "argz"),
+    ]
+    problems = merge(recipe, {"args": {"calib_size": True}})
+    assert problems, "YAML true is not the number 1"
+
+
+@pytest.mark.parametrize(
+    "content", ["a: [", "- 1\n- 2", "3", "1: 2", "\x00", "a: !!python/object/apply:os.system [id]"]
+)
+def test_files_that_are_no_config(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(content)
+    with pytest.raises(ProblemsError) as caught:
+        load_yaml(config_path("quantize", str(path)))
+    assert caught.value.problems[0].name == "unreadable_config"
+
+
+def test_config_by_bare_name_or_path(tmp_path: Path) -> None:
+    assert config_path("quantize", "nvfp4").name == "nvfp4.yaml"
+    with pytest.raises(ProblemsError, match="nvfp4"):
+        config_path("quantize", "nvfp")

@@ -1,0 +1,269 @@
+"""Each check from the user's side: a recipe in, its Problem out, nothing written."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recipes import ProblemsError, find, prepare
+from recipes.model_facts import linear_shapes
+from scripts.problems import Problem
+
+FakeModel = Callable[..., Path]
+
+
+@pytest.fixture(autouse=True)
+def _home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf-home"))
+    monkeypatch.chdir(tmp_path)
+
+
+def problems(
+    recipe: str = "quantize_fp8", executor: str = "local", profile: dict[str, str] | None = None, **values: Any
+) -> list[Problem]:
+    partial = find(recipe).build()
+    values = {"hf_model_id": "tiny:qwen3", **values}
+    for name, value in values.items():
+        setattr(partial.args, name, value)
+    try:
+        prepare(partial, executor, profile)
+    except ProblemsError as error:
+        return list(error.problems)
+    return []
+
+
+def names(*args: Any, **values: Any) -> list[tuple[str, str]]:
+    return [(problem.name, problem.key) for problem in problems(*args, **values)]
+
+
+@pytest.mark.parametrize("model", ["tiny:qwen3", "tiny:llama"])
+@pytest.mark.parametrize("format_", ["fp8", "nvfp4", "int8_sq", "fp8_blockwise", "int4_awq", "w4a8_awq"])
+def test_a_good_job_has_no_problem(model: str, format_: str) -> None:
+    assert names(hf_model_id=model, export_quant_cfg=format_) == []
+
+
+def test_a_good_local_model_has_no_problem(fake_model: FakeModel, tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("a\nb\nc")
+    assert names(hf_model_id=str(fake_model()), calib_dataset="p.txt") == []
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("calib_size", 0), ("calib_size", -5), ("calib_seq_length", 4), ("calib_batch_size", 0), ("eval_size", -1)],
+)
+def test_numbers(field: str, value: int) -> None:
+    assert names(**{field: value}) == [("out_of_range", f"args.{field}")]
+
+
+@pytest.mark.parametrize("field", ["tp", "pp", "ep", "etp"])
+def test_parallelism_needs_another_engine(field: str) -> None:
+    assert names(**{field: 2}) == [("engine_has_no_parallelism", f"args.{field}")]
+
+
+def test_nodes() -> None:
+    assert names(profile={"nodes": "2"}) == [("too_many_nodes", "executor.nodes")]
+
+
+def test_executor() -> None:
+    (problem,) = problems(executor="locale")
+    assert problem.name == "unknown_executor"
+    assert "Did you mean local?" in problem.remedy
+    assert names(profile={"node": "1"}) == [("unknown_key", "executor.node")]
+    assert names(profile={"nodes": "two"}) == [("wrong_value", "executor.nodes")]
+
+
+def test_arguments_for_a_script_that_is_not_run() -> None:
+    partial = find("quantize_fp8").build()
+    partial.args.hf_model_id = "tiny:qwen3"
+    partial.extra_args = ["--new"]
+    with pytest.raises(ProblemsError, match="extra_args_unused"):
+        prepare(partial)
+
+
+@pytest.mark.parametrize("format_", ["fp9", "", "FP8_DEFAULT_CF", "general/ptq/nope", "./nope.yaml", "$(id)", "fp8 "])
+def test_unknown_formats(format_: str) -> None:
+    assert names(export_quant_cfg=format_) == [("unsupported_quant_recipe", "args.export_quant_cfg")]
+
+
+@pytest.mark.parametrize(
+    ("format_", "width", "fits"),
+    [
+        ("fp8", 200, True),
+        ("int8_sq", 200, True),
+        ("nvfp4", 200, False),
+        ("nvfp4", 208, True),
+        ("int4_awq", 192, False),
+        ("w4a8_awq", 192, False),
+        ("fp8_blockwise", 192, False),
+        ("fp8_blockwise", 256, True),
+    ],
+)
+def test_blocks(fake_model: FakeModel, tmp_path: Path, format_: str, width: int, fits: bool) -> None:
+    (tmp_path / "p.txt").write_text("a\nb\nc")
+    found = problems(hf_model_id=str(fake_model(width=width)), export_quant_cfg=format_, calib_dataset="p.txt")
+    assert [problem.name for problem in found] == ([] if fits else ["format_does_not_fit"])
+    if not fits:
+        assert str(width) in found[0].cause
+
+
+def test_embeddings_are_not_blocks(fake_model: FakeModel) -> None:
+    assert set(linear_shapes(fake_model())) == {f"model.layers.0.self_attn.{p}_proj" for p in "qkvo"}
+
+
+def _damage(folder: Path, how: str) -> None:
+    weights = folder / "model.safetensors"
+    if how == "no config":
+        (folder / "config.json").unlink()
+    elif how == "bad config":
+        (folder / "config.json").write_text("[")
+    elif how == "pickled":
+        weights.rename(folder / "pytorch_model.bin")
+    elif how == "no weights":
+        weights.unlink()
+    elif how == "short":
+        weights.write_bytes(weights.read_bytes()[:-10])
+    elif how == "garbage":
+        weights.write_bytes(b"\xff" * 100)
+    elif how == "no tokenizer":
+        (folder / "tokenizer.json").unlink()
+    elif how == "adapter":
+        (folder / "adapter_config.json").write_text("{}")
+
+
+@pytest.mark.parametrize(
+    ("how", "name"),
+    [
+        ("no config", "missing_model"),
+        ("bad config", "missing_model"),
+        ("pickled", "unsafe_weights"),
+        ("no weights", "missing_model"),
+        ("short", "damaged_weights"),
+        ("garbage", "damaged_weights"),
+        ("no tokenizer", "missing_tokenizer"),
+        ("adapter", "unmerged_adapter"),
+    ],
+)
+def test_damaged_models(fake_model: FakeModel, tmp_path: Path, how: str, name: str) -> None:
+    (tmp_path / "p.txt").write_text("a\nb\nc")
+    folder = fake_model()
+    _damage(folder, how)
+    assert (name, "args.hf_model_id") in names(hf_model_id=str(folder), calib_dataset="p.txt")
+
+
+def test_missing_models_name_the_nearest(fake_model: FakeModel, tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("a\nb\nc")
+    folder = fake_model("my-model")
+    (problem,) = problems(hf_model_id=str(folder.with_name("my-modl")), calib_dataset="p.txt")
+    assert problem.name == "missing_model"
+    assert str(folder) in problem.remedy
+    (problem,) = problems(hf_model_id="tiny:qwen4")
+    assert (problem.name, "tiny:qwen3" in problem.remedy) == ("unknown_model", True)
+
+
+def test_hub_models_that_cannot_be_had() -> None:
+    assert ("missing_model", "args.hf_model_id") in names(hf_model_id="org/name", calib_dataset="org/data")
+    assert ("missing_data", "args.calib_dataset") in names(hf_model_id="org/name", calib_dataset="org/data")
+
+
+def test_hub_models_in_the_cache(fake_model: FakeModel, tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("a\nb\nc")
+    snapshot = tmp_path / "hf-home" / "hub" / "models--org--name" / "snapshots" / "abc"
+    snapshot.parent.mkdir(parents=True)
+    shutil.move(fake_model(width=200), snapshot)
+    assert names(hf_model_id="org/name", calib_dataset="p.txt") == []
+    assert names(hf_model_id="org/name", calib_dataset="p.txt", export_quant_cfg="nvfp4") == [
+        ("format_does_not_fit", "args.export_quant_cfg")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [
+        ("", "too_little_text"),
+        ('{"text": "one"}', "too_little_text"),
+        ('{"x": 1}\n{"x": 2}', "no_text"),
+        ("{", "unreadable_data"),
+    ],
+)
+def test_data(tmp_path: Path, content: str, name: str) -> None:
+    (tmp_path / "p.jsonl").write_text(content)
+    assert names(calib_dataset="p.jsonl") == [(name, "args.calib_dataset")]
+
+
+def test_missing_data() -> None:
+    assert names(calib_dataset="./none.jsonl", eval_dataset="./none.txt") == [
+        ("missing_data", "args.calib_dataset"),
+        ("missing_data", "args.eval_dataset"),
+    ]
+
+
+def test_outputs_never_overwrite(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    assert names(export_dir=str(tmp_path / "out")) == []
+    (tmp_path / "out" / "precious").write_text("x")
+    assert names(export_dir=str(tmp_path / "out")) == [("output_exists", "args.export_dir")]
+    assert names(export_dir=str(tmp_path / "out" / "precious" / "below")) == [
+        ("output_not_writable", "args.export_dir")
+    ]
+
+
+def test_outputs_overlap_nothing(fake_model: FakeModel, tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("a\nb\nc")
+    folder = fake_model()
+    given = {"hf_model_id": str(folder), "calib_dataset": "p.txt"}
+    assert names(**given, export_dir=str(folder / "out")) == [("output_overlaps_input", "args.export_dir")]
+    assert ("output_overlaps_input", "args.export_dir") in names(**given, export_dir=str(folder))
+    assert ("output_overlaps_input", "args.export_dir") in names(**given, export_dir=str(tmp_path))
+    both = names(**given, export_dir="same", modelopt_save_path="./same/below")
+    assert both == [("output_overlaps_input", "args.modelopt_save_path")]
+    (tmp_path / "link").symlink_to(folder)
+    assert names(**given, export_dir="link/out") == [("output_overlaps_input", "args.export_dir")]
+
+
+def test_an_output_in_a_place_that_cannot_be_written() -> None:
+    assert ("output_not_writable", "args.export_dir") in names(export_dir="/proc/nowhere/out")
+    assert names(export_dir="a\0b") == [("wrong_value", "args.export_dir")]
+
+
+def test_disk(fake_model: FakeModel, tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("a\nb\nc")
+    folder = fake_model()
+    with (folder / "model-2.safetensors").open("wb") as handle:  # sparse: as large as 400 TB of weights, on no disk
+        handle.write((2).to_bytes(8, "little") + b"{}")
+        handle.truncate(1 << 43)
+    assert ("not_enough_disk", "args.modelopt_save_path") in names(hf_model_id=str(folder), calib_dataset="p.txt")
+
+
+def test_late_values_that_do_not_resolve() -> None:
+    assert names(export_dir="${oc.env:NO_SUCH_VARIABLE}/x") == [("unresolved_value", "args")]
+
+
+def test_everything_at_once() -> None:
+    found = names(
+        "quantize_fp8",
+        "nowhere",
+        hf_model_id="./no-model",
+        calib_dataset="./no-data.jsonl",
+        export_quant_cfg="fp9",
+        calib_size=0,
+        tp=3,
+    )
+    assert len(found) == 6
+    assert len({key for _, key in found}) == 6
+
+
+@pytest.mark.parametrize(
+    ("format_", "values", "key"),
+    [
+        ("w4a8_awq", {"weight_only": True}, "args.weight_only"),
+        ("w4a8_awq", {"compress": True}, "args.compress"),
+        ("int4_awq", {"compress": True}, "args.compress"),
+        ("int4_awq", {"compress": True, "export_dir": None}, None),
+        ("fp8", {"compress": True, "weight_only": True}, None),
+    ],
+)
+def test_combinations_that_modelopt_cannot_do(format_: str, values: dict[str, Any], key: str | None) -> None:
+    assert [problem.key for problem in problems(export_quant_cfg=format_, **values)] == ([key] if key else [])
