@@ -151,6 +151,7 @@ def launch(partial: "run.Partial[Any]", profile: LocalProfile, job: Run, *, watc
 
     title, _, _ = job.id.rpartition("_")
     executor = local(profile, NEMO_RUN_DIR=str(job.dir))
+    end = "failed"
     try:
         experiment = run.Experiment(
             title, id=job.id, log_level="WARN", enable_goodbye_message=False, skip_status_at_exit=True
@@ -159,18 +160,22 @@ def launch(partial: "run.Partial[Any]", profile: LocalProfile, job: Run, *, watc
         experiment.console = Console(quiet=True)
         with experiment:
             stage = experiment.add(partial, executor=executor, name=title)
-            experiment.run()
             try:
+                experiment.run()
                 _follow(experiment, job, watch)
             except KeyboardInterrupt:
+                end = "cancelled"
                 experiment.cancel(stage)
                 _await_end(job)
         cause = _last_words(Path(experiment._exp_dir))
     except Exception as error:  # NeMo-Run's own failures: the record must not stay at `submitted`
         cause = f"{type(error).__name__}: {error}"
+    except KeyboardInterrupt:
+        end, cause = "cancelled", "stopped by Ctrl-C before the job began"
     record = job.record
     if record["state"] not in FINAL_STATES or (record["state"] == "lost" and "started_at" not in record):
-        Record(job.dir, record).finish("failed", {"name": "launch_failed", "message": cause, "remedy": ""})
+        name = "launch_failed" if end == "failed" else "cancelled"
+        Record(job.dir, record).finish(end, {"name": name, "message": cause, "remedy": ""})
 
 
 def _follow(experiment: Any, job: Run, watch: Watcher | None) -> None:
@@ -190,8 +195,9 @@ def _refresh(experiment: Any) -> list[Any]:
 
 
 def _await_end(job: Run, seconds: float = 20.0) -> None:
+    """Let a job that was told to stop record it; one that has not begun has nothing to record."""
     deadline = time.monotonic() + seconds
-    while job.state not in FINAL_STATES and time.monotonic() < deadline:
+    while job.state == "running" and time.monotonic() < deadline:
         time.sleep(_POLL_SECONDS)
 
 

@@ -116,7 +116,7 @@ def _plot_depth(layers: list[dict[str, Any]]) -> bytes:
     axes.set(xlabel="layer", ylabel="output SQNR (dB)", title="Which layers suffer (lower is worse)")
     axes.xaxis.get_major_locator().set_params(integer=True)
     if kinds:
-        axes.legend(fontsize=7, ncols=2)
+        figure.legend(fontsize=7, ncols=4, loc="outside lower center")
     return _png(figure)
 
 
@@ -130,7 +130,7 @@ def _plot_worst(layers: list[dict[str, Any]]) -> bytes:
         )
     axes.set_yticks(range(len(worst)), [layer["name"].removeprefix("model.") for layer in worst], fontsize=7)
     axes.set(xlabel="SQNR (dB)", title="The worst layers")
-    axes.legend(fontsize=7)
+    figure.legend(fontsize=7, ncols=3, loc="outside lower center")
     return _png(figure)
 
 

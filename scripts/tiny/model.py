@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from scripts.errors import JobError
+from scripts.files import staged
 from scripts.tiny.corpus import corpus_digest
 
 # Part of the cache key: raise it when training code changes what comes out for the same values.
@@ -130,34 +131,17 @@ def ensure_model(model: TinyModel, cache_root: Path, *, advance: Callable[[int, 
 
 
 def _build(model: TinyModel, folder: Path, advance: Callable[[int, int], None] | None) -> None:
-    """Train beside `folder`, then rename. The caller holds the lock, so what lies there is left over."""
+    """Train beside `folder`, then rename. The caller holds the lock, so an incomplete folder is nobody's."""
     from scripts.tiny.train import train_into
 
-    partial = folder.with_name(f".{folder.name}.partial")
-    for leftover in (partial, folder):
-        if leftover.exists():
-            shutil.rmtree(leftover)
-    partial.mkdir()
-    try:
+    if folder.exists():
+        shutil.rmtree(folder)
+    with staged(folder) as partial:
         train_into(model, partial, advance)
-        for path in (*partial.iterdir(), partial):
-            _flush(path)
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _complete(folder: Path) -> bool:
     return all((folder / name).is_file() for name in _NEEDED)
-
-
-def _flush(path: Path) -> None:
-    # Otherwise a power cut after the rename could leave a folder of empty files.
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 @contextmanager

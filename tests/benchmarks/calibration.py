@@ -11,6 +11,7 @@ import copy
 import gc
 import json
 import multiprocessing
+import os
 import statistics
 import sys
 import time
@@ -200,6 +201,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(argv)
+    os.environ["TQDM_DISABLE"] = "1"  # the bars of ModelOpt's loop; ours shows none here either
     warnings.filterwarnings("ignore")
     results = []
     for case in CASES:

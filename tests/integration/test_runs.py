@@ -241,9 +241,10 @@ def test_a_killed_submitter_before_the_job_began(attached: Callable[..., Attache
     assert [row["state"] for row in listed.json] == ["lost"]
 
 
-def test_ctrl_c_cancels(attached: Callable[..., Attached]) -> None:
+@pytest.mark.parametrize("phase", ["submitted", "calibrate"])
+def test_ctrl_c_cancels(attached: Callable[..., Attached], phase: str) -> None:
     run = attached()
-    run.reaches("calibrate")
+    run.reaches(phase)
     run.process.send_signal(signal.SIGINT)
     code, text = run.end()
     assert code == 130, text
