@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
+from importlib import util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from executors import LocalProfile
 
 OUTPUTS = ("modelopt_save_path", "export_dir")
+#: What the hf engine imports; the local executor runs it in the environment that submits.
+ENGINE_PACKAGES = ("torch", "transformers", "modelopt", "datasets", "safetensors", "jinja2", "matplotlib")
 _PARALLEL = ("tp", "pp", "ep", "etp")
 #: Checkpoint, export and working copies, as a multiple of the source checkpoint.
 _DISK_FACTOR = 2.2
@@ -104,6 +107,14 @@ def _numbers(spec: Spec) -> Iterator[Problem]:
         value = getattr(spec.args, name)
         if value < minimum:
             yield Problem(name="out_of_range", key=f"args.{name}", value=value, cause=f"at least {minimum} is needed")
+
+
+def _installed(_: Spec) -> Iterator[Problem]:
+    missing = [name for name in ENGINE_PACKAGES if util.find_spec(name) is None]
+    if missing:
+        cause = f"the job runs in this environment, which lacks {', '.join(missing)}"
+        remedy = 'Install them: pip install "modelopt-recipes[hf]", or ".[hf]" in a checkout.'
+        yield Problem(name="engine_not_installed", key="engine", value="hf", cause=cause, remedy=remedy)
 
 
 def _shape(spec: Spec) -> Iterator[Problem]:
@@ -233,6 +244,7 @@ def _disk(spec: Spec) -> Iterator[Problem]:
 
 
 CHECKS: tuple[Callable[[Spec], Iterator[Problem]], ...] = (
+    _installed,
     _numbers,
     _shape,
     _format,

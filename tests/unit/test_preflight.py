@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from recipes import ProblemsError, find, prepare
+from recipes import preflight as preflight_module
 from recipes.model_facts import linear_shapes
 from scripts.problems import Problem
 
@@ -65,6 +66,13 @@ def test_parallelism_needs_another_engine(field: str) -> None:
 
 def test_nodes() -> None:
     assert names(profile={"nodes": "2"}) == [("too_many_nodes", "executor.nodes")]
+
+
+def test_an_environment_without_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight_module, "ENGINE_PACKAGES", ("torch", "no_such_package"))
+    (problem,) = problems()
+    assert (problem.name, problem.key) == ("engine_not_installed", "engine")
+    assert "lacks no_such_package" in problem.cause
 
 
 def test_executor() -> None:
