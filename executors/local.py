@@ -16,7 +16,6 @@ class LocalProfile:
 
     kind: Literal["local"] = "local"
     nodes: int = 1
-    output_root: str | None = None
     env: dict[str, str] = field(default_factory=dict)
 
 

@@ -20,7 +20,7 @@ from scripts.hf.quantizers import refuse_compress, refuse_weight_only
 from scripts.late import resolve, run_tag
 from scripts.problems import Problem
 from scripts.texts import read, source_of
-from scripts.types import QuantizeArgs, Torchrun
+from scripts.types import QuantizeArgs, ScriptSpec, Torchrun
 
 if TYPE_CHECKING:
     import nemo_run as run
@@ -44,6 +44,7 @@ class Spec:
     recipe: str
     args: QuantizeArgs
     resolved: QuantizeArgs
+    script: ScriptSpec
     torchrun: Torchrun
     extra_args: list[str]
     profile: "LocalProfile"
@@ -56,6 +57,7 @@ def spec_of(
 ) -> tuple[Spec | None, list[Problem]]:
     """Build the typed values of `partial` and resolve its late values as they will be in `run_dir`."""
     args = QuantizeArgs(**{field.name: getattr(partial.args, field.name) for field in fields(QuantizeArgs)})
+    script = ScriptSpec(**{field.name: getattr(partial.script, field.name) for field in fields(ScriptSpec)})
     torchrun = Torchrun(**{field.name: getattr(partial.torchrun, field.name) for field in fields(Torchrun)})
     values = {field.name: getattr(args, field.name) for field in fields(args)}
     tag = run_tag(args.hf_model_id, args.export_quant_cfg)
@@ -67,6 +69,7 @@ def spec_of(
         recipe=partial.recipe,
         args=args,
         resolved=resolved,
+        script=script,
         torchrun=torchrun,
         extra_args=list(partial.extra_args),
         profile=profile,
@@ -136,6 +139,10 @@ def _shape(spec: Spec) -> Iterator[Problem]:
     if spec.torchrun.nproc_per_node < 1:
         value = spec.torchrun.nproc_per_node
         yield Problem(name="out_of_range", key="torchrun.nproc_per_node", value=value, cause="at least 1 is needed")
+    if spec.script.path is not None:
+        cause = "the hf engine runs ModelOpt itself, no script"
+        remedy = "Use script.path=null."
+        yield Problem(name="script_unused", key="script.path", value=spec.script.path, cause=cause, remedy=remedy)
     if spec.extra_args:
         cause = "they go to an upstream script, and the hf engine runs none"
         yield Problem(

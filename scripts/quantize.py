@@ -36,7 +36,7 @@ def quantize(
         resolved = resolve(dataclasses.asdict(args), run_dir=record.dir, run_tag=tag)
         record.update(engine="hf", resolved={"args": resolved})
         record.line("engine: hf (ModelOpt on a Transformers model, one process)")
-        _refuse_world(extra_args)
+        _refuse_unused(args, script, extra_args)
         from scripts.hf.engine import quantize_checkpoint
 
         quantize_checkpoint(QuantizeArgs(**resolved), record)
@@ -44,12 +44,15 @@ def quantize(
     run_job(name=recipe, algorithm="quantize", values=values, job=job)
 
 
-def _refuse_world(extra_args: list[str]) -> None:
+def _refuse_unused(args: QuantizeArgs, script: ScriptSpec, extra_args: list[str]) -> None:
+    """The checks of preflight that a recipe in somebody's own experiment has not been through."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world > 1:
-        raise JobError(
-            "world_size_not_one", f"the hf engine runs as one process, not {world}.", "Launch it without torchrun."
-        )
-    if extra_args:
-        cause = f"extra_args={extra_args} are for an upstream script; the hf engine runs none."
-        raise JobError("extra_args_unused", cause, "Remove them.")
+        cause = f"the hf engine runs as one process, not {world}."
+        raise JobError("world_size_not_one", cause, "Launch it without torchrun.")
+    if max(args.tp, args.pp, args.ep, args.etp) > 1:
+        cause = f"tp={args.tp} pp={args.pp} ep={args.ep} etp={args.etp}, and the hf engine has no parallelism."
+        raise JobError("engine_has_no_parallelism", cause, "Set them to 1.")
+    if script.path is not None or extra_args:
+        cause = f"script.path={script.path}, extra_args={extra_args}, and the hf engine runs no script."
+        raise JobError("script_unused", cause, "Remove them.")

@@ -87,8 +87,10 @@ def test_arguments_for_a_script_that_is_not_run() -> None:
     partial = find("quantize_fp8").build()
     partial.args.hf_model_id = "tiny:qwen3"
     partial.extra_args = ["--new"]
-    with pytest.raises(ProblemsError, match="extra_args_unused"):
+    partial.script.path = "/opt/quantize.py"
+    with pytest.raises(ProblemsError) as caught:
         prepare(partial)
+    assert [problem.name for problem in caught.value.problems] == ["script_unused", "extra_args_unused"]
 
 
 @pytest.mark.parametrize("format_", ["fp9", "", "FP8_DEFAULT_CF", "general/ptq/nope", "./nope.yaml", "$(id)", "fp8 "])
