@@ -9,7 +9,9 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from scripts.errors import JobError  # noqa: E402
-from scripts.hf import calibrate, packing, quantizers  # noqa: E402
+from scripts.hf import calibrate, load, packing, quantizers  # noqa: E402
+from scripts.hf.samples import choose_samples  # noqa: E402
+from scripts.tiny.model import default_cache_root, ensure_tiny_model  # noqa: E402
 from scripts.types import QuantizeArgs  # noqa: E402
 from tests import hf_models  # noqa: E402
 
@@ -194,3 +196,16 @@ def test_a_sample_that_does_not_fit_has_a_name(monkeypatch: pytest.MonkeyPatch) 
     loop = calibrate.calibration_loop(SAMPLES[-2:], batch_size=2, max_tokens=4096, advance=lambda done: None)
     with pytest.raises(JobError, match="60 tokens does not fit"):
         loop(hf_models.build("qwen3"))
+
+
+def test_a_trained_model_gets_the_scales_of_modelopts_own_loop() -> None:
+    """ModelOpt's loop at its default batch of one has no padding; ours packs samples of many lengths."""
+    from modelopt.torch.utils.dataset_utils import create_forward_loop
+
+    folder = ensure_tiny_model("tiny:qwen3", default_cache_root())
+    loaded = load.load_model(str(folder), dtype="bfloat16", device="cpu", trust_remote_code=False)
+    samples = choose_samples(QuantizeArgs(calib_size=96), loaded.tokenizer).calibration
+    assert len(set(map(len, samples))) > 20
+    theirs = create_forward_loop(dataloader=[{"input_ids": torch.tensor([sample])} for sample in samples])
+    ours = calibrate.calibration_loop(samples, batch_size=8, max_tokens=4096, advance=lambda count: None)
+    assert difference(scales(loaded.model, "fp8", ours), scales(loaded.model, "fp8", theirs)) <= ONE_PERCENT
