@@ -14,7 +14,7 @@ from typing import Any, TextIO
 
 from scripts.errors import JobError
 from scripts.provenance import versions
-from scripts.record import Record, default_run_dir
+from scripts.record import DamagedRecordError, Record, default_run_dir
 
 _DISK_FULL = 28
 
@@ -30,7 +30,11 @@ def run_job(*, name: str, algorithm: str, values: dict[str, Any], job: Callable[
     SystemExit: 1 after a failure, 143 after SIGTERM, 130 after Ctrl-C. The traceback of a failure
     goes to logs/traceback.txt, not to the terminal.
     """
-    record = _open(name, algorithm, values)
+    try:
+        record = _open(name, algorithm, values)
+    except (JobError, DamagedRecordError) as error:  # the directory is another run's, or another rank's
+        print(f"failed: {error}", file=sys.stderr, flush=True)
+        raise SystemExit(1) from None
     with _sigterm_cancels(), _logged(record.dir / "logs"), record.running():
         try:
             job(record)

@@ -101,6 +101,21 @@ def test_the_node_refuses_what_preflight_would_have(run_dir: Path, given: dict[s
     assert observe(run_dir)["error"]["name"] == name
 
 
+@pytest.mark.parametrize("damage", [None, "{"])
+def test_a_taken_run_directory_is_left_as_it_is(
+    run_dir: Path, capsys: pytest.CaptureFixture[str], damage: str | None
+) -> None:
+    _run(lambda _: None)
+    if damage:
+        (run_dir / "run.json").write_text(damage)
+    before = (run_dir / "run.json").read_bytes()
+    with pytest.raises(SystemExit) as caught:
+        _run(lambda _: pytest.fail("must not run"))
+    assert caught.value.code == 1
+    assert (run_dir / "run.json").read_bytes() == before
+    assert "run.json" in (said := capsys.readouterr().err) or "run_dir_taken" in said
+
+
 def test_a_second_rank_is_refused(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(SystemExit):
