@@ -56,11 +56,6 @@ def read_config(folder: Path) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def weight_bytes(folder: Path) -> int:
-    """Bytes of the checkpoint's safetensors."""
-    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-
-
 def linear_shapes(folder: Path) -> dict[str, tuple[int, int]]:
     """Weight matrices by tensor name as (out, in), from the safetensors headers; embeddings and heads left out."""
     shapes = {}

@@ -7,15 +7,16 @@ Each check is a function from a Spec to problems. None imports torch, none touch
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from importlib import util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recipes import hub
-from recipes.model_facts import linear_shapes, local_model_problem, weight_bytes
+from recipes.model_facts import linear_shapes, local_model_problem
 from scripts.errors import JobError
-from scripts.formats import FORMATS, format_error, format_problems
+from scripts.files import weight_bytes
+from scripts.formats import FITS_ANY_WIDTH, FORMATS, format_error, format_problems
 from scripts.hf.quantizers import refuse_compress, refuse_weight_only
 from scripts.late import resolve, run_tag
 from scripts.problems import Problem
@@ -56,21 +57,20 @@ def spec_of(
     partial: "run.Partial[Any]", profile: "LocalProfile", run_dir: Path, *, online: bool
 ) -> tuple[Spec | None, list[Problem]]:
     """Build the typed values of `partial` and resolve its late values as they will be in `run_dir`."""
-    args = QuantizeArgs(**{field.name: getattr(partial.args, field.name) for field in fields(QuantizeArgs)})
-    script = ScriptSpec(**{field.name: getattr(partial.script, field.name) for field in fields(ScriptSpec)})
-    torchrun = Torchrun(**{field.name: getattr(partial.torchrun, field.name) for field in fields(Torchrun)})
-    values = {field.name: getattr(args, field.name) for field in fields(args)}
+    from fiddle import build
+
+    args = build(partial.args)
     tag = run_tag(args.hf_model_id, args.export_quant_cfg)
     try:
-        resolved = QuantizeArgs(**resolve(values, run_dir=run_dir, run_tag=tag))
+        resolved = QuantizeArgs(**resolve(asdict(args), run_dir=run_dir, run_tag=tag))
     except JobError as error:
         return None, [Problem(name=error.name, key="args", value=None, cause=error.cause, remedy=error.remedy)]
     spec = Spec(
         recipe=partial.recipe,
         args=args,
         resolved=resolved,
-        script=script,
-        torchrun=torchrun,
+        script=build(partial.script),
+        torchrun=build(partial.torchrun),
         extra_args=list(partial.extra_args),
         profile=profile,
         run_dir=run_dir,
@@ -160,7 +160,7 @@ def _format(spec: Spec) -> Iterator[Problem]:
     shapes = linear_shapes(folder) if folder and value in FORMATS else {}
     for sentence in format_problems(value, shapes)[:1] if shapes else []:
         cause = f"{value} does not fit this model: {sentence}"
-        remedy = "fp8 and int8_sq have no blocks and fit any width."
+        remedy = FITS_ANY_WIDTH
         yield Problem(name="format_does_not_fit", key="args.export_quant_cfg", value=value, cause=cause, remedy=remedy)
 
 

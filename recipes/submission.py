@@ -133,12 +133,10 @@ def record_submission(submission: Submission) -> Record:
 
 def values_of(partial: "run.Partial[Any]") -> dict[str, Any]:
     """A recipe's values as plain data, section by section, as a YAML file would hold them."""
-    values: dict[str, Any] = {"engine": partial.engine}
-    for section in ("script", "args", "torchrun"):
-        config = getattr(partial, section)
-        names = [field.name for field in dataclasses.fields(config.__fn_or_cls__)]
-        values[section] = {name: getattr(config, name) for name in names}
-    return {**values, "extra_args": list(partial.extra_args)}
+    from fiddle import build
+
+    sections = {name: dataclasses.asdict(build(getattr(partial, name))) for name in ("script", "args", "torchrun")}
+    return {"engine": partial.engine, **sections, "extra_args": list(partial.extra_args)}
 
 
 def launch(partial: "run.Partial[Any]", profile: LocalProfile, job: Run, *, watch: Watcher | None = None) -> None:

@@ -119,3 +119,8 @@ def content_of(path: Path) -> Content:
         name = file.name if path.is_file() else file.relative_to(path).as_posix()
         tree.update(f"{name}\0{digest.hexdigest()}\n".encode())
     return Content(bytes=total, files=len(files), digest=f"sha256:{tree.hexdigest()}")
+
+
+def weight_bytes(folder: Path) -> int:
+    """Bytes of the checkpoint's safetensors."""
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from scripts.errors import JobError
 from scripts.files import content_of, refuse_existing, staged
-from scripts.formats import FORMATS, format_problems
+from scripts.formats import FITS_ANY_WIDTH, FORMATS, format_problems
 from scripts.hf import calibrate, evaluate, figures, load, quantizers, reference, report, save, sqnr, verify
 from scripts.hf.nvfp4 import cpu_kernels
 from scripts.hf.samples import Samples, choose_samples
@@ -98,8 +98,7 @@ def _refuse_misfit(args: QuantizeArgs, source: Path) -> None:
         shapes = load.linear_shapes(str(source), args.trust_remote_code)
         misfits = format_problems(args.export_quant_cfg, shapes)
         if misfits:
-            remedy = "fp8 and int8_sq have no blocks and fit any width."
-            raise JobError("format_does_not_fit", " ".join(misfits), remedy)
+            raise JobError("format_does_not_fit", " ".join(misfits), FITS_ANY_WIDTH)
 
 
 def _inputs(args: QuantizeArgs, source: Path, samples: Samples) -> list[dict[str, Any]]:

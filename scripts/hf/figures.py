@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from scripts.files import weight_bytes
 from scripts.hf.evaluate import Scores
 from scripts.hf.samples import Samples
 from scripts.types import QuantizeArgs
@@ -48,8 +49,8 @@ def evaluation_figures(scores: Scores | None, samples: Samples) -> dict[str, Any
 
 def sizes(args: QuantizeArgs, source: Path) -> dict[str, int | None]:
     """Bytes of safetensors before and after."""
-    exported = _weight_bytes(Path(args.export_dir)) if args.export_dir else None
-    return {"base_bytes": _weight_bytes(source), "export_bytes": exported}
+    exported = weight_bytes(Path(args.export_dir)) if args.export_dir else None
+    return {"base_bytes": weight_bytes(source), "export_bytes": exported}
 
 
 def warnings(args: QuantizeArgs, samples: Samples) -> list[str]:
@@ -63,7 +64,3 @@ def warnings(args: QuantizeArgs, samples: Samples) -> list[str]:
     if args.eval_size and len(samples.held_out) < _SCORED_SAMPLES:
         found.append(f"Only {len(samples.held_out)} samples were scored; the figures are rough.")
     return found
-
-
-def _weight_bytes(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
