@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 TORCH  ?= torch==2.13.0
 JOBS   ?= $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: demo test lint types unit models integration benchmark clean
+.PHONY: demo test lint types unit models testbed integration benchmark golden clean
 
 demo: $(VENV)/.ready
 	$(BIN)/nemo experiment run quantize_fp8 executor=local args.hf_model_id=tiny:qwen3 --yes
@@ -30,12 +30,21 @@ models: $(VENV)/.ready-dev
 unit: $(VENV)/.ready-dev
 	$(BIN)/python -m pytest tests/unit -n $(JOBS) --cov --cov-report=
 
-integration: $(VENV)/.ready-dev models
+# A Slurm cluster, an SSH server and a Docker engine, for the tests that start private ones.
+testbed:
+	tests/testbed/install.sh
+
+integration: $(VENV)/.ready-dev models testbed
 	$(BIN)/python -m pytest tests/integration tests/gpu -n $(JOBS) --cov --cov-append --cov-report=term
 
 benchmark: $(VENV)/.ready-dev
 	$(BIN)/python tests/benchmarks/calibration.py
 	$(BIN)/python tests/benchmarks/startup.py
+	$(BIN)/python tests/benchmarks/submission.py
+
+# Writes the scripts that the executors would submit anew, after a change that was meant.
+golden: $(VENV)/.ready-dev
+	$(BIN)/python tests/golden/regenerate.py
 
 $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

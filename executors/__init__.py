@@ -1,6 +1,26 @@
-"""Executor profiles and the NeMo-Run executors they become; one module per kind."""
+"""Executor profiles, the NeMo-Run executors they become, and the places they stand for; one module per kind.
 
+with run.Experiment("mine") as experiment:
+    experiment.add(recipe, executor=executors.slurm(account="me", nodes=2), name="mine")
+"""
+
+from executors.docker import docker
+from executors.docker_profile import DockerProfile
+from executors.lepton import LeptonProfile, lepton
 from executors.local import LocalProfile, local
-from executors.profiles import load_profile, profile_names
+from executors.profiles import load_profile, place_of, profile_names
+from executors.slurm import SlurmProfile, slurm
 
-__all__ = ["LocalProfile", "load_profile", "local", "profile_names"]
+__all__ = [
+    "DockerProfile",
+    "LeptonProfile",
+    "LocalProfile",
+    "SlurmProfile",
+    "docker",
+    "lepton",
+    "load_profile",
+    "local",
+    "place_of",
+    "profile_names",
+    "slurm",
+]

@@ -1,33 +1,180 @@
 """This machine: NeMo-Run's LocalExecutor, with the Python that submits."""
 
+import dataclasses
 import os
+import signal
 import sys
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+from executors.place import Capabilities, Job, JobState, Launch, Probe, Profile, SubmitError, UnreachableError
+from scripts.problems import Problem
+from scripts.process import is_alive
+from scripts.record import DamagedRecordError, read_record
+from scripts.secrets import VARIABLE as SECRETS
 
 if TYPE_CHECKING:
     import nemo_run as run
 
+_DIED = "its process ended without recording how: it was killed, or it crashed"
+_PACKAGES = ("torch", "transformers", "modelopt", "datasets")
+
 
 @dataclass(frozen=True, kw_only=True)
-class LocalProfile:
-    """Values of a `kind: local` profile."""
+class LocalProfile(Profile):
+    """Values of a `kind: local` profile. `secrets` need not be named: a job inherits the environment."""
 
     kind: Literal["local"] = "local"
-    nodes: int = 1
-    env: dict[str, str] = field(default_factory=dict)
 
 
-def local(profile: LocalProfile | None = None, **env: str) -> "run.LocalExecutor":
-    """A LocalExecutor for `profile`, with `env` added to its environment.
+def local(profile: LocalProfile | None = None, **values: Any) -> "run.LocalExecutor":
+    """A LocalExecutor for `profile` with `values` over it: `local(env={"NAME": "value"})`."""
+    profile = dataclasses.replace(profile or LocalProfile(), **values)
+    return LocalPlace(profile)._executor(profile.env, ranks=1, torchrun=False)
 
-    NeMo-Run starts the `python` that it finds on PATH; the interpreter that submits comes first
-    there, so that a job of a virtual environment that was never activated still runs inside it.
-    """
-    import nemo_run as run
 
-    profile = profile or LocalProfile()
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-    env_vars: dict[str, Any] = {"PATH": path, **profile.env, **env}
-    return run.LocalExecutor(ntasks_per_node=1, nodes=profile.nodes, env_vars=env_vars)
+class LocalPlace:
+    """This machine as a place to run; implements executors.place.Place."""
+
+    capabilities = Capabilities(
+        detach="supervisor",
+        dependencies="supervisor",
+        arrays=False,
+        multi_node=False,
+        containers=False,
+        local_files=True,
+        reads_run_dir=True,
+    )
+
+    def __init__(self, profile: LocalProfile) -> None:
+        self.profile = profile
+        self._experiments: dict[str, Any] = {}  # only the process that started a job can ask NeMo-Run about it
+
+    def problems(self) -> list[Problem]:
+        return []
+
+    def run_root(self) -> str:
+        from nemo_run.config import get_nemorun_home
+
+        return str(Path(self.profile.output_root or f"{get_nemorun_home()}/runs").expanduser().absolute())
+
+    def secrets_path(self, run_id: str) -> str | None:
+        return None  # inherited
+
+    def executor(self, launch: Launch) -> "run.LocalExecutor":
+        env = {**self.profile.env, "NEMO_RUN_DIR": launch.run_dir}
+        if launch.secrets:
+            env[SECRETS] = launch.secrets
+        return self._executor(env, ranks=launch.processes, torchrun=launch.torchrun)
+
+    def _executor(self, env: Mapping[str, str], *, ranks: int, torchrun: bool) -> "run.LocalExecutor":
+        import nemo_run as run
+
+        # NeMo-Run starts the `python` and `torchrun` that it finds on PATH; those of the interpreter that
+        # submits come first there, so that a job of an environment that was never activated runs inside it.
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+        launcher = "torchrun" if torchrun else None
+        return run.LocalExecutor(ntasks_per_node=ranks, launcher=launcher, env_vars={"PATH": path, **env})
+
+    def text(self, experiment: Any, launch: Launch) -> str:
+        import json
+
+        request = experiment.jobs[0]._dryrun_info.request
+        (replica,) = (replica for replicas in request.role_params.values() for replica in replicas)
+        own = {**self.profile.env, "NEMO_RUN_DIR": launch.run_dir}
+        return json.dumps({"command": replica.args, "env": own}, indent=2, ensure_ascii=False)
+
+    def stage(self, files: Mapping[str, bytes]) -> None:
+        from scripts.files import write_private
+
+        for path, content in files.items():
+            write_private(Path(path), content)
+
+    def unstage(self, paths: Sequence[str]) -> None:
+        for path in paths:
+            Path(path).unlink(missing_ok=True)
+
+    def expected(self, experiment: Any, launch: Launch) -> Job | None:
+        return None  # the job says itself, in its run directory, that it is there
+
+    def submit(self, experiment: Any, launch: Launch) -> Job:
+        try:
+            experiment.run()
+        except Exception as error:
+            raise SubmitError("launch_failed", f"{type(error).__name__}: {error}") from error
+        self._experiments[launch.run_id] = experiment
+        folder = str(Path(experiment._exp_dir) / launch.task)
+        return Job(run_id=launch.run_id, id=experiment.jobs[0].handle, run_dir=launch.run_dir, folder=folder)
+
+    def states(self, jobs: Sequence[Job]) -> dict[str, JobState | None]:
+        """NeMo-Run's answer in the process that started the job; elsewhere None, and the record decides."""
+        return {job.run_id: self._state(job) for job in jobs}
+
+    def _state(self, job: Job) -> JobState | None:
+        experiment = self._experiments.get(job.run_id)
+        if experiment is None:
+            return None
+        state = experiment.jobs[0].status(experiment._runner).name
+        known: dict[str, JobState] = {
+            "SUCCEEDED": JobState(state="succeeded"),
+            "FAILED": JobState(state="failed", name="job_died", detail=_DIED),
+            "CANCELLED": JobState(state="cancelled"),
+        }
+        return known.get(state, JobState(state="running"))
+
+    def records(self, jobs: Sequence[Job]) -> dict[str, dict[str, Any]]:
+        return local_records(jobs)
+
+    def log(self, job: Job, name: str, offset: int) -> bytes:
+        return local_log(Path(job.run_dir) / "logs" / name, offset)
+
+    def cancel(self, job: Job) -> None:
+        """SIGTERM to the job's process; it records that it was cancelled."""
+        experiment = self._experiments.get(job.run_id)
+        if experiment is not None:
+            experiment.cancel(experiment.jobs[0].id)
+            return
+        with suppress(DamagedRecordError, ProcessLookupError):
+            owner = read_record(Path(job.run_dir))["process"]
+            if is_alive(owner, Path(job.run_dir) / "heartbeat"):
+                os.kill(owner["pid"], signal.SIGTERM)
+
+    def probes(self) -> Iterator[Probe]:
+        import shutil
+        from importlib import util
+
+        missing = [name for name in _PACKAGES if util.find_spec(name) is None]
+        detail = f"{sys.executable} lacks {', '.join(missing)}" if missing else sys.executable
+        remedy = 'pip install "modelopt-recipes[hf]"' if missing else ""
+        yield Probe(name="packages", passed=not missing, detail=detail, remedy=remedy)
+        root = Path(self.run_root())
+        existing = next(parent for parent in (root, *root.parents) if parent.exists())
+        writable = os.access(existing, os.W_OK)
+        remedy = "" if writable else "Set output_root, or NEMORUN_HOME."
+        yield Probe(name="output_root", passed=writable, detail=f"{root}, in {existing}", remedy=remedy)
+        free = shutil.disk_usage(existing).free
+        yield Probe(name="disk", passed=free > 1 << 30, detail=f"{free / 1e9:.1f} GB free", remedy="Free some space.")
+
+
+def local_records(jobs: Sequence[Job]) -> dict[str, dict[str, Any]]:
+    """run.json of jobs whose run directories lie on this machine (or on storage that it shares)."""
+    found = {}
+    for job in jobs:
+        with suppress(DamagedRecordError):
+            found[job.run_id] = read_record(Path(job.run_dir))
+    return found
+
+
+def local_log(path: Path, offset: int) -> bytes:
+    """A file from byte `offset` on; empty when it is not there yet."""
+    try:
+        with path.open("rb") as handle:
+            handle.seek(offset)
+            return handle.read()
+    except FileNotFoundError:
+        return b""
+    except OSError as error:
+        raise UnreachableError("log_unreadable", f"{path}: {error.strerror}.") from error

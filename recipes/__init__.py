@@ -11,6 +11,8 @@ Importing this imports neither torch nor NeMo-Run; building a recipe imports NeM
 """
 
 from recipes.catalogue import RECIPES, find
+from recipes.preparation import Stage, prepare
+from recipes.probing import probe
 from recipes.quantization import (
     quantize,
     quantize_fp8,
@@ -21,7 +23,9 @@ from recipes.quantization import (
     quantize_tiny,
     quantize_w4a8_awq,
 )
-from recipes.submission import Run, prepare, submit
+from recipes.standing import Run
+from recipes.submission import submit, submit_all
+from recipes.sweeps import sweep
 from scripts.problems import Problem, ProblemsError
 
 __all__ = [
@@ -29,8 +33,10 @@ __all__ = [
     "Problem",
     "ProblemsError",
     "Run",
+    "Stage",
     "find",
     "prepare",
+    "probe",
     "quantize",
     "quantize_fp8",
     "quantize_fp8_blockwise",
@@ -40,4 +46,6 @@ __all__ = [
     "quantize_tiny",
     "quantize_w4a8_awq",
     "submit",
+    "submit_all",
+    "sweep",
 ]

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from recipes import quantization as family
+from recipes.probing import probe
 from scripts.problems import Problem, ProblemsError, nearest
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ RECIPES = _index(
     _quantize(family.quantize_int4_awq),
     _quantize(family.quantize_w4a8_awq),
     _quantize(family.quantize_tiny),
+    Recipe(name="probe", build=probe, algorithm="probe", consumes=(), produces=("probe_report",)),
 )
 
 

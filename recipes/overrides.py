@@ -96,3 +96,19 @@ def parse_words(words: list[str]) -> tuple[Words, list[Problem]]:
         else:
             recipe[key] = value
     return Words(executor=executor, profile=profile, recipe=recipe), problems
+
+
+def parse_sweep(words: list[str]) -> tuple[dict[str, list[str]], list[Problem]]:
+    """`KEY=A,B,C` words as a grid of texts; a value that holds a comma is quoted as in CSV."""
+    import csv
+
+    grid: dict[str, list[str]] = {}
+    problems = []
+    for word in words:
+        key, equals, values = word.partition("=")
+        if not equals or not key or not values:
+            cause = "KEY=A,B,C is expected"
+            problems.append(Problem(name="not_a_sweep", key="--sweep", value=word, cause=cause))
+            continue
+        grid[key] = next(csv.reader([values]))
+    return grid, problems

@@ -1,92 +1,26 @@
-"""Submission: check a recipe, record it, hand it to NeMo-Run, and follow it to its end."""
+"""Submission: record what was checked, and hand it to the place where it runs."""
 
 import dataclasses
-import secrets
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from executors import LocalProfile, load_profile, local
-from recipes.preflight import Spec, preflight, spec_of
-from scripts.problems import ProblemsError
+from executors.packaging import Code, package
+from executors.place import Place
+from recipes.delivery import disk_failures, partial_of, write_partial
+from recipes.folders import Handle, RunFolder, launch_values
+from recipes.launching import Watcher, carry_out, hand_over
+from recipes.preparation import Stage, Submission, prepare, prepare_all
+from recipes.runs import reopen_run
+from recipes.standing import Run, look, recorded
+from recipes.supervisor import spawn
 from scripts.process import identity
 from scripts.provenance import git_state, versions
-from scripts.record import FINAL_STATES, Record, observe, read_json
+from scripts.record import Record
 
 if TYPE_CHECKING:
     import nemo_run as run
-
-_POLL_SECONDS = 0.3
-_LAUNCHED = frozenset({"SUCCEEDED", "FAILED", "CANCELLED"})
-Watcher = Callable[[Path], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """A submitted job: its run directory, and its record as it stands now."""
-
-    id: str
-    dir: Path
-
-    @property
-    def record(self) -> dict[str, Any]:
-        """run.json, with `lost` for a run whose process is gone. Raises DamagedRecordError."""
-        return observe(self.dir)
-
-    @property
-    def state(self) -> str:
-        """One of submitted, running, succeeded, failed, cancelled, lost."""
-        return str(self.record["state"])
-
-    @property
-    def report(self) -> dict[str, Any] | None:
-        """report/report.json: the measured quality, once there is one."""
-        report: dict[str, Any] | None = read_json(self.dir / "report" / "report.json")
-        return report
-
-
-@dataclass(frozen=True, kw_only=True)
-class Submission:
-    """A checked job that has not been handed over yet; making one writes nothing."""
-
-    id: str
-    partial: "run.Partial[Any]"
-    profile: LocalProfile
-    executor: str
-    spec: Spec
-
-    @property
-    def run_dir(self) -> Path:
-        """Where the job will record itself."""
-        return self.spec.run_dir
-
-
-def prepare(
-    partial: "run.Partial[Any]",
-    executor: str = "local",
-    profile: Mapping[str, str] | None = None,
-    *,
-    online: bool = True,
-) -> Submission:
-    """Check `partial` on the executor profile named. Raises ProblemsError with every Problem; writes nothing."""
-    loaded, problems = load_profile(executor, profile or {})
-    run_id = f"{partial.recipe}_{time.time_ns() // 1_000_000}-{secrets.token_hex(2)}"
-    spec, unresolved = spec_of(partial, loaded, runs_dir() / run_id, online=online)
-    problems += unresolved + (preflight(spec) if spec else [])
-    if problems or spec is None:
-        raise ProblemsError(problems)
-    return Submission(id=run_id, partial=partial, profile=loaded, executor=executor, spec=spec)
-
-
-def runs_dir() -> Path:
-    """Where the run directories of this machine lie: `runs` in NeMo-Run's home."""
-    from nemo_run.config import get_nemorun_home
-
-    return Path(get_nemorun_home()) / "runs"
 
 
 def submit(
@@ -96,39 +30,123 @@ def submit(
     *,
     detach: bool = False,
     watch: Watcher | None = None,
+    after: Sequence[str] = (),
 ) -> Run:
     """Run `partial` on `executor` and return when it has ended, or at once with `detach`.
 
-    Raises ProblemsError before anything is written. A job that fails later does not raise: look
-    at `.state` and `.record["error"]`. `watch` is called with the run directory as the job goes on.
+    Raises ProblemsError before anything is written, and JobError when it could not be submitted. A
+    job that fails later does not raise: look at `.state` and `.record["error"]`. `watch` is called
+    with the run as the job goes on; `after` names runs that must succeed first.
     """
-    return start(prepare(partial, executor, profile), detach=detach, watch=watch)
-
-
-def start(submission: Submission, *, detach: bool = False, watch: Watcher | None = None) -> Run:
-    """Record a prepared submission and run it."""
-    record_submission(submission)
-    run = Run(id=submission.id, dir=submission.run_dir)
-    if detach:
-        _spawn_supervisor(submission)
-    else:
-        launch(submission.partial, submission.profile, run, watch=watch)
+    (run,) = start([prepare(partial, executor, profile, after=after)], detach=detach, watch=watch)
     return run
 
 
-def record_submission(submission: Submission) -> Record:
-    """Write run.json in state submitted."""
-    return Record.submit(
-        submission.run_dir,
+def submit_all(
+    stages: Sequence[Stage], executor: str = "local", *, detach: bool = False, watch: Watcher | None = None
+) -> list[Run]:
+    """Run several stages, each after those it names in `after`; see `submit`."""
+    return start(prepare_all(stages, executor), detach=detach, watch=watch)
+
+
+@disk_failures()
+def start(submissions: Sequence[Submission], *, detach: bool = False, watch: Watcher | None = None) -> list[Run]:
+    """Record prepared submissions and run them. Raises JobError when they could not be submitted."""
+    from recipes.following import follow
+
+    folders = record_all(submissions)
+    if not needs_supervisor(submissions):
+        hand_over(folders)
+        if detach:
+            return [recorded(folder.dir) for folder in folders]
+        follow(folders, watch)
+    elif detach:
+        spawn(folders)
+    else:
+        here = identity()
+        for folder in folders:
+            folder.update_handle(supervisor=here)
+        carry_out(folders, watch)
+        follow(folders, watch)
+    return look([folder.dir for folder in folders])
+
+
+def needs_supervisor(submissions: Sequence[Submission]) -> bool:
+    """Whether a process of ours must look after the jobs, or wait until they may begin."""
+    hosts = {submission.id: _scheduler(submission.place) for submission in submissions}
+    for submission in submissions:
+        if submission.place.capabilities.detach == "supervisor":
+            return True
+        if submission.place.capabilities.dependencies == "native":
+            parents = {run_id: hosts.get(run_id) or _scheduler_of_run(run_id) for run_id in submission.after}
+            if all(scheduler == hosts[submission.id] for scheduler in parents.values()):
+                continue
+        if submission.after:
+            return True
+    return False
+
+
+def _scheduler(place: Place) -> tuple[Any, ...]:
+    values = vars(place.profile)
+    return tuple(values.get(key) for key in ("kind", "host", "port", "user"))
+
+
+def _scheduler_of_run(run_id: str) -> tuple[Any, ...] | None:
+    handle = RunFolder.of(run_id).handle()
+    return _scheduler(handle.place()) if handle else None
+
+
+def record_all(submissions: Sequence[Submission]) -> list[RunFolder]:
+    """Make the folders of checked submissions: code, record, recipe, and how to ask about them."""
+    facts = {"versions": versions(), "git": git_state(Path.cwd()), "cwd": str(Path.cwd())}
+    codes: dict[str, Code | None] = {}
+    folders = []
+    try:
+        for submission in submissions:
+            profile = submission.place.profile
+            key = repr((profile.kind == "local", profile.packager, profile.include))
+            if key not in codes:
+                codes[key] = package_for(submission, submission.folder.archive)
+            folders.append(_record(submission, codes[key], facts))
+    except BaseException:
+        for submission in submissions:  # nothing was submitted, and nothing is left
+            shutil.rmtree(submission.folder.dir, ignore_errors=True)
+        raise
+    return folders
+
+
+def package_for(submission: Submission, into: Path) -> Code | None:
+    """Pack the code that travels with the job; None for a local one, which runs in the environment that submits."""
+    profile = submission.place.profile
+    if profile.kind == "local":
+        return None
+    return package(Path.cwd(), into, packager=profile.packager, include=profile.include)
+
+
+def _record(submission: Submission, code: Code | None, facts: Mapping[str, Any]) -> RunFolder:
+    folder, profile = submission.folder, submission.place.profile
+    Record.submit(
+        folder.dir,
         id=submission.id,
         recipe=submission.partial.recipe,
-        algorithm=submission.partial.__fn_or_cls__.__name__,
-        executor={"name": submission.executor, **dataclasses.asdict(submission.profile)},
+        algorithm=submission.spec.algorithm,
+        executor={"name": submission.executor, **dataclasses.asdict(profile)},
         values=values_of(submission.partial),
-        versions=versions(),
-        git=git_state(Path.cwd()),
-        cwd=str(Path.cwd()),
+        code=code.as_record() if code else None,
+        after=list(submission.after),
+        run_dir=str(submission.run_dir),
+        **facts,
     )
+    write_partial(folder, submission.partial)
+    folder.write_handle(
+        Handle(
+            executor=submission.executor,
+            profile=dataclasses.asdict(profile),
+            launch=launch_values(submission.launch(code.archive if code else None)),
+            after=list(submission.after),
+        )
+    )
+    return folder
 
 
 def values_of(partial: "run.Partial[Any]") -> dict[str, Any]:
@@ -139,91 +157,16 @@ def values_of(partial: "run.Partial[Any]") -> dict[str, Any]:
     return {"engine": partial.engine, **sections, "extra_args": list(partial.extra_args)}
 
 
-def launch(partial: "run.Partial[Any]", profile: LocalProfile, job: Run, *, watch: Watcher | None = None) -> None:
-    """Run a recorded job as a NeMo-Run experiment of one stage, until it ends. Ctrl-C cancels it.
-
-    Whatever happens, the record ends in a final state.
-    """
-    import nemo_run as run
-    from rich.console import Console
-
-    title, _, _ = job.id.rpartition("_")
-    executor = local(profile, NEMO_RUN_DIR=str(job.dir))
-    end = "failed"
-    try:
-        experiment = run.Experiment(
-            title, id=job.id, log_level="WARN", enable_goodbye_message=False, skip_status_at_exit=True
-        )
-        # Not clean_mode: it is saved with the experiment, and would silence `nemo experiment status` later.
-        experiment.console = Console(quiet=True)
-        with experiment:
-            stage = experiment.add(partial, executor=executor, name=title)
-            try:
-                experiment.run()
-                _follow(experiment, job, watch)
-            except KeyboardInterrupt:
-                end = "cancelled"
-                experiment.cancel(stage)
-                _await_end(job)
-        cause = _last_words(Path(experiment._exp_dir))
-    except Exception as error:  # NeMo-Run's own failures: the record must not stay at `submitted`
-        cause = f"{type(error).__name__}: {error}"
-    except KeyboardInterrupt:
-        end, cause = "cancelled", "stopped by Ctrl-C before the job began"
-    record = job.record
-    if record["state"] not in FINAL_STATES or (record["state"] == "lost" and "started_at" not in record):
-        name = "launch_failed" if end == "failed" else "cancelled"
-        Record(job.dir, record).finish(end, {"name": name, "message": cause, "remedy": ""})
-
-
-def _follow(experiment: Any, job: Run, watch: Watcher | None) -> None:
-    while True:
-        ended = all(task.state.name in _LAUNCHED for task in _refresh(experiment))
-        if watch:
-            watch(job.dir)
-        if ended:
-            return
-        time.sleep(_POLL_SECONDS)
-
-
-def _refresh(experiment: Any) -> list[Any]:
-    for task in experiment.jobs:
-        task.state = task.status(experiment._runner)
-    return list(experiment.jobs)
-
-
-def _await_end(job: Run, seconds: float = 20.0) -> None:
-    """Let a job that was told to stop record it; one that has not begun has nothing to record."""
-    deadline = time.monotonic() + seconds
-    while job.state == "running" and time.monotonic() < deadline:
-        time.sleep(_POLL_SECONDS)
-
-
-def _last_words(experiment_folder: Path) -> str:
-    """The end of what the launcher wrote, for a job that never opened its record."""
-    logs = sorted(experiment_folder.rglob("std*.log"), key=lambda file: file.stat().st_mtime)
-    lines = [line for file in logs for line in file.read_text(errors="replace").splitlines()[-3:] if line]
-    return " | ".join(lines) or "the job's process never started"
-
-
-def _spawn_supervisor(submission: Submission) -> None:
-    """Hand the job to a process of its own session, which outlives the terminal."""
-    from nemo_run.core.serialization.zlib_json import ZlibJSONSerializer
-
-    from scripts.files import write_text
-
-    logs = submission.run_dir / "logs"
-    logs.mkdir(exist_ok=True)
-    write_text(submission.run_dir / "partial.zlib", ZlibJSONSerializer().serialize(submission.partial))
-    with (logs / "launcher.log").open("ab") as log:
-        child = subprocess.Popen(
-            [sys.executable, "-m", "recipes.supervisor", str(submission.run_dir), submission.id],
-            stdin=subprocess.PIPE,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-    # The supervisor waits for the end of its standard input, so the record has one writer at a time.
-    Record(submission.run_dir, observe(submission.run_dir)).update(process=identity(child.pid))
-    assert child.stdin is not None
-    child.stdin.close()
+@disk_failures()
+def take_up(folders: Sequence[RunFolder]) -> list[Run]:
+    """Start runs that ended badly over, detached. Raises ProblemsError when one did not end badly, JobError."""
+    for folder in folders:
+        partial_of(folder)  # before anything is changed
+    for folder in folders:
+        reopen_run(folder)
+    handles = [handle for folder in folders if (handle := folder.handle())]
+    if any(handle.place().capabilities.detach == "supervisor" or handle.after for handle in handles):
+        spawn(folders)
+    else:
+        hand_over(folders)
+    return look([folder.dir for folder in folders])

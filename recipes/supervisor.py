@@ -1,22 +1,39 @@
-"""`python -m recipes.supervisor RUN_DIR ID`: sees a detached local run to its end."""
+"""`python -m recipes.supervisor ID...`: looks after detached runs, one after another, and outlives the terminal."""
 
+import subprocess
 import sys
-from pathlib import Path
+from collections.abc import Sequence
 
-from executors.profiles import profile_from_record
-from recipes.submission import Run, launch
-from scripts.record import observe
+from recipes.folders import RunFolder
+from recipes.launching import carry_out
+from scripts.process import identity
 
 
-def main(run_dir: Path, run_id: str) -> None:
-    """Launch the recorded submission in `run_dir` and wait for it."""
-    sys.stdin.read()  # until the submitter has named this process in run.json, or is gone
-    from nemo_run.core.serialization.zlib_json import ZlibJSONSerializer
+def spawn(folders: Sequence[RunFolder]) -> None:
+    """Hand recorded runs to a process of its own session."""
+    log_file = folders[0].supervisor_log
+    log_file.parent.mkdir(exist_ok=True)
+    with log_file.open("ab") as log:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "recipes.supervisor", *(folder.id for folder in folders)],
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    who = identity(child.pid)
+    for folder in folders:
+        folder.update_handle(supervisor=who)
+    # It waits for the end of its standard input, so that nobody finds a run without its supervisor's name.
+    assert child.stdin is not None
+    child.stdin.close()
 
-    partial = ZlibJSONSerializer().deserialize((run_dir / "partial.zlib").read_text(encoding="utf-8"))
-    profile = profile_from_record(observe(run_dir)["executor"])
-    launch(partial, profile, Run(id=run_id, dir=run_dir))
+
+def main(run_ids: Sequence[str]) -> None:
+    """Look after the runs until the last one has ended."""
+    sys.stdin.read()
+    carry_out([RunFolder.of(run_id) for run_id in run_ids])
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])
+    main(sys.argv[1:])

@@ -1,10 +1,30 @@
 """What a run was made of: package versions, the state of the code, the memory it took."""
 
+import os
 import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+#: What Slurm, Lepton and our Docker jobs tell a job about itself. Names and numbers only, no secrets.
+_OF_A_JOB = (
+    "SLURM_JOB_ID",
+    "SLURM_JOB_ACCOUNT",
+    "SLURM_JOB_PARTITION",
+    "SLURM_JOB_NODELIST",
+    "SLURM_ARRAY_JOB_ID",
+    "SLURM_ARRAY_TASK_ID",
+    "SLURM_RESTART_COUNT",
+    "LEPTON_JOB_NAME",
+    "MODELOPT_RECIPES_IMAGE",
+    "MODELOPT_RECIPES_IMAGE_ID",
+)
+
+
+def job_facts() -> dict[str, str]:
+    """What the scheduler or engine calls this job, and where it put it, by the variables that say so."""
+    return {name: os.environ[name] for name in _OF_A_JOB if name in os.environ}
 
 
 def peak_memory() -> dict[str, int]:

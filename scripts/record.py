@@ -23,6 +23,15 @@ from scripts.provenance import peak_memory
 SCHEMA = 1
 STATES = ("submitted", "running", "succeeded", "failed", "cancelled", "lost")
 FINAL_STATES = frozenset({"succeeded", "failed", "cancelled", "lost"})
+#: What a new attempt of the same run does not inherit, in run.json and in the run directory.
+_OF_ONE_ATTEMPT = (
+    *("started_at", "finished_at", "error", "outputs", "timings", "phase", "peak_memory", "process"),
+    *("job", "scheduler"),
+)
+#: What belongs to the submitting machine, where the two directories are one, or to every attempt.
+_KEPT = frozenset({"run.json", "job.json", ".job.lock", "partial.zlib", "code.tar.gz", "logs", "attempts"})
+#: The heartbeat file is this large while the run lasts, so that a full disk has room for how it ended.
+_ROOM_BYTES = 64 << 10
 _LINE_SECONDS = 5.0
 _PROGRESS_SECONDS = 0.5
 
@@ -36,11 +45,8 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def observe(run_dir: Path) -> dict[str, Any]:
-    """The record as it truly stands: a run whose process is gone is `lost`, not running.
-
-    Raises DamagedRecordError. Writes nothing.
-    """
+def read_record(run_dir: Path) -> dict[str, Any]:
+    """The record as it was last written. Raises DamagedRecordError."""
     path = run_dir / "run.json"
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -48,11 +54,20 @@ def observe(run_dir: Path) -> dict[str, Any]:
         raise DamagedRecordError(f"{path}: {error}") from error
     if not isinstance(value, dict) or value.get("schema") != SCHEMA or value.get("state") not in STATES:
         raise DamagedRecordError(f"{path}: not a run record of schema {SCHEMA}")
-    owner = value.get("process")
+    if value["state"] not in FINAL_STATES and not isinstance(value.get("process"), dict):
+        raise DamagedRecordError(f"{path}: state {value['state']} without a process")
+    return value
+
+
+def observe(run_dir: Path) -> dict[str, Any]:
+    """The record as it truly stands: a run whose process is gone is `lost`, not running.
+
+    Raises DamagedRecordError. Writes nothing.
+    """
+    value = read_record(run_dir)
     if value["state"] in FINAL_STATES:
         return value
-    if not isinstance(owner, dict):
-        raise DamagedRecordError(f"{path}: state {value['state']} without a process")
+    owner = value["process"]
     if not process.is_alive(owner, run_dir / "heartbeat"):
         value["error"] = {
             "name": "lost",
@@ -73,7 +88,7 @@ class Record:
         self._line_at = 0.0
 
     @classmethod
-    def submit(cls, run_dir: Path, **facts: Any) -> "Record":
+    def submit(cls, run_dir: Path, /, **facts: Any) -> "Record":
         """Make the run directory and its record in state `submitted`. Raises JobError `run_dir_taken`."""
         run_dir.mkdir(parents=True, exist_ok=True)
         path = run_dir / "run.json"
@@ -95,6 +110,28 @@ class Record:
         values.pop("error", None)
         return cls(run_dir, values | {"state": "submitted"})
 
+    @classmethod
+    def reopen(cls, run_dir: Path) -> "Record":
+        """Start a run that ended badly over, in its own directory. Raises DamagedRecordError or JobError.
+
+        What the ended attempt left is moved to attempts/<n>, so that the next one finds its outputs
+        free; how it ended stays in run.json under `attempts`.
+        """
+        values = observe(run_dir)
+        if values["state"] not in ("failed", "cancelled", "lost"):
+            cause = f"{run_dir} records a run that is {values['state']}."
+            raise JobError("run_dir_taken", cause, "Only a run that ended badly can be started over.")
+        ended = {key: values.pop(key) for key in _OF_ONE_ATTEMPT if key in values} | {"state": values["state"]}
+        attempts = [*values.get("attempts", []), ended]
+        aside = run_dir / "attempts" / str(len(attempts))
+        aside.mkdir(parents=True, exist_ok=True)
+        for path in run_dir.iterdir():
+            if path.name not in _KEPT:
+                path.rename(aside / path.name)
+        record = cls(run_dir, values | {"state": "submitted"})
+        record.update(attempts=attempts, process=process.identity())
+        return record
+
     def update(self, **fields: Any) -> None:
         """Merge `fields` and replace run.json."""
         self.values.update(fields)
@@ -111,7 +148,7 @@ class Record:
                 with suppress(OSError):  # a full disk must not kill the run; observers here ask the kernel
                     beat.touch()
 
-        beat.touch()
+        beat.write_bytes(bytes(_ROOM_BYTES))
         self.update(state="running", started_at=now(), process=process.identity())
         thread = threading.Thread(target=pulse, name="heartbeat", daemon=True)
         thread.start()
@@ -124,6 +161,8 @@ class Record:
     def finish(self, state: str, error: dict[str, Any] | None = None) -> None:
         """Write the final state."""
         assert state in FINAL_STATES, state
+        with suppress(OSError):
+            os.truncate(self.dir / "heartbeat", 0)
         self.update(state=state, finished_at=now(), error=error, peak_memory=peak_memory())
         (self.dir / "progress.json").unlink(missing_ok=True)
 
@@ -167,6 +206,28 @@ class Record:
         entry = {"type": kind, "path": str(path), "bytes": content.bytes, "files": content.files}
         entry |= {"digest": content.digest, **facts}
         self.update(outputs=[*self.values.get("outputs", []), entry])
+
+
+class Follower(Record):
+    """What a rank other than 0 holds: the same interface, and nothing written but lines in its own log."""
+
+    def update(self, **fields: Any) -> None:
+        self.values.update(fields)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        yield
+
+    def finish(self, state: str, error: dict[str, Any] | None = None) -> None:
+        """Leave the cause of a failure where rank 0 and the launcher's side find it."""
+        if state == "failed" and error:
+            write_json(self.dir / "logs" / f"rank{self.values['rank']}.error.json", error)
+
+    def progress(self, done: int, total: int, unit: str) -> None: ...
+
+    def metric(self, name: str, value: float, **tags: Any) -> None: ...
+
+    def artifact(self, kind: str, path: Path, **facts: Any) -> None: ...
 
 
 def default_run_dir(name: str) -> Path:

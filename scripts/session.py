@@ -1,9 +1,11 @@
 """The frame around every entrypoint: open the record, run the job, record success or the cause of failure."""
 
 import io
+import json
 import os
 import signal
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
@@ -12,11 +14,18 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
 
+from scripts import process
 from scripts.errors import JobError
-from scripts.provenance import versions
-from scripts.record import DamagedRecordError, Record, default_run_dir
+from scripts.provenance import job_facts, versions
+from scripts.record import DamagedRecordError, Follower, Record, default_run_dir, observe, read_record
+from scripts.secrets import forget_secrets, load_secrets
 
 _DISK_FULL = 28
+#: Set where the run directory cannot be read from the submitting machine: the record goes to the log as well.
+PRINT_RECORD = "MODELOPT_RECIPES_PRINT_RECORD"
+_CLOCK_SKEW_SECONDS = 5.0
+#: Between one rank's failure and the launcher's SIGTERM to the others, its cause reaches shared storage.
+_RANK_GRACE_SECONDS = 1.0
 
 
 class Cancelled(BaseException):
@@ -26,30 +35,30 @@ class Cancelled(BaseException):
 def run_job(*, name: str, algorithm: str, values: dict[str, Any], job: Callable[[Record], None]) -> None:
     """Run `job` inside its run directory and exit non-zero unless it succeeded.
 
-    The directory is `NEMO_RUN_DIR`, else one of its own under `$PWD/output`. Raises
-    SystemExit: 1 after a failure, 143 after SIGTERM, 130 after Ctrl-C. The traceback of a failure
-    goes to logs/traceback.txt, not to the terminal.
+    The directory is `NEMO_RUN_DIR`, else one of its own under `$PWD/output`. Of several ranks, rank 0
+    writes the record; the others leave a log each, and the cause if they fail. Raises SystemExit: 1
+    (or the error's own status) after a failure, 143 after SIGTERM, 130 after Ctrl-C. The traceback of
+    a failure goes to logs/traceback.txt, not to the terminal.
     """
+    rank = int(os.environ.get("RANK", "0"))
     try:
-        record = _open(name, algorithm, values)
-    except (JobError, DamagedRecordError) as error:  # the directory is another run's, or another rank's
+        record = _open(name, algorithm, values, rank)
+    except (JobError, DamagedRecordError) as error:  # the directory is another run's
         print(f"failed: {error}", file=sys.stderr, flush=True)
         raise SystemExit(1) from None
-    with _sigterm_cancels(), _logged(record.dir / "logs"), record.running():
+    with _sigterm_cancels(), _logged(record.dir / "logs", rank), record.running():
         try:
+            load_secrets()
             job(record)
         except (Cancelled, KeyboardInterrupt) as stop:
-            signal_name = "SIGTERM" if isinstance(stop, Cancelled) else "SIGINT"
-            record.finish("cancelled", {"name": "cancelled", "message": f"stopped by {signal_name}", "remedy": ""})
-            record.line(f"cancelled by {signal_name}")
-            raise SystemExit(143 if isinstance(stop, Cancelled) else 130) from None
+            raise SystemExit(_stopped(record, stop)) from None
         except Exception as error:
-            _write_traceback(record, error)
+            _write_traceback(record, error, rank)
             cause = _cause(error)
             record.line(f"failed: {error_line(cause)}")
-            record.finish("failed", cause)
-            raise SystemExit(1) from None
-        record.finish("succeeded")
+            _finish(record, "failed", cause)
+            raise SystemExit(error.exit_code if isinstance(error, JobError) else 1) from None
+        _finish(record, "succeeded", None)
         record.line(f"succeeded: {record.dir}")
 
 
@@ -58,14 +67,77 @@ def error_line(error: dict[str, Any]) -> str:
     return " ".join(part for part in (f"{error['name']}:", error["message"], error["remedy"]) if part)
 
 
-def _open(name: str, algorithm: str, values: dict[str, Any]) -> Record:
+def rank_error(logs: Path, since: float) -> dict[str, Any] | None:
+    """Why another rank failed, as it wrote down after `since` (seconds since the epoch)."""
+    for file in sorted(logs.glob("rank*.error.json")):
+        with suppress(OSError, ValueError):
+            if file.stat().st_mtime >= since - _CLOCK_SKEW_SECONDS:
+                error: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+                rank = file.name.removesuffix(".error.json")
+                return error | {"message": f"{rank}: {error['message']}"}
+    return None
+
+
+def _open(name: str, algorithm: str, values: dict[str, Any], rank: int) -> Record:
     facts = {"recipe": name, "algorithm": algorithm, "values": values}
     given = os.environ.get("NEMO_RUN_DIR")
     run_dir = Path(given) if given else default_run_dir(name)
-    taken = run_dir / "run.json"
-    record = Record.resume(run_dir) if taken.exists() else Record.submit(run_dir, id=run_dir.name, **facts)
-    record.update(versions=versions(), command=sys.argv, cwd=str(Path.cwd()))
+    if rank:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        with suppress(DamagedRecordError):  # rank 0 may not have got that far
+            facts["attempts"] = read_record(run_dir).get("attempts", [])
+        return Follower(run_dir, {"rank": rank, **facts})
+    if not (run_dir / "run.json").exists():
+        record = Record.submit(run_dir, id=run_dir.name, **facts)
+    elif _requeued() and observe(run_dir).get("started_at"):
+        record = Record.reopen(run_dir)
+    else:
+        record = Record.resume(run_dir)
+    record.update(versions=versions(), command=sys.argv, cwd=str(Path.cwd()), job=job_facts())
     return record
+
+
+def _requeued() -> bool:
+    """Whether Slurm started this same job before: then the run directory is our own, from that attempt."""
+    return int(os.environ.get("SLURM_RESTART_COUNT", "0")) > 0
+
+
+def _retry_left() -> bool:
+    """Whether the job's script will have Slurm start it again after a failure (NeMo-Run sets the first variable)."""
+    return int(os.environ.get("TORCHX_MAX_RETRIES", "0")) > int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+
+
+def _stopped(record: Record, stop: BaseException) -> int:
+    """Record why the job was told to stop, and return its exit status."""
+    by_signal = "SIGTERM" if isinstance(stop, Cancelled) else "SIGINT"
+    status = 143 if isinstance(stop, Cancelled) else 130
+    if not isinstance(record, Follower):
+        time.sleep(_RANK_GRACE_SECONDS if os.environ.get("WORLD_SIZE", "1") != "1" else 0)
+        other = rank_error(record.dir / "logs", _process_start())
+        if other:  # the launcher ends all ranks when one fails
+            record.line(f"failed: {error_line(other)}")
+            _finish(record, "failed", other)
+            return 1
+    record.line(f"cancelled by {by_signal}")
+    _finish(record, "cancelled", {"name": "cancelled", "message": f"stopped by {by_signal}", "remedy": ""})
+    return status
+
+
+def _finish(record: Record, state: str, error: dict[str, Any] | None) -> None:
+    record.finish(state, error)
+    if isinstance(record, Follower):
+        return
+    # A scheduler may start a stopped job again, and it needs them then; `cancel` removes them itself.
+    if not (state == "cancelled" and "SLURM_JOB_ID" in os.environ) and not (state == "failed" and _retry_left()):
+        forget_secrets()
+    if os.environ.get(PRINT_RECORD):
+        # One write past our own buffers and log: another rank's output must not split the line.
+        sys.stdout.flush()
+        os.write(1, f"\nrun.json: {json.dumps(record.values)}\n".encode())
+
+
+def _process_start() -> float:
+    return float(process.identity()["started"])
 
 
 class _Tee(io.TextIOBase):
@@ -92,10 +164,9 @@ class _Tee(io.TextIOBase):
 
 
 @contextmanager
-def _logged(logs: Path) -> Iterator[None]:
+def _logged(logs: Path, rank: int) -> Iterator[None]:
     """Copy standard output and error of this rank to logs/rank<N>.log, wherever else they go."""
     logs.mkdir(exist_ok=True)
-    rank = os.environ.get("RANK", "0")
     before = sys.stdout, sys.stderr
     with (logs / f"rank{rank}.log").open("a", encoding="utf-8", errors="backslashreplace", buffering=1) as log:
         sys.stdout, sys.stderr = _Tee(before[0], log), _Tee(before[1], log)
@@ -155,7 +226,8 @@ def _cause(error: Exception) -> dict[str, Any]:
     return {"name": "unexpected_error", "message": message, "remedy": "The traceback is in logs/traceback.txt."}
 
 
-def _write_traceback(record: Record, error: Exception) -> None:
+def _write_traceback(record: Record, error: Exception, rank: int) -> None:
     logs = record.dir / "logs"
-    logs.mkdir(exist_ok=True)
-    (logs / "traceback.txt").write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+    name = f"traceback.rank{rank}.txt" if rank else "traceback.txt"
+    with suppress(OSError):  # a full disk, which may be the error itself
+        (logs / name).write_text("".join(traceback.format_exception(error)), encoding="utf-8")

@@ -37,6 +37,18 @@ class Torchrun:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ProbeArgs:
+    """What `probe` does: the cheapest job that goes all the way, to try an executor with."""
+
+    message: str = doc("text that comes back in report/probe.json exactly as it was given", "hello")
+    seconds: float = doc("how long every rank stays, to watch, follow or cancel it", 0.0)
+    exit_code: int = doc("0 succeeds; anything else fails with it, on `fail_rank`", 0)
+    fail_rank: int = doc("the rank that fails", 0)
+    fail_attempts: int = doc("fail only in this many attempts, then succeed; 0 fails in every one", 0)
+    communicate: bool = doc("with several ranks: add their numbers up (NCCL with GPUs, else Gloo)", True)
+
+
+@dataclass(frozen=True, kw_only=True)
 class QuantizeArgs:
     """What `quantize` does. Sources: Megatron-Bridge examples/quantization/quantize.py for the names it has."""
 

@@ -4,19 +4,22 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recipes.preflight import notes
-from recipes.submission import Run, Submission, values_of
+from recipes.preparation import Submission
+from recipes.standing import Run
+from recipes.submission import values_of
+from recipes.sweeps import is_array
+from scripts.errors import JobError
 from scripts.problems import Problem
-from scripts.record import read_json
 from scripts.session import error_line
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from recipes.catalogue import Recipe
+
+#: More runs than this end in a line each.
+_SHORT_FROM = 4
 
 
 class Output:
@@ -24,87 +27,124 @@ class Output:
 
     def __init__(self, *, as_json: bool) -> None:
         self.as_json = as_json
-        self._plan: dict[str, Any] = {}
+        self._plans: list[dict[str, Any]] = []
+        self._array: dict[str, Any] = {}  # of a dry run: the one job that all of them would be
         self._told = False
 
-    def plan(self, submission: Submission, *, full: bool) -> None:
-        """What would run, where, and where it leaves its outputs; with `full`, every value and the exact command."""
-        import dataclasses
+    def plan(self, submissions: Sequence[Submission], *, full: bool) -> None:
+        """What would run, where, and where it leaves its outputs; with `full`, every value and the exact text sent."""
+        array = full and is_array(submissions)
+        self._plans = [plan_of(submission, full=full and not array) for submission in submissions]
+        if array:
+            from recipes.dryrun import rehearse_array
 
-        spec = submission.spec
-        resolved = dataclasses.asdict(spec.resolved)
-        self._plan = {
-            "recipe": spec.recipe,
-            "executor": {"name": submission.executor, **dataclasses.asdict(submission.profile)},
-            "engine": "hf",
-            "run_dir": str(spec.run_dir),
-            "command": command_of(submission),
-            "values": values_of(submission.partial),
-            "resolved": resolved,
-            "notes": notes(spec),
-        }
+            self._array = rehearse_array(submissions)
         if self.as_json:
             return
-        for key in ("recipe", "engine"):
-            print(f"{key:10} {self._plan[key]}")
-        print(f"executor   {submission.executor}")
-        print(f"model      {spec.args.hf_model_id}\nformat     {spec.args.export_quant_cfg}")
-        print(f"run dir    {spec.run_dir}", flush=True)
-        if not full:
+        if len(self._plans) > 1 and (array or not full):
+            _print_plan(self._plans[0] | {"run_dir": None}, full=False)
+            for submission in submissions:
+                print(f"run        {submission.id}  {submission.name}", flush=True)
+            if array:
+                _print_text(self._array)
             return
-        import yaml
-
-        print(f"command    {' '.join(self._plan['command'])}")
-        print(yaml.safe_dump(self._plan["values"], sort_keys=False, allow_unicode=True, width=200).rstrip())
-        late = {key: value for key, value in resolved.items() if value != getattr(spec.args, key)}
-        for key, value in late.items():
-            print(f"on the node: args.{key} = {value}")
-        for note in self._plan["notes"]:
-            print(f"note: {note}")
+        for plan in self._plans:
+            _print_plan(plan, full=full)
 
     def finish_plan(self) -> None:
         """With --json, the plan alone is the document of a dry run."""
         if self.as_json:
-            _print_json(self._plan)
+            _print_json(self._plans[0] if len(self._plans) == 1 else {"runs": self._plans, **self._array})
 
     @contextmanager
-    def following(self) -> Iterator[Callable[[Path], None]]:
-        """A watcher to call while the job runs: a progress bar on a terminal, plain lines elsewhere."""
+    def following(self) -> Iterator[Callable[[Run], None]]:
+        """A watcher to call while jobs run: a progress bar on a terminal, plain lines elsewhere."""
         from rich.console import Console
+
+        from recipes.cli.follow import follower
 
         console = Console(stderr=self.as_json)
         self._told = not console.is_terminal
-        follower = _Bar(console) if console.is_terminal else _Lines(console)
+        view = follower(console, runs=len(self._plans))
         try:
-            yield follower.show
+            yield view.show
         finally:
-            follower.close()
+            view.close()
 
-    def detached(self, job: Run) -> None:
-        """Where a detached job records itself."""
+    def detached(self, runs: Sequence[Run]) -> None:
+        """Where detached jobs record themselves."""
         if self.as_json:
-            _print_json({"id": job.id, "run_dir": str(job.dir), "state": "submitted"})
+            rows = [{"id": run.id, "run_dir": str(run.dir), "state": run.state} for run in runs]
+            _print_json(rows[0] if len(rows) == 1 else {"runs": rows})
             return
-        print(f"detached   {job.id}\nfollow     nemo experiment ps; tail -f {job.dir}/logs/rank0.log")
+        if runs[0].record.get("code"):
+            print(f"code       {_code_line(runs[0].record['code'])}")
+        for run in runs:
+            print(f"detached   {run.id}")
+        one = runs[0].id
+        print(f"follow     nemo experiment logs -f {one}\nstatus     nemo experiment status {one}")
+        print(f"cancel     nemo experiment cancel {one}")
 
-    def result(self, job: Run, *, verbose: bool) -> None:
-        """The end of an attached job: its figures, outputs, or the cause of its failure."""
-        record, report = job.record, job.report
+    def left_running(self, runs: Sequence[Run]) -> None:
+        """After Ctrl-C: the jobs go on, and how to reach them."""
+        for run in runs:
+            print(f"{run.id} goes on ({run.state} on {run.where}).", file=sys.stderr)
+        one = runs[0].id
+        print(f"follow     nemo experiment logs -f {one}\ncancel     nemo experiment cancel {one}", file=sys.stderr)
+
+    def results(self, runs: Sequence[Run], *, verbose: bool) -> None:
+        """The end of attached jobs: figures, outputs, or the cause of a failure."""
         if self.as_json:
-            _print_json(record | {"dir": str(job.dir), "report": report})
+            documents = [run.record | {"dir": str(run.dir), "report": run.report} for run in runs]
+            _print_json(documents[0] if len(documents) == 1 else {"runs": documents})
             return
+        if len(runs) > _SHORT_FROM:
+            self.runs(runs)
+            return
+        for run in runs:
+            self._result(run, verbose=verbose)
+
+    def _result(self, run: Run, *, verbose: bool) -> None:
+        record, report = run.record, run.report
         if report is not None and not self._told:  # the job's own log, already shown, ends with it
             from scripts.hf.report import as_text
 
             print(as_text(report))
         for output in record.get("outputs", []):
             print(f"{output['type']:20} {output['path']}  ({output['bytes'] / 1e6:.1f} MB)")
-        if record["error"]:
+        if record.get("code"):
+            print(f"{'code':20} {_code_line(record['code'])}")
+        if record.get("error"):
             print(f"{record['state']}: {error_line(record['error'])}", file=sys.stderr)
-            traceback = job.dir / "logs" / "traceback.txt"
+            traceback = run.dir / "logs" / "traceback.txt"
             if verbose and traceback.is_file():
                 print(traceback.read_text(encoding="utf-8"), file=sys.stderr)
-        print(f"{record['state']}  {job.id}\nrun dir    {job.dir}")
+        print(f"{record['state']}  {run.id}\nrun dir    {record.get('run_dir', run.dir)}")
+
+    def status(self, run: Run) -> None:
+        """One run as it stands."""
+        if self.as_json:
+            _print_json(run.record | {"dir": str(run.dir), "where": run.where, "note": run.note})
+            return
+        record = run.record
+        print(f"{run.state}  {run.id}  on {run.where}")
+        for key in ("scheduler", "phase", "submitted_at", "started_at", "finished_at"):
+            if record.get(key):
+                print(f"{key:12} {record[key]}")
+        print(f"{'run dir':12} {record.get('run_dir', run.dir)}")
+        for output in record.get("outputs", []):
+            print(f"{output['type']:12} {output['path']}  ({output['bytes'] / 1e6:.1f} MB)")
+        if record.get("error"):
+            print(f"{'cause':12} {error_line(record['error'])}")
+        if run.note:
+            print(f"{'note':12} this is the last that is known. {run.note}")
+
+    def failure(self, error: JobError) -> None:
+        """A submission that failed, in one line."""
+        if self.as_json:
+            cause = {"name": error.name, "message": error.cause, "remedy": error.remedy}
+            _print_json({"state": "failed", "error": cause})
+        print(f"failed: {error}", file=sys.stderr)
 
     def problems(self, problems: Sequence[Problem]) -> None:
         """Every problem, one to a line, on standard error (or as JSON)."""
@@ -138,97 +178,96 @@ class Output:
             if row["meaning"]:
                 print(f"    {row['meaning']}")
 
-    def runs(self, rows: list[dict[str, Any]]) -> None:
+    def runs(self, runs: Sequence[Run]) -> None:
         """Recorded runs, a line each."""
         if self.as_json:
-            _print_json(rows)
+            _print_json([run.record | {"dir": str(run.dir), "where": run.where, "note": run.note} for run in runs])
             return
-        for row in rows:
-            since = row.get("finished_at") or row.get("started_at") or row.get("submitted_at", "")
-            print(f"{row['state']:10}  {row['id']}  {since}  {row['dir']}")
+        width = max((len(run.id) for run in runs), default=0)
+        place = max((len(run.where) for run in runs), default=0)
+        for run in runs:
+            record = run.record
+            since = record.get("finished_at") or record.get("started_at") or record.get("submitted_at", "")
+            made = ", ".join(output["type"] for output in record.get("outputs", []))
+            cause = error_line(record["error"]) if record.get("error") and "name" in record["error"] else ""
+            left = made or cause or record.get("run_dir", run.dir)
+            print(f"{run.state:10}  {run.id:{width}}  {run.where:{place}}  {since}  {left}")
+            if run.note:
+                print(f"{'':10}  {run.note}")
 
 
-def command_of(submission: Submission) -> list[str]:
-    """The command that NeMo-Run's local executor starts for this job."""
-    name = submission.spec.recipe
-    experiment = submission.run_dir.parent.parent / "experiments" / name / submission.id
-    folder = experiment / name / "configs"
-    return [
-        "python",
-        "-m",
-        "nemo_run.core.runners.fdl_runner",
-        "-n",
-        name,
-        "-p",
-        f"{folder}/{name}_packager",
-        f"{folder}/{name}_fn_or_script",
-    ]
+def plan_of(submission: Submission, *, full: bool) -> dict[str, Any]:
+    """A prepared submission as plain data; with `full`, with the exact text that would be sent."""
+    import dataclasses
+
+    spec = submission.spec
+    plan = {
+        "id": submission.id,
+        "recipe": spec.recipe,
+        "executor": {"name": submission.executor, **dataclasses.asdict(submission.place.profile)},
+        "engine": "hf" if spec.algorithm == "quantize" else None,
+        "shape": dataclasses.asdict(spec.shape),
+        "after": list(submission.after),
+        "run_dir": str(spec.run_dir),
+        "values": values_of(submission.partial),
+        "resolved": dataclasses.asdict(spec.resolved),
+        "notes": notes(spec),
+    }
+    if full:
+        from recipes.dryrun import rehearse
+
+        plan |= rehearse(submission)
+    return plan
 
 
-class _Lines:
-    """Follows the job's own log, line by line."""
+def _print_plan(plan: dict[str, Any], *, full: bool) -> None:
+    args = plan["values"]["args"]
+    shape = plan["shape"]
+    lines = {
+        "recipe": plan["recipe"],
+        "engine": plan["engine"],
+        "executor": plan["executor"]["name"],
+        "machines": f"{shape['nodes']} x {shape['processes']} processes" if shape["torchrun"] else None,
+        "after": ", ".join(plan["after"]),
+        "model": args.get("hf_model_id"),
+        "format": args.get("export_quant_cfg"),
+        "run dir": plan["run_dir"],
+    }
+    for key, value in lines.items():
+        if value:
+            print(f"{key:10} {value}", flush=True)
+    if not full:
+        for note in plan["notes"]:
+            if "not used" in note and "machines" in note:
+                print(f"note: {note}")
+        return
+    import yaml
 
-    def __init__(self, console: "Console") -> None:
-        self._console = console
-        self._offset = 0
-
-    def show(self, run_dir: Path) -> None:
-        log = run_dir / "logs" / "rank0.log"
-        if not log.is_file():
-            return
-        with log.open("rb") as handle:
-            handle.seek(self._offset)
-            text = handle.read()
-        whole = text[: text.rfind(b"\n") + 1]
-        self._offset += len(whole)
-        for line in whole.decode("utf-8", errors="replace").splitlines():
-            self._console.file.write(line + "\n")
-        self._console.file.flush()
-
-    def close(self) -> None:
-        self._console.file.flush()
+    print(yaml.safe_dump(plan["values"], sort_keys=False, allow_unicode=True, width=200).rstrip())
+    for key, value in plan["resolved"].items():
+        if value != args[key]:
+            print(f"on the node: args.{key} = {value}")
+    for note in plan["notes"]:
+        print(f"note: {note}")
+    _print_text(plan)
 
 
-class _Bar:
-    """One bar for the present phase, with rate and time left."""
+def _print_text(plan: dict[str, Any]) -> None:
+    if plan["code"]:
+        print(f"code       {_code_line(plan['code'])}")
+    print(f"would submit:\n{plan['submits']}")
 
-    def __init__(self, console: "Console") -> None:
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
 
-        rate = TextColumn("{task.fields[rate]}")
-        columns = (
-            TextColumn("{task.description:16}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            rate,
-            TimeRemainingColumn(),
-            TimeElapsedColumn(),
-        )
-        self._progress = Progress(*columns, console=console)
-        self._task = self._progress.add_task("starting", total=None, rate="")
-        self._phase = ""
-        self._progress.start()
-
-    def show(self, run_dir: Path) -> None:
-        state = read_json(run_dir / "progress.json")
-        phase = (read_json(run_dir / "run.json") or {}).get("phase", "starting")
-        if phase != self._phase:
-            self._phase = phase
-            self._progress.reset(self._task, total=None, description=phase, rate="")
-        if state and state["phase"] == phase:
-            speed = self._progress.tasks[0].speed
-            rate = f"{speed:.1f} {state['unit']}/s" if speed else state["unit"]
-            self._progress.update(self._task, completed=state["done"], total=state["total"], rate=rate)
-
-    def close(self) -> None:
-        self._progress.stop()
+def _code_line(code: dict[str, Any]) -> str:
+    line = f"{code['packager']}: {code['files']} files, {code['bytes'] / 1e3:.0f} kB"
+    for key, meaning in (
+        ("changed", "uncommitted, sent"),
+        ("untracked", "untracked, not sent"),
+        ("withheld", "withheld"),
+    ):
+        if code.get(key):
+            line += f"; {meaning}: {', '.join(code[key][:5])}" + (" ..." if len(code[key]) > 5 else "")
+    return line
 
 
 def _plain(value: Any) -> Any:

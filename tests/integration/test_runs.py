@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from scripts.files import content_of
-from scripts.record import observe
+from scripts.record import observe, read_record
 from tests.conftest import NEMO, Done
 
 pytestmark = pytest.mark.integration
@@ -90,7 +90,7 @@ def test_the_result_for_a_person(nemo: Nemo, home: Path) -> None:
         assert text in done.out
     assert "Traceback" not in done.out + done.err
     status = nemo("status", only_run(home).name)
-    assert "SUCCEEDED" in status.out + status.err, "NeMo-Run's own commands know the experiment"
+    assert status.out.startswith("succeeded  quantize_tiny_")
 
 
 @pytest.mark.parametrize(
@@ -212,7 +212,7 @@ def attached(home: Path, tmp_path: Path) -> Iterator[Callable[..., Attached]]:
 
 
 @pytest.mark.parametrize("phase", ["running", "load", "calibrate", "save", "export"])
-def test_a_killed_job_is_lost_and_can_be_run_again(
+def test_a_killed_job_is_told_and_can_be_run_again(
     attached: Callable[..., Attached], nemo: Nemo, tmp_path: Path, phase: str
 ) -> None:
     out = tmp_path / "out" / "hf"
@@ -221,8 +221,8 @@ def test_a_killed_job_is_lost_and_can_be_run_again(
     os.kill(record["process"]["pid"], signal.SIGKILL)
     code, text = run.end()
     assert code == 1
-    assert "lost" in text
-    assert run.record()["state"] == "lost"
+    assert "failed: job_died: its process ended without recording how" in text
+    assert (run.record()["state"], run.record()["error"]["name"]) == ("failed", "job_died")
     assert not out.exists(), "nothing half-written is published"
     again = nemo("run", "quantize_fp8", *SMALL, f"args.export_dir={out}", "--yes")
     assert again.code == 0, again.err
@@ -256,9 +256,9 @@ def test_detached_returns_at_once_and_outlives_the_terminal(nemo: Nemo, home: Pa
     done = nemo("run", "quantize_fp8", *SMALL, "--detach", "--json")
     assert done.code == 0, done.err
     run_dir = Path(done.json["run_dir"])
-    assert observe(run_dir)["state"] in ("submitted", "running")
-    assert nemo("ps", "--json").json[0]["id"] == done.json["id"]
-    wait_for(lambda: observe(run_dir)["state"] not in ("submitted", "running"))
+    (row,) = nemo("ps", "--json").json
+    assert (row["id"], row["state"] in ("submitted", "running")) == (done.json["id"], True)
+    wait_for(lambda: read_record(run_dir)["state"] not in ("submitted", "running"))
     assert observe(run_dir)["state"] == "succeeded"
     assert nemo("ps", "--json").json == []
     assert nemo("ps", "--all", "--json").json[0]["state"] == "succeeded"
@@ -266,10 +266,14 @@ def test_detached_returns_at_once_and_outlives_the_terminal(nemo: Nemo, home: Pa
 
 def test_a_detached_run_whose_supervisor_dies_before_it_begins(nemo: Nemo) -> None:
     run_dir = Path(nemo("run", "quantize_fp8", *SMALL, "--detach", "--json").json["run_dir"])
-    record = observe(run_dir)
-    assert record["state"] == "submitted"
-    os.kill(record["process"]["pid"], signal.SIGKILL)
-    wait_for(lambda: observe(run_dir)["state"] == "lost", 10)
+    handle = json.loads((run_dir / "job.json").read_text())
+    os.kill(handle["supervisor"]["pid"], signal.SIGKILL)
+    (row,) = nemo("ps", "--json").json
+    assert row["state"] == "lost"
+    assert f"nemo experiment resume {run_dir.name}" in row["error"]["remedy"]
+    assert nemo("resume", run_dir.name).code == 0
+    wait_for(lambda: nemo("status", run_dir.name, "--json").json["state"] == "succeeded")
+    assert observe(run_dir)["attempts"][0]["state"] == "lost"
 
 
 _STOCK = """

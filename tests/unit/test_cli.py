@@ -96,7 +96,7 @@ def test_the_catalogue(nemo: Nemo) -> None:
     assert "args.calib_size = 2000   (int)" in one.out
     assert "consumes   checkpoint_hf" in one.out
     assert nemo("recipes", "quantize_nvfp4", "--json").json["algorithm"] == "quantize"
-    assert len(nemo("recipes", "--json").json) == 8
+    assert len(nemo("recipes", "--json").json) == 9
     assert nemo("recipes", "nope").code == 2
 
 

@@ -1,5 +1,6 @@
 """The frame around an entrypoint, in this process: what is recorded, and the exit status."""
 
+import json
 import os
 import signal
 import warnings
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from scripts.errors import JobError
+from scripts.files import write_private
 from scripts.quantize import quantize
 from scripts.record import Record, observe
 from scripts.session import run_job
@@ -121,3 +123,88 @@ def test_a_second_rank_is_refused(run_dir: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(SystemExit):
         quantize()
     assert observe(run_dir)["error"]["name"] == "world_size_not_one"
+
+
+def test_a_rank_other_than_0_leaves_a_log_and_its_cause_and_no_record(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "3")
+    with pytest.raises(SystemExit) as caught:
+        _run(_raise(JobError("bad_thing", "it broke", "mend it", exit_code=9)))
+    assert caught.value.code == 9
+    assert not (run_dir / "run.json").exists()
+    assert json.loads((run_dir / "logs" / "rank3.error.json").read_text())["name"] == "bad_thing"
+    assert "failed: bad_thing" in (run_dir / "logs" / "rank3.log").read_text()
+
+
+def test_rank_0_that_is_stopped_because_another_failed_records_that(run_dir: Path) -> None:
+    def job(record: Record) -> None:
+        cause = {"name": "bad_thing", "message": "it broke", "remedy": ""}
+        (record.dir / "logs" / "rank3.error.json").write_text(json.dumps(cause))
+        os.kill(os.getpid(), signal.SIGTERM)
+        signal.pause()
+
+    with pytest.raises(SystemExit) as caught:
+        _run(job)
+    assert caught.value.code == 1
+    record = observe(run_dir)
+    assert (record["state"], record["error"]["message"]) == ("failed", "rank3: it broke")
+
+
+def test_a_requeued_job_starts_over_in_its_own_directory(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def attempt(fails: bool) -> Callable[[Record], None]:
+        def job(record: Record) -> None:
+            (record.dir / "out").mkdir()  # as a job that refuses to overwrite
+            if fails:
+                raise JobError("bad_thing", "it broke")
+
+        return job
+
+    with pytest.raises(SystemExit):
+        _run(attempt(fails=True))
+    with pytest.raises(SystemExit) as refused:
+        _run(attempt(fails=False))
+    assert refused.value.code == 1, "without a requeue the directory is another run's"
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    _run(attempt(fails=False))
+    record = observe(run_dir)
+    assert record["state"] == "succeeded"
+    assert [ended["error"]["name"] for ended in record["attempts"]] == ["bad_thing"]
+    assert (run_dir / "attempts" / "1" / "out").is_dir()
+    with pytest.raises(SystemExit):
+        _run(attempt(fails=False))
+    assert observe(run_dir)["state"] == "succeeded", "what succeeded is not started over"
+
+
+def test_the_record_goes_to_the_log_where_nobody_can_read_the_directory(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MODELOPT_RECIPES_PRINT_RECORD", "1")
+    _run(lambda record: record.update(fact="a\nb"))
+    (line,) = [line for line in capfd.readouterr().out.splitlines() if line.startswith("run.json: ")]
+    assert json.loads(line.removeprefix("run.json: "))["fact"] == "a\nb"
+
+
+def test_secrets_go_with_the_job(run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "secrets.json"
+    write_private(file, b'{"A_TOKEN_OF_MINE": "x"}')
+    monkeypatch.setenv("MODELOPT_RECIPES_SECRETS", str(file))
+    monkeypatch.setenv("A_TOKEN_OF_MINE", "")
+    monkeypatch.delenv("A_TOKEN_OF_MINE")
+    _run(lambda _: monkeypatch.setenv("SEEN", os.environ["A_TOKEN_OF_MINE"]))
+    assert os.environ["SEEN"] == "x"
+    assert not file.exists()
+
+
+@pytest.mark.parametrize(("retries", "restarts", "kept"), [("1", "0", True), ("1", "1", False), ("0", "0", False)])
+def test_secrets_wait_for_the_next_attempt(
+    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, retries: str, restarts: str, kept: bool
+) -> None:
+    file = tmp_path / "secrets.json"
+    write_private(file, b"{}")
+    monkeypatch.setenv("MODELOPT_RECIPES_SECRETS", str(file))
+    monkeypatch.setenv("TORCHX_MAX_RETRIES", retries)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", restarts)
+    with pytest.raises(SystemExit):
+        _run(_raise(JobError("bad_thing", "it broke")))
+    assert file.exists() == kept

@@ -1,0 +1,209 @@
+"""`nemo experiment executors`: the profiles there are, a new one to edit, and whether one really works."""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from scripts.problems import Problem
+
+_FAILED, _REFUSED = 1, 2
+_FILES_HELP = "Read the profiles of this file in place of your own."
+_JSON_HELP = "One JSON document on standard output."
+
+
+def register(app: typer.Typer) -> None:
+    """Add the group `executors` to NeMo-Run's `experiment` group."""
+    group = typer.Typer(invoke_without_command=True)
+    group.callback()(executors)
+    group.command("init")(init)
+    group.command("check")(check)
+    app.add_typer(group, name="executors")
+
+
+def executors(
+    ctx: typer.Context,
+    profiles: Annotated[Path | None, typer.Option(help=_FILES_HELP)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help=_JSON_HELP)] = False,
+) -> None:
+    """List the executor profiles, the files they come from, and what each can do.
+
+    Example: nemo experiment executors
+
+    Profiles ship with this package; your own lie over them: the nearest executors.yaml upward from
+    here, then modelopt-recipes/executors.yaml in your configuration folder. Exit status: 2 when a
+    file or a profile is broken.
+    """
+    if ctx.invoked_subcommand is not None:
+        if profiles is not None or as_json:
+            raise typer.BadParameter(f"options of {ctx.invoked_subcommand} stand behind it")
+        return
+    from executors.profiles import list_profiles
+
+    sources, broken = list_profiles(profiles)
+    rows = [_row(source) for source in sources]
+    if as_json:
+        _print_json({"profiles": rows, "problems": [_plain(problem) for problem in broken]})
+    else:
+        _print_table(rows)
+        for problem in broken:
+            print(problem, file=sys.stderr)
+    if broken or any(source.problems for source in sources):
+        raise typer.Exit(_REFUSED)
+
+
+def init(
+    kind: Annotated[str, typer.Argument(help="local, slurm, docker or lepton.")],
+    name: Annotated[str | None, typer.Option(help="The profile's name; without it, the kind's.")] = None,
+    file: Annotated[Path | None, typer.Option(help="The file to write to.")] = None,
+    here: Annotated[bool, typer.Option("--here", help="Write to executors.yaml in this folder.")] = False,
+) -> None:
+    """Write a commented profile to edit, into your configuration folder. What is there already is left as it is.
+
+    Example: nemo experiment executors init slurm --name dgx-h100
+    """
+    from executors.profile_init import add_profile
+    from scripts.errors import JobError
+    from scripts.problems import ProblemsError
+
+    if file is not None and here:
+        raise typer.BadParameter("give --file or --here, not both")
+    try:
+        target = add_profile(kind, name or kind, Path("executors.yaml") if here else file)
+    except ProblemsError as error:
+        for problem in error.problems:
+            print(problem, file=sys.stderr)
+        print("nothing was written.", file=sys.stderr)
+        raise typer.Exit(_REFUSED) from None
+    except JobError as error:
+        print(error, file=sys.stderr)
+        raise typer.Exit(_FAILED) from None
+    flag = f" --profiles {target}" if file is not None else ""
+    print(f"wrote      {target}\nedit it, then: nemo experiment executors check {name or kind}{flag}")
+
+
+def check(
+    name: Annotated[str, typer.Argument(help="A name from `nemo experiment executors`.")],
+    words: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Values over the profile's.")
+    ] = None,
+    profiles: Annotated[Path | None, typer.Option(help=_FILES_HELP)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help=_JSON_HELP)] = False,
+) -> None:
+    """Try whether a job could really run there, one thing after another.
+
+    Example: nemo experiment executors check slurm partition=h100
+
+    Exit status: 0 when everything passed, 1 when something failed, 2 when the profile is broken.
+    """
+    from executors.place import Probe
+    from executors.profiles import load_profile, place_of
+    from scripts.errors import JobError
+
+    overrides, problems = _overrides(words or [])
+    profile, wrong = load_profile(name, overrides, files=profiles)
+    problems += wrong
+    place = place_of(profile)
+    if not problems:
+        problems += place.problems()
+    if problems:
+        if as_json:
+            _print_json({"name": name, "state": "refused", "problems": [_plain(problem) for problem in problems]})
+        for problem in problems:
+            print(problem, file=sys.stderr)
+        raise typer.Exit(_REFUSED)
+
+    def tried() -> Iterator[Probe]:
+        try:
+            yield from place.probes()
+        except JobError as error:  # no answer at all: the probes behind this one were not tried
+            yield Probe(name=error.name, passed=False, detail=error.cause, remedy=error.remedy)
+
+    probes = []
+    for probe in tried():
+        probes.append(probe)
+        if not as_json:
+            _print_probe(probe)
+    failed = sum(not probe.passed for probe in probes)
+    if as_json:
+        rows = [dataclasses.asdict(probe) for probe in probes]
+        _print_json({"name": name, "kind": profile.kind, "passed": not failed, "probes": rows})
+    else:
+        print(f"{len(probes) - failed} passed, {failed} failed")
+    if failed:
+        raise typer.Exit(_FAILED)
+
+
+def _overrides(words: Sequence[str]) -> tuple[dict[str, str], list[Problem]]:
+    """`KEY=VALUE` words; `executor.KEY=VALUE`, as `run` takes them, is the same."""
+    values, problems = {}, []
+    for word in words:
+        key, equals, value = word.partition("=")
+        if key and equals:
+            values[key.removeprefix("run.").removeprefix("executor.")] = value
+        else:
+            cause = "a word of the form KEY=VALUE is expected"
+            problems.append(Problem(name="not_an_override", key=word, value=None, cause=cause))
+    return values, problems
+
+
+def _row(source: Any) -> dict[str, Any]:
+    """A profile as plain data; `unfinished` is what it needs before a job can run there."""
+    from executors.profiles import place_of
+
+    place = place_of(source.profile) if source.profile is not None else None
+    return {
+        "name": source.name,
+        "kind": source.kind,
+        "files": [str(file) for file in source.files],
+        "capabilities": dataclasses.asdict(place.capabilities) if place else None,
+        "summary": _in_words(place.capabilities) if place else "",
+        "unfinished": [_plain(problem) for problem in place.problems()] if place and not source.problems else [],
+        "problems": [_plain(problem) for problem in source.problems],
+    }
+
+
+def _in_words(can: Any) -> str:
+    by = {"native": "by itself", "supervisor": "by a supervisor"}
+    parts = [f"detaches {by[can.detach]}"]
+    if can.dependencies != can.detach:
+        parts.append(f"dependencies {by[can.dependencies]}")
+    parts.append("several nodes" if can.multi_node else "one node")
+    parts.append("containers" if can.containers else "no containers")
+    if can.arrays:
+        parts.append("sweeps as one job")
+    return ", ".join(parts)
+
+
+def _print_table(rows: Sequence[dict[str, Any]]) -> None:
+    from executors.profile_files import SHIPPED
+
+    width = max((len(row["name"]) for row in rows), default=0)
+    for row in rows:
+        print(f"{row['name']:{width}}  {row['kind'] or '?':7} {row['summary']}".rstrip())
+        files = [f"{file} (shipped)" if Path(file).parent == SHIPPED else file for file in row["files"]]
+        print(f"{'':{width}}  from    {', '.join(files)}")
+        if row["unfinished"]:
+            keys = ", ".join(problem["key"].removeprefix("executor.") for problem in row["unfinished"])
+            print(f"{'':{width}}  to do   {keys}  (nemo experiment executors check {row['name']})")
+        for problem in row["problems"]:
+            print(f"{'':{width}}  {problem['text']}")
+
+
+def _print_probe(probe: Any) -> None:
+    print(f"{'pass' if probe.passed else 'FAIL'}  {probe.name:16} {probe.detail}", flush=True)
+    if not probe.passed and probe.remedy:
+        print(f"      {'':16} {probe.remedy}", flush=True)
+
+
+def _plain(problem: Problem) -> dict[str, Any]:
+    value = problem.value if isinstance(problem.value, (str, int, float, bool, type(None))) else str(problem.value)
+    return {**vars(problem), "value": value, "text": str(problem)}
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False))

@@ -1,0 +1,154 @@
+"""`nemo experiment ps`, `status`, `logs`, `cancel` and `resume`: runs after their submission."""
+
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from scripts.errors import JobError
+from scripts.problems import ProblemsError
+
+if TYPE_CHECKING:
+    from recipes.folders import RunFolder
+
+_FAILED, _REFUSED = 1, 2
+_Id = Annotated[str, typer.Argument(metavar="ID", help="A run's id, or the beginning of it.")]
+_Ids = Annotated[list[str], typer.Argument(metavar="ID...", help="Runs' ids, or the beginnings of them.")]
+_Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands; NeMo-Run's own experiments still reach NeMo-Run's own commands."""
+    for command in (ps, status, logs, cancel, resume):
+        app.command(command.__name__)(command)
+
+
+def ps(
+    everything: Annotated[bool, typer.Option("--all", help="Finished runs too.")] = False,
+    as_json: _Json = False,
+) -> None:
+    """List the runs submitted from this machine, wherever they run, as they truly stand.
+
+    Example: nemo experiment ps --all
+    """
+    from recipes.cli import show
+    from recipes.runs import all_runs
+
+    shown = [run for run in all_runs() if everything or not run.ended or run.state in ("lost", "unreadable")]
+    show.Output(as_json=as_json).runs(shown)
+
+
+def status(run_id: _Id, as_json: _Json = False) -> None:
+    """Say how a run stands: its recorded state, set against what its scheduler says.
+
+    Example: nemo experiment status quantize_fp8_1795214403955-ad07
+    """
+    from recipes.cli import show
+    from recipes.standing import look
+
+    if _left_to_nemo_run("status", run_id):
+        return
+    out = show.Output(as_json=as_json)
+    for folder in _found(out, [run_id]):
+        out.status(look([folder.dir])[0])
+
+
+def logs(
+    run_id: _Id,
+    rank: Annotated[int, typer.Argument(help="Whose log.")] = 0,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run has ended.")] = False,
+) -> None:
+    """Print the log of a run's rank 0, or of another; of its launcher, as long as the job has not begun.
+
+    Example: nemo experiment logs -f quantize_fp8_1795214403955-ad07
+    """
+    from recipes.cli import show
+    from recipes.runs import log_of
+
+    if _left_to_nemo_run("logs", run_id):
+        return
+    out = show.Output(as_json=False)
+    for folder in _found(out, [run_id]):
+        try:
+            for piece in log_of(folder, f"rank{rank}.log", follow=follow):
+                sys.stdout.buffer.write(piece)
+                sys.stdout.buffer.flush()
+        except KeyboardInterrupt:
+            raise typer.Exit(0) from None
+        except JobError as error:
+            out.failure(error)
+            raise typer.Exit(_FAILED) from None
+
+
+def cancel(run_ids: _Ids, as_json: _Json = False) -> None:
+    """End runs, and wait until that is recorded. Those that have ended stay as they are.
+
+    Example: nemo experiment cancel quantize_fp8_1795214403955-ad07
+
+    Exit status: 0 when every run has ended, 1 when one could not be reached or goes on.
+    """
+    from recipes.cli import show
+    from recipes.runs import cancel_run
+
+    if len(run_ids) == 1 and _left_to_nemo_run("cancel", run_ids[0]):
+        return
+    out = show.Output(as_json=as_json)
+    runs, reached = [], True
+    for folder in _found(out, run_ids):
+        try:
+            runs.append(cancel_run(folder))
+        except JobError as error:
+            reached = False
+            print(f"{folder.id}: {error}", file=sys.stderr)
+    out.runs(runs)
+    raise typer.Exit(0 if reached and all(run.ended for run in runs) else _FAILED)
+
+
+def resume(run_ids: _Ids, as_json: _Json = False) -> None:
+    """Start runs that were lost, failed or cancelled over, detached, in their own run directories.
+
+    Example: nemo experiment resume quantize_fp8_1795214403955-ad07
+
+    What the ended attempt left is moved to attempts/ in the run directory.
+    """
+    from recipes.cli import show
+    from recipes.submission import take_up
+
+    out = show.Output(as_json=as_json)
+    try:
+        out.detached(take_up(_found(out, run_ids)))
+    except ProblemsError as error:
+        out.problems(error.problems)
+        raise typer.Exit(_REFUSED) from None
+    except JobError as error:
+        out.failure(error)
+        raise typer.Exit(_FAILED) from None
+
+
+def _found(out: "show.Output", words: list[str]) -> "list[RunFolder]":  # type: ignore[name-defined]  # noqa: F821
+    from recipes.runs import find_run
+
+    try:
+        return [find_run(word) for word in words]
+    except ProblemsError as error:
+        out.problems(error.problems)
+        raise typer.Exit(_REFUSED) from None
+
+
+def _left_to_nemo_run(command: str, word: str) -> bool:
+    """Whether `word` is an experiment that is not ours; then NeMo-Run's own command answers."""
+    from nemo_run.cli import experiment
+    from nemo_run.config import get_nemorun_home
+
+    from recipes.folders import runs_dir
+
+    if any(path.name.startswith(word) for path in runs_dir().glob("*")):
+        return False
+    experiments = f"{get_nemorun_home()}/experiments"
+    title = word.rpartition("_")[0]
+    from pathlib import Path
+
+    if not any(Path(path).is_dir() for path in (f"{experiments}/{title}/{word}", f"{experiments}/{word}")):
+        return False
+    getattr(experiment, command)(word)
+    return True

@@ -1,0 +1,164 @@
+"""From recipes and profiles to checked submissions, or to every Problem at once; nothing is written."""
+
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from executors import load_profile, place_of
+from executors.place import Launch, Place
+from recipes.folders import RunFolder
+from recipes.preflight import preflight
+from recipes.runs import find_run
+from recipes.spec import Spec, spec_of
+from scripts.problems import Problem, ProblemsError
+
+if TYPE_CHECKING:
+    import nemo_run as run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A recipe inside an experiment: its name there, and the stages (or earlier runs) that must succeed first."""
+
+    name: str
+    partial: "run.Partial[Any]"
+    executor: str | None = None  # None: the experiment's
+    after: Sequence[str] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Submission:
+    """A checked job that has not been handed over yet; making one writes nothing."""
+
+    id: str
+    name: str  # the stage's
+    partial: "run.Partial[Any]"
+    executor: str
+    place: Place
+    spec: Spec
+    after: tuple[str, ...] = ()  # run ids
+    force_squash: bool = False
+    element: tuple[str, int] | None = None  # of a job array: its run id, and which one
+
+    @property
+    def run_dir(self) -> Path:
+        """Where the job will record itself, as it sees it."""
+        return self.spec.run_dir
+
+    @property
+    def folder(self) -> RunFolder:
+        """What this machine will keep of it."""
+        return RunFolder.of(self.id)
+
+    def launch(self, archive: Path | None) -> Launch:
+        """The job's names and shape."""
+        shape = self.spec.shape
+        secrets = self.place.secrets_path(self.element[0] if self.element else self.id)
+        return Launch(
+            run_id=self.id,
+            task=self.spec.recipe,
+            run_dir=str(self.run_dir),
+            nodes=shape.nodes,
+            processes=shape.processes,
+            torchrun=shape.torchrun,
+            secrets=f"{secrets}.{self.element[1]}" if secrets and self.element else secrets,
+            archive=archive,
+            force_squash=self.force_squash,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How to submit, whatever is submitted."""
+
+    profiles: Path | None = None  # a file of executor profiles, instead of the user's own
+    online: bool = True  # ask the hub about models that are not here
+    force_squash: bool = False
+    overrides: Mapping[str, str] = field(default_factory=dict)  # of the executor profile
+
+
+def prepare(
+    partial: "run.Partial[Any]", executor: str = "local", profile: Mapping[str, str] | None = None, **options: Any
+) -> Submission:
+    """Check `partial` on the executor profile named. Raises ProblemsError with every Problem; writes nothing."""
+    stage = Stage(name=partial.recipe, partial=partial, after=options.pop("after", ()))
+    (submission,) = prepare_all([stage], executor, Options(overrides=profile or {}, **options))
+    return submission
+
+
+def prepare_all(stages: Sequence[Stage], executor: str = "local", options: Options = Options()) -> list[Submission]:
+    """Check every stage, in an order in which parents come first. Raises ProblemsError; writes nothing."""
+    problems: list[Problem] = []
+    ids = {stage.name: _new_id(stage.partial.recipe) for stage in stages}
+    submissions = []
+    places = {name: _place_of(name, options) for name in {stage.executor or executor for stage in stages}}
+    for stage in _in_order(stages, problems):
+        name = stage.executor or executor
+        submission, found = _prepare_one(stage, name, *places[name], ids, options)
+        problems += [problem for problem in found if problem not in problems]
+        submissions += [submission] if submission else []
+    if problems:
+        raise ProblemsError(problems)
+    return submissions
+
+
+def _place_of(executor: str, options: Options) -> tuple[Place, list[Problem]]:
+    """The place of that name; this machine where there is none, so that other checks can go on."""
+    profile, problems = load_profile(executor, options.overrides, files=options.profiles)
+    if any(problem.name == "unknown_executor" for problem in problems):
+        return place_of(load_profile("local", {})[0]), problems
+    place = place_of(profile)
+    return place, [*problems, *place.problems()]
+
+
+def _prepare_one(
+    stage: Stage, executor: str, place: Place, wrong: Sequence[Problem], ids: Mapping[str, str], options: Options
+) -> tuple[Submission | None, list[Problem]]:
+    problems = list(wrong)
+    after = []
+    for name in stage.after:
+        try:
+            after.append(ids[name] if name in ids else find_run(name).id)
+        except ProblemsError as error:
+            problems += error.problems
+    spec, unresolved = spec_of(stage.partial, place, options.overrides, ids[stage.name], online=options.online)
+    problems += unresolved + (preflight(spec) if spec else [])
+    if spec is None:
+        return None, problems
+    submission = Submission(
+        id=ids[stage.name],
+        name=stage.name,
+        partial=stage.partial,
+        executor=executor,
+        place=place,
+        spec=spec,
+        after=tuple(after),
+        force_squash=options.force_squash,
+    )
+    return submission, problems
+
+
+def _new_id(recipe: str) -> str:
+    return f"{recipe}_{time.time_ns() // 1_000_000}-{secrets.token_hex(3)}"
+
+
+def _in_order(stages: Sequence[Stage], problems: list[Problem]) -> list[Stage]:
+    """The stages, parents first; a cycle or a name used twice is a Problem."""
+    from graphlib import CycleError, TopologicalSorter
+
+    by_name = {stage.name: stage for stage in stages}
+    if len(by_name) < len(stages):
+        names = [stage.name for stage in stages]
+        twice = next(name for name in names if names.count(name) > 1)
+        problems.append(Problem(name="stage_twice", key="stage", value=twice, cause="two stages have this name"))
+        return []
+    graph = {stage.name: [name for name in stage.after if name in by_name] for stage in stages}
+    try:
+        return [by_name[name] for name in TopologicalSorter(graph).static_order()]
+    except CycleError as error:
+        cause = f"these stages wait for each other: {' -> '.join(error.args[1])}"
+        problems.append(Problem(name="stages_in_a_circle", key="after", value=None, cause=cause))
+        return []
