@@ -85,7 +85,7 @@ class Engine:
         assert self._process is not None
         self._process.kill()
         self._process.wait(timeout=30)
-        # Its containerd goes with it, in a moment. Until that is so, and reaped, the next engine takes it for one to use.
+        # Its containerd goes with it, in a moment; until it is reaped, the next engine takes it for one to use.
         file = self.folder / "exec" / "containerd" / "containerd.pid"
         with suppress(psutil.NoSuchProcess, FileNotFoundError):
             containerd = psutil.Process(int(file.read_text()))
