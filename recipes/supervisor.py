@@ -1,11 +1,10 @@
-"""`python -m recipes.supervisor ID...`: looks after detached runs, one after another, and outlives the terminal."""
+"""Handing detached runs to a process that looks after them and outlives the terminal."""
 
 import subprocess
 import sys
 from collections.abc import Sequence
 
 from recipes.folders import RunFolder
-from recipes.launching import carry_out
 from scripts.process import identity
 
 
@@ -15,7 +14,7 @@ def spawn(folders: Sequence[RunFolder]) -> None:
     log_file.parent.mkdir(exist_ok=True)
     with log_file.open("ab") as log:
         child = subprocess.Popen(
-            [sys.executable, "-m", "recipes.supervisor", *(folder.id for folder in folders)],
+            [sys.executable, "-m", "recipes.supervise", *(folder.id for folder in folders)],
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=log,
@@ -27,13 +26,3 @@ def spawn(folders: Sequence[RunFolder]) -> None:
     # It waits for the end of its standard input, so that nobody finds a run without its supervisor's name.
     assert child.stdin is not None
     child.stdin.close()
-
-
-def main(run_ids: Sequence[str]) -> None:
-    """Look after the runs until the last one has ended."""
-    sys.stdin.read()
-    carry_out([RunFolder.of(run_id) for run_id in run_ids])
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -42,7 +42,7 @@ def detached(nemo: Nemo, *words: str) -> Path:
 
 
 def test_a_run_begins_after_its_parent_succeeded(nemo: Nemo) -> None:
-    parent = detached(nemo, "args.seconds=3")
+    parent = detached(nemo, "args.seconds=15")
     child = detached(nemo, "--after", parent.name)
     assert state(nemo, child.name) == "submitted"
     wait_for(lambda: read_record(child)["state"] == "succeeded")
@@ -52,7 +52,7 @@ def test_a_run_begins_after_its_parent_succeeded(nemo: Nemo) -> None:
 
 
 def test_a_run_never_begins_when_its_parent_failed(nemo: Nemo) -> None:
-    parent = detached(nemo, "args.seconds=2", "args.exit_code=3")
+    parent = detached(nemo, "args.seconds=4", "args.exit_code=3")
     done = nemo("run", "probe", "--after", parent.name, "--json")
     assert done.code == 130  # nothing of its own failed; it was called off
     assert done.json["state"] == "cancelled"

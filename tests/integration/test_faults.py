@@ -320,12 +320,12 @@ def test_a_first_stage_that_cannot_be_undone_is_named(far: User, login: Login, c
 
 def test_a_controller_that_is_down(near: User, cluster: Cluster) -> None:
     run_id = near.detached("executor=near", "args.seconds=300")
-    until(lambda: near.status(run_id)["state"] == "running")
+    until(lambda: near.record(run_id)["state"] == "running")
     with cluster.without("slurmctld"):
         line = near.refused("executor=near", "--sweep", "args.message=a,b,c", "--detach")
         assert line.startswith("failed: slurm_down: ")
         rows = {row["id"]: row for row in near("ps", "--all", "--json").json}
-        assert rows.pop(run_id)["state"] == "running", "the database knows it"
+        assert rows.pop(run_id)["state"] == "running", "its own record and the database know it"
         assert [(row["state"], row["error"]["name"]) for row in rows.values()] == [("failed", "slurm_down")] * 3
         assert near("cancel", run_id, code=1).err.startswith(f"{run_id}: slurm_down: ")
     near("cancel", run_id)

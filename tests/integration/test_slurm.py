@@ -687,7 +687,7 @@ def test_a_login_node_that_goes_silent_leaves_a_job_that_is_found_later(remote: 
     assert ended(place, job).state == "succeeded", launcher_log(job)
     assert b"rank 0" in place.log(replace(job, run_dir="/nowhere"), "rank0.log", 0)
     (login.bin / "sbatch").unlink()
-    never = replace(job, run_id="probe_1-0000")
+    never = replace(job, run_id="probe_1-0000", folder="/nowhere/probe_1-0000/probe")
     assert place.states([never]) == {never.run_id: None}
 
 

@@ -248,7 +248,9 @@ def _database(cluster: Cluster, port: int) -> None:
     data, sock = folder / "db", folder / "run" / "my.sock"
     install = ["mariadb-install-db", "--no-defaults", "--user=root", f"--datadir={data}", "--skip-test-db"]
     install.append("--auth-root-authentication-method=normal")
-    subprocess.run(install, check=True, capture_output=True, timeout=120, env=cluster.env)
+    done = subprocess.run(install, capture_output=True, text=True, timeout=120, env=cluster.env)
+    if done.returncode:
+        raise RuntimeError(f"mariadb-install-db: {done.stdout[-2000:]} {done.stderr[-2000:]}")
     options = f"""--no-defaults --user=root --datadir={data} --socket={sock} --port={port} --bind-address=127.0.0.1
         --innodb-buffer-pool-size=32M --innodb-log-file-size=16M --performance-schema=OFF
         --pid-file={folder}/run/my.pid --innodb-flush-log-at-trx-commit=0"""
