@@ -259,7 +259,8 @@ def _print_text(plan: dict[str, Any]) -> None:
 
 
 def _code_line(code: dict[str, Any]) -> str:
-    line = f"{code['packager']}: {code['files']} files, {code['bytes'] / 1e3:.0f} kB"
+    whose = "the recipes alone" if code["packager"] == "none" else code["packager"]
+    line = f"{whose}: {code['files']} files, {code['bytes'] / 1e3:.0f} kB"
     for key, meaning in (
         ("changed", "uncommitted, sent"),
         ("untracked", "untracked, not sent"),
