@@ -3,7 +3,7 @@
 import dataclasses
 import fcntl
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +20,11 @@ def runs_dir() -> Path:
     from nemo_run.config import get_nemorun_home
 
     return Path(get_nemorun_home()) / "runs"
+
+
+def scheduler_of(profile: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Equal for profiles whose jobs the same scheduler knows, and can make wait for each other."""
+    return tuple(profile.get(key) for key in ("kind", "host", "port", "user"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +49,7 @@ class Handle:
     @property
     def scheduler(self) -> tuple[Any, ...]:
         """Equal for runs that can be asked about together."""
-        return tuple(self.profile.get(key) for key in ("kind", "host", "port", "user", "identity"))
+        return (*scheduler_of(self.profile), self.profile.get("identity"))
 
     def as_launch(self) -> Launch:
         """The Launch this was made from."""

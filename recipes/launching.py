@@ -9,7 +9,7 @@ from types import FrameType
 
 from executors.place import Job, Place, SubmitError, UnreachableError
 from recipes.delivery import deliver, named_failures, opened_experiment, partial_of
-from recipes.folders import Handle, RunFolder, handle_of
+from recipes.folders import Handle, RunFolder, handle_of, scheduler_of
 from recipes.standing import Run, look
 from scripts.errors import JobError
 from scripts.record import FINAL_STATES, Record, read_record
@@ -130,8 +130,7 @@ def native_id(parent: RunFolder, place: Place) -> str | None:
     other = parent.handle()
     if other is None or other.job is None or place.capabilities.dependencies != "native":
         return None
-    own = vars(place.profile)
-    same = all(other.profile.get(key) == own.get(key) for key in ("kind", "host", "port", "user"))
+    same = scheduler_of(other.profile) == scheduler_of(vars(place.profile))
     known = same and not str(other.job["id"]).startswith("?")  # submitted, but nobody knows as what
     return str(other.job["id"]) if known else None
 

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from executors.packaging import Code, package
-from executors.place import Place
 from recipes.delivery import disk_failures, partial_of, write_partial
-from recipes.folders import Handle, RunFolder, launch_values
+from recipes.folders import Handle, RunFolder, launch_values, scheduler_of
 from recipes.launching import Watcher, carry_out, hand_over
 from recipes.preparation import Stage, Submission, prepare, prepare_all
 from recipes.runs import reopen_run
@@ -73,7 +72,7 @@ def start(submissions: Sequence[Submission], *, detach: bool = False, watch: Wat
 
 def needs_supervisor(submissions: Sequence[Submission]) -> bool:
     """Whether a process of ours must look after the jobs, or wait until they may begin."""
-    hosts = {submission.id: _scheduler(submission.place) for submission in submissions}
+    hosts = {submission.id: scheduler_of(vars(submission.place.profile)) for submission in submissions}
     for submission in submissions:
         if submission.place.capabilities.detach == "supervisor":
             return True
@@ -86,14 +85,9 @@ def needs_supervisor(submissions: Sequence[Submission]) -> bool:
     return False
 
 
-def _scheduler(place: Place) -> tuple[Any, ...]:
-    values = vars(place.profile)
-    return tuple(values.get(key) for key in ("kind", "host", "port", "user"))
-
-
 def _scheduler_of_run(run_id: str) -> tuple[Any, ...] | None:
     handle = RunFolder.of(run_id).handle()
-    return _scheduler(handle.place()) if handle else None
+    return scheduler_of(handle.profile) if handle else None
 
 
 def record_all(submissions: Sequence[Submission]) -> list[RunFolder]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from executors.place import Launch
 from recipes.delivery import deliver, disk_failures, named_failures, opened_experiment, serialized
-from recipes.folders import RunFolder
+from recipes.folders import RunFolder, handle_of
 from recipes.following import follow
 from recipes.launching import Watcher, close, parents_ready
 from recipes.overrides import set_value
@@ -103,8 +103,7 @@ def array_job(elements: Sequence[Submission], archive: Path | None) -> "tuple[La
 def _submit_array(elements: Sequence[Submission], folders: Sequence[RunFolder]) -> None:
     """Submit all of them as the elements of one job. Raises JobError with every record closed."""
     place = elements[0].place
-    handle = folders[0].handle()
-    assert handle is not None, folders[0].dir
+    handle = handle_of(folders[0])
     launch, partial = array_job(elements, handle.as_launch().archive)
     try:
         native = parents_ready(folders[0], handle, None)
