@@ -1,6 +1,8 @@
 """From an algorithm's YAML to a Fiddle Partial of its entrypoint."""
 
+import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,41 +15,57 @@ if TYPE_CHECKING:
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 SECTIONS = ("engine", "script", "args", "torchrun", "extra_args")
+#: YAML 1.1 takes 6e9 and 1e-5 for texts; people mean numbers.
+_FLOAT = re.compile(r"[-+]?(?:\d[\d_]*)(?:\.[\d_]*)?[eE][-+]?\d+")
 
 
-def partial_from(
-    entrypoint: Callable[..., None], args_type: type, *, recipe: str, algorithm: str, config: str
-) -> "run.Partial[None]":
-    """The Partial of `entrypoint` with the values of configs/`algorithm`/`config`.yaml.
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """Recipes that differ in values only: one entrypoint, one class of arguments, a folder of configs."""
 
-    Raises ProblemsError when the file has a key that the algorithm does not know.
-    """
-    import nemo_run as run
+    name: str  # of the folder in configs/, and of the recipe over its default.yaml
+    entrypoint: Callable[..., None]
+    args: type
+    strategies: tuple[str, ...] = ()  # when to use which, in a sentence each
+    also: tuple[str, ...] = ()  # artifact types that it leaves behind and no argument names
+    errors: tuple[str, ...] = ()  # problems and failures that are its own, by name
 
-    from recipes.overrides import merge
+    @property
+    def algorithm(self) -> str:
+        """What its entrypoint carries out."""
+        return self.entrypoint.__name__
 
-    partial = run.Partial(
-        entrypoint,
-        recipe=recipe,
-        engine="auto",
-        script=run.Config(ScriptSpec),
-        args=run.Config(args_type),
-        torchrun=run.Config(Torchrun),
-        extra_args=[],
-    )
-    problems = merge(partial, load_yaml(config_path(algorithm, config)))
-    if problems:
-        raise ProblemsError(problems)
-    return partial
+    def recipe(self, config: str = "default") -> "run.Partial[None]":
+        """The Partial with the values of configs/<family>/<config>.yaml.
+
+        Raises ProblemsError when the file has a key that the algorithm does not know.
+        """
+        import nemo_run as run
+
+        from recipes.overrides import merge
+
+        partial = run.Partial(
+            self.entrypoint,
+            recipe=self.name if config == "default" else f"{self.name}_{config}",
+            engine="auto",
+            script=run.Config(ScriptSpec),
+            args=run.Config(self.args),
+            torchrun=run.Config(Torchrun),
+            extra_args=[],
+        )
+        problems = merge(partial, load_yaml(config_path(self.name, config)))
+        if problems:
+            raise ProblemsError(problems)
+        return partial
 
 
-def config_path(algorithm: str, name: str) -> Path:
+def config_path(family: str, name: str) -> Path:
     """The shipped file for a bare config name (`fp8`), else the path itself. Raises ProblemsError for neither."""
-    shipped = CONFIGS / algorithm / f"{name}.yaml"
+    shipped = CONFIGS / family / f"{name}.yaml"
     path = shipped if shipped.is_file() else Path(name).expanduser()
     if path.is_file():
         return path
-    names = [file.stem for file in (CONFIGS / algorithm).glob("*.yaml")]
+    names = [file.stem for file in (CONFIGS / family).glob("*.yaml")]
     problem = Problem(
         name="unknown_config",
         key="--config",
@@ -63,12 +81,30 @@ def load_yaml(path: Path) -> Mapping[str, Any]:
     return _load(path, path.stat().st_mtime_ns)
 
 
+def parse_yaml(text: str) -> Any:
+    """A YAML document, in which 6e9 is a number. Raises yaml.YAMLError."""
+    import yaml
+
+    return yaml.load(text, Loader=_loader())
+
+
+@cache
+def _loader() -> Any:
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        """SafeLoader with the floats of YAML 1.2."""
+
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789"))
+    return Loader
+
+
 @cache
 def _load(path: Path, _changed: int) -> Mapping[str, Any]:
     import yaml
 
     try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+        value = parse_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         cause = " ".join(str(error).split())
         raise ProblemsError([Problem(name="unreadable_config", key="file", value=path, cause=cause)]) from error

@@ -1,63 +1,155 @@
 """The catalogue of recipes: explicit, ordered, no names found by walking packages."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from recipes import quantization as family
-from recipes.probing import probe
+from recipes import conversion, distillation, exporting, generation, megatron_lm, probing, pruning, quantization
+from recipes.base import Family
 from scripts.problems import Problem, ProblemsError, nearest
 
 if TYPE_CHECKING:
     import nemo_run as run
 
+Build = Callable[[], "run.Partial[None]"]
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """A name in the catalogue: the function that builds it, and what it takes and leaves."""
+    """A name in the catalogue: the function that builds it, and the family it belongs to."""
 
-    name: str
-    build: Callable[[], "run.Partial[None]"]
-    algorithm: str
-    consumes: tuple[str, ...]
-    produces: tuple[str, ...]
+    build: Build
+    family: Family
+
+    @property
+    def name(self) -> str:
+        """What the command line calls it."""
+        return self.build.__name__
+
+    @property
+    def algorithm(self) -> str:
+        """What its entrypoint carries out."""
+        return self.family.algorithm
 
     @property
     def summary(self) -> str:
         """The first line of the function's docstring."""
         return (self.build.__doc__ or "").splitlines()[0]
 
+    @property
+    def consumes(self) -> tuple[str, ...]:
+        """The artifact types that its arguments name as input."""
+        return tuple(dict.fromkeys(meaning.consumes for meaning in self._meanings() if meaning.consumes))
 
-def _quantize(build: Callable[[], "run.Partial[None]"]) -> Recipe:
-    return Recipe(
-        name=build.__name__,
-        build=build,
-        algorithm="quantize",
-        consumes=("checkpoint_hf",),
-        produces=("checkpoint_modelopt", "checkpoint_hf", "eval_results"),
-    )
+    @property
+    def produces(self) -> tuple[str, ...]:
+        """The artifact types that it can leave behind."""
+        named = [meaning.produces for meaning in self._meanings() if meaning.produces]
+        return tuple(dict.fromkeys([*named, *self.family.also]))
+
+    def _meanings(self) -> Iterator[Any]:
+        for field in dataclasses.fields(self.family.args):
+            yield field.metadata["meaning"]
 
 
-def _index(*recipes: Recipe) -> dict[str, Recipe]:
+def _index(families: Mapping[Family, tuple[Build, ...]]) -> dict[str, Recipe]:
     index: dict[str, Recipe] = {}
-    for recipe in recipes:
-        if recipe.name in index:
-            raise ValueError(f"two recipes are named {recipe.name}")
-        index[recipe.name] = recipe
+    for family, builds in families.items():
+        for build in builds:
+            if build.__name__ in index:
+                raise ValueError(f"two recipes are named {build.__name__}")
+            index[build.__name__] = Recipe(build=build, family=family)
     return index
 
 
-RECIPES = _index(
-    _quantize(family.quantize),
-    _quantize(family.quantize_fp8),
-    _quantize(family.quantize_nvfp4),
-    _quantize(family.quantize_int8_sq),
-    _quantize(family.quantize_fp8_blockwise),
-    _quantize(family.quantize_int4_awq),
-    _quantize(family.quantize_w4a8_awq),
-    _quantize(family.quantize_tiny),
-    Recipe(name="probe", build=probe, algorithm="probe", consumes=(), produces=("probe_report",)),
-)
+#: Families in the order in which they are listed, each with the functions that build its recipes.
+_FAMILIES: dict[Family, tuple[Build, ...]] = {
+    quantization.QUANTIZE: (
+        quantization.quantize,
+        quantization.quantize_fp8,
+        quantization.quantize_nvfp4,
+        quantization.quantize_int8_sq,
+        quantization.quantize_fp8_blockwise,
+        quantization.quantize_int4_awq,
+        quantization.quantize_w4a8_awq,
+        quantization.quantize_mamba_moe_fp8_aggressive,
+        quantization.quantize_mamba_moe_fp8_conservative,
+        quantization.quantize_mamba_moe_nvfp4_aggressive,
+        quantization.quantize_mamba_moe_nvfp4_conservative,
+        quantization.quantize_tiny,
+    ),
+    quantization.QUANTIZE_VLM: (
+        quantization.quantize_vlm,
+        quantization.quantize_vlm_qwen3_vl_30b,
+        quantization.quantize_vlm_nvfp4,
+        quantization.quantize_vlm_tiny,
+    ),
+    quantization.QUANTIZE_MODELOPT: (
+        quantization.quantize_modelopt,
+        quantization.quantize_modelopt_nvfp4,
+        quantization.quantize_modelopt_recipe,
+        quantization.quantize_modelopt_tiny,
+    ),
+    generation.GENERATE: (generation.generate,),
+    generation.GENERATE_VLM: (generation.generate_vlm,),
+    generation.GENERATE_VLLM: (generation.generate_vllm,),
+    exporting.EXPORT: (exporting.export,),
+    exporting.EXPORT_MODELOPT: (exporting.export_modelopt,),
+    exporting.EXPORT_DISTILLED: (exporting.export_distilled,),
+    pruning.PRUNE: (
+        pruning.prune,
+        pruning.prune_active,
+        pruning.prune_memory,
+        pruning.prune_fixed,
+        pruning.prune_uneven,
+        pruning.prune_tiny,
+    ),
+    distillation.DISTILL: (
+        distillation.distill,
+        distillation.distill_mock,
+        distillation.distill_tiny,
+        distillation.distill_pruned,
+    ),
+    distillation.QAD: (
+        distillation.qad,
+        distillation.qad_tiny,
+    ),
+    distillation.DISTILL_LLAMA: (distillation.distill_llama,),
+    distillation.QAT: (
+        distillation.qat,
+        distillation.qat_tiny,
+    ),
+    conversion.HF_TO_MEGATRON: (conversion.hf_to_megatron,),
+    conversion.MEGATRON_TO_HF: (conversion.megatron_to_hf,),
+    conversion.MERGE_LORA: (conversion.merge_lora,),
+    megatron_lm.MLM_CONVERT: (
+        megatron_lm.mlm_convert,
+        megatron_lm.mlm_convert_eagle3,
+    ),
+    megatron_lm.MLM_QUANTIZE: (
+        megatron_lm.mlm_quantize,
+        megatron_lm.mlm_quantize_nvfp4,
+        megatron_lm.mlm_quantize_tiny,
+    ),
+    megatron_lm.MLM_EXPORT: (megatron_lm.mlm_export,),
+    megatron_lm.MLM_GENERATE: (
+        megatron_lm.mlm_generate,
+        megatron_lm.mlm_generate_speculative,
+    ),
+    megatron_lm.MLM_MMLU: (
+        megatron_lm.mlm_mmlu,
+        megatron_lm.mlm_mmlu_tiny,
+    ),
+    megatron_lm.MLM_PRUNE: (
+        megatron_lm.mlm_prune,
+        megatron_lm.mlm_prune_targets,
+    ),
+    megatron_lm.MLM_FINETUNE: (megatron_lm.mlm_finetune,),
+    megatron_lm.MLM_DISTILL: (megatron_lm.mlm_distill,),
+    megatron_lm.MLM_VALIDATE: (megatron_lm.mlm_validate,),
+    probing.PROBE: (probing.probe,),
+}
+RECIPES = _index(_FAMILIES)
 
 
 def find(name: str) -> Recipe:
@@ -71,8 +163,9 @@ def find(name: str) -> Recipe:
 
 
 def describe(recipe: Recipe) -> dict[str, Any]:
-    """A recipe as plain data: values with their meanings and types, what it consumes and produces."""
+    """A recipe as plain data: values with meanings and types, artifacts, strategies, errors, releases."""
     from recipes.overrides import field_types
+    from recipes.releases import releases
 
     partial = recipe.build()
     values = []
@@ -88,6 +181,9 @@ def describe(recipe: Recipe) -> dict[str, Any]:
         "consumes": list(recipe.consumes),
         "produces": list(recipe.produces),
         "values": values,
+        "strategies": list(recipe.family.strategies),
+        "errors": list(recipe.family.errors),
+        "releases": releases(partial),
     }
 
 

@@ -2,10 +2,11 @@
 
 import difflib
 import json
-import struct
 from pathlib import Path
 from typing import Any
 
+from scripts.checkpoints.headers import read_header
+from scripts.errors import JobError
 from scripts.problems import nearest
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "spiece.model")
@@ -39,7 +40,7 @@ def local_model_problem(name: str) -> Trouble | None:
                 "Convert them: save_pretrained(safe_serialization=True).",
             )
         return "missing_model", "it has no *.safetensors", "Copy the weights beside config.json."
-    damaged = next((file.name for file in sorted(path.glob("*.safetensors")) if not _readable(file)), None)
+    damaged = next((file.name for file in sorted(path.glob("*.safetensors")) if _header(file) is None), None)
     if damaged:
         return "damaged_weights", f"{damaged} is cut short or not safetensors", "Copy it again."
     if not any((path / file).is_file() for file in _TOKENIZERS):
@@ -62,7 +63,7 @@ def linear_shapes(folder: Path) -> dict[str, tuple[int, int]]:
     for file in sorted(folder.glob("*.safetensors")):
         header = _header(file)
         for name, entry in (header or {}).items():
-            if name == "__metadata__" or not name.endswith(".weight") or len(entry["shape"]) != 2:
+            if not name.endswith(".weight") or len(entry["shape"]) != 2:
                 continue
             if any(part in name for part in ("embed", "lm_head", "wte", "wpe", "router", ".gate.weight")):
                 continue
@@ -72,27 +73,11 @@ def linear_shapes(folder: Path) -> dict[str, tuple[int, int]]:
 
 
 def _header(file: Path) -> dict[str, Any] | None:
-    """The JSON header of a safetensors file (its first 8 bytes are the header's length); None if damaged."""
+    """What a safetensors file says of its tensors; None if it is damaged or cut short."""
     try:
-        size = file.stat().st_size
-        with file.open("rb") as handle:
-            (length,) = struct.unpack("<Q", handle.read(8))
-            if length > size - 8:
-                return None
-            header = json.loads(handle.read(length))
-    except (OSError, ValueError, struct.error):
+        return read_header(file)
+    except JobError:
         return None
-    return header if isinstance(header, dict) else None
-
-
-def _readable(file: Path) -> bool:
-    header = _header(file)
-    if header is None:
-        return False
-    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-    with file.open("rb") as handle:
-        (length,) = struct.unpack("<Q", handle.read(8))
-    return file.stat().st_size >= int(8 + length + max(ends, default=0))
 
 
 def _neighbours(path: Path) -> str:

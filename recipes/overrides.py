@@ -3,7 +3,7 @@
 import dataclasses
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
 from scripts.problems import Problem, nearest
 from scripts.typed import convert
@@ -34,6 +34,8 @@ def set_value(partial: "run.Partial[Any]", key: str, value: Any, *, strict: bool
     section, _, name = key.partition(".")
     fields = field_types(partial)
     if key not in fields:
+        if (mapping := _mapping_of(key, fields)) is not None:
+            return _set_below(partial, mapping, key, value)
         return [_unknown(key, section, name, fields)]
     kind = fields[key]
     try:
@@ -41,6 +43,38 @@ def set_value(partial: "run.Partial[Any]", key: str, value: Any, *, strict: bool
     except ValueError as error:
         return [_wrong(key, value, str(error))]
     setattr(getattr(partial, section) if name else partial, name or section, converted)
+    return []
+
+
+def _mapping_of(key: str, fields: Mapping[str, Any]) -> str | None:
+    """The key of a mapping (`args.config`) that a longer key (`args.config.train.lr`) reaches into."""
+    parts = key.split(".")
+    mapping = ".".join(parts[:2])
+    is_mapping = any(get_origin(kind) is dict for kind in (fields.get(mapping), *get_args(fields.get(mapping))))
+    return mapping if len(parts) > 2 and all(parts) and is_mapping else None
+
+
+def _set_below(partial: "run.Partial[Any]", mapping: str, key: str, value: Any) -> list[Problem]:
+    """Set one value inside a mapping; text is read as YAML reads it."""
+    from copy import deepcopy
+
+    import yaml
+
+    from recipes.base import parse_yaml
+
+    section, name = mapping.split(".")
+    whole = deepcopy(getattr(getattr(partial, section), name)) or {}
+    *sections, last = key.removeprefix(f"{mapping}.").split(".")
+    inner = whole
+    for part in sections:
+        inner = inner.setdefault(part, {})
+        if not isinstance(inner, dict):
+            return [_wrong(key, value, f"{part} is a value, not a section")]
+    try:
+        inner[last] = parse_yaml(value) if isinstance(value, str) else value
+    except yaml.YAMLError as error:
+        return [_wrong(key, value, f"does not parse: {' '.join(str(error).split())}")]
+    setattr(getattr(partial, section), name, whole)
     return []
 
 

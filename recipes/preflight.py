@@ -12,12 +12,14 @@ from dataclasses import fields
 from importlib import util
 from pathlib import Path
 
+from recipes.family_checks import family_checks, family_notes
 from recipes.quantize_checks import model_folder, quantize_checks, quantize_notes
-from recipes.spec import Spec
+from recipes.script_checks import script_checks, script_notes
+from recipes.spec import Spec, written
 from scripts.files import weight_bytes
 from scripts.problems import Problem
+from scripts.types import meanings
 
-OUTPUTS = ("modelopt_save_path", "export_dir")
 #: What the hf engine imports; the local executor runs it in the environment that submits.
 ENGINE_PACKAGES = ("torch", "transformers", "modelopt", "datasets", "safetensors", "jinja2", "matplotlib")
 #: Checkpoint, export and working copies, as a multiple of the source checkpoint.
@@ -28,12 +30,14 @@ _TINY_BYTES = 64 << 20
 def preflight(spec: Spec) -> list[Problem]:
     """Every Problem of `spec`; empty when it may run."""
     unusable = list(_characters(spec))
-    return unusable or [problem for check in (*COMMON, *CHECKS[spec.algorithm]) for problem in check(spec)]
+    return unusable or [problem for check in (*COMMON, *CHECKS[spec.engine]) for problem in check(spec)]
 
 
 def notes(spec: Spec) -> list[str]:
     """What a user should know although nothing is wrong."""
-    return list(quantize_notes(spec)) if spec.algorithm == "quantize" else []
+    if spec.engine == "script":
+        return [*script_notes(spec), *family_notes(spec)]
+    return list(quantize_notes(spec)) if spec.engine == "hf" else []
 
 
 def _characters(spec: Spec) -> Iterator[Problem]:
@@ -78,11 +82,8 @@ def _installed(spec: Spec) -> Iterator[Problem]:
 
 
 def _outputs(spec: Spec) -> Iterator[Problem]:
-    paths = {f"args.{name}": Path(value) for name in OUTPUTS if (value := getattr(spec.resolved, name))}
-    inputs = {"args.hf_model_id": spec.resolved.hf_model_id, "args.calib_dataset": spec.resolved.calib_dataset}
-    sources = {
-        key: Path(value).expanduser() for key, value in inputs.items() if value and Path(value).expanduser().exists()
-    }
+    paths = {key: path for key, _, path in written(spec)}
+    sources = dict(_read(spec))
     for key, path in paths.items():
         if spec.here and path.exists() and (not path.is_dir() or any(path.iterdir())):
             cause = "it already holds something, and nothing is overwritten"
@@ -96,9 +97,30 @@ def _outputs(spec: Spec) -> Iterator[Problem]:
         for other_key, other in others.items():
             if _overlap(path, other):
                 cause = f"it overlaps {other_key}={other}"
-                yield Problem(
-                    name="output_overlaps_input", key=key, value=path, cause=cause, remedy="Name a folder of its own."
-                )
+                own = _OVERLAPS.get(spec.algorithm) if other_key in sources else None
+                name = own or "output_overlaps_input"
+                yield Problem(name=name, key=key, value=path, cause=cause, remedy="Name a folder of its own.")
+
+
+#: What algorithms of the script engine call an output that lies in an input.
+_OVERLAPS = {
+    "quantize": "source_checkpoint_overwritten",
+    "convert": "source_checkpoint_overwritten",
+    "prune": "output_path_overlaps_input",
+    "distill": "output_dir_overlaps_checkpoint_roots",
+    "qat": "output_dir_overlaps_checkpoint_roots",
+}
+
+
+def _read(spec: Spec) -> Iterator[tuple[str, Path]]:
+    """The inputs that are paths; where they cannot be looked at, those that can be nothing else."""
+    for field, meaning in meanings(spec.resolved):
+        value = getattr(spec.resolved, field.name)
+        for item in value if isinstance(value, list) else [value]:
+            if meaning.consumes and isinstance(item, str):
+                path = Path(item).expanduser()
+                if path.is_absolute() or (spec.here and path.exists()):
+                    yield f"args.{field.name}", path
 
 
 def _disk(spec: Spec) -> Iterator[Problem]:
@@ -108,24 +130,21 @@ def _disk(spec: Spec) -> Iterator[Problem]:
     if folder is None and not spec.args.hf_model_id.startswith("tiny:"):
         return  # the size is unknown here
     needed = int((weight_bytes(folder) if folder else _TINY_BYTES) * _DISK_FACTOR)
-    for name in OUTPUTS:
-        value = getattr(spec.resolved, name)
-        if not value:
-            continue
-        anchor = _existing_parent(Path(value))
+    for key, _, path in written(spec):
+        anchor = _existing_parent(path)
         free = shutil.disk_usage(anchor).free
         if free < needed:
             cause = f"about {needed / 1e9:.1f} GB will be written and {anchor} has {free / 1e9:.1f} GB free"
-            yield Problem(
-                name="not_enough_disk", key=f"args.{name}", value=value, cause=cause, remedy="Write elsewhere."
-            )
+            yield Problem(name="not_enough_disk", key=key, value=path, cause=cause, remedy="Write elsewhere.")
             return
 
 
 COMMON: tuple[Callable[[Spec], Iterator[Problem]], ...] = (_home, _shape)
-CHECKS: Mapping[str, tuple[Callable[[Spec], Iterator[Problem]], ...]] = {
-    "quantize": (_installed, quantize_checks, _outputs, _disk),
-    "probe": (),
+#: By engine; None is an algorithm without a choice.
+CHECKS: Mapping[str | None, tuple[Callable[[Spec], Iterator[Problem]], ...]] = {
+    "hf": (_installed, quantize_checks, _outputs, _disk),
+    "script": (script_checks, family_checks, _outputs),
+    None: (),
 }
 
 

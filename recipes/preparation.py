@@ -3,7 +3,7 @@
 import secrets
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +11,9 @@ from executors import load_profile, place_of
 from executors.place import Launch, Place
 from recipes.folders import RunFolder
 from recipes.preflight import preflight
+from recipes.references import Outputs, names_in, with_paths
 from recipes.runs import find_run
-from recipes.spec import Spec, spec_of
+from recipes.spec import Spec, outputs_of, spec_of
 from scripts.problems import Problem, ProblemsError
 
 if TYPE_CHECKING:
@@ -93,16 +94,23 @@ def prepare_all(stages: Sequence[Stage], executor: str = "local", options: Optio
     """Check every stage, in an order in which parents come first. Raises ProblemsError; writes nothing."""
     problems: list[Problem] = []
     ids = {stage.name: _new_id(stage.partial.recipe) for stage in stages}
-    submissions = []
+    submissions: list[Submission] = []
+    stages = [replace(stage, after=_parents(stage)) for stage in stages]
     places = {name: _place_of(name, options) for name in {stage.executor or executor for stage in stages}}
     for stage in _in_order(stages, problems):
         name = stage.executor or executor
-        submission, found = _prepare_one(stage, name, *places[name], ids, options)
+        made = {submission.name: outputs_of(submission.spec) for submission in submissions}
+        submission, found = _prepare_one(stage, name, *places[name], ids, options, made)
         problems += [problem for problem in found if problem not in problems]
         submissions += [submission] if submission else []
     if problems:
         raise ProblemsError(problems)
     return submissions
+
+
+def _parents(stage: Stage) -> list[str]:
+    """The stages and runs that must succeed first: those it names, and those whose artifacts it takes."""
+    return list(dict.fromkeys([*stage.after, *names_in(stage.partial)]))
 
 
 def _place_of(executor: str, options: Options) -> tuple[Place, list[Problem]]:
@@ -115,23 +123,37 @@ def _place_of(executor: str, options: Options) -> tuple[Place, list[Problem]]:
 
 
 def _prepare_one(
-    stage: Stage, executor: str, place: Place, wrong: Sequence[Problem], ids: Mapping[str, str], options: Options
+    stage: Stage,
+    executor: str,
+    place: Place,
+    wrong: Sequence[Problem],
+    ids: Mapping[str, str],
+    options: Options,
+    made: Mapping[str, Outputs],
 ) -> tuple[Submission | None, list[Problem]]:
-    problems = list(wrong)
+    referenced = with_paths(stage.partial, made)
+    problems = [*wrong, *referenced.problems]
     after = []
     for name in stage.after:
         try:
             after.append(ids[name] if name in ids else find_run(name).id)
         except ProblemsError as error:
             problems += error.problems
-    spec, unresolved = spec_of(stage.partial, place, options.overrides, ids[stage.name], online=options.online)
+    spec, unresolved = spec_of(
+        referenced.partial,
+        place,
+        options.overrides,
+        ids[stage.name],
+        online=options.online,
+        promised=referenced.promised,
+    )
     problems += unresolved + (preflight(spec) if spec else [])
     if spec is None:
         return None, problems
     submission = Submission(
         id=ids[stage.name],
         name=stage.name,
-        partial=stage.partial,
+        partial=_with_engine(referenced.partial, spec),
         executor=executor,
         place=place,
         spec=spec,
@@ -139,6 +161,13 @@ def _prepare_one(
         force_squash=options.force_squash,
     )
     return submission, problems
+
+
+def _with_engine(partial: "run.Partial[Any]", spec: Spec) -> "run.Partial[Any]":
+    """The recipe as the job gets it: an engine that was decided here is not decided again on the node."""
+    from fiddle import copy_with
+
+    return copy_with(partial, engine=spec.engine) if spec.engine else partial
 
 
 def _new_id(recipe: str) -> str:

@@ -2,14 +2,16 @@
 
 from typing import TYPE_CHECKING
 
-from recipes.base import partial_from
+from recipes.base import Family
+from scripts.args.probe import ProbeArgs
 from scripts.probe import probe as entrypoint
-from scripts.types import ProbeArgs
 
 if TYPE_CHECKING:
     import nemo_run as run
 
+PROBE = Family(name="probe", entrypoint=entrypoint, args=ProbeArgs, also=("probe_report",))
+
 
 def probe() -> "run.Partial[None]":
     """Try an executor: every rank reports where it runs, and the ranks reach each other."""
-    return partial_from(entrypoint, ProbeArgs, recipe="probe", algorithm="probe", config="default")
+    return PROBE.recipe()

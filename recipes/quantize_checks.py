@@ -25,6 +25,9 @@ def quantize_checks(spec: Spec) -> Iterator[Problem]:
 def quantize_notes(spec: Spec) -> Iterator[str]:
     """What a user should know although nothing is wrong."""
     yield "engine hf writes args.modelopt_save_path and args.export_dir; args.megatron_save_path is not used"
+    sizes = [f"args.{name}" for name in _PARALLEL if getattr(spec.args, name) != 1]
+    if sizes:
+        yield f"engine hf has no parallelism; {', '.join(sizes)} of the recipe is not used"
     processes = spec.torchrun.nproc_per_node * spec.shape.nodes
     if processes > 1:
         asked = (
@@ -59,7 +62,7 @@ def _numbers(spec: Spec) -> Iterator[Problem]:
 def _engine(spec: Spec) -> Iterator[Problem]:
     for name in _PARALLEL:
         value = getattr(spec.args, name)
-        if value != 1:
+        if value != 1 and name in spec.given:
             cause = "the hf engine runs as one process, without parallelism"
             yield Problem(
                 name="engine_has_no_parallelism",
@@ -106,6 +109,8 @@ def _combinations(spec: Spec) -> Iterator[Problem]:
 
 def _model(spec: Spec) -> Iterator[Problem]:
     name = spec.resolved.hf_model_id
+    if "hf_model_id" in spec.promised:
+        return
     if is_local(name):
         if not spec.here and not name.startswith("tiny:"):
             return  # a folder over there; `quantize_notes` says that it was not looked at

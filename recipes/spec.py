@@ -1,22 +1,22 @@
 """What is about to be submitted: a recipe's typed values, where they run, and the directory they get."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from recipes.releases import Addressed, address
 from scripts.errors import JobError
-from scripts.late import resolve, run_tag
+from scripts.late import resolve, tag_of
 from scripts.problems import Problem
-from scripts.types import ScriptSpec, Torchrun
+from scripts.script.locate import installed
+from scripts.script.tables import releases_in
+from scripts.types import Engine, ScriptSpec, Torchrun, meanings
 
 if TYPE_CHECKING:
     import nemo_run as run
 
     from executors.place import Capabilities, Place, Profile
-
-#: Algorithms whose entrypoint takes part in torchrun; the hf engine is one process.
-_RANKED = frozenset({"probe"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +39,10 @@ class Spec:
     script: ScriptSpec
     torchrun: Torchrun
     extra_args: list[str]
+    engine: Literal["script", "hf"] | None  # None: an algorithm without a choice
+    addressed: Addressed | None  # of the script engine
+    promised: frozenset[str]  # the args that name what another run is going to leave
+    given: frozenset[str]  # the args that are not what the shipped recipe says
     profile: "Profile"
     capabilities: "Capabilities"
     shape: Shape
@@ -52,46 +56,104 @@ class Spec:
 
 
 def spec_of(
-    partial: "run.Partial[Any]", place: "Place", overrides: Mapping[str, str], run_id: str, *, online: bool
+    partial: "run.Partial[Any]",
+    place: "Place",
+    overrides: Mapping[str, str],
+    run_id: str,
+    *,
+    online: bool,
+    promised: frozenset[str],
 ) -> tuple[Spec | None, list[Problem]]:
     """Build the typed values of `partial` and resolve its late values as they will be on the node."""
     from fiddle import build
 
-    args, torchrun = build(partial.args), build(partial.torchrun)
+    args, torchrun, script = build(partial.args), build(partial.torchrun), build(partial.script)
     run_dir = Path(place.run_root()) / run_id
     algorithm = partial.__fn_or_cls__.__name__
     try:
         resolved = type(args)(**resolve(asdict(args), run_dir=run_dir, run_tag=tag_of(args)))
     except JobError as error:
         return None, [Problem(name=error.name, key="args", value=None, cause=error.cause, remedy=error.remedy)]
+    engine = engine_of(partial.engine, args, script, place.profile)
+    addressed, problems = address(args, script, place.profile) if engine == "script" else (None, [])
     spec = Spec(
         recipe=partial.recipe,
         algorithm=algorithm,
         args=args,
         resolved=resolved,
-        script=build(partial.script),
+        script=script,
         torchrun=torchrun,
         extra_args=list(partial.extra_args),
+        engine=engine,
+        addressed=addressed,
+        promised=promised,
+        given=_given(partial.recipe, args),
         profile=place.profile,
         capabilities=place.capabilities,
-        shape=_shape(algorithm, torchrun, place.profile),
+        shape=_shape(args, addressed, engine, torchrun, place.profile, explicit="nodes" in overrides),
         run_dir=run_dir,
         online=online,
     )
-    return spec, list(_contradiction(torchrun, overrides))
+    return spec, [*_contradiction(torchrun, overrides), *problems]
 
 
-def tag_of(args: Any) -> str:
-    """What `${run_tag}` stands for; empty for an algorithm whose outputs are not named after a model."""
-    model, variant = getattr(args, "hf_model_id", None), getattr(args, "export_quant_cfg", None)
-    return run_tag(model, variant) if model and variant else ""
+def engine_of(engine: Engine, args: Any, script: ScriptSpec, profile: "Profile") -> Literal["script", "hf"] | None:
+    """What `auto` stands for in a place: the script of its container where that is known to have it, else hf.
+
+    The job is told the answer, because its shape depends on it: ranks, or one process.
+    """
+    scripts = getattr(args, "SCRIPTS", ())
+    if not scripts:
+        return None
+    if engine != "auto":
+        return engine
+    if not args.HF_ENGINE or script.path is not None or script.release is not None:
+        return "script"
+    if args.hf_model_id.startswith("tiny:"):
+        return "hf"
+    image = getattr(profile, "image", None)
+    there = installed(scripts) if profile.kind == "local" else bool(image and releases_in(image))
+    return "script" if there else "hf"
 
 
-def _shape(algorithm: str, torchrun: Torchrun, profile: "Profile") -> Shape:
-    # The recipe's value wins over a site's default; the default of both is one machine.
-    nodes = torchrun.nnodes if torchrun.nnodes != 1 else (profile.nodes or 1)
-    ranked = algorithm in _RANKED and nodes * torchrun.nproc_per_node > 1
-    return Shape(nodes=nodes, processes=torchrun.nproc_per_node if ranked else 1, torchrun=ranked)
+def written(spec: Spec) -> Iterator[tuple[str, str, Path]]:
+    """The outputs of the engine that is to be used: the key that names each, its artifact type, its path."""
+    for field, meaning in meanings(spec.resolved):
+        value = getattr(spec.resolved, field.name)
+        if meaning.produces and meaning.engine in ("any", spec.engine) and value:
+            yield f"args.{field.name}", meaning.produces, Path(value) / meaning.within
+
+
+def outputs_of(spec: Spec) -> list[dict[str, str]]:
+    """What the job is going to leave, by type and path."""
+    return [{"type": kind, "path": str(path)} for _, kind, path in written(spec)]
+
+
+def _given(recipe: str, args: Any) -> frozenset[str]:
+    from fiddle import build
+
+    from recipes.catalogue import RECIPES
+
+    shipped = build(RECIPES[recipe].build().args) if recipe in RECIPES else type(args)()
+    names = (field.name for field in fields(args))
+    return frozenset(name for name in names if getattr(args, name) != getattr(shipped, name, None))
+
+
+def _shape(
+    args: Any,
+    addressed: Addressed | None,
+    engine: str | None,
+    torchrun: Torchrun,
+    profile: "Profile",
+    *,
+    explicit: bool,
+) -> Shape:
+    ranked = engine != "hf" and args.RANKED and not (addressed and addressed.script in args.ONE_PROCESS)
+    # The recipe's value wins over a site's default, and a job that has no use for machines takes none by default.
+    wanted = explicit or (ranked and getattr(args, "DATA_PARALLEL", True))
+    nodes = torchrun.nnodes if torchrun.nnodes != 1 or not wanted else (profile.nodes or 1)
+    several = ranked and nodes * torchrun.nproc_per_node > 1
+    return Shape(nodes=nodes, processes=torchrun.nproc_per_node if several else 1, torchrun=several)
 
 
 def _contradiction(torchrun: Torchrun, overrides: Mapping[str, str]) -> list[Problem]:

@@ -12,6 +12,7 @@ from recipes.folders import Handle, RunFolder, launch_values, scheduler_of
 from recipes.launching import Watcher, carry_out, hand_over
 from recipes.preparation import Stage, Submission, prepare, prepare_all
 from recipes.runs import reopen_run
+from recipes.spec import outputs_of
 from recipes.standing import Run, look, recorded
 from recipes.supervisor import spawn
 from scripts.process import identity
@@ -128,6 +129,7 @@ def _record(submission: Submission, code: Code | None, facts: Mapping[str, Any])
         values=values_of(submission.partial),
         code=code.as_record() if code else None,
         after=list(submission.after),
+        expects=outputs_of(submission.spec),
         run_dir=str(submission.run_dir),
         **facts,
     )

@@ -69,15 +69,20 @@ def staged(final: Path) -> Iterator[Path]:
         partial.mkdir()
         try:
             yield partial
-            refuse_existing(final)
-            _sync(partial)
-            with suppress(FileNotFoundError):
-                final.rmdir()
-            partial.rename(final)
-            _sync_one(final.parent)
+            publish(partial, final)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
             lock.unlink(missing_ok=True)
+
+
+def publish(partial: Path, final: Path) -> None:
+    """Make the whole folder `partial` appear as `final`, by one rename. Raises JobError `output_exists`."""
+    refuse_existing(final)
+    _sync(partial)
+    with suppress(FileNotFoundError):
+        final.rmdir()
+    partial.rename(final)
+    _sync_one(final.parent)
 
 
 def _sync(folder: Path) -> None:

@@ -52,6 +52,19 @@ def _resolve(key: str, value: Any, run_tag: str) -> Any:
         ) from error
 
 
+#: Fields of `args` that name the model an output is made of, and the variant of it; the first that is set counts.
+_MODELS = ("hf_model_id", "hf_model_name_or_path", "student_hf_path", "hf_path", "hf_model", "model_card", "model")
+_VARIANTS = ("export_quant_cfg", "quant_cfg", "recipe")
+
+
+def tag_of(args: Any) -> str:
+    """What `${run_tag}` stands for; empty for an algorithm whose outputs are not named after a model."""
+    model, variant = (
+        next(filter(None, (getattr(args, name, None) for name in names)), "") for names in (_MODELS, _VARIANTS)
+    )
+    return run_tag(model, variant) if model else ""
+
+
 def run_tag(model: str, variant: str) -> str:
     """A folder name that says what was made of which model: `Qwen/Qwen3-8B`, `fp8` -> `Qwen3-8B-fp8`."""
     stem = PurePath(variant).stem if variant.endswith((".yaml", ".yml")) else variant

@@ -13,11 +13,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+from scripts.args.probe import ProbeArgs
 from scripts.errors import JobError
 from scripts.files import staged, write_json
 from scripts.record import Record
 from scripts.session import run_job
-from scripts.types import Engine, ProbeArgs, ScriptSpec, Torchrun
+from scripts.types import Engine, ScriptSpec, Torchrun
 
 _WAIT_SECONDS = 60.0
 

@@ -31,10 +31,11 @@ class _RunCommand(TyperCommand):
 
 def register(app: typer.Typer) -> None:
     """Add our commands to NeMo-Run's `experiment` group; status, logs and cancel take the place of its own."""
-    from recipes.cli import executors, manage
+    from recipes.cli import executors, inspect, manage
 
     app.command("run", cls=_RunCommand)(run)
     app.command("recipes")(recipes)
+    app.command("inspect")(inspect.inspect)
     manage.register(app)
     executors.register(app)
 
@@ -136,7 +137,7 @@ def _prepare(
     partial = entry.build()
     if config is not None:
         try:
-            problems += merge(partial, load_yaml(config_path(entry.algorithm, config)))
+            problems += merge(partial, load_yaml(config_path(entry.family.name, config)))
         except ProblemsError as error:
             problems += error.problems
     for key, value in parsed.recipe.items():

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from recipes.preflight import notes
 from recipes.preparation import Submission
+from recipes.script_checks import command
+from recipes.spec import Spec
 from recipes.standing import Run
 from recipes.submission import values_of
 from recipes.sweeps import is_array
@@ -18,6 +20,9 @@ from scripts.session import error_line
 if TYPE_CHECKING:
     from recipes.catalogue import Recipe
 
+#: What the first lines of a plan call the model and its format, by the names that scripts have for them.
+_MODEL_KEYS = ("hf_model_id", "hf_model_name_or_path", "student_hf_path", "model_card", "hf_model", "hf_path", "model")
+_FORMAT_KEYS = ("export_quant_cfg", "quant_cfg", "recipe")
 #: More runs than this end in a line each.
 _SHORT_FROM = 4
 
@@ -177,6 +182,23 @@ class Output:
             print(f"{row['key']} = {json.dumps(row['value'], ensure_ascii=False)}   ({row['type']})")
             if row["meaning"]:
                 print(f"    {row['meaning']}")
+        for title in ("strategies", "errors"):
+            if described[title]:
+                print(f"\n{title}\n" + "\n".join(f"    {line}" for line in described[title]))
+        self._releases(described["releases"])
+
+    def _releases(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Each release that has the recipe's script: what the recipe says to it, and what it cannot say."""
+        if not rows:
+            return
+        print("\nreleases")
+        for row in rows:
+            print(f"    {row['release']:18} {row['script']}")
+            print(f"    {'':18} {' '.join(row['flags'])}")
+            for key in row["left_out"]:
+                print(f"    {'':18} without {key}")
+            for problem in row["problems"]:
+                print(f"    {'':18} {problem}")
 
     def runs(self, runs: Sequence[Run]) -> None:
         """Recorded runs, a line each."""
@@ -205,7 +227,8 @@ def plan_of(submission: Submission, *, full: bool) -> dict[str, Any]:
         "id": submission.id,
         "recipe": spec.recipe,
         "executor": {"name": submission.executor, **dataclasses.asdict(submission.place.profile)},
-        "engine": "hf" if spec.algorithm == "quantize" else None,
+        "engine": spec.engine,
+        "script": _script_of(spec),
         "shape": dataclasses.asdict(spec.shape),
         "after": list(submission.after),
         "run_dir": str(spec.run_dir),
@@ -220,6 +243,29 @@ def plan_of(submission: Submission, *, full: bool) -> dict[str, Any]:
     return plan
 
 
+def _script_of(spec: Spec) -> dict[str, Any] | None:
+    """The script that the job is written for, and what every rank would run."""
+    if spec.addressed is None:
+        return None
+    from scripts.script.locate import file_of
+
+    words = command(spec)
+    return {
+        "name": spec.addressed.script,
+        "path": spec.script.path or file_of(spec.addressed.script),
+        "release": spec.addressed.release,
+        "known_by": spec.addressed.known_by or None,
+        "argv": list(words.words),
+        "left_out": list(words.left_out),
+    }
+
+
+def _command_line(script: dict[str, Any]) -> str:
+    import shlex
+
+    return shlex.join(["python", *script["path"].split(" ", 1), *script["argv"]])
+
+
 def _print_plan(plan: dict[str, Any], *, full: bool) -> None:
     args = plan["values"]["args"]
     shape = plan["shape"]
@@ -229,8 +275,9 @@ def _print_plan(plan: dict[str, Any], *, full: bool) -> None:
         "executor": plan["executor"]["name"],
         "machines": f"{shape['nodes']} x {shape['processes']} processes" if shape["torchrun"] else None,
         "after": ", ".join(plan["after"]),
-        "model": args.get("hf_model_id"),
-        "format": args.get("export_quant_cfg"),
+        "script": _script_line(plan["script"]) if plan["script"] else None,
+        "model": next(filter(None, (args.get(key) for key in _MODEL_KEYS)), None),
+        "format": next(filter(None, (args.get(key) for key in _FORMAT_KEYS)), None),
         "run dir": plan["run_dir"],
     }
     for key, value in lines.items():
@@ -249,7 +296,14 @@ def _print_plan(plan: dict[str, Any], *, full: bool) -> None:
             print(f"on the node: args.{key} = {value}")
     for note in plan["notes"]:
         print(f"note: {note}")
+    if plan["script"]:
+        print(f"every rank runs:\n{_command_line(plan['script'])}")
     _print_text(plan)
+
+
+def _script_line(script: dict[str, Any]) -> str:
+    release = f", release {script['release']} (by {script['known_by']})" if script["release"] else ""
+    return f"{script['path']}{release}"
 
 
 def _print_text(plan: dict[str, Any]) -> None:

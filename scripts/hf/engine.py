@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scripts.args.quantize import QuantizeArgs
 from scripts.errors import JobError
 from scripts.files import content_of, refuse_existing, staged
 from scripts.formats import FITS_ANY_WIDTH, FORMATS, format_problems
@@ -17,7 +18,6 @@ from scripts.hf import calibrate, evaluate, figures, load, quantizers, reference
 from scripts.hf.nvfp4 import cpu_kernels
 from scripts.hf.samples import Samples, choose_samples
 from scripts.record import Record
-from scripts.types import QuantizeArgs
 
 if TYPE_CHECKING:
     import torch

@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
+from scripts.args.quantize import QuantizeArgs
 from scripts.files import weight_bytes
 from scripts.hf.evaluate import Scores
 from scripts.hf.samples import Samples
-from scripts.types import QuantizeArgs
 
 _QUALITY_SAMPLES = 128
 _SCORED_SAMPLES = 16

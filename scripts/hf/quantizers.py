@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from scripts.args.quantize import QuantizeArgs
 from scripts.errors import JobError
 from scripts.formats import FORMATS, FormatRef, resolve_format
 from scripts.hf.nvfp4 import cpu_kernels
-from scripts.types import QuantizeArgs
 
 if TYPE_CHECKING:
     from torch import nn

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+from scripts.args.quantize import QuantizeArgs
 from scripts.errors import JobError
 from scripts.texts import Source, read, source_of
-from scripts.types import QuantizeArgs
 
 Tokens = tuple[int, ...]
 #: At most this share of a single text source is kept aside for scoring.

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scripts.args.quantize import KvCacheQuant
 from scripts.formats import Format
 from scripts.hf.dequantize import dequantize, group_errors
 from scripts.hf.exported import Export, refuse
 from scripts.hf.reference import Reference, layer_of
-from scripts.types import KvCacheQuant
 
 if TYPE_CHECKING:
     import torch

@@ -97,8 +97,8 @@ def quantized(model: Any, config: dict[str, Any], loop: Callable[[Any], None], d
 
 def prepare(options: argparse.Namespace, case: str) -> tuple[Any, list[list[int]], dict[str, Any]]:
     """Model, samples and configuration; the same in every process."""
+    from scripts.args.quantize import QuantizeArgs
     from scripts.hf.quantizers import build_config
-    from scripts.types import QuantizeArgs
 
     model = (hf_models.build_58m() if options.params == "58m" else hf_models.build("qwen3")).to(options.device)
     samples = hf_models.token_samples(options.samples, CASES[case], 512, vocab=int(model.config.vocab_size))

@@ -53,8 +53,8 @@ def bare(count: int = 1, *, quiet: bool = False) -> None:
     """The same through NeMo-Run's own Experiment, a task for each run."""
     import nemo_run as run
 
+    from scripts.args.probe import ProbeArgs
     from scripts.probe import probe
-    from scripts.types import ProbeArgs
 
     executor = run.SlurmExecutor(
         **VALUES,

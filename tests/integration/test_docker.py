@@ -110,8 +110,8 @@ def launch_on(place: DockerPlace, name: str = "probe", **values: Any) -> Launch:
 def probing(**args: Any) -> Any:
     import nemo_run as run
 
+    from scripts.args.probe import ProbeArgs
     from scripts.probe import probe
-    from scripts.types import ProbeArgs
 
     return run.Partial(probe, args=run.Config(ProbeArgs, **args))
 

@@ -74,8 +74,9 @@ def submit(where: LeptonPlace, how: Launch, home: Path, **args: Any) -> Job:
     """Submit a probe by a stock experiment."""
     import nemo_run as run
 
+    from scripts.args.probe import ProbeArgs
     from scripts.probe import probe
-    from scripts.types import ProbeArgs, Torchrun
+    from scripts.types import Torchrun
 
     task = run.Partial(probe, args=run.Config(ProbeArgs, **args), torchrun=run.Config(Torchrun))
     options = {"base_dir": str(home), "skip_status_at_exit": True, "enable_goodbye_message": False}

@@ -23,7 +23,7 @@ import pytest
 from executors.place import Job, JobState, Launch, SubmitError, UnreachableError
 from executors.slurm import SlurmPlace, SlurmProfile
 from executors.slurm_submit import SubmissionUnknownError
-from scripts.types import ProbeArgs
+from scripts.args.probe import ProbeArgs
 from tests.testbed.slurm import ENROOT, Cluster, Login, executable, login_node, slurm_cluster
 
 pytestmark = pytest.mark.integration

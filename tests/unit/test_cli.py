@@ -96,7 +96,9 @@ def test_the_catalogue(nemo: Nemo) -> None:
     assert "args.calib_size = 2000   (int)" in one.out
     assert "consumes   checkpoint_hf" in one.out
     assert nemo("recipes", "quantize_nvfp4", "--json").json["algorithm"] == "quantize"
-    assert len(nemo("recipes", "--json").json) == 9
+    assert len(nemo("recipes", "--json").json) >= 60
+    assert "v0.4.2" in one.out
+    assert "without args.calib_seq_length" in one.out
     assert nemo("recipes", "nope").code == 2
 
 

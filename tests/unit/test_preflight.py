@@ -88,6 +88,7 @@ def test_arguments_for_a_script_that_is_not_run() -> None:
     partial.args.hf_model_id = "tiny:qwen3"
     partial.extra_args = ["--new"]
     partial.script.path = "/opt/quantize.py"
+    partial.engine = "hf"
     with pytest.raises(ProblemsError) as caught:
         prepare(partial)
     assert [problem.name for problem in caught.value.problems] == ["script_unused", "extra_args_unused"]
@@ -224,13 +225,14 @@ def test_outputs_overlap_nothing(fake_model: FakeModel, tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text("a\nb\nc")
     folder = fake_model()
     given = {"hf_model_id": str(folder), "calib_dataset": "p.txt"}
-    assert names(**given, export_dir=str(folder / "out")) == [("output_overlaps_input", "args.export_dir")]
-    assert ("output_overlaps_input", "args.export_dir") in names(**given, export_dir=str(folder))
-    assert ("output_overlaps_input", "args.export_dir") in names(**given, export_dir=str(tmp_path))
+    overwritten = ("source_checkpoint_overwritten", "args.export_dir")
+    assert names(**given, export_dir=str(folder / "out")) == [overwritten]
+    assert overwritten in names(**given, export_dir=str(folder))
+    assert overwritten in names(**given, export_dir=str(tmp_path))
     both = names(**given, export_dir="same", modelopt_save_path="./same/below")
     assert both == [("output_overlaps_input", "args.modelopt_save_path")]
     (tmp_path / "link").symlink_to(folder)
-    assert names(**given, export_dir="link/out") == [("output_overlaps_input", "args.export_dir")]
+    assert names(**given, export_dir="link/out") == [overwritten]
 
 
 def test_an_output_in_a_place_that_cannot_be_written() -> None:

@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
+from scripts.args.quantize import QuantizeArgs
 from scripts.errors import JobError
 from scripts.files import write_private
 from scripts.quantize import quantize
 from scripts.record import Record, observe
 from scripts.session import run_job
-from scripts.types import QuantizeArgs, ScriptSpec
+from scripts.types import ScriptSpec
 
 
 @pytest.fixture
@@ -89,8 +90,9 @@ def test_without_a_launcher_the_run_directory_is_below_output(tmp_path: Path, mo
 @pytest.mark.parametrize(
     ("given", "name"),
     [
-        ({"args": QuantizeArgs(tp=2)}, "engine_has_no_parallelism"),
-        ({"script": ScriptSpec(path="x.py")}, "script_unused"),
+        ({"engine": "hf", "script": ScriptSpec(path="x.py")}, "script_unused"),
+        ({"script": ScriptSpec(path="x.py")}, "script_not_found"),
+        ({"engine": "script"}, "script_not_found"),
         ({"extra_args": ["--x"]}, "script_unused"),
         ({"args": QuantizeArgs(export_quant_cfg="fp9")}, "unknown_format"),
         ({"args": QuantizeArgs(export_dir="${oc.env:NO_SUCH_VARIABLE}")}, "unresolved_value"),

@@ -3,10 +3,10 @@ from pathlib import Path
 
 import pytest
 
+from scripts.args.quantize import QuantizeArgs
 from scripts.errors import JobError
 from scripts.hf.samples import choose_samples
 from scripts.texts import read, source_of
-from scripts.types import QuantizeArgs
 
 
 class Words:

@@ -1,0 +1,101 @@
+"""`nemo experiment inspect`: what a checkpoint or a data set on disk is, told from its files."""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from scripts.errors import JobError
+from scripts.problems import Problem
+
+if TYPE_CHECKING:
+    from scripts.checkpoints import Checkpoint
+
+_FAILED, _REFUSED = 1, 2
+_UNITS = ("B", "kB", "MB", "GB", "TB")
+
+
+def inspect(
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="A checkpoint, one of its iterations, or data.")],
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")] = False,
+) -> None:
+    """Say what a path holds: its kind, parameters, dtypes, iteration, quantization, size, and what is wrong with it.
+
+    Example: nemo experiment inspect /checkpoints/qwen3-8b-fp8
+
+    Only headers are read and nothing is unpickled, so a checkpoint from anywhere can be looked at. Exit
+    status: 1 when a file in it cannot be read, 2 when nothing is there or it is of no known kind.
+    """
+    from scripts.checkpoints import look
+
+    try:
+        found = look(path)
+    except JobError as error:
+        _print_error(error, path, as_json=as_json)
+        raise typer.Exit(_FAILED if error.name == "unreadable_checkpoint" else _REFUSED) from None
+    if as_json:
+        _print_json(dataclasses.asdict(found) | {"path": str(found.path)})
+        return
+    for key, value in _lines(found):
+        print(f"{key:13} {value}")
+
+
+def _lines(found: "Checkpoint") -> Iterator[tuple[str, object]]:
+    """What is known, a line each; what a checkpoint lacks is said only where somebody would look for it."""
+    is_data = found.kind in ("binidx", "training_jsonl")
+    yield "path", found.path
+    stored = f"{found.layout}, {found.format}" if found.format else found.layout
+    yield "kind", found.kind if is_data else f"{found.kind} ({stored})"
+    if found.architecture:
+        yield "architecture", found.architecture
+    if found.base_model:
+        yield "base model", found.base_model
+    if found.iteration is not None:
+        yield "iteration", _iteration(found)
+    if not is_data:
+        yield "parameters", f"{found.parameters:,}" if found.parameters is not None else "not told by its files"
+    if found.dtypes:
+        yield "tokens" if is_data else "dtypes", ", ".join(f"{name} {count:,}" for name, count in found.dtypes.items())
+    if not is_data:
+        cache = f", key/value cache {found.kv_cache}" if found.kv_cache else ""
+        yield "quantization", (found.quantization or "none") + cache
+        yield "ModelOpt", "state to restore" if found.modelopt_state else "no state"
+        yield "training", "has optimizer, scheduler or random state" if found.training_state else "clean"
+    yield "size", f"{_in_units(found.bytes)} in {found.files} file{'s' if found.files != 1 else ''}"
+    for problem in found.problems:
+        yield "problem", problem
+
+
+def _iteration(found: "Checkpoint") -> str:
+    others = [str(one) for one in found.iterations if one != found.iteration]
+    return f"{found.iteration} (also there: {', '.join(others)})" if others else str(found.iteration)
+
+
+def _in_units(count: float) -> str:
+    for unit in _UNITS:
+        if count < 1000 or unit == _UNITS[-1]:
+            break
+        count /= 1000
+    return f"{count:.1f} {unit}" if unit != _UNITS[0] else f"{count:.0f} {unit}"
+
+
+def _print_error(error: JobError, path: Path, *, as_json: bool) -> None:
+    """A damaged file is a failure; a path that cannot be looked at is a problem with what was asked."""
+    if error.name == "unreadable_checkpoint":
+        if as_json:
+            cause = {"name": error.name, "message": error.cause, "remedy": error.remedy}
+            _print_json({"state": "failed", "error": cause})
+        print(f"failed: {error}", file=sys.stderr)
+        return
+    problem = Problem(name=error.name, key="PATH", value=str(path), cause=error.cause, remedy=error.remedy)
+    if as_json:
+        _print_json({"state": "refused", "problems": [vars(problem)]})
+    print(problem, file=sys.stderr)
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False))

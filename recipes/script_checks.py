@@ -1,0 +1,177 @@
+"""What can be wrong with a job of the script engine, as far as the submitting machine can tell."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from recipes import hub
+from recipes.model_facts import local_model_problem
+from recipes.quantize_checks import is_local
+from recipes.spec import Spec
+from scripts.errors import JobError
+from scripts.problems import Problem
+from scripts.script.argv import Argv, flags_of
+from scripts.script.command import ScriptJob, command_words
+from scripts.script.flags import Interface
+from scripts.script.locate import is_module, locate
+from scripts.script.tables import interface_of, releases_of
+from scripts.types import Meaning, meanings
+
+#: What the choice of a format is called where it is not one.
+_FORMAT_KEYS = ("args.export_quant_cfg", "args.quant_cfg", "args.recipe")
+
+
+def script_checks(spec: Spec) -> Iterator[Problem]:
+    """Every Problem that any script's job can have."""
+    for check in (_found, _words, _release, _inputs):
+        yield from check(spec)
+
+
+def script_notes(spec: Spec) -> Iterator[str]:
+    """What a user should know although nothing is wrong."""
+    assert spec.addressed is not None
+    release, by = spec.addressed.release, spec.addressed.known_by
+    if not spec.addressed.certain and not is_module(spec.addressed.script):
+        yield (
+            f"which release of {spec.addressed.script} the job will meet is not known here; the command is written for "
+            f"{releases_of(spec.addressed.script)[-1]}, on the node for the one that is there. script.release names it"
+        )
+    for key in command(spec).left_out:
+        yield f"{key} is left out: {release or by} has no such flag"
+    for field, meaning in meanings(spec.args):
+        unused = meaning.engine == "hf" and meaning.produces and field.name not in spec.given
+        if unused and getattr(spec.args, field.name) is not None:
+            yield f"args.{field.name} is the hf engine's; the script does not write it"
+
+
+def command(spec: Spec) -> Argv:
+    """The words after the script's name, as the job will give them to the release that it is written for."""
+    assert spec.addressed is not None
+    job = ScriptJob(args=spec.resolved, script=spec.script, extra_args=spec.extra_args)
+    return command_words(job, spec.addressed.interface, spec.addressed.script, spec.run_dir)
+
+
+def _found(spec: Spec) -> Iterator[Problem]:
+    if spec.profile.kind != "local":
+        return  # the node says so
+    try:
+        locate(spec.args.SCRIPTS, spec.script.path)
+    except JobError as error:
+        key = "script.path" if spec.script.path else "executor"
+        value = spec.script.path or "local"
+        yield Problem(name=error.name, key=key, value=value, cause=error.cause, remedy=error.remedy)
+
+
+def _words(spec: Spec) -> Iterator[Problem]:
+    assert spec.addressed is not None
+    which = f"{spec.addressed.script} {spec.addressed.release or ''}".strip()
+    for problem in command(spec).problems:
+        if not spec.addressed.certain and _fits_some_release(problem, spec):
+            continue
+        name = problem.name
+        if name == "unsupported_choice" and problem.key in _FORMAT_KEYS:
+            name = "unsupported_quant_recipe"
+        by = f" ({which}, by {spec.addressed.known_by})" if spec.addressed.certain else ""
+        yield replace(problem, name=name, cause=problem.cause + by)
+
+
+def _fits_some_release(problem: Problem, spec: Spec) -> bool:
+    if problem.name == "unknown_flag" and problem.key == "extra_args":
+        return True  # for flags newer than the tables
+    by_key = {f"args.{field.name}": (field.name, meaning) for field, meaning in meanings(spec.args)}
+    if problem.key not in by_key or problem.name not in ("unknown_flag", "unsupported_choice"):
+        return False
+    name, meaning = by_key[problem.key]
+    return any(_takes(interface, name, meaning, problem) for interface in _all_interfaces(spec))
+
+
+def _takes(interface: Interface, name: str, meaning: Meaning, problem: Problem) -> bool:
+    flag = next((found for each in flags_of(meaning, name) if (found := interface.find(each))), None)
+    if flag is None:
+        return False
+    return problem.name == "unknown_flag" or flag.choices is None or problem.value in flag.choices
+
+
+def _all_interfaces(spec: Spec) -> Iterator[Interface]:
+    for script in spec.args.SCRIPTS:
+        for release in () if is_module(script) else releases_of(script):
+            yield interface_of(script, release)
+
+
+def _release(spec: Spec) -> Iterator[Problem]:
+    """A value that somebody gave is not left out in silence, nor one that another engine would use."""
+    assert spec.addressed is not None
+    for key in command(spec).left_out:
+        name = key.removeprefix("args.")
+        if name in spec.given and spec.addressed.certain:
+            cause = f"{spec.addressed.release or spec.addressed.script} has no flag for it ({spec.addressed.known_by})"
+            value = getattr(spec.args, name)
+            yield Problem(name="unknown_flag", key=key, value=value, cause=cause, remedy="Leave it out.")
+    for field, meaning in meanings(spec.args):
+        if meaning.engine == "hf" and field.name in spec.given:
+            cause = "the script has nothing of the kind; it is the hf engine's"
+            remedy = "Leave it out, or use engine=hf."
+            value = getattr(spec.args, field.name)
+            yield Problem(name="not_of_this_engine", key=f"args.{field.name}", value=value, cause=cause, remedy=remedy)
+
+
+def _inputs(spec: Spec) -> Iterator[Problem]:
+    for field, meaning in meanings(spec.args):
+        value = getattr(spec.resolved, field.name)
+        if value is None and meaning.required:
+            what = "what the script reads" if meaning.consumes else "the script cannot do without it"
+            name = "missing_input" if meaning.consumes else "missing_value"
+            remedy = f"Set args.{field.name}" + (f" to a {meaning.consumes}." if meaning.consumes else ".")
+            yield Problem(
+                name=name, key=f"args.{field.name}", value=None, cause=f"it is not set: {what}", remedy=remedy
+            )
+        elif isinstance(value, str) and meaning.consumes and meaning.engine != "hf" and field.name not in spec.promised:
+            yield from _input(spec, f"args.{field.name}", value, meaning)
+
+
+def _input(spec: Spec, key: str, value: str, meaning: Meaning) -> Iterator[Problem]:
+    if value.startswith("tiny:"):
+        cause = "built-in models are for the hf engine"
+        yield Problem(name="unknown_model", key=key, value=value, cause=cause, remedy="Name a folder or a hub model.")
+    elif not spec.here:
+        return
+    elif meaning.consumes == "checkpoint_hf":
+        found = local_model_problem(value) if is_local(value) else hub.model_problem(value, online=spec.online)
+        if found:
+            yield Problem(name=found[0], key=key, value=value, cause=found[1], remedy=found[2])
+    elif meaning.consumes.startswith("checkpoint_"):
+        yield from _checkpoint(key, value, meaning.consumes)
+
+
+def _checkpoint(key: str, value: str, kind: str) -> Iterator[Problem]:
+    from scripts.checkpoints import look
+
+    path = Path(value).expanduser()
+    if not path.exists():
+        yield Problem(name="missing_input", key=key, value=value, cause="there is no such folder here")
+        return
+    try:
+        checkpoint = look(path)
+    except JobError as error:
+        yield Problem(name=error.name, key=key, value=value, cause=error.cause, remedy=error.remedy)
+        return
+    if checkpoint.kind != kind:
+        cause = f"it is a {checkpoint.kind}, and a {kind} is needed"
+        yield Problem(
+            name="wrong_checkpoint_kind",
+            key=key,
+            value=value,
+            cause=cause,
+            remedy=_CONVERSION.get((checkpoint.kind, kind), ""),
+        )
+    for sentence in checkpoint.problems:
+        yield Problem(name="damaged_checkpoint", key=key, value=value, cause=sentence)
+
+
+#: How to get from what is there to what is needed.
+_CONVERSION = {
+    ("checkpoint_hf", "checkpoint_megatron"): "Convert it first: hf_to_megatron.",
+    ("checkpoint_megatron", "checkpoint_hf"): "Convert it first: megatron_to_hf, or export for a quantized one.",
+    ("checkpoint_lora", "checkpoint_megatron"): "Merge it into its base first: merge_lora.",
+    ("checkpoint_lora", "checkpoint_hf"): "Merge it into its base first: merge_lora, then megatron_to_hf.",
+}

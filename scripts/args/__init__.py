@@ -1,0 +1,1 @@
+"""The typed arguments of each algorithm: one class for each script, one field for each flag."""

@@ -1,0 +1,90 @@
+"""Arguments of `convert`: between Hugging Face and Megatron checkpoints, and from a LoRA adapter to a whole model."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from scripts.types import ScriptArgs, doc
+
+_WORKER = "Megatron-Bridge/scripts/conversion/run_conversion.py"  # since v0.6
+_SEVERAL = "Megatron-Bridge/examples/conversion/convert_checkpoints_multi_gpu.py"  # v0.4 and v0.5
+_ONE = "Megatron-Bridge/examples/conversion/convert_checkpoints.py"  # to v0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class HfToMegatronArgs(ScriptArgs):
+    """What `hf_to_megatron` does. Source: Megatron-Bridge scripts/conversion, before v0.6 examples/conversion."""
+
+    SCRIPTS: ClassVar[tuple[str, ...]] = (_WORKER, _SEVERAL, _ONE)
+    COMMANDS: ClassVar[dict[str, tuple[str, ...]]] = dict.fromkeys(SCRIPTS, ("import",))
+    ONE_PROCESS: ClassVar[frozenset[str]] = frozenset({_ONE})
+
+    hf_model: str = doc("a folder or a hub name", "Qwen/Qwen3-8B", consumes="checkpoint_hf")
+    hf_revision: str | None = doc("a commit, branch or tag of the hub", None)
+    megatron_path: str | None = doc("Megatron checkpoint", None, produces="checkpoint_megatron", required=True)
+    torch_dtype: Literal["bfloat16", "float16", "float32"] = doc("precision of the checkpoint", "bfloat16")
+    trust_remote_code: bool = doc("run Python code that the model's repository brings", False)
+    device: Literal["gpu", "cpu"] = doc("since v0.6: where it is done; cpu is one process", "gpu", optional=True)
+    tp: int = doc("tensor parallel size", 1)
+    pp: int = doc("pipeline parallel size", 1)
+    ep: int = doc("expert parallel size", 1)
+    etp: int = doc("expert tensor parallel size", 1)
+    low_memory_save: bool = doc("save with less memory, slower", False)
+    distributed_timeout_minutes: int | None = doc("how long a rank waits for the others", None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MegatronToHfArgs(ScriptArgs):
+    """What `megatron_to_hf` does, for a checkpoint that is not quantized. Sources: as for `hf_to_megatron`."""
+
+    SCRIPTS: ClassVar[tuple[str, ...]] = (_WORKER, _SEVERAL, _ONE)
+    COMMANDS: ClassVar[dict[str, tuple[str, ...]]] = dict.fromkeys(SCRIPTS, ("export",))
+    ONE_PROCESS: ClassVar[frozenset[str]] = frozenset({_ONE})
+
+    hf_model: str = doc("the model it was made of: a folder or a hub name", "Qwen/Qwen3-8B")
+    hf_revision: str | None = doc("a commit, branch or tag of the hub", None)
+    megatron_path: str | None = doc(
+        "one iteration (iter_0001000), or the folder above: then the latest",
+        None,
+        consumes="checkpoint_megatron",
+        concrete=True,
+        required=True,
+    )
+    hf_path: str | None = doc("Hugging Face checkpoint", None, produces="checkpoint_hf", required=True)
+    torch_dtype: Literal["bfloat16", "float16", "float32"] = doc("precision of the model", "bfloat16", optional=True)
+    export_weight_dtype: Literal["bfloat16", "float16", "float32"] | None = doc("precision of the files", None)
+    trust_remote_code: bool = doc("run Python code that the model's repository brings", False)
+    device: Literal["gpu", "cpu"] = doc("since v0.6: where it is done; cpu is one process", "gpu", optional=True)
+    tp: int = doc("tensor parallel size", 1)
+    pp: int = doc("pipeline parallel size", 1)
+    ep: int = doc("expert parallel size", 1)
+    etp: int = doc("expert tensor parallel size", 1)
+    no_progress: bool = doc("no progress bar", False)
+    not_strict: bool = doc("leave tensors out that the model does not know", False)
+    distributed_save: bool | None = doc("every rank writes its part", None)
+    save_every_n_ranks: int | None = doc("with distributed_save: one rank of so many writes", None)
+    distributed_timeout_minutes: int | None = doc("how long a rank waits for the others", None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeLoraArgs(ScriptArgs):
+    """What `merge_lora` does. Source: Megatron-Bridge examples/peft/merge_lora.py. The base must be the exact one."""
+
+    SCRIPTS: ClassVar[tuple[str, ...]] = ("Megatron-Bridge/examples/peft/merge_lora.py",)
+
+    lora_checkpoint: str | None = doc(
+        "one iteration of the adapter's checkpoint, or the folder above: then the latest",
+        None,
+        consumes="checkpoint_lora",
+        concrete=True,
+        required=True,
+    )
+    hf_model_path: str = doc("the base model: a folder or a hub name", "Qwen/Qwen3-8B")
+    pretrained: str | None = doc(
+        "the base as a Megatron checkpoint; null is what the adapter says", None, consumes="checkpoint_megatron"
+    )
+    output: str | None = doc("the merged model", None, produces="checkpoint_megatron", required=True)
+    tp: int = doc("tensor parallel size", 1)
+    pp: int = doc("pipeline parallel size", 1)
+    ep: int = doc("expert parallel size", 1)
+    cpu: bool = doc("without GPUs", False)
+    debug: bool = doc("log more", False)

@@ -1,0 +1,44 @@
+"""Arguments of `prune`."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from scripts.types import ScriptArgs, doc
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneArgs(ScriptArgs):
+    """What `prune` does (Minitron, arXiv:2407.14679). Source: Model-Optimizer examples/megatron_bridge."""
+
+    SCRIPTS: ClassVar[tuple[str, ...]] = ("Model-Optimizer/examples/megatron_bridge/prune_minitron.py",)
+    DATA_PARALLEL: ClassVar[bool] = False
+
+    hf_model_name_or_path: str = doc("a folder or a hub name", "Qwen/Qwen3-8B", consumes="checkpoint_hf")
+    trust_remote_code: bool = doc("run Python code that the model's repository brings", False)
+    output_hf_path: str | None = doc("the pruned model", None, produces="checkpoint_hf")
+    output_megatron_path: str | None = doc(
+        "the pruned model as a Megatron checkpoint", None, produces="checkpoint_megatron"
+    )
+    prune_target_params: float | None = doc("search: parameters to keep, such as 6e9", None)
+    prune_target_active_params: float | None = doc("search: parameters active for a token, in a MoE model", None)
+    prune_target_memory_mb: float | None = doc("search: memory to fit in, in MB", None)
+    prune_export_config: dict[str, Any] | None = doc(
+        "a fixed architecture instead of a search: {hidden_size: 3072, num_layers: 32, ...}", None
+    )
+    hparams_to_skip: list[str] | None = doc("what the search leaves alone, such as [num_attention_heads]", None)
+    max_width_pruning: float = doc("search: part of a width that may go", 0.4)
+    max_depth_pruning: float = doc("search: part of the layers that may go", 0.2)
+    top_k: int = doc("search: candidates that are scored", 10)
+    prune_score_func: str | None = doc("search: how candidates are scored; null is the script's own", None)
+    score_lower_bound: float | None = doc("search: stop at a candidate that scores this", None)
+    inference_batch_size: int | None = doc("batch size that the memory target is for", None)
+    ss_channel_divisor: int | None = doc("search: widths are multiples of this", None)
+    prune_intermediate_ckpt: str | None = doc("where importance scores are kept, to go on with", None)
+    no_moe_grouped_gemm: bool = doc("experts one after another, for models whose grouped form fails", False)
+    calib_dataset_name: str | None = doc("a data set that ModelOpt knows, or a path; null is the script's own", None)
+    calib_num_samples: int = doc("samples that importance is estimated on", 1024)
+    calib_batch_size: int = doc("samples per forward pass", 1, flags=("calib_batch_size", "calib_mbs"))
+    seq_length: int = doc("tokens per sample", 4096)
+    pp_size: int = doc("pipeline parallel size, the only parallelism it has", 1)
+    num_layers_in_first_pipeline_stage: int | None = doc("where layers do not divide by stages", None)
+    num_layers_in_last_pipeline_stage: int | None = doc("where layers do not divide by stages", None)

@@ -1,0 +1,76 @@
+"""Training data: Megatron's tokenized .bin/.idx pairs, and JSON lines."""
+
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+
+from scripts.checkpoints.checkpoint import Checkpoint, unreadable
+from scripts.checkpoints.documents import parse_json, read_bytes, size_of
+
+_MAGIC = b"MMIDIDX\x00\x00"
+_HEADER = struct.Struct("<9sQBQQ")  # magic, version, dtype, sequences, documents
+_DTYPES = {
+    1: ("uint8", 1),
+    2: ("int8", 1),
+    3: ("int16", 2),
+    4: ("int32", 4),
+    5: ("int64", 8),
+    6: ("float64", 8),
+    7: ("float32", 4),
+    8: ("uint16", 2),
+}
+_SEQUENCE_BYTES, _DOCUMENT_BYTES = 4 + 8, 8  # a length and an offset; the number of a sequence
+_LONGEST_LINE = 16 << 20
+
+
+def pair_of(path: Path) -> tuple[Path, Path] | None:
+    """The index and the data that `path` stands for: one of the two, or what their names begin with."""
+    prefix = path.with_suffix("") if path.suffix in (".idx", ".bin") else path
+    index, data = (prefix.with_name(prefix.name + ending) if prefix.name else prefix for ending in (".idx", ".bin"))
+    return (index, data) if index.is_file() and data.is_file() else None
+
+
+def look_binidx(path: Path, pairs: Sequence[tuple[Path, Path]]) -> Checkpoint:
+    """Tokenized data: the tokens of these pairs of index and data. Raises JobError `unreadable_checkpoint`."""
+    tokens: dict[str, int] = {}
+    for index, data in pairs:
+        dtype, count = _read_pair(index, data)
+        tokens[dtype] = tokens.get(dtype, 0) + count
+    return Checkpoint(path=path, kind="binidx", layout="binidx", dtypes=tokens)
+
+
+def look_jsonl(path: Path, files: Sequence[Path]) -> Checkpoint:
+    """JSON lines, of which the first of each file is read. Raises JobError `unreadable_checkpoint`."""
+    for file in files:
+        if not size_of(file):
+            raise unreadable(file, "it is empty")
+        with file.open("rb") as handle:
+            parse_json(handle.readline(_LONGEST_LINE), file)
+    return Checkpoint(path=path, kind="training_jsonl", layout="jsonl")
+
+
+def _read_pair(index: Path, data: Path) -> tuple[str, int]:
+    """The tokens' dtype and number, by the index, which must fit both files."""
+    start = read_bytes(index, min(size_of(index), _HEADER.size))
+    magic, version, code, sequences, documents = _HEADER.unpack(start.ljust(_HEADER.size, b"\0"))
+    if magic != _MAGIC or version != 1 or code not in _DTYPES:
+        raise unreadable(index, "it is no index of tokenized data")
+    least = _HEADER.size + sequences * _SEQUENCE_BYTES + documents * _DOCUMENT_BYTES
+    if size_of(index) < least:
+        raise unreadable(index, f"it is cut short: {size_of(index)} bytes, {least} by its header")
+    dtype, width = _DTYPES[code]
+    end = _end(index, sequences, width)
+    if size_of(data) < end:
+        raise unreadable(data, f"it is cut short: {size_of(data)} bytes, {end} by its index")
+    return dtype, size_of(data) // width
+
+
+def _end(index: Path, sequences: int, width: int) -> int:
+    """The byte behind the last sequence."""
+    if not sequences:
+        return 0
+    lengths = _HEADER.size + 4 * (sequences - 1)
+    offsets = _HEADER.size + 4 * sequences + 8 * (sequences - 1)
+    (length,) = struct.unpack("<i", read_bytes(index, 4, offset=lengths))
+    (offset,) = struct.unpack("<q", read_bytes(index, 8, offset=offsets))
+    return int(offset + length * width)

@@ -1,0 +1,122 @@
+"""What kind of checkpoint or data a path holds, by looking: names of files first, then what those files say."""
+
+import difflib
+from dataclasses import replace
+from pathlib import Path
+
+from scripts.checkpoints.checkpoint import Checkpoint, unreadable
+from scripts.checkpoints.datasets import look_binidx, look_jsonl, pair_of
+from scripts.checkpoints.huggingface import look_adapter, look_model
+from scripts.checkpoints.iterations import choose, holds_weights, is_tracked, linked_weights, nemo_weights
+from scripts.checkpoints.megatron import look_sharded
+from scripts.checkpoints.sizes import measure
+from scripts.checkpoints.unsharded import look_file, look_ranks
+from scripts.errors import JobError
+
+_KNOWN = (
+    "Known are Hugging Face and PEFT folders, Megatron checkpoints and their iterations, NeMo folders, files of "
+    "torch.save, .bin/.idx data and JSON lines."
+)
+_ADAPTER, _MODEL_CONFIG = "adapter_config.json", "config.json"
+_MODEL_WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "modelopt_state.pth", "model.safetensors.index.json")
+_TORCH_ENDINGS = (".pt", ".pth", ".ckpt", ".bin")
+
+
+def look(path: Path) -> Checkpoint:
+    """What `path`, a folder, a file or a data prefix, holds. Nothing is unpickled, and only headers are read.
+
+    Raises JobError: `missing_path`; `unknown_checkpoint`, with what is known; `unreadable_checkpoint` for a file
+    that is damaged or must not be read.
+    """
+    path = _expanded(path)
+    try:
+        found = _look(path)
+        size = measure([path, *linked_weights(path)] if path.is_dir() else pair_of(path) or [path])
+    except OSError as error:
+        raise unreadable(Path(error.filename or path), error.strerror or error) from error
+    links = tuple(f"{link} is a link to nothing" for link in size.broken)
+    return replace(found, bytes=size.bytes, files=size.files, problems=found.problems + links)
+
+
+def _expanded(path: Path) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise JobError("missing_path", f"{path} is in the home of nobody here.", "Name the whole path.") from error
+
+
+def _look(path: Path) -> Checkpoint:
+    if path.is_dir():
+        return _look_folder(path)
+    if pair := pair_of(path):
+        return look_binidx(path, [pair])
+    if path.is_file():
+        return _look_file(path)
+    if path.exists():
+        raise JobError("unknown_checkpoint", f"{path} is neither a folder nor a file.", _KNOWN)
+    raise JobError("missing_path", f"{path} does not exist.", _neighbour(path))
+
+
+def _look_folder(path: Path) -> Checkpoint:
+    if (path / _ADAPTER).is_file():
+        return look_adapter(path)
+    choice = choose(path)
+    if choice is not None:
+        unsharded = next(choice.folder.glob("mp_rank_*"), None) and not (choice.folder / ".metadata").is_file()
+        return look_ranks(choice) if unsharded else look_sharded(choice)
+    if _is_model(path):
+        return look_model(path)
+    return _look_files(path)
+
+
+def _look_files(path: Path) -> Checkpoint:
+    """A folder that is known by the files in it alone: one of torch.save, tokenized data, JSON lines."""
+    indexes = sorted(path.glob("*.idx"))
+    pairs = [pair for file in indexes if (pair := pair_of(file))]
+    lines = sorted(path.glob("*.jsonl"))
+    saved = [file for ending in (".pt", ".pth", ".ckpt") for file in sorted(path.glob(f"*{ending}"))]
+    if pairs:
+        alone = tuple(f"{file.name} has no data beside it" for file in indexes if not pair_of(file))
+        return replace(look_binidx(path, pairs), problems=alone)
+    if len(saved) == 1:
+        return replace(look_file(saved[0]), path=path)
+    if lines:
+        return look_jsonl(path, lines)
+    inside = [child.name for child in sorted(path.iterdir()) if child.is_dir() and _is_checkpoint(child)]
+    hint = f"Name one of the folders in it: {', '.join(inside[:8])}." if inside else _KNOWN
+    raise JobError("unknown_checkpoint", f"{path} is no checkpoint, and no data either.", hint)
+
+
+def _look_file(path: Path) -> Checkpoint:
+    if path.suffix == ".jsonl":
+        return look_jsonl(path, [path])
+    if path.suffix in _TORCH_ENDINGS:
+        return look_file(path)
+    remedy = {
+        ".safetensors": "Name the folder that it lies in.",
+        ".nemo": "It is an archive: unpack it with tar, and name the folder.",
+    }.get(path.suffix, _KNOWN)
+    raise JobError("unknown_checkpoint", f"{path} is no checkpoint by itself.", remedy)
+
+
+def _is_model(path: Path) -> bool:
+    weights = any(next(path.glob(pattern), None) for pattern in _MODEL_WEIGHTS)
+    return weights or ((path / _MODEL_CONFIG).is_file() and any(path.glob("*.bin")))
+
+
+def _is_checkpoint(path: Path) -> bool:
+    """Whether the names of its files say that a folder is a checkpoint."""
+    return (
+        (path / _ADAPTER).is_file()
+        or holds_weights(path)
+        or is_tracked(path)
+        or _is_model(path)
+        or bool(nemo_weights(path))
+    )
+
+
+def _neighbour(path: Path) -> str:
+    if not path.parent.is_dir():
+        return f"{path.parent} does not exist either."
+    close = difflib.get_close_matches(path.name, [child.name for child in path.parent.iterdir()], n=1, cutoff=0.5)
+    return f"Did you mean {path.parent / close[0]}?" if close else _KNOWN
