@@ -1,6 +1,5 @@
 """From an algorithm's YAML to a Fiddle Partial of its entrypoint."""
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scripts.problems import Problem, ProblemsError, nearest
+from scripts.typed import parse_yaml
 from scripts.types import ScriptSpec, Torchrun
 
 if TYPE_CHECKING:
@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 SECTIONS = ("engine", "script", "args", "torchrun", "extra_args")
-#: YAML 1.1 takes 6e9 and 1e-5 for texts; people mean numbers.
-_FLOAT = re.compile(r"[-+]?(?:\d[\d_]*)(?:\.[\d_]*)?[eE][-+]?\d+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,24 +77,6 @@ def config_path(family: str, name: str) -> Path:
 def load_yaml(path: Path) -> Mapping[str, Any]:
     """A YAML file that holds a mapping. Raises ProblemsError saying where it does not parse."""
     return _load(path, path.stat().st_mtime_ns)
-
-
-def parse_yaml(text: str) -> Any:
-    """A YAML document, in which 6e9 is a number. Raises yaml.YAMLError."""
-    import yaml
-
-    return yaml.load(text, Loader=_loader())
-
-
-@cache
-def _loader() -> Any:
-    import yaml
-
-    class Loader(yaml.SafeLoader):
-        """SafeLoader with the floats of YAML 1.2."""
-
-    Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789"))
-    return Loader
 
 
 @cache

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
 from scripts.problems import Problem, nearest
-from scripts.typed import convert
+from scripts.typed import convert, parse_yaml
 
 if TYPE_CHECKING:
     import nemo_run as run
@@ -60,7 +60,6 @@ def _set_below(partial: "run.Partial[Any]", mapping: str, key: str, value: Any) 
 
     import yaml
 
-    from recipes.base import parse_yaml
 
     section, name = mapping.split(".")
     whole = deepcopy(getattr(getattr(partial, section), name)) or {}

@@ -8,9 +8,11 @@ from scripts.problems import Problem
 from scripts.script.flags import Interface
 from scripts.script.locate import is_module, locate
 from scripts.script.tables import (
+    completed,
     interface_of,
     match_release,
     releases_in,
+    releases_like,
     releases_of,
     repository_of,
 )
@@ -75,9 +77,10 @@ def _here(args: ScriptArgs, script: ScriptSpec) -> Addressed | None:
 
     try:
         located = locate(args.SCRIPTS, script.path)
-        interface = read_interface(located.file, located.roots)
+        found = read_interface(located.file, located.roots)
     except JobError:
         return None  # `script_checks` says so
+    interface = completed(found, located.script, releases_like(located.script, found))
     return Addressed(script=located.script, release=None, interface=interface, known_by=str(located.file))
 
 

@@ -1,9 +1,13 @@
 """Values from a command line or a YAML file, converted to the type that a field declares."""
 
+import re
+from functools import cache
 from typing import Any, get_args, get_origin
 
 from scripts.problems import nearest
 
+#: YAML 1.1 takes 6e9 and 1e-5 for texts; people mean numbers.
+_FLOAT = re.compile(r"[-+]?(?:\d[\d_]*)(?:\.[\d_]*)?[eE][-+]?\d+")
 _NULLS = ("null", "None", "~")
 
 
@@ -21,7 +25,7 @@ def convert(kind: Any, value: Any, *, strict: bool) -> Any:
             return None
         if kind is str or (optional and str in get_args(kind)):
             return value
-        if get_origin(kind) in (list, dict):
+        if {list, dict} & {get_origin(one) for one in (kind, *get_args(kind))}:
             value = _yaml(value)
     try:
         return TypeAdapter(kind).validate_python(value, strict=strict)
@@ -37,6 +41,24 @@ def _yaml(text: str) -> Any:
     import yaml
 
     try:
-        return yaml.safe_load(text)
+        return parse_yaml(text)
     except yaml.YAMLError as error:
         raise ValueError(f"does not parse: {' '.join(str(error).split())}") from error
+
+
+def parse_yaml(text: str) -> Any:
+    """A YAML document, in which 6e9 is a number. Raises yaml.YAMLError."""
+    import yaml
+
+    return yaml.load(text, Loader=_loader())
+
+
+@cache
+def _loader() -> Any:
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        """SafeLoader with the floats of YAML 1.2."""
+
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789"))
+    return Loader

@@ -7,6 +7,7 @@ from pathlib import Path
 from scripts.checkpoints.checkpoint import unreadable
 from scripts.checkpoints.documents import read_json, size_of
 from scripts.checkpoints.headers import read_tensors
+from scripts.checkpoints.pickles import mapping_of
 from scripts.checkpoints.tensors import Tensor
 from scripts.checkpoints.torch_files import read_torch, tensors_of
 
@@ -86,6 +87,6 @@ def _weight_map(index: Path) -> dict[str, str]:
 
 def _read_pickled(file: Path) -> list[Tensor]:
     try:
-        return list(tensors_of(read_torch(file)))
+        return list(tensors_of(mapping_of(read_torch(file))))
     except ValueError as error:
         raise unreadable(file, error) from error

@@ -4,7 +4,7 @@ import io
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from scripts.checkpoints.checkpoint import unreadable
@@ -51,18 +51,18 @@ def read_torch(path: Path, content: bytes | None = None) -> object:
         if read_bytes(path, min(4, size_of(path))) == _ZIP:
             return _read_zip(path)
         return _read_legacy(io.BytesIO(read_bytes(path, min(size_of(path), MAX_BYTES))))
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, struct.error, zlib.error) as error:
+    except (ValueError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, struct.error, zlib.error) as error:
         raise unreadable(path, f"no file of torch.save: {error}") from error
 
 
-def tensors_of(node: object) -> Iterator[Tensor]:
-    """The tensors in nested dictionaries, under dotted names; one that several names share is counted once.
+def tensors_of(named: Mapping[str, object]) -> Iterator[Tensor]:
+    """The tensors in dictionaries that lie in one another, under dotted names; one with several names only once.
 
     Raises ValueError for a tensor that cannot be.
     """
     seen: set[object] = set()
     nodes: set[int] = set()
-    below = [("", node)]
+    below = list(reversed(named.items()))
     while below:
         name, value = below.pop()
         if _is_tensor(value):
@@ -73,7 +73,7 @@ def tensors_of(node: object) -> Iterator[Tensor]:
             continue
         if id(value) not in nodes:  # a program can put one dictionary into another many times over
             nodes.add(id(value))
-            below += reversed([(f"{name}.{key}" if name else key, held) for key, held in mapping_of(value).items()])
+            below += reversed([(f"{name}.{key}", held) for key, held in mapping_of(value).items()])
 
 
 def _read_zip(source: Path | io.BytesIO) -> object:

@@ -79,7 +79,7 @@ def _model(root: dict[str, object]) -> list[Tensor]:
     """The model's tensors, whether they are the whole content or a part beside the optimizer's."""
     parts = [value for key, value in root.items() if _MODEL.fullmatch(key) and mapping_of(value)]
     if parts:
-        return [one for part in parts for one in tensors_of(part)]
+        return [one for part in parts for one in tensors_of(mapping_of(part))]
     return [one for one in tensors_of(root) if not trains([one.name])]
 
 

@@ -67,7 +67,7 @@ def _addressed(args: Any, interface: Interface, style: FlagStyle) -> tuple[list[
         flag = next((found for name in names if (found := interface.find(name))), None)
         if value is False and (flag is None or flag.kind != "toggle"):
             continue
-        if flag is None and not interface.closed:
+        if flag is None and not any(map(interface.refuses, names)):
             flag = Flag(names=(_spelled(names[0], style),), kind=_kind_of(value))
         if flag is not None:
             values.append(_Value(key=key, flag=flag, value=_as_called(value, flag, meaning)))
@@ -161,7 +161,10 @@ def _refused(one: _Value) -> Iterator[Problem]:
                     cause=cause,
                     remedy=nearest(text, one.flag.choices),
                 )
-    if kind == "list" and len(texts) > 1 and any(text.startswith("-") and not _negative(text) for text in texts):
+    if kind in ("value", "list", "append") and "--" in texts:
+        cause = "argparse takes -- for the end of the flags, wherever it stands"
+        yield Problem(name="looks_like_a_flag", key=one.key, value=value, cause=cause)
+    elif kind == "list" and len(texts) > 1 and any(text.startswith("-") and not _negative(text) for text in texts):
         cause = "argparse takes a word of a list that begins with a hyphen for a flag"
         yield Problem(
             name="looks_like_a_flag", key=one.key, value=value, cause=cause, remedy="Give ./-name for a file."
@@ -201,7 +204,7 @@ def _extra_problems(values: Sequence[_Value], interface: Interface, extra_args: 
         if flag is not None and flag in keys:
             cause = f"{keys[flag]} gives the same flag"
             yield Problem(name="flag_twice", key="extra_args", value=name, cause=cause, remedy=f"Set {keys[flag]}.")
-        elif flag is None and interface.closed:
+        elif flag is None and interface.refuses(name):
             cause = f"this script has no flag {name}"
             remedy = nearest(plain(name), [*known])
             yield Problem(name="unknown_flag", key="extra_args", value=name, cause=cause, remedy=remedy)

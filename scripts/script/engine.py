@@ -22,13 +22,14 @@ from scripts.script import outputs as out
 from scripts.script.argv import Argv
 from scripts.script.child import Ended, Output, SilentError, run_child
 from scripts.script.command import ScriptJob, command_words, with_iterations, write_files
-from scripts.script.flags import Interface
 from scripts.script.locate import Located, child_environment, is_module, locate
 from scripts.script.source import read_interface
-from scripts.script.tables import interface_of, releases_of, repository_of
+from scripts.script.tables import completed, releases_like, repository_of
 from scripts.types import meanings
 
 _WAIT_SECONDS = 1800.0  # as long as torch's own store waits
+_PREPARE_SECONDS = 600.0  # ranks start together, but for what a slow file system makes of their imports
+_PREPARED = "prepared.json"
 _SHOWN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "CUDA_VISIBLE_DEVICES")
 _ERROR = re.compile(r"^(?:\w+\.)*\w*(?:Error|Exception|Interrupt|Failure)\b.*", re.MULTILINE)
 
@@ -46,10 +47,11 @@ def run_script(job: ScriptJob, record: Record) -> None:
             cause = f"{located.script} is one process, not {world}."
             raise JobError("world_size_not_one", cause, "Set torchrun.nproc_per_node=1 and torchrun.nnodes=1.")
         job = dataclasses.replace(job, args=with_iterations(job.args))
-        interface = read_interface(located.file, located.roots)
+        found = read_interface(located.file, located.roots)
+        releases = releases_like(located.script, found)
+        interface = completed(found, located.script, releases)
         outputs = out.outputs_of(job.args, record.dir)
         argv = command_words(job, interface, located.script, record.dir)
-        releases = matching_releases(located.script, interface)
         refuse_drift(argv, located, releases)
         _refuse_package_drift(located.script, releases)
     if not isinstance(record, Follower):
@@ -60,6 +62,9 @@ def run_script(job: ScriptJob, record: Record) -> None:
             digest = content_of(located.file).digest
             facts = {"path": str(located.file), "name": located.script, "digest": digest, "releases": list(releases)}
             record.update(inputs=inputs, script=facts | {"argv": list(argv.words), "left_out": list(argv.left_out)})
+            write_json(record.dir / "ranks" / _PREPARED, _launch())
+    else:
+        _wait_for_preparation(record.dir / "ranks" / _PREPARED)
     with record.phase("run the script"):
         ended = _run(job, located, argv, rank, record)
     write_json(
@@ -69,18 +74,6 @@ def run_script(job: ScriptJob, record: Record) -> None:
         _wait_for_ranks(record.dir / "ranks", world)
         with record.phase("verify"):
             out.finish(outputs, record)
-
-
-def matching_releases(script: str, interface: Interface) -> tuple[str, ...]:
-    """The releases whose flags these are, as far as the tables know; none for a script that they do not have."""
-    if is_module(script):
-        return ()
-    found = {flag.name for flag in interface.flags}
-    return tuple(
-        release
-        for release in releases_of(script)
-        if {flag.name for flag in interface_of(script, release).flags} == found
-    )
 
 
 def refuse_drift(argv: Argv, located: Located, releases: Sequence[str]) -> None:
@@ -167,6 +160,21 @@ def _failure(name: str, ended: Ended) -> JobError:
     return JobError(
         "script_failed", f"{name} ended with status {ended.status}: {last.strip()[:500] or 'it said nothing'}", remedy
     )
+
+
+def _launch() -> dict[str, str | None]:
+    """What all ranks of one launch have in common, and no other launch of the same run."""
+    return {name: os.environ.get(name) for name in ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT")}
+
+
+def _wait_for_preparation(file: Path) -> None:
+    """Until rank 0 has written what this rank's script is going to read."""
+    deadline = time.monotonic() + _PREPARE_SECONDS
+    while read_json(file) != _launch():
+        if time.monotonic() > deadline:
+            cause = f"rank 0 had not prepared the run within {_PREPARE_SECONDS / 60:.0f} minutes."
+            raise JobError("rank_missing", cause, "Is the run directory on storage that every node shares?")
+        time.sleep(0.05)
 
 
 def _wait_for_ranks(folder: Path, world: int) -> None:

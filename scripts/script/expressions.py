@@ -105,6 +105,11 @@ class Expressions(ABC):
                 return self._first(node, scope)
             case ast.UnaryOp() | ast.BinOp() | ast.Compare() | ast.Subscript():
                 return self._operation(node, scope)
+            case ast.Slice():
+                parts = [
+                    None if part is None else self.value(part, scope) for part in (node.lower, node.upper, node.step)
+                ]
+                return slice(*parts) if all(map(literal, parts)) else UNKNOWN
             case ast.ListComp() | ast.GeneratorExp() | ast.SetComp() if len(node.generators) == 1:
                 found = self._comprehension(node.elt, node.generators[0], scope)
                 return UNKNOWN if found is None else found

@@ -31,6 +31,7 @@ class Interface:
     flags: tuple[Flag, ...]
     closed: bool = True  # whether these are all; a parser that takes part of its flags from elsewhere is open
     commands: tuple[str, ...] = ()  # subcommands; then `required` says nothing, for nobody knows of which
+    foreign: frozenset[str] = frozenset()  # plain names that only other releases have: an open one takes no such flag
 
     def find(self, name: str) -> Flag | None:
         """The flag of that name, whatever way its words are joined and however many hyphens it begins with."""
@@ -39,6 +40,10 @@ class Interface:
             if wanted in map(plain, flag.names):
                 return flag
         return None
+
+    def refuses(self, name: str) -> bool:
+        """Whether a flag that is not in `flags` cannot come from elsewhere either."""
+        return self.closed or plain(name) in self.foreign
 
 
 def plain(name: str) -> str:

@@ -6,12 +6,13 @@ What a container's script accepts is thereby known where the container is not: o
 import functools
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, cast
 
-from scripts.script.flags import Flag, Interface
+from scripts.script.flags import Flag, Interface, plain
 
 Repository = Literal["Megatron-Bridge", "Model-Optimizer", "Megatron-LM"]
 _UPSTREAM = Path(__file__).resolve().parents[2] / "configs" / "upstream"
@@ -44,14 +45,27 @@ def releases_of(script: str) -> tuple[str, ...]:
 def interface_of(script: str, release: str) -> Interface:
     """What that release's script accepts. Raises KeyError for a script or release that is not in the table."""
     entry = _table()["scripts"][script]
-    flags = _flags_of(entry["releases"], release)
-    if "shared" in entry:  # what a function of the repository adds to the parser of each of its scripts
-        flags = _flags_of(_table()["shared"][entry["shared"]]["releases"], release) | flags
+    flags = tuple(_flag(name, facts) for name, facts in _all_flags(entry, release).items())
+    own = {plain(name) for flag in flags for name in flag.names}
+    closed = not entry.get("open")
     return Interface(
-        flags=tuple(_flag(name, facts) for name, facts in flags.items()),
-        closed=not entry.get("open"),
+        flags=flags,
+        closed=closed,
         commands=tuple(entry.get("commands", ())),
+        foreign=frozenset() if closed else _names_ever(script) - own,
     )
+
+
+def releases_like(script: str, interface: Interface) -> tuple[str, ...]:
+    """The releases whose flags these are, as far as the table knows; none for a script that it does not have."""
+    found = {flag.name for flag in interface.flags}
+    every = releases_of(script) if script in _table()["scripts"] else ()
+    return tuple(release for release in every if {flag.name for flag in interface_of(script, release).flags} == found)
+
+
+def completed(interface: Interface, script: str, releases: Sequence[str]) -> Interface:
+    """`interface`, read from a file that is one of `releases`, with what the file alone does not say."""
+    return replace(interface, foreign=interface_of(script, releases[0]).foreign) if releases else interface
 
 
 def match_release(script: str, asked: str) -> str | None:
@@ -97,10 +111,28 @@ def _flags_of(releases: Mapping[str, Any], release: str) -> dict[str, Mapping[st
     return {**flags, **entry.get("flags", {})}
 
 
+def _all_flags(entry: Mapping[str, Any], release: str) -> dict[str, Mapping[str, Any]]:
+    """Its own, and what a function of the repository adds to the parser of each of its scripts."""
+    shared = _table()["shared"][entry["shared"]]["releases"] if "shared" in entry else {}
+    return (_flags_of(shared, release) if shared else {}) | _flags_of(entry["releases"], release)
+
+
+@functools.cache
+def _names_ever(script: str) -> frozenset[str]:
+    """The plain name of every flag that some release of the script has."""
+    entry = _table()["scripts"][script]
+    flags = [_all_flags(entry, release) for release in entry["releases"]]
+    return frozenset(plain(name) for one in flags for first, facts in one.items() for name in _names(first, facts))
+
+
+def _names(name: str, facts: Mapping[str, Any]) -> tuple[str, ...]:
+    return (name, *facts.get("also", ()))
+
+
 def _flag(name: str, facts: Mapping[str, Any]) -> Flag:
     rest = {key: value for key, value in facts.items() if key not in ("also", "choices")}
     choices = tuple(facts["choices"]) if "choices" in facts else None
-    return Flag(names=(name, *facts.get("also", ())), choices=choices, **rest)
+    return Flag(names=_names(name, facts), choices=choices, **rest)
 
 
 @functools.cache

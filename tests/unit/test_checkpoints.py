@@ -167,8 +167,8 @@ class Problem:
         (b"\xfe.", "no instruction fe"),
         (b"h\x07.", "KeyError"),
         (b"Nt.", "IndexError"),
-        (b"]Na]s.", ""),
-        (b"}}N\x86e.", ""),
+        (b"]NNs.", "no dictionary"),
+        (b"}Na.", "no list"),
         (b"X\xff\xff\xff\x7fabc.", "expected"),
     ],
 )
@@ -508,7 +508,7 @@ def test_paths_that_hold_nothing_known(tmp_path: Path, fake_model: Callable[...,
     fake_model("model-a")
     assert "model-a" in fails(tmp_path, "unknown_checkpoint").remedy
     assert "model-a" in fails(tmp_path / "model-b", "missing_path").remedy
-    assert "neither" in fails(tmp_path / "no" / "where", "missing_path").remedy + "neither"
+    assert "does not exist either" in fails(tmp_path / "no" / "where", "missing_path").remedy
     (tmp_path / "model.nemo").write_bytes(b"")
     assert "tar" in fails(tmp_path / "model.nemo", "unknown_checkpoint").remedy
     fails(tmp_path / "model-a" / "model.safetensors", "unknown_checkpoint")

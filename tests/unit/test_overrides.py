@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recipes import quantize_fp8
+from recipes import find, quantize_fp8
 from recipes.base import config_path, load_yaml
 from recipes.overrides import field_types, merge, parse_words, set_value
 from scripts.problems import ProblemsError
@@ -137,3 +137,29 @@ def test_config_by_bare_name_or_path(tmp_path: Path) -> None:
     assert config_path("quantize", "nvfp4").name == "nvfp4.yaml"
     with pytest.raises(ProblemsError, match="nvfp4"):
         config_path("quantize", "nvfp")
+
+
+def test_numbers_with_an_exponent_are_numbers_in_yaml_too() -> None:
+    partial = find("prune").build()
+    assert partial.args.prune_target_params == 6e9
+    assert set_value(partial, "args.prune_target_params", "2.4e9") == []
+    assert set_value(partial, "args.prune_export_config", "{hidden_size: 3072, x: 1e-5}") == []
+    assert (partial.args.prune_target_params, partial.args.prune_export_config) == (
+        2.4e9,
+        {"hidden_size": 3072, "x": 1e-5},
+    )
+
+
+def test_a_longer_key_reaches_into_a_mapping() -> None:
+    partial = find("qat").build()
+    before = dict(partial.args.config["model"])
+    assert set_value(partial, "args.config.train.train_iters", "5") == []
+    assert set_value(partial, "args.config.optimizer.new.lr", "1e-6") == []
+    assert partial.args.config["train"]["train_iters"] == 5
+    assert partial.args.config["optimizer"]["new"] == {"lr": 1e-6}
+    assert partial.args.config["model"] == before
+    assert find("qat").build().args.config["train"]["train_iters"] == 1000, "the shipped recipe stays as it is"
+    (problem,) = set_value(partial, "args.config.train.train_iters.more", "5")
+    assert (problem.name, "train_iters is a value" in problem.cause) == ("wrong_value", True)
+    (problem,) = set_value(partial, "args.confg.train.train_iters", "5")
+    assert problem.name == "unknown_key"

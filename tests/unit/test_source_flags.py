@@ -15,6 +15,109 @@ from scripts.script.flags import Flag, Interface
 from scripts.script.source import read_interface
 
 HEAD = "import argparse\n"
+#: Ways of adding flags to the parser `p`, one after each empty line.
+WAYS = """\
+try:
+    from absent import K
+except ImportError:
+    K = 1
+else:
+    K = 2
+finally:
+    p.add_argument('--x')
+
+try:
+    p.add_argument('--x')
+except ValueError:
+    raise
+p.add_argument('--y')
+
+import contextlib
+with contextlib.suppress(ValueError) as held:
+    p.add_argument('--x')
+
+n = 1
+while n:
+    p.add_argument('--x')
+    n = 0
+else:
+    p.add_argument('--y')
+
+match p.prog:
+    case str():
+        p.add_argument('--x')
+
+for n in ('a', 'b', 'c', 'd'):
+    if n == 'b':
+        continue
+    if n == 'd':
+        break
+    p.add_argument('--' + n)
+else:
+    p.add_argument('--never')
+
+for n, (k, m) in enumerate({'a': 'b'}.items()):
+    p.add_argument(f'--{k}-{m}-{n}')
+else:
+    p.add_argument('--z')
+
+def f(q, *names, kind='store_true', **more):
+    for n in names:
+        q.add_argument(n, action=kind, **more)
+f(p, '--x', '--y', help='h')
+f(p, *['--z'], kind='store_false')
+
+g = None or p.add_argument_group('g')
+g.add_argument('--x')
+(h := p).add_argument('--y')
+
+g = p.add_argument_group() if p.prog else p
+g.add_argument('--x', default=-1)
+
+add = lambda q, n: q.add_argument(n, required=not False)
+add(p, '--x')
+
+q, names = p, ['--x', '--y']
+for n in names[1:][:1] + ['--w']:
+    q.add_argument(names[0] if n == '--w' else n)
+
+K = ['a']
+K += ['b']
+p.add_argument('--x', choices=K)
+
+K: list = ['a']
+del K[0]
+K: list = ['a', 'b']
+p.add_argument('--x', choices=K)
+
+K = {'a': 1, **{'b': 2}} | {'c': 3}
+p.add_argument('--x', choices=K)
+
+p.add_argument('--x', choices=list(dict(a=1)) if False else 'a b'.upper().split())
+
+p.add_argument('--' + '-'.join(['x', str(1)]), '--y_z'.replace('_', '-'))
+
+class A:
+    K = ['a']
+    @classmethod
+    def add(cls, q): q.add_argument('--x', choices=A.K)
+A.add(p)
+
+class A:
+    def add(self, q): q.add_argument('--x')
+a = A()
+a.add(p)
+
+class B(argparse.Action):
+    def __call__(self, *a): ...
+p.add_argument('--x', action=B, nargs=0)
+
+p.add_argument('--x', action='store_const', const=1)
+p.add_argument('--v', action='version', version='1')
+
+p.add_argument('--x', action='extend', nargs='*')
+p.add_argument('-n', '--dry', action='count', default=0)
+"""
 
 
 def read(folder: Path, script: str, *, roots: tuple[Path, ...] = (), **modules: str) -> Interface:
@@ -455,35 +558,7 @@ def test_functions_and_modules_that_use_each_other_come_to_an_end(tmp_path: Path
     assert names(found)[:2] == ["--x", "--level-0"]
 
 
-@pytest.mark.parametrize(
-    "body",
-    [
-        "try:\n    from absent import K\nexcept ImportError:\n    K = 1\nelse:\n    K = 2\nfinally:\n    p.add_argument('--x')",
-        "try:\n    p.add_argument('--x')\nexcept ValueError:\n    raise\np.add_argument('--y')",
-        "import contextlib\nwith contextlib.suppress(ValueError) as held:\n    p.add_argument('--x')",
-        "n = 1\nwhile n:\n    p.add_argument('--x')\n    n = 0\nelse:\n    p.add_argument('--y')",
-        "match p.prog:\n    case str():\n        p.add_argument('--x')",
-        "for n in ('a', 'b', 'c', 'd'):\n    if n == 'b':\n        continue\n    if n == 'd':\n        break\n"
-        "    p.add_argument('--' + n)\nelse:\n    p.add_argument('--never')",
-        "for n, (k, m) in enumerate({'a': 'b'}.items()):\n    p.add_argument(f'--{k}-{m}-{n}')\nelse:\n    p.add_argument('--z')",
-        "def f(q, *names, kind='store_true', **more):\n    for n in names:\n        q.add_argument(n, action=kind, **more)\n"
-        "f(p, '--x', '--y', help='h')\nf(p, *['--z'], kind='store_false')",
-        "g = None or p.add_argument_group('g')\ng.add_argument('--x')\n(h := p).add_argument('--y')",
-        "g = p.add_argument_group() if p.prog else p\ng.add_argument('--x', default=-1)",
-        "add = lambda q, n: q.add_argument(n, required=not False)\nadd(p, '--x')",
-        "q, names = p, ['--x', '--y']\nfor n in names[1:][:1] + ['--w']:\n    q.add_argument(names[0] if n == '--w' else n)",
-        "K = ['a']\nK += ['b']\np.add_argument('--x', choices=K)",
-        "K: list = ['a']\ndel K[0]\nK: list = ['a', 'b']\np.add_argument('--x', choices=K)",
-        "K = {'a': 1, **{'b': 2}} | {'c': 3}\np.add_argument('--x', choices=K)",
-        "p.add_argument('--x', choices=list(dict(a=1)) if False else 'a b'.upper().split())",
-        "p.add_argument('--' + '-'.join(['x', str(1)]), '--y_z'.replace('_', '-'))",
-        "class A:\n    K = ['a']\n    @classmethod\n    def add(cls, q): q.add_argument('--x', choices=A.K)\nA.add(p)",
-        "class A:\n    def add(self, q): q.add_argument('--x')\na = A()\na.add(p)",
-        "class B(argparse.Action):\n    def __call__(self, *a): ...\np.add_argument('--x', action=B, nargs=0)",
-        "p.add_argument('--x', action='store_const', const=1)\np.add_argument('--v', action='version', version='1')",
-        "p.add_argument('--x', action='extend', nargs='*')\np.add_argument('-n', '--dry', action='count', default=0)",
-    ],
-)
+@pytest.mark.parametrize("body", WAYS.split("\n\n"))
 def test_what_python_does_with_a_parser_is_followed(tmp_path: Path, body: str) -> None:
     made: dict[str, Any] = {}
     source = f"import argparse\np = argparse.ArgumentParser()\n{body}\n"
