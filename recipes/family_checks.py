@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.spec import Spec
-from scripts.problems import Problem, nearest
+from scripts.problems import Problem
 
 #: What the arguments of different scripts call the same size.
 _SIZES: Mapping[str, tuple[str, ...]] = {
@@ -222,17 +222,10 @@ def _wandb(spec: Spec) -> Iterator[Problem]:
 
 
 def _card(spec: Spec) -> Iterator[Problem]:
-    card = getattr(spec.args, "model_card", None)
-    if card is None:
-        return
     from scripts.script.cards import REMOTE_CODE, cards
 
-    if card not in cards():
-        cause = "there is no such model card"
-        yield Problem(
-            name="unknown_model_card", key="args.model_card", value=card, cause=cause, remedy=nearest(card, cards())
-        )
-    elif REMOTE_CODE in cards()[card] and not spec.args.trust_remote_code:
+    card = getattr(spec.args, "model_card", "")
+    if card in cards() and REMOTE_CODE in cards()[card] and not spec.args.trust_remote_code:
         cause = f"{card} brings Python code of its own, which is not run unless it is trusted"
         remedy = "Look at that code, then set args.trust_remote_code=true."
         yield Problem(name="remote_code_not_trusted", key="args.model_card", value=card, cause=cause, remedy=remedy)

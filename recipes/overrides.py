@@ -60,7 +60,6 @@ def _set_below(partial: "run.Partial[Any]", mapping: str, key: str, value: Any) 
 
     import yaml
 
-
     section, name = mapping.split(".")
     whole = deepcopy(getattr(getattr(partial, section), name)) or {}
     *sections, last = key.removeprefix(f"{mapping}.").split(".")

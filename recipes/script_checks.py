@@ -23,8 +23,16 @@ _FORMAT_KEYS = ("args.export_quant_cfg", "args.quant_cfg", "args.recipe")
 
 def script_checks(spec: Spec) -> Iterator[Problem]:
     """Every Problem that any script's job can have."""
-    for check in (_found, _words, _release, _inputs):
-        yield from check(spec)
+    yield from _found(spec)
+    try:
+        argv = command(spec)
+    except JobError as error:  # a model card that is not there
+        yield Problem(name=error.name, key="args.model_card", value=None, cause=error.cause, remedy=error.remedy)
+    else:
+        yield from _words(spec, argv)
+        yield from _left_out(spec, argv)
+    yield from _of_another_engine(spec)
+    yield from _inputs(spec)
 
 
 def script_notes(spec: Spec) -> Iterator[str]:
@@ -62,10 +70,10 @@ def _found(spec: Spec) -> Iterator[Problem]:
         yield Problem(name=error.name, key=key, value=value, cause=error.cause, remedy=error.remedy)
 
 
-def _words(spec: Spec) -> Iterator[Problem]:
+def _words(spec: Spec, argv: Argv) -> Iterator[Problem]:
     assert spec.addressed is not None
     which = f"{spec.addressed.script} {spec.addressed.release or ''}".strip()
-    for problem in command(spec).problems:
+    for problem in argv.problems:
         if not spec.addressed.certain and _fits_some_release(problem, spec):
             continue
         name = problem.name
@@ -98,15 +106,18 @@ def _all_interfaces(spec: Spec) -> Iterator[Interface]:
             yield interface_of(script, release)
 
 
-def _release(spec: Spec) -> Iterator[Problem]:
-    """A value that somebody gave is not left out in silence, nor one that another engine would use."""
+def _left_out(spec: Spec, argv: Argv) -> Iterator[Problem]:
+    """A value that somebody gave is not left out in silence."""
     assert spec.addressed is not None
-    for key in command(spec).left_out:
+    for key in argv.left_out:
         name = key.removeprefix("args.")
         if name in spec.given and spec.addressed.certain:
             cause = f"{spec.addressed.release or spec.addressed.script} has no flag for it ({spec.addressed.known_by})"
             value = getattr(spec.args, name)
             yield Problem(name="unknown_flag", key=key, value=value, cause=cause, remedy="Leave it out.")
+
+
+def _of_another_engine(spec: Spec) -> Iterator[Problem]:
     for field, meaning in meanings(spec.args):
         if meaning.engine == "hf" and field.name in spec.given:
             cause = "the script has nothing of the kind; it is the hf engine's"

@@ -105,6 +105,7 @@ class QatArgs(ScriptArgs):
         "the quantized checkpoint to begin with",
         None,
         consumes="checkpoint_megatron",
+        required=True,
         into=("checkpoint.pretrained_checkpoint",),
     )
     output_dir: str | None = doc(

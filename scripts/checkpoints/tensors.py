@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 _FLOATING = ("float", "bfloat")
 _SCALES = ("scale", "scale_2", "scale_inv")
+_CACHE_OFFSETS = ("k_bias", "v_bias")
 _MOST_ELEMENTS = 1 << 62
 
 
@@ -19,9 +20,10 @@ class Tensor:
     dimensions: int
 
     @property
-    def is_scale(self) -> bool:
-        """Whether it is a scale of a quantized export, such as x.weight_scale or x.k_scale."""
-        return self.name.rpartition(".")[2].endswith(_SCALES)
+    def of_export(self) -> bool:
+        """Whether a quantized export has it beside the weights: x.weight_scale, x.k_scale, a cache's x.k_bias."""
+        last = self.name.rpartition(".")[2]
+        return last.endswith(_SCALES) or last in _CACHE_OFFSETS
 
     @property
     def of_quantizer(self) -> bool:
@@ -57,7 +59,7 @@ def parameters(tensors: Iterable[Tensor], *, quantized: bool, by_modelopt: bool)
     """
     total = 0
     for one in tensors:
-        if one.of_quantizer or "_extra_state" in one.name or (quantized and one.is_scale):
+        if one.of_quantizer or "_extra_state" in one.name or (quantized and one.of_export):
             continue
         if one.dtype.startswith(_FLOATING):
             total += one.elements

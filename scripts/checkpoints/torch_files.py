@@ -62,7 +62,7 @@ def tensors_of(named: Mapping[str, object]) -> Iterator[Tensor]:
     """
     seen: set[object] = set()
     nodes: set[int] = set()
-    below = list(reversed(named.items()))
+    below = list(named.items())[::-1]
     while below:
         name, value = below.pop()
         if _is_tensor(value):
@@ -73,7 +73,7 @@ def tensors_of(named: Mapping[str, object]) -> Iterator[Tensor]:
             continue
         if id(value) not in nodes:  # a program can put one dictionary into another many times over
             nodes.add(id(value))
-            below += reversed([(f"{name}.{key}", held) for key, held in mapping_of(value).items()])
+            below += [(f"{name}.{key}", held) for key, held in mapping_of(value).items()][::-1]
 
 
 def _read_zip(source: Path | io.BytesIO) -> object:

@@ -42,6 +42,7 @@ def releases_of(script: str) -> tuple[str, ...]:
     return tuple(_table()["scripts"][script]["releases"])
 
 
+@functools.cache
 def interface_of(script: str, release: str) -> Interface:
     """What that release's script accepts. Raises KeyError for a script or release that is not in the table."""
     entry = _table()["scripts"][script]

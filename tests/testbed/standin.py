@@ -85,7 +85,8 @@ def _outputs(script: str) -> dict[str, str]:
 
 
 def _declarations(interface: Interface) -> Iterator[str]:
-    yield "parser = argparse.ArgumentParser()"
+    # Megatron-LM takes no abbreviations, and has options that would be some.
+    yield f"parser = argparse.ArgumentParser(allow_abbrev={interface.closed})"
     if not interface.commands:
         yield from (f"parser.add_argument({_declared(flag)})" for flag in interface.flags)
         return
@@ -101,10 +102,12 @@ def _declared(flag: Flag, *, optional: bool = False) -> str:
         words.append(f"action={_ACTIONS[flag.kind]}")
     if flag.kind == "list":
         words.append("nargs='*'")
-    if flag.kind in ("value", "list", "append") and flag.type in ("int", "float"):
-        words.append(f"type={flag.type}")
+    numeric = flag.type if flag.kind in ("value", "list", "append") and flag.type in ("int", "float") else ""
+    if numeric:
+        words.append(f"type={numeric}")
     if flag.choices is not None and flag.kind in ("value", "list"):
-        words.append(f"choices={list(flag.choices)!r}")
+        choices = ", ".join(choice if numeric else repr(choice) for choice in flag.choices)
+        words.append(f"choices=[{choices}]")
     if flag.required and not optional:
         words.append("required=True")
     return ", ".join(words)
