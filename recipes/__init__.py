@@ -90,6 +90,18 @@ from recipes.quantization import (
 from recipes.standing import Run
 from recipes.submission import submit, submit_all
 from recipes.sweeps import sweep
+from recipes.tooling import (
+    evaluate,
+    evaluate_chat,
+    evaluate_tiny,
+    prepare_data,
+    prepare_data_chat,
+    prepare_data_tiny,
+    serve,
+    serve_sglang,
+    serve_tiny,
+    serve_trtllm,
+)
 from scripts.problems import Problem, ProblemsError
 
 __all__ = [
@@ -104,6 +116,9 @@ __all__ = [
     "distill_mock",
     "distill_pruned",
     "distill_tiny",
+    "evaluate",
+    "evaluate_chat",
+    "evaluate_tiny",
     "export",
     "export_distilled",
     "export_modelopt",
@@ -130,6 +145,9 @@ __all__ = [
     "mlm_quantize_tiny",
     "mlm_validate",
     "prepare",
+    "prepare_data",
+    "prepare_data_chat",
+    "prepare_data_tiny",
     "probe",
     "prune",
     "prune_active",
@@ -161,6 +179,10 @@ __all__ = [
     "quantize_vlm_qwen3_vl_30b",
     "quantize_vlm_tiny",
     "quantize_w4a8_awq",
+    "serve",
+    "serve_sglang",
+    "serve_tiny",
+    "serve_trtllm",
     "submit",
     "submit_all",
     "sweep",

@@ -4,7 +4,17 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from recipes import conversion, distillation, exporting, generation, megatron_lm, probing, pruning, quantization
+from recipes import (
+    conversion,
+    distillation,
+    exporting,
+    generation,
+    megatron_lm,
+    probing,
+    pruning,
+    quantization,
+    tooling,
+)
 from recipes.base import Family
 from scripts.problems import Problem, ProblemsError, nearest
 
@@ -147,6 +157,22 @@ _FAMILIES: dict[Family, tuple[Build, ...]] = {
     megatron_lm.MLM_FINETUNE: (megatron_lm.mlm_finetune,),
     megatron_lm.MLM_DISTILL: (megatron_lm.mlm_distill,),
     megatron_lm.MLM_VALIDATE: (megatron_lm.mlm_validate,),
+    tooling.PREPARE_DATA: (
+        tooling.prepare_data,
+        tooling.prepare_data_chat,
+        tooling.prepare_data_tiny,
+    ),
+    tooling.EVALUATE: (
+        tooling.evaluate,
+        tooling.evaluate_chat,
+        tooling.evaluate_tiny,
+    ),
+    tooling.SERVE: (
+        tooling.serve,
+        tooling.serve_trtllm,
+        tooling.serve_sglang,
+        tooling.serve_tiny,
+    ),
     probing.PROBE: (probing.probe,),
 }
 RECIPES = _index(_FAMILIES)

@@ -41,7 +41,7 @@ MLM_EXPORT = Family(
     name="mlm_export",
     entrypoint=export,
     args=args.MlmExportArgs,
-    strategies=("Serve it: serve_vllm, serve_trtllm or serve_sglang.",),
+    strategies=("Serve it: serve (vLLM), serve_trtllm or serve_sglang.",),
     errors=(
         "export_needs_tp1",
         "unknown_model_card",

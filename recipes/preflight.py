@@ -14,7 +14,7 @@ from pathlib import Path
 
 from recipes.family_checks import family_checks, family_notes
 from recipes.quantize_checks import model_folder, quantize_checks, quantize_notes
-from recipes.script_checks import script_checks, script_notes
+from recipes.script_checks import input_problems, script_checks, script_notes
 from recipes.spec import Spec, written
 from scripts.files import weight_bytes
 from scripts.problems import Problem
@@ -144,7 +144,7 @@ COMMON: tuple[Callable[[Spec], Iterator[Problem]], ...] = (_home, _shape)
 CHECKS: Mapping[str | None, tuple[Callable[[Spec], Iterator[Problem]], ...]] = {
     "hf": (_installed, quantize_checks, _outputs, _disk),
     "script": (script_checks, family_checks, _outputs),
-    None: (),
+    None: (input_problems, _outputs),
 }
 
 

@@ -9,6 +9,7 @@ from scripts.script.flags import Interface
 from scripts.script.locate import is_module, locate
 from scripts.script.tables import (
     completed,
+    containers_with,
     interface_of,
     match_release,
     releases_in,
@@ -109,17 +110,18 @@ def releases(partial: "run.Partial[Any]") -> list[dict[str, Any]]:
 
     from fiddle import build
 
+    from scripts.script.argv import compose
+
     args = build(partial.args)
     rows = []
     for name, release in _each_release(getattr(args, "SCRIPTS", ())):
-        from scripts.script.argv import compose
-
         filled = replace(args, **_placeholders(args))
         words = compose(filled, interface_of(name, release), style=build(partial.script).flag_style)
         rows.append(
             {
                 "script": name,
                 "release": release,
+                "containers": list(containers_with(name, release)),
                 "flags": [word.partition("=")[0] for word in words.words if word.startswith("--")],
                 "left_out": list(words.left_out),
                 "problems": [str(problem) for problem in words.problems],

@@ -32,7 +32,7 @@ def script_checks(spec: Spec) -> Iterator[Problem]:
         yield from _words(spec, argv)
         yield from _left_out(spec, argv)
     yield from _of_another_engine(spec)
-    yield from _inputs(spec)
+    yield from input_problems(spec)
 
 
 def script_notes(spec: Spec) -> Iterator[str]:
@@ -126,7 +126,8 @@ def _of_another_engine(spec: Spec) -> Iterator[Problem]:
             yield Problem(name="not_of_this_engine", key=f"args.{field.name}", value=value, cause=cause, remedy=remedy)
 
 
-def _inputs(spec: Spec) -> Iterator[Problem]:
+def input_problems(spec: Spec) -> Iterator[Problem]:
+    """What is missing, or is not there, or is something else than what is needed."""
     for field, meaning in meanings(spec.args):
         value = getattr(spec.resolved, field.name)
         if value is None and meaning.required:
@@ -141,7 +142,7 @@ def _inputs(spec: Spec) -> Iterator[Problem]:
 
 
 def _input(spec: Spec, key: str, value: str, meaning: Meaning) -> Iterator[Problem]:
-    if value.startswith("tiny:"):
+    if value.startswith("tiny:") and spec.engine == "script":
         cause = "built-in models are for the hf engine"
         yield Problem(name="unknown_model", key=key, value=value, cause=cause, remedy="Name a folder or a hub model.")
     elif not spec.here:

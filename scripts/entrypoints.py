@@ -58,15 +58,6 @@ def convert(
     )
 
 
-def prepare_data(
-    *, recipe: str, engine: Engine, script: ScriptSpec, args: ScriptArgs, torchrun: Torchrun, extra_args: list[str]
-) -> None:
-    """Tokenize text into the binary data that Megatron trains on."""
-    carry_out(
-        "prepare_data", recipe=recipe, engine=engine, script=script, args=args, torchrun=torchrun, extra_args=extra_args
-    )
-
-
 def evaluate(
     *, recipe: str, engine: Engine, script: ScriptSpec, args: ScriptArgs, torchrun: Torchrun, extra_args: list[str]
 ) -> None:

@@ -41,7 +41,7 @@ def inspect(
         _print_json(dataclasses.asdict(found) | {"path": str(found.path)})
         return
     for key, value in _lines(found):
-        print(f"{key:13} {value}")
+        print(f"{key:13} {_printable(value)}")
 
 
 def _lines(found: "Checkpoint") -> Iterator[tuple[str, object]]:
@@ -89,13 +89,18 @@ def _print_error(error: JobError, path: Path, *, as_json: bool) -> None:
         if as_json:
             cause = {"name": error.name, "message": error.cause, "remedy": error.remedy}
             _print_json({"state": "failed", "error": cause})
-        print(f"failed: {error}", file=sys.stderr)
+        print(f"failed: {_printable(error)}", file=sys.stderr)
         return
     problem = Problem(name=error.name, key="PATH", value=str(path), cause=error.cause, remedy=error.remedy)
     if as_json:
         _print_json({"state": "refused", "problems": [vars(problem)]})
-    print(problem, file=sys.stderr)
+    print(_printable(problem), file=sys.stderr)
+
+
+def _printable(value: object) -> str:
+    """Text from a checkpoint of anybody's, without what would steer a terminal."""
+    return "".join(letter if letter.isprintable() else "?" for letter in str(value))
 
 
 def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+    print(json.dumps(value, indent=2))

@@ -188,17 +188,24 @@ class Output:
         self._releases(described["releases"])
 
     def _releases(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Each release that has the recipe's script: what the recipe says to it, and what it cannot say."""
-        if not rows:
-            return
-        print("\nreleases")
-        for row in rows:
-            print(f"    {row['release']:18} {row['script']}")
-            print(f"    {'':18} {' '.join(row['flags'])}")
-            for key in row["left_out"]:
-                print(f"    {'':18} without {key}")
-            for problem in row["problems"]:
-                print(f"    {'':18} {problem}")
+        """The releases that have the recipe's script: what the recipe says to each, and what it cannot say."""
+        from itertools import groupby
+
+        said = ("script", "flags", "left_out", "problems")
+        print("\nreleases" if rows else "", end="\n" if rows else "")
+        for _, group in groupby(rows, key=lambda row: [row[key] for key in said]):
+            same = list(group)
+            first = same[0]
+            names = ", ".join(
+                row["release"] + (f" (nemo:{', nemo:'.join(row['containers'])})" if row["containers"] else "")
+                for row in same
+            )
+            print(f"    {names}")
+            print(f"        {first['script']}\n        {' '.join(first['flags'])}")
+            for key in first["left_out"]:
+                print(f"        without {key}")
+            for problem in first["problems"]:
+                print(f"        {problem}")
 
     def runs(self, runs: Sequence[Run]) -> None:
         """Recorded runs, a line each."""

@@ -23,7 +23,6 @@ class GenerateArgs(ScriptArgs):
     pp: int = doc("pipeline parallel size", 1)
     ep: int = doc("expert parallel size", 1)
     etp: int = doc("expert tensor parallel size", 1)
-    disable_hf_datasets_file_lock: bool = doc("for file systems without locks", False, optional=True)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from scripts.checkpoints.checkpoint import Checkpoint, unreadable
 from scripts.checkpoints.datasets import look_binidx, look_jsonl, pair_of
-from scripts.checkpoints.huggingface import look_adapter, look_model
-from scripts.checkpoints.iterations import choose, holds_weights, is_tracked, linked_weights, nemo_weights
+from scripts.checkpoints.huggingface import is_adapter, is_model, look_adapter, look_model
+from scripts.checkpoints.iterations import choose, holds_ranks, holds_weights, is_tracked, linked_weights, nemo_weights
 from scripts.checkpoints.megatron import look_sharded
 from scripts.checkpoints.sizes import measure
 from scripts.checkpoints.unsharded import look_file, look_ranks
@@ -17,8 +17,6 @@ _KNOWN = (
     "Known are Hugging Face and PEFT folders, Megatron checkpoints and their iterations, NeMo folders, files of "
     "torch.save, .bin/.idx data and JSON lines."
 )
-_ADAPTER, _MODEL_CONFIG = "adapter_config.json", "config.json"
-_MODEL_WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "modelopt_state.pth", "model.safetensors.index.json")
 _TORCH_ENDINGS = (".pt", ".pth", ".ckpt", ".bin")
 
 
@@ -58,13 +56,12 @@ def _look(path: Path) -> Checkpoint:
 
 
 def _look_folder(path: Path) -> Checkpoint:
-    if (path / _ADAPTER).is_file():
+    if is_adapter(path):
         return look_adapter(path)
     choice = choose(path)
     if choice is not None:
-        unsharded = next(choice.folder.glob("mp_rank_*"), None) and not (choice.folder / ".metadata").is_file()
-        return look_ranks(choice) if unsharded else look_sharded(choice)
-    if _is_model(path):
+        return look_ranks(choice) if holds_ranks(choice.folder) else look_sharded(choice)
+    if is_model(path):
         return look_model(path)
     return _look_files(path)
 
@@ -99,20 +96,9 @@ def _look_file(path: Path) -> Checkpoint:
     raise JobError("unknown_checkpoint", f"{path} is no checkpoint by itself.", remedy)
 
 
-def _is_model(path: Path) -> bool:
-    weights = any(next(path.glob(pattern), None) for pattern in _MODEL_WEIGHTS)
-    return weights or ((path / _MODEL_CONFIG).is_file() and any(path.glob("*.bin")))
-
-
 def _is_checkpoint(path: Path) -> bool:
     """Whether the names of its files say that a folder is a checkpoint."""
-    return (
-        (path / _ADAPTER).is_file()
-        or holds_weights(path)
-        or is_tracked(path)
-        or _is_model(path)
-        or bool(nemo_weights(path))
-    )
+    return is_adapter(path) or is_model(path) or holds_weights(path) or is_tracked(path) or bool(nemo_weights(path))
 
 
 def _neighbour(path: Path) -> str:

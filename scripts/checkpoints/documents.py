@@ -83,12 +83,6 @@ class Yaml:
             return None
         return str(node.value)
 
-    def has_section(self, *keys: str) -> bool:
-        """Whether a mapping stands under `keys`."""
-        import yaml
-
-        return isinstance(self._find(keys), yaml.MappingNode)
-
     def _find(self, keys: tuple[str, ...]) -> "yaml.Node | None":
         import yaml
 

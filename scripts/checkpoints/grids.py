@@ -25,6 +25,7 @@ _NUMBERS: dict[str, tuple[Number, ...]] = {
 }
 #: Calibrations that leave more in a checkpoint than scales; a format's ModelOpt config is named after its own.
 _METHODS = ("awq", "smoothquant", "svdquant")
+_CACHE, _LONGEST_PATTERN = "_bmm_quantizer", 1000
 _CACHES = {_E4M3: "fp8", _E2M1: "nvfp4"}
 
 
@@ -56,13 +57,17 @@ def rules_of(quant_cfg: object) -> Rules:
 
 
 def format_of(rules: Rules, calibrations: Sequence[str]) -> str | None:
-    """The format of configs/formats.yaml that weights and inputs amount to; None where no weight is quantized."""
+    """The format of configs/formats.yaml that weights and inputs amount to.
+
+    None only where the rules are for the key/value cache and for nothing else.
+    """
     from scripts.formats import FORMATS
 
     weights, inputs = _distinct(rules, "weight_quantizer"), _distinct(rules, "input_quantizer")
-    if not weights:
-        return UNKNOWN if inputs else None
-    if len(weights) > 1 or len(inputs) > 1:
+    enabled = [pattern for pattern, grids in rules if grids]
+    if enabled and all(_CACHE in pattern for pattern in enabled):
+        return None
+    if len(weights) != 1 or len(inputs) > 1:
         return UNKNOWN
     (weight,) = weights
     methods = {method for method in _METHODS if any(method in word for word in calibrations)}
@@ -74,7 +79,7 @@ def format_of(rules: Rules, calibrations: Sequence[str]) -> str | None:
 
 def cache_of(rules: Rules) -> str | None:
     """The kind of key/value cache, in the words of `export_kv_cache_quant`; None where it is not quantized."""
-    keys, values = (_last(rules, f"attention.{part}_bmm_quantizer") for part in ("k", "v"))
+    keys, values = (_last(rules, f"attention.{part}{_CACHE}") for part in ("k", "v"))
     if not values:
         return None
     kind = _CACHES.get(values[0].numbers, UNKNOWN)  # type: ignore[arg-type]
@@ -84,8 +89,8 @@ def cache_of(rules: Rules) -> str | None:
 
 
 def _is_format(facts: "Format", weight: tuple[Grid, ...], given: tuple[Grid, ...] | None, methods: set[str]) -> bool:
-    numbers = _NUMBERS[facts.name]
-    if tuple(grid.numbers for grid in weight) != numbers:
+    numbers = tuple(grid.numbers for grid in weight)
+    if numbers != _NUMBERS.get(facts.name):
         return False
     if (weight[0].block or (1, 1)) != facts.block or not facts.scales["weight_scale"][1].startswith(weight[0].scale):
         return False
@@ -110,7 +115,9 @@ def _distinct(rules: Rules, quantizer: str) -> set[tuple[Grid, ...]]:
 
 
 def _last(rules: Rules, name: str) -> tuple[Grid, ...]:
-    return next((grids for pattern, grids in reversed(rules) if fnmatch.fnmatchcase(name, pattern)), ())
+    """What the last rule for this quantizer says."""
+    short = [(pattern, grids) for pattern, grids in rules if len(pattern) <= _LONGEST_PATTERN]
+    return next((grids for pattern, grids in reversed(short) if fnmatch.fnmatchcase(name, pattern)), ())
 
 
 def _listed(rules: object) -> Iterator[tuple[str, tuple[Grid, ...]]]:
@@ -134,11 +141,10 @@ def _grids(config: object) -> tuple[Grid, ...]:
     grids = []
     for facts in map(mapping_of, listed):
         if facts and facts.get("enable") is not False:
-            block = _block(facts.get("block_sizes"))
             grid = Grid(
                 numbers=_number(facts.get("num_bits")),
                 axis=_number(facts.get("axis")),
-                block=block,
+                block=_block(facts.get("block_sizes")),
                 affine=facts.get("bias") is not None,
                 rotated=bool(facts.get("rotate")),
             )

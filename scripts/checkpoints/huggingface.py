@@ -20,16 +20,27 @@ from scripts.checkpoints.quantization import (
 from scripts.checkpoints.tensors import parameters, stored
 from scripts.checkpoints.torch_files import read_torch
 
-CONFIG = "config.json"
-ADAPTER = "adapter_config.json"
+_CONFIG, _ADAPTER = "config.json", "adapter_config.json"
+_WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "model.safetensors.index.json")
 _SIDECAR = "hf_quant_config.json"
 _STATE = "modelopt_state.pth"
 _TRAINING = ("optimizer*", "scheduler.pt", "rng_state*.pth", "global_step*")
 
 
+def is_model(folder: Path) -> bool:
+    """Whether a folder has the names of a model's files."""
+    weights = any(next(folder.glob(pattern), None) for pattern in (*_WEIGHTS, _STATE))
+    return weights or ((folder / _CONFIG).is_file() and any(folder.glob("*.bin")))
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder has the names of an adapter's files."""
+    return (folder / _ADAPTER).is_file()
+
+
 def look_model(folder: Path) -> Checkpoint:
     """A model's folder. Raises JobError `unreadable_checkpoint`."""
-    config = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else None
+    config = read_json(folder / _CONFIG) if (folder / _CONFIG).is_file() else None
     weights = read_weights(folder, "model", "pytorch_model")
     quantization = _exported(folder, config or {})
     modes = _modes(folder)
@@ -37,13 +48,16 @@ def look_model(folder: Path) -> Checkpoint:
         quantization = of_modes(modes)
     problems = list(weights.problems)
     if config is None:
-        problems.append(f"{CONFIG} is missing")
-    if quantization.format is None and any(one.name.endswith(".weight_scale") for one in weights.tensors):
+        problems.append(f"{_CONFIG} is missing")
+    if quantization.format is None and any(one.name.endswith("weight_scale") for one in weights.tensors):
         problems.append("weights have scales, but no configuration says how they are quantized")
+        quantization = replace(quantization, format=UNKNOWN)
+    if not modes and any(one.of_quantizer for one in weights.tensors):
+        problems.append(f"it has quantizers' values but no {_STATE}: its quantizers cannot be restored")
         quantization = replace(quantization, format=UNKNOWN)
     return Checkpoint(
         path=folder,
-        kind="checkpoint_modelopt" if modes else "checkpoint_hf",
+        kind="checkpoint_modelopt" if (folder / _STATE).is_file() else "checkpoint_hf",
         layout="huggingface",
         format=weights.format,
         architecture=_architecture(config or {}),
@@ -59,7 +73,7 @@ def look_model(folder: Path) -> Checkpoint:
 
 def look_adapter(folder: Path) -> Checkpoint:
     """An adapter that PEFT saved. Raises JobError `unreadable_checkpoint`."""
-    base = read_json(folder / ADAPTER).get("base_model_name_or_path")
+    base = read_json(folder / _ADAPTER).get("base_model_name_or_path")
     weights = read_weights(folder, "adapter_model", "adapter_model")
     return Checkpoint(
         path=folder,
@@ -93,7 +107,7 @@ def _exported(folder: Path, config: dict[str, Any]) -> Quantization:
     try:
         return of_export(config, said)
     except ValueError as error:
-        raise unreadable(sidecar if said is not None else folder / CONFIG, error) from error
+        raise unreadable(sidecar if said is not None else folder / _CONFIG, error) from error
 
 
 def _modes(folder: Path) -> Modes:

@@ -11,6 +11,7 @@ TRACKER = "latest_checkpointed_iteration.txt"
 RELEASE = "release"
 NEMO_WEIGHTS = ("weights", "model_weights")
 _ITERATION = re.compile(r"iter_([0-9]{1,18})")
+_METADATA, _RANKS = ".metadata", "mp_rank_*"
 _LONGEST_WORD = 64
 
 
@@ -28,14 +29,19 @@ class Choice:
 
 def holds_weights(folder: Path) -> bool:
     """Whether this folder itself holds what Megatron writes for one iteration, whole or in part."""
-    if (folder / ".metadata").is_file() or ((folder / "metadata.json").is_file() and (folder / "common.pt").is_file()):
+    if (folder / _METADATA).is_file() or all((folder / name).is_file() for name in ("metadata.json", "common.pt")):
         return True
-    return any(next(folder.glob(pattern), None) for pattern in ("*.distcp", "mp_rank_*"))
+    return any(next(folder.glob(pattern), None) for pattern in ("*.distcp", _RANKS))
+
+
+def holds_ranks(folder: Path) -> bool:
+    """Whether each rank has a file of its own here, in place of shards that are described together."""
+    return next(folder.glob(_RANKS), None) is not None and not (folder / _METADATA).is_file()
 
 
 def is_tracked(folder: Path) -> bool:
     """Whether this folder holds iterations."""
-    return (folder / TRACKER).is_file() or (folder / RELEASE).is_dir() or bool(_iterations(folder))
+    return (folder / TRACKER).is_file() or _release(folder) is not None or bool(_iterations(folder))
 
 
 def nemo_weights(folder: Path) -> Path | None:
@@ -61,15 +67,16 @@ def concrete_iteration(path: Path) -> Path:
     if _ITERATION.fullmatch(path.name) or holds_weights(path):
         return path
     chosen, word = _tracked(path)
-    there = ", ".join(folder.name for folder in _iterations(path).values())
+    there = _iterations(path)
     if chosen is not None:
         return chosen
     if word is not None:
         cause = f"{path / TRACKER} names {word}, which is not there."
-        raise JobError("missing_iteration", cause, f"There are: {there}." if there else "There is no other.")
+        names = ", ".join(folder.name for folder in there.values())
+        raise JobError("missing_iteration", cause, f"There are: {names}." if there else "There is no other.")
     if not there:
         raise JobError("no_iteration", f"{path} holds no iteration.", "Name the folder that Megatron saved to.")
-    return _iterations(path)[max(_iterations(path))]
+    return there[max(there)]
 
 
 def choose(path: Path) -> Choice | None:
@@ -78,15 +85,10 @@ def choose(path: Path) -> Choice | None:
     A tracker that names an iteration that is not there is a problem; the last one is looked at in its place.
     """
     if holds_weights(path):
+        number = _number(path)
+        there = () if number is None else (number,)
         layout = "nemo" if path.name in NEMO_WEIGHTS else "megatron"
-        iteration = _number(path)
-        return Choice(
-            path=path,
-            folder=path,
-            layout=layout,
-            iteration=iteration,
-            iterations=() if iteration is None else (iteration,),
-        )
+        return Choice(path=path, folder=path, layout=layout, iteration=number, iterations=there)
     if is_tracked(path):
         return _of_tracked(path)
     weights = nemo_weights(path)
@@ -97,22 +99,16 @@ def _of_tracked(path: Path) -> Choice | None:
     there = _iterations(path)
     chosen, word = _tracked(path)
     problems: tuple[str, ...] = ()
-    if chosen is None and word is not None:
-        problems = (f"{TRACKER} names {word}, which is not there",)
-    elif chosen is None and len(there) > 1:
-        problems = (f"{TRACKER} is missing; the last iteration is looked at",)
     if chosen is None:
-        chosen = there[max(there)] if there else None
-    if chosen is None:
-        return None
-    return Choice(
-        path=path,
-        folder=chosen,
-        layout="megatron",
-        iteration=_number(chosen),
-        iterations=tuple(sorted(there)),
-        problems=problems,
-    )
+        if not there:
+            return None
+        chosen = there[max(there)]
+        if word is not None:
+            problems = (f"{TRACKER} names {word}, which is not there",)
+        elif len(there) > 1:
+            problems = (f"{TRACKER} is missing; the last iteration is looked at",)
+    number, present = _number(chosen), tuple(sorted(there))
+    return Choice(path=path, folder=chosen, layout="megatron", iteration=number, iterations=present, problems=problems)
 
 
 def _iterations(path: Path) -> dict[int, Path]:
@@ -125,11 +121,18 @@ def _number(folder: Path) -> int | None:
     return int(match[1]) if match else None
 
 
+def _release(path: Path) -> Path | None:
+    """What a conversion to Megatron leaves in place of an iteration."""
+    folder = path / RELEASE
+    return folder if folder.is_dir() and holds_weights(folder) else None
+
+
 def _tracked(path: Path) -> tuple[Path | None, str | None]:
     """The folder that the tracker names, if it is there, and the word in the tracker, if there is one."""
+    there = _iterations(path)
     if not (path / TRACKER).is_file():
-        return (path / RELEASE, RELEASE) if (path / RELEASE).is_dir() and not _iterations(path) else (None, None)
+        return (None if there else _release(path)), None
     word = read_bytes(path / TRACKER)[:_LONGEST_WORD].decode("utf-8", errors="replace").strip()
     if word == RELEASE:
-        return (path / RELEASE if (path / RELEASE).is_dir() else None), word
-    return (_iterations(path).get(int(word)) if word.isascii() and word.isdigit() else None), word
+        return _release(path), word
+    return (there.get(int(word)) if word.isascii() and word.isdigit() else None), word

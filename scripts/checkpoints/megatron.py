@@ -8,8 +8,9 @@ from scripts.checkpoints.documents import Yaml, read_json
 from scripts.checkpoints.grids import UNKNOWN
 from scripts.checkpoints.iterations import Choice
 from scripts.checkpoints.quantization import Modes, Quantization, modes_of, of_modes, restores_something
-from scripts.checkpoints.sharded import COMMON_FILE, METADATA, Shards, common_state, is_common, read_shards
+from scripts.checkpoints.sharded import COMMON_FILE, METADATA, Shards, common_state, read_shards
 from scripts.checkpoints.tensors import Tensor, parameters, stored
+from scripts.errors import JobError
 
 _BACKEND = "metadata.json"  # written last, when everything else is there
 _STATE = "modelopt_state"
@@ -28,7 +29,7 @@ def look_sharded(choice: Choice) -> Checkpoint:
     folder = choice.folder
     backend = _backend(folder)
     shards = _shards(folder, backend)
-    common = common_state(folder, shards.objects) or {}
+    common = common_state(folder, shards.objects)
     tensors = [one for one in shards.tensors if not one.name.startswith(_BESIDE)]
     modes = _modes(folder / _STATE)
     quantization = of_modes(modes)
@@ -36,8 +37,12 @@ def look_sharded(choice: Choice) -> Checkpoint:
     if not modes and any(one.of_quantizer for one in tensors):
         problems.append(f"it has quantizers' values but no {_STATE}: its quantizers cannot be restored")
         quantization = Quantization(format=UNKNOWN)
-    if backend is None and (common or any(map(is_common, shards.objects))):
+    if backend is None and common is not None:
         problems.append(f"{_BACKEND} is missing, which is written last: its save did not end")
+    elif backend is None and choice.layout == "megatron" and choice.iteration is None:
+        raise JobError(
+            "unknown_checkpoint", f"{folder} is of PyTorch, but not of Megatron or NeMo.", "Convert it first."
+        )
     adapter = any(_of_adapter(one.name) for one in tensors)
     config = _run_config(folder)
     return Checkpoint(
@@ -48,13 +53,13 @@ def look_sharded(choice: Choice) -> Checkpoint:
         architecture=_architecture(folder, config),
         parameters=_parameters(tensors, quantization),
         dtypes=stored(tensors),
-        iteration=choice.iteration if choice.iteration is not None else iteration_in(common),
+        iteration=choice.iteration if choice.iteration is not None else iteration_in(common or {}),
         iterations=choice.iterations,
         quantization=quantization.format,
         kv_cache=quantization.kv_cache,
         modelopt_state=restores_something(modes),
         base_model=config.text("checkpoint", "pretrained_checkpoint") if config and adapter else None,
-        training_state=trains([*(one.name for one in shards.tensors), *shards.objects, *common]),
+        training_state=trains([*(one.name for one in shards.tensors), *shards.objects, *(common or ())]),
         problems=tuple(problems),
     )
 

@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import IO, Any
 
 MAX_BYTES = 256 << 20
-MAX_OPCODES = 25_000_000  # a checkpoint of 50,000 shards takes 6 million
+MAX_OPCODES = 50_000_000  # the list of 50,000 pieces of tensors takes 6 million, and as many again for its plans
 _STOP = b"."
 
 

@@ -60,11 +60,6 @@ def read_shards(folder: Path) -> Shards:
     return Shards(tensors=tensors, objects=objects, problems=_check(folder, [piece for _, piece in pieces]))
 
 
-def is_common(name: str) -> bool:
-    """Whether the object of this name is the common state."""
-    return name.startswith(_COMMON_OBJECT)
-
-
 def common_state(folder: Path, objects: Mapping[str, Piece]) -> dict[str, object] | None:
     """What is the same on all ranks; None where the folder has no such part.
 
@@ -72,14 +67,18 @@ def common_state(folder: Path, objects: Mapping[str, Piece]) -> dict[str, object
     Raises JobError `unreadable_checkpoint`.
     """
     path = folder / COMMON_FILE
+    piece = next((piece for name, piece in objects.items() if name.startswith(_COMMON_OBJECT)), None)
     if path.is_file():
-        return mapping_of(read_torch(path))
-    piece = next((piece for name, piece in objects.items() if is_common(name)), None)
-    if piece is None:
+        node = read_torch(path)
+    elif piece is not None:
+        path = folder / piece.file
+        node = read_torch(path, read_bytes(path, piece.length, offset=piece.offset))
+        node = node[0] if isinstance(node, list) and len(node) == 1 else node
+    else:
         return None
-    path = folder / piece.file
-    node = read_torch(path, read_bytes(path, piece.length, offset=piece.offset))
-    return mapping_of(node[0] if isinstance(node, list) and len(node) == 1 else node)
+    if not isinstance(node, Pairs):
+        raise unreadable(path, "its common state is no dictionary")
+    return mapping_of(node)
 
 
 def _listed(content: bytes) -> tuple[tuple[Tensor, ...], list[tuple[str, Piece]]]:

@@ -179,8 +179,8 @@ def _negative(text: str) -> bool:
 
 
 def _missing(values: Sequence[_Value], interface: Interface, extra_args: Sequence[str]) -> Iterator[Problem]:
-    if interface.commands or not interface.closed:
-        return  # a flag may be another command's, or come from elsewhere
+    if interface.commands:
+        return  # a flag may be another command's
     given = {value.flag for value in values} | {interface.find(name) for name in _flag_words(extra_args)}
     for flag in interface.flags:
         if flag.required and flag not in given:

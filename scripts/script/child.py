@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+#: What of a script's output goes to the log whole.
+LOG_BYTES = 64 << 20
 _CHUNK = 1 << 16
 _TAIL = 1 << 14
 _GRACE_SECONDS = 10.0
@@ -44,7 +46,7 @@ class Output:
     to `overflow`.
     """
 
-    def __init__(self, overflow: Path, *, limit: int = 64 << 20, kept: int = 4 << 20) -> None:
+    def __init__(self, overflow: Path, *, limit: int = LOG_BYTES, kept: int = 4 << 20) -> None:
         self._overflow, self._limit, self._kept = overflow, limit, kept
         self._decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace")
         self._seen = 0
@@ -106,7 +108,7 @@ def run_child(
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         start_new_session=True,
-        preexec_fn=_die_with_parent,
+        preexec_fn=_dying_with_parent(),
     )
     try:
         assert process.stdout is not None
@@ -118,10 +120,16 @@ def run_child(
     return Ended(status=status, tail=output.tail, seconds=round(time.monotonic() - began, 3))
 
 
-def _die_with_parent() -> None:
-    """If this rank is killed outright, its script must not go on holding the GPU (Linux; nothing elsewhere)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+def _dying_with_parent() -> Callable[[], None] | None:
+    """If this rank is killed outright, its script must not go on holding the GPU (Linux; nothing elsewhere).
+
+    The function is looked up here: between fork and exec nothing may be loaded, for a lock of another
+    thread would never be released there.
+    """
+    if sys.platform != "linux":
+        return None
+    prctl = ctypes.CDLL(None).prctl
+    return lambda: prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _follow(

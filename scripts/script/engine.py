@@ -20,7 +20,7 @@ from scripts.files import content_of, write_json
 from scripts.record import Follower, Record, read_json
 from scripts.script import outputs as out
 from scripts.script.argv import Argv
-from scripts.script.child import Ended, Output, SilentError, run_child
+from scripts.script.child import LOG_BYTES, Ended, Output, SilentError, run_child
 from scripts.script.command import ScriptJob, command_words, with_iterations, write_files
 from scripts.script.locate import Located, child_environment, is_module, locate
 from scripts.script.source import read_interface
@@ -30,6 +30,8 @@ from scripts.types import meanings
 _WAIT_SECONDS = 1800.0  # as long as torch's own store waits
 _PREPARE_SECONDS = 600.0  # ranks start together, but for what a slow file system makes of their imports
 _PREPARED = "prepared.json"
+#: Ranks other than 0 share the launcher's log with it, and say the same.
+_OTHER_LOG_BYTES = 8 << 20
 _SHOWN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "CUDA_VISIBLE_DEVICES")
 _ERROR = re.compile(r"^(?:\w+\.)*\w*(?:Error|Exception|Interrupt|Failure)\b.*", re.MULTILINE)
 
@@ -123,7 +125,7 @@ def _run(job: ScriptJob, located: Located, argv: Argv, rank: int, record: Record
     record.line(f"rank {rank}: {shlex.join(words)}")
     for key in argv.left_out:
         record.line(f"{key} is left out: this release of the script has no such flag")
-    output = Output(logs / f"rank{rank}.tail.log")
+    output = Output(logs / f"rank{rank}.tail.log", limit=LOG_BYTES if rank == 0 else _OTHER_LOG_BYTES)
     silence = job.script.silence_minutes * 60 if rank == 0 else 0
     try:
         ended = run_child(

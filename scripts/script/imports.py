@@ -45,7 +45,7 @@ class Imports(Expressions):
             return _ARGPARSE.get(name, UNKNOWN)
         dots = imported.dotted[: len(imported.dotted) - len(imported.dotted.lstrip("."))]
         parts = imported.dotted.lstrip(".").split(".")
-        for end in range(len(parts) - 1, -1 if dots else 0, -1):
+        for end in range(len(parts) - 1, max(imported.depth, 0 if dots else 1) - 1, -1):
             scope = self._module(dots + ".".join(parts[:end]), imported)
             if scope is None:
                 continue

@@ -6,6 +6,7 @@ Megatron's own argument list) is not read, and the interface is then open.
 """
 
 import ast
+import re
 from collections.abc import Sequence
 from enum import Enum, auto
 from pathlib import Path
@@ -20,6 +21,8 @@ from scripts.script.values import UNKNOWN, Class, Function, Imported, Parser, Pe
 
 _MOST_STATEMENTS = 20_000
 _MOST_ROUNDS = 64
+#: What a function is called that a script leaves its command line to.
+_LIKELY = re.compile("main|cli|run|launch|arg|parse", re.IGNORECASE)
 #: How many imports deep a parser is searched for when the script itself neither makes nor fills one.
 _DEEPEST = 3
 
@@ -33,7 +36,10 @@ def read_interface(path: Path, roots: Sequence[Path] = ()) -> Interface:
     tree = parse(path)
     path = path.resolve()
     reader = _Reader(Library(path, roots))
-    reader.read(path, tree)
+    try:
+        reader.read(path, tree)
+    except RecursionError:
+        reader.mark_open()
     parsers = reader.parsers
     return Interface(
         flags=_union([flag for parser in parsers for flag in parser.flags]),
@@ -82,7 +88,8 @@ class _Reader(Calls):
                 return
             calls, self.pending = self.pending, []
             for call in calls:
-                self.follow_pending(call)
+                if _LIKELY.search(call.callee.name):
+                    self.follow_pending(call)
         for function in [value for value in scope.names.values() if isinstance(value, Function)]:
             self.offer(function)
 
@@ -252,8 +259,9 @@ def _import(node: ast.Import | ast.ImportFrom, scope: Scope) -> None:
             scope.names[alias.asname or whole] = Imported(dotted=whole, origin=scope.path)
         return
     package = "." * node.level + (f"{node.module}." if node.module else "")
+    depth = len(node.module.split(".")) if node.module else 0
     for alias in node.names:
-        found = Imported(dotted=package + alias.name, origin=scope.path)
+        found = Imported(dotted=package + alias.name, origin=scope.path, depth=depth)
         if alias.name == "*":
             scope.module.stars.append(found)
         else:

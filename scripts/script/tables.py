@@ -98,6 +98,16 @@ def releases_in(image: str) -> Mapping[str, str] | None:
     return _containers().get(found[1]) if found else None
 
 
+def containers_with(script: str, release: str) -> tuple[str, ...]:
+    """The tags of NeMo containers that hold that release of the script."""
+    repository = repository_of(script)
+    return tuple(
+        tag
+        for tag, releases in _containers().items()
+        if repository in releases and match_release(script, releases[repository]) == release
+    )
+
+
 def _number(release: str) -> tuple[int, ...]:
     found = _NUMBER.match(release)
     return tuple(map(int, found[1].split("."))) if found else ()

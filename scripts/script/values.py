@@ -58,17 +58,18 @@ class Imported:
 
     dotted: str
     origin: Path  # the file that imports it
+    depth: int = 0  # how many of its parts name a module for certain: 2 in `from a.b import c`
 
     @property
     def name(self) -> str:
         return self.dotted.rpartition(".")[2]
 
     def attribute(self, name: str) -> "Imported":
-        return Imported(dotted=f"{self.dotted}.{name}", origin=self.origin)
+        return replace(self, dotted=f"{self.dotted}.{name}")
 
     def sibling(self, name: str) -> "Imported":
         """Another name of the same module."""
-        return Imported(dotted=self.dotted.removesuffix(self.name) + name, origin=self.origin)
+        return replace(self, dotted=self.dotted.removesuffix(self.name) + name)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -133,7 +133,9 @@ def _packed(folder: Path) -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-def write_megatron(root: Path, *, iterations: Iterable[int] = (1,), quantized: bool = False) -> Path:
+def write_megatron(
+    root: Path, *, iterations: Iterable[int] = (1,), quantized: bool = False, weight: str = "decoder.layers.0.weight"
+) -> Path:
     """What Megatron-Core's torch_dist saving leaves, as far as this project looks at it; the last one is the latest."""
     import warnings
 
@@ -145,7 +147,7 @@ def write_megatron(root: Path, *, iterations: Iterable[int] = (1,), quantized: b
         folder.mkdir(parents=True)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that there is one process only
-            weights = {"decoder.layers.0.weight": torch.zeros(8, 8, dtype=torch.bfloat16)}
+            weights = {weight: torch.zeros(8, 8, dtype=torch.bfloat16)}
             checkpoint.save(weights, checkpoint_id=str(folder))
         torch.save({"iteration": iteration, "checkpoint_version": 3.0}, folder / "common.pt")
         (folder / "metadata.json").write_text(json.dumps({"sharded_backend": "torch_dist", "common_backend": "torch"}))

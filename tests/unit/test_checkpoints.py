@@ -300,6 +300,17 @@ def test_caches() -> None:
     assert asked(weight=FP8, input=FP8, kv=OFF).kv_cache is None
 
 
+def test_what_is_not_understood_is_not_taken_for_unquantized() -> None:
+    assert asked().format == UNKNOWN
+    assert asked(**{"*weights": FP8}).format == UNKNOWN
+    assert asked(input=FP8).format == UNKNOWN
+    assert asked(kv=FP8, **{"*output_quantizer": FP8}).format == UNKNOWN
+    assert asked(**{"*" * 5000 + "v_bmm_quantizer": FP8}) == Quantization(by_modelopt=True)
+    for rules in (7, [], [7], [{"quantizer": "*weight_quantizer", "cfg": FP8}], {}):
+        state = {"modelopt_state_dict": [("quantize", {"config": {"quant_cfg": rules}})]}
+        assert of_modes(modes_of(mapping_of(read(pickle.dumps(state))))).format == UNKNOWN
+
+
 def test_states_that_are_none() -> None:
     for damaged in ({}, {"modelopt_state_dict": 3}, {"modelopt_state_dict": [3]}, {"modelopt_state_dict": [(1, 2)]}):
         with pytest.raises(ValueError, match="ModelOpt"):
@@ -401,6 +412,13 @@ def test_scales_that_no_configuration_explains(fake_model: Callable[..., Path]) 
     assert (found.quantization, len(found.problems)) == (UNKNOWN, 1)
 
 
+def test_quantizers_without_their_state(fake_model: Callable[..., Path]) -> None:
+    folder = fake_model()
+    write_safetensors(folder / "model.safetensors", {"a.weight": [4, 4], "a.weight_quantizer._amax": [1]})
+    found = look(folder)
+    assert (found.quantization, found.parameters, len(found.problems)) == (UNKNOWN, None, 1)
+
+
 def test_an_adapter(tmp_path: Path) -> None:
     """Written by hand as PEFT does: it is not among this project's dependencies."""
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "Qwen/Qwen3-8B"}')
@@ -432,6 +450,7 @@ def test_the_iteration_that_is_meant(tmp_path: Path) -> None:
     assert concrete_iteration(folder).name == "iter_0000010"
     assert concrete_iteration(folder / "iter_0000005") == folder / "iter_0000005"
     (folder / "release").mkdir()
+    (folder / "release" / ".metadata").touch()
     iterations(folder, latest="release")
     assert concrete_iteration(folder).name == "release"
 
@@ -602,6 +621,27 @@ def test_inspect_s_exit_status(as_json: bool, nemo: Callable[..., Done], fake_mo
     if as_json:
         assert done.json["problems"][0]["name"] == "missing_path"
         assert broken.json["error"]["name"] == "unreadable_checkpoint"
+
+
+def test_inspect_counts_tokens(nemo: Callable[..., Done], tmp_path: Path) -> None:
+    lines = nemo("inspect", str(binidx(tmp_path / "data", [1000, 200]))).out.splitlines()
+    assert [line.split(maxsplit=1) for line in lines[1:]] == [
+        ["kind", "binidx"],
+        ["tokens", "int32 1,200"],
+        ["size", "4.9 kB in 2 files"],
+    ]
+
+
+def test_what_a_checkpoint_says_does_not_steer_the_terminal(
+    nemo: Callable[..., Done], fake_model: Callable[..., Path]
+) -> None:
+    folder = fake_model()
+    (folder / "config.json").write_text(json.dumps({"architectures": ["\x1b[2J\ud800\nkind"]}))
+    done = nemo("inspect", str(folder))
+    assert (done.code, done.err) == (0, "")
+    assert "architecture  ?[2J??kind" in done.out.splitlines()
+    assert nemo("inspect", str(folder), "--json").json["architecture"] == "\x1b[2J\ud800\nkind"
+    assert nemo("inspect", str(folder / "\x1b[2J")).err.count("\x1b") == 0
 
 
 def test_inspect_s_help_has_an_example(nemo: Callable[..., Done]) -> None:

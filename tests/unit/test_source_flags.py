@@ -567,6 +567,16 @@ def test_what_python_does_with_a_parser_is_followed(tmp_path: Path, body: str) -
     agree(read_interface(tmp_path / "script.py"), made["p"])
 
 
+def test_a_package_of_many_star_imports_comes_to_an_end(tmp_path: Path) -> None:
+    package = tmp_path / "pkg"
+    package.mkdir()
+    (package / "__init__.py").write_text("".join(f"from .part{n} import *\n" for n in range(400)))
+    (package / "part7.py").write_text("def add(parser):\n    parser.add_argument('--x')\n")
+    script = "from pkg import absent, add\np = argparse.ArgumentParser()\nadd(p)\nabsent(p)\np.parse_args()\n"
+    found = read(tmp_path, script)
+    assert (names(found), found.closed) == (["--x"], False)
+
+
 def test_a_script_that_is_not_there_or_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(JobError, match="script_not_found"):
         read_interface(tmp_path / "absent.py")
