@@ -40,9 +40,8 @@ def look_sharded(choice: Choice) -> Checkpoint:
     if backend is None and common is not None:
         problems.append(f"{_BACKEND} is missing, which is written last: its save did not end")
     elif backend is None and choice.layout == "megatron" and choice.iteration is None:
-        raise JobError(
-            "unknown_checkpoint", f"{folder} is of PyTorch, but not of Megatron or NeMo.", "Convert it first."
-        )
+        cause = f"{folder} holds shards of torch.distributed.checkpoint, but not as Megatron or NeMo arranges them."
+        raise JobError("unknown_checkpoint", cause, "Convert it with the framework that saved it.")
     adapter = any(_of_adapter(one.name) for one in tensors)
     config = _run_config(folder)
     return Checkpoint(

@@ -416,7 +416,7 @@ def test_quantizers_without_their_state(fake_model: Callable[..., Path]) -> None
     folder = fake_model()
     write_safetensors(folder / "model.safetensors", {"a.weight": [4, 4], "a.weight_quantizer._amax": [1]})
     found = look(folder)
-    assert (found.quantization, found.parameters, len(found.problems)) == (UNKNOWN, None, 1)
+    assert (found.quantization, found.parameters, len(found.problems)) == (UNKNOWN, 16, 1)
 
 
 def test_an_adapter(tmp_path: Path) -> None:
