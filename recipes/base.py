@@ -1,7 +1,7 @@
 """From an algorithm's YAML to a Fiddle Partial of its entrypoint."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,7 +47,7 @@ class Family:
             recipe=self.name if config == "default" else f"{self.name}_{config}",
             engine="auto",
             script=run.Config(ScriptSpec),
-            args=run.Config(self.args),
+            args=run.Config(self.args, **_made(self.args)),
             torchrun=run.Config(Torchrun),
             extra_args=[],
         )
@@ -55,6 +55,11 @@ class Family:
         if problems:
             raise ProblemsError(problems)
         return partial
+
+
+def _made(cls: type) -> dict[str, Any]:
+    """Values that Fiddle cannot read from the class, because each object gets its own."""
+    return {field.name: field.default_factory() for field in fields(cls) if field.default_factory is not MISSING}
 
 
 def config_path(family: str, name: str) -> Path:

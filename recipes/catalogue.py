@@ -192,6 +192,7 @@ def describe(recipe: Recipe) -> dict[str, Any]:
     """A recipe as plain data: values with meanings and types, artifacts, strategies, errors, releases."""
     from recipes.overrides import field_types
     from recipes.releases import releases
+    from scripts.script.cards import cards
 
     partial = recipe.build()
     values = []
@@ -209,6 +210,7 @@ def describe(recipe: Recipe) -> dict[str, Any]:
         "values": values,
         "strategies": list(recipe.family.strategies),
         "errors": list(recipe.family.errors),
+        "model_cards": sorted(cards()) if hasattr(recipe.family.args, "model_card") else [],
         "releases": releases(partial),
     }
 

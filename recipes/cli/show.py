@@ -182,9 +182,9 @@ class Output:
             print(f"{row['key']} = {json.dumps(row['value'], ensure_ascii=False)}   ({row['type']})")
             if row["meaning"]:
                 print(f"    {row['meaning']}")
-        for title in ("strategies", "errors"):
+        for title in ("strategies", "errors", "model_cards"):
             if described[title]:
-                print(f"\n{title}\n" + "\n".join(f"    {line}" for line in described[title]))
+                print(f"\n{title.replace('_', ' ')}\n" + "\n".join(f"    {line}" for line in described[title]))
         self._releases(described["releases"])
 
     def _releases(self, rows: Sequence[dict[str, Any]]) -> None:

@@ -1,23 +1,16 @@
-"""The exact scripts and requests that would be submitted, against files; and a dry run of every recipe everywhere."""
+"""The exact scripts and requests that would be submitted, against files."""
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from executors.profiles import kinds
-from recipes.catalogue import RECIPES
 from tests.conftest import Done
-from tests.golden.cases import CASES, COMMAND, FOLDER, Case, differences, surroundings, text_of
+from tests.golden.cases import CASES, COMMAND, FOLDER, differences
 
 EXECUTORS = {"local": "local", "slurm": "cluster", "docker": "box", "lepton": "cloud"}
-
-
-@pytest.fixture(scope="module")
-def profiles() -> Iterator[Path]:
-    with surroundings() as file:
-        yield file
 
 
 def test_golden_files_are_what_would_be_submitted(capsys: pytest.CaptureFixture[str]) -> None:
@@ -48,17 +41,6 @@ def test_no_golden_file_names_this_machine() -> None:
 def test_every_kind_has_a_golden_file() -> None:
     assert set(EXECUTORS) == set(kinds())
     assert {case.executor for case in CASES} >= set(EXECUTORS.values())
-
-
-@pytest.mark.parametrize("kind", EXECUTORS)
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_every_recipe_can_be_rehearsed_everywhere(recipe: str, kind: str, profiles: Path) -> None:
-    values = {} if recipe == "probe" else {"args.hf_model_id": "tiny:qwen3"}
-    before = sorted(profiles.parent.rglob("*"))
-    text = text_of(Case(file="", recipe=recipe, executor=EXECUTORS[kind], values=values), profiles)
-    assert "nemo_run.core.runners.fdl_runner" in text
-    assert recipe.replace("_", "-") in text.replace("_", "-")
-    assert sorted(profiles.parent.rglob("*")) == before, "a dry run leaves nothing behind"
 
 
 def test_a_sweep_shows_the_one_array_that_it_becomes(nemo: Callable[..., Done], home: Path) -> None:
