@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 #: What exports the checkpoint that a family quantized; others are Megatron-Bridge's, and `export` is for them.
 _EXPORTERS = {"quantize_modelopt": "export_modelopt", "qad": "export_modelopt", "mlm_quantize": "mlm_export"}
+_DATA = "binidx"
 _QUANTIZES = ("quantize", "qat", "qad")
 #: Fields that name the model a checkpoint is, or was made of.
 _BASES = ("hf_model_id", "hf_model_name_or_path", "hf_model", "student_hf_path")
@@ -95,7 +96,8 @@ def _stage(partial: "run.Partial[Any]", stages: Sequence[Stage]) -> Stage:
     before = stages[-1]
     made = _made(before.partial)
     field, kind = next((field, kind) for field, kind in _taken(partial) if kind in made)
-    args = copy_with(partial.args, **{field: f"${{artifact:{before.name}.{kind}}}"})
+    reference = f"${{artifact:{before.name}.{kind}}}"
+    args = copy_with(partial.args, **{field: [reference] if kind == _DATA else reference})
     return Stage(name=name, partial=copy_with(partial, args=args), after=[before.name])
 
 
@@ -115,8 +117,12 @@ def _writes(partial: "run.Partial[Any]", meaning: Meaning) -> bool:
 
 
 def _taken(partial: "run.Partial[Any]") -> list[tuple[str, str]]:
-    """The arguments that take a checkpoint of the stage before, with its type; the preferred one first."""
-    names = [(name, meaning) for name, meaning in _meanings(partial) if meaning.consumes.startswith("checkpoint_")]
+    """The arguments that take what the stage before leaves, with its type; the preferred one first."""
+    names = [
+        (name, meaning)
+        for name, meaning in _meanings(partial)
+        if meaning.consumes.startswith("checkpoint_") or meaning.consumes == _DATA
+    ]
     preferred = sorted(names, key=lambda one: not one[1].chained)
     return [(name, meaning.consumes) for name, meaning in preferred]
 

@@ -175,6 +175,8 @@ def _distill(spec: Spec) -> Iterator[Problem]:
 
 
 def _blend(paths: list[Any]) -> Iterator[Problem]:
+    if len(paths) == 1 and isinstance(paths[0], str):
+        return  # a folder of prepared data
     for index, entry in enumerate(paths):
         number = isinstance(entry, (int, float)) or str(entry).replace(".", "", 1).isdigit()
         if (index % 2 == 0) != number:

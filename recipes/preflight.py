@@ -16,6 +16,7 @@ from recipes.family_checks import family_checks, family_notes
 from recipes.quantize_checks import model_folder, quantize_checks, quantize_notes
 from recipes.script_checks import input_problems, script_checks, script_notes
 from recipes.spec import Spec, written
+from recipes.tool_checks import tool_checks, tool_notes
 from scripts.files import weight_bytes
 from scripts.problems import Problem
 from scripts.types import meanings
@@ -37,7 +38,7 @@ def notes(spec: Spec) -> list[str]:
     """What a user should know although nothing is wrong."""
     if spec.engine == "script":
         return [*script_notes(spec), *family_notes(spec)]
-    return list(quantize_notes(spec)) if spec.engine == "hf" else []
+    return list(quantize_notes(spec)) if spec.engine == "hf" else list(tool_notes(spec))
 
 
 def _characters(spec: Spec) -> Iterator[Problem]:
@@ -143,8 +144,8 @@ COMMON: tuple[Callable[[Spec], Iterator[Problem]], ...] = (_home, _shape)
 #: By engine; None is an algorithm without a choice.
 CHECKS: Mapping[str | None, tuple[Callable[[Spec], Iterator[Problem]], ...]] = {
     "hf": (_installed, quantize_checks, _outputs, _disk),
-    "script": (script_checks, family_checks, _outputs),
-    None: (input_problems, _outputs),
+    "script": (script_checks, family_checks, tool_checks, _outputs),
+    None: (input_problems, tool_checks, _outputs),
 }
 
 

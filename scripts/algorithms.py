@@ -1,9 +1,9 @@
-"""The frame of every entrypoint that has a script: values, late values, the choice of engine, the record."""
+"""The frame of every entrypoint that has arguments: values, late values, the choice of engine, the record."""
 
 import dataclasses
 import os
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from scripts.errors import JobError
 from scripts.late import resolve, tag_of
@@ -12,8 +12,12 @@ from scripts.script.locate import installed
 from scripts.session import run_job
 from scripts.types import Engine, ScriptArgs, ScriptSpec, Torchrun
 
+if TYPE_CHECKING:
+    from scripts.script.command import ScriptJob
+
+Work = Callable[["ScriptJob", Record], None]
+ENGINES = {"script": "script (NVIDIA's own, as it is)", "hf": "hf (ModelOpt on a Transformers model, one process)"}
 _SIZES = ("tp", "pp", "ep", "etp")
-HfEngine = Callable[[Any, Record], None]
 
 
 def carry_out(
@@ -25,9 +29,14 @@ def carry_out(
     args: ScriptArgs,
     torchrun: Torchrun,
     extra_args: list[str],
-    hf: HfEngine | None = None,
+    hf: Work | None = None,
+    tool: Work | None = None,
 ) -> None:
-    """Carry out one job inside its run directory. Raises SystemExit unless it succeeded (see run_job)."""
+    """Carry out one job inside its run directory. Raises SystemExit unless it succeeded (see run_job).
+
+    `hf` is what the hf engine does, where it can do the algorithm; `tool` is what an algorithm does that
+    has no engines, because it is more than a script.
+    """
     given = dataclasses.asdict(args)
     values = {
         "engine": engine,
@@ -38,29 +47,40 @@ def carry_out(
     }
 
     def job(record: Record) -> None:
-        resolved = type(args)(**resolve(given, run_dir=record.dir, run_tag=tag_of(args)))
-        chosen = choose_engine(engine, args, script)
-        record.update(engine=chosen, resolved={"args": dataclasses.asdict(resolved)})
-        record.line(f"engine: {ENGINES[chosen]}")
-        if chosen == "script":
-            from scripts.script.command import ScriptJob
-            from scripts.script.engine import run_script
+        from scripts.script.command import ScriptJob
 
-            run_script(ScriptJob(args=resolved, script=script, extra_args=extra_args), record)
-        elif hf is None:
-            cause = f"{algorithm} is not an algorithm of the hf engine."
-            raise JobError("engine_cannot", cause, "Use engine=script.")
-        else:
-            _refuse_unused(script, extra_args)
-            unused = [f"args.{name}={value}" for name in _SIZES if (value := getattr(args, name)) != 1]
-            if unused:
-                record.line(f"{', '.join(unused)}: not used, the hf engine has no parallelism")
-            hf(resolved, record)
+        resolved = type(args)(**resolve(given, run_dir=record.dir, run_tag=tag_of(args)))
+        record.update(resolved={"args": dataclasses.asdict(resolved)})
+        work = _work(algorithm, engine, args, script, record, hf=hf, tool=tool)
+        work(ScriptJob(args=resolved, script=script, extra_args=extra_args), record)
 
     run_job(name=recipe, algorithm=algorithm, values=values, job=job)
 
 
-ENGINES = {"script": "script (NVIDIA's own, as it is)", "hf": "hf (ModelOpt on a Transformers model, one process)"}
+def _work(
+    algorithm: str,
+    engine: Engine,
+    args: ScriptArgs,
+    script: ScriptSpec,
+    record: Record,
+    *,
+    hf: Work | None,
+    tool: Work | None,
+) -> Work:
+    if (engine == "hf" and hf is None) or (tool is not None and engine == "hf"):
+        raise JobError("engine_cannot", f"{algorithm} is not an algorithm of the hf engine.", "Use engine=auto.")
+    if tool is not None:
+        _refuse_ranks(f"{algorithm}, which spreads over the GPUs by itself,")
+        return tool
+    chosen = choose_engine(engine, args, script)
+    record.update(engine=chosen)
+    record.line(f"engine: {ENGINES[chosen]}")
+    if chosen == "hf":
+        assert hf is not None  # HF_ENGINE says so
+        return _checked(hf)
+    from scripts.script.engine import run_script
+
+    return run_script
 
 
 def choose_engine(engine: Engine, args: ScriptArgs, script: ScriptSpec) -> Literal["script", "hf"]:
@@ -75,12 +95,24 @@ def choose_engine(engine: Engine, args: ScriptArgs, script: ScriptSpec) -> Liter
     return "script"
 
 
-def _refuse_unused(script: ScriptSpec, extra_args: list[str]) -> None:
-    """The checks of preflight that a recipe in somebody's own experiment has not been through."""
+def _checked(hf: Work) -> Work:
+    """The hf engine, after the checks of preflight that a recipe in somebody's own experiment has not been through."""
+
+    def work(job: "ScriptJob", record: Record) -> None:
+        _refuse_ranks("the hf engine")
+        if job.script.path is not None or job.extra_args:
+            cause = f"script.path={job.script.path}, extra_args={job.extra_args}, and the hf engine runs no script."
+            raise JobError("script_unused", cause, "Remove them.")
+        unused = [f"args.{name}={value}" for name in _SIZES if (value := getattr(job.args, name)) != 1]
+        if unused:
+            record.line(f"{', '.join(unused)}: not used, the hf engine has no parallelism")
+        hf(job, record)
+
+    return work
+
+
+def _refuse_ranks(who: str) -> None:
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world > 1:
-        cause = f"the hf engine runs as one process, not {world}."
-        raise JobError("world_size_not_one", cause, "Launch it without torchrun.")
-    if script.path is not None or extra_args:
-        cause = f"script.path={script.path}, extra_args={extra_args}, and the hf engine runs no script."
-        raise JobError("script_unused", cause, "Remove them.")
+        cause = f"{who} is one process, not {world}."
+        raise JobError("world_size_not_one", cause, "Set torchrun.nproc_per_node=1 and torchrun.nnodes=1.")

@@ -1,11 +1,14 @@
 """Entrypoint of the quantize algorithm: what a quantize recipe runs on the node."""
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from scripts.algorithms import carry_out
 from scripts.args.quantize import QuantizeArgs
-from scripts.record import Record
 from scripts.types import Engine, ScriptArgs, ScriptSpec, Torchrun
+
+if TYPE_CHECKING:
+    from scripts.record import Record
+    from scripts.script.command import ScriptJob
 
 
 def quantize(
@@ -33,7 +36,8 @@ def quantize(
     )
 
 
-def _on_transformers(args: Any, record: Record) -> None:
+def _on_transformers(job: "ScriptJob", record: "Record") -> None:
     from scripts.hf.engine import quantize_checkpoint
 
-    quantize_checkpoint(args, record)
+    assert isinstance(job.args, QuantizeArgs)
+    quantize_checkpoint(job.args, record)

@@ -17,6 +17,7 @@ from scripts.formats import FITS_ANY_WIDTH, FORMATS, format_problems
 from scripts.hf import calibrate, evaluate, figures, load, quantizers, reference, report, save, sqnr, verify
 from scripts.hf.nvfp4 import cpu_kernels
 from scripts.hf.samples import Samples, choose_samples
+from scripts.models import local_model
 from scripts.record import Record
 
 if TYPE_CHECKING:
@@ -67,17 +68,11 @@ def quantize_checkpoint(args: QuantizeArgs, record: Record) -> None:
 
 def _source(args: QuantizeArgs, record: Record) -> Path:
     """The model's folder; a tiny model is trained now if it is not cached, a hub model fetched."""
-    name = args.hf_model_id
-    if name.startswith("tiny:"):
-        from scripts.tiny.model import default_cache_root, ensure_tiny_model
-
-        with record.phase("built-in model"):
-            return ensure_tiny_model(name, default_cache_root(), advance=lambda n, of: record.progress(n, of, "steps"))
-    folder = Path(name).expanduser()
+    folder = Path(local_model(args.hf_model_id, record))
     if folder.exists():
         return folder
     with record.phase("download"):
-        return _download(name)
+        return _download(args.hf_model_id)
 
 
 def _download(name: str) -> Path:

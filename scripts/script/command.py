@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.args.megatron_lm import MegatronLmArgs
+from scripts.errors import JobError
 from scripts.files import write_text
 from scripts.script.argv import Argv, compose
 from scripts.script.cards import card_words
@@ -39,16 +40,30 @@ def command_words(job: ScriptJob, interface: Interface, script: str, run_dir: Pa
     return compose(args, interface, style=job.script.flag_style, extra_args=job.extra_args, command=command)
 
 
-def with_iterations(args: ScriptArgs) -> ScriptArgs:
-    """`args` with one iteration in the place of a folder of several, where the script wants that."""
+def with_inputs(args: ScriptArgs) -> ScriptArgs:
+    """`args` with what is only known where the inputs are: the iteration to take, the files of prepared data."""
     from scripts.checkpoints import concrete_iteration
 
-    found = {
-        field.name: str(concrete_iteration(Path(value)))
-        for field, meaning in meanings(args)
-        if meaning.concrete and (value := getattr(args, field.name)) is not None
-    }
+    found: dict[str, Any] = {}
+    for field, meaning in meanings(args):
+        value = getattr(args, field.name)
+        if meaning.concrete and value is not None:
+            found[field.name] = str(concrete_iteration(Path(value)))
+        elif meaning.consumes == "binidx" and value and len(value) == 1:
+            found[field.name] = _blend_of(Path(value[0]), f"args.{field.name}")
     return dataclasses.replace(args, **found)
+
+
+def _blend_of(folder: Path, key: str) -> list[int | str]:
+    """What prepare_data left in a folder, each file weighed by its tokens; a prefix alone stays one."""
+    from scripts.data.tokens import blend, token_files
+
+    if not folder.is_dir():
+        return [1, str(folder)]
+    files = blend(token_files(folder))
+    if not files:
+        raise JobError("no_data", f"{key}: {folder} holds no .bin and .idx files.", "Make them with prepare_data.")
+    return files
 
 
 def file_content(args: Any, name: str) -> dict[str, Any]:

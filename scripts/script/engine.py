@@ -21,7 +21,7 @@ from scripts.record import Follower, Record, read_json
 from scripts.script import outputs as out
 from scripts.script.argv import Argv
 from scripts.script.child import LOG_BYTES, Ended, Output, SilentError, run_child
-from scripts.script.command import ScriptJob, command_words, with_iterations, write_files
+from scripts.script.command import ScriptJob, command_words, with_inputs, write_files
 from scripts.script.locate import Located, child_environment, is_module, locate
 from scripts.script.source import read_interface
 from scripts.script.tables import completed, releases_like, repository_of
@@ -48,7 +48,7 @@ def run_script(job: ScriptJob, record: Record) -> None:
         if world > 1 and (not job.args.RANKED or located.script in job.args.ONE_PROCESS):
             cause = f"{located.script} is one process, not {world}."
             raise JobError("world_size_not_one", cause, "Set torchrun.nproc_per_node=1 and torchrun.nnodes=1.")
-        job = dataclasses.replace(job, args=with_iterations(job.args))
+        job = dataclasses.replace(job, args=with_inputs(job.args))
         found = read_interface(located.file, located.roots)
         releases = releases_like(located.script, found)
         interface = completed(found, located.script, releases)

@@ -43,7 +43,8 @@ def locate(scripts: Sequence[str], path: str | None) -> Located:
     for script in scripts:
         for candidate in _candidates(script, path):
             if candidate.is_file():
-                words = (MODULE.strip(), script.removeprefix(MODULE)) if is_module(script) else (str(candidate),)
+                as_module = is_module(script) and path is None
+                words = (MODULE.strip(), script.removeprefix(MODULE)) if as_module else (str(candidate),)
                 return Located(script=script, file=candidate, words=words, roots=_roots())
             looked.append(str(candidate))
     cause = f"none of {', '.join(looked) or ', '.join(scripts)} is a file here."

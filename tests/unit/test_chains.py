@@ -37,6 +37,8 @@ def build(*names: str) -> list[Any]:
             ["prune_fixed", "distill_mock", "generate_vllm"],
             ["prune_fixed", "distill_mock", "megatron_to_hf", "generate_vllm"],
         ),
+        (["prepare_data", "distill", "evaluate"], ["prepare_data", "distill", "megatron_to_hf", "evaluate"]),
+        (["quantize_fp8", "evaluate"], ["quantize_fp8", "export", "evaluate"]),
         (["merge_lora", "quantize_fp8"], ["merge_lora", "megatron_to_hf", "quantize_fp8"]),
         (
             ["mlm_convert", "mlm_quantize", "generate_vllm"],
@@ -62,6 +64,13 @@ def test_what_a_stage_takes_is_where_the_one_before_it_writes(options: Options) 
     assert converted.hf_model == pruned.output_hf_path, "the shape is the pruned model's"
     assert said.model == converted.hf_path
     assert all(before.id in stage.after for before, stage in pairwise(stages))
+
+
+def test_prepared_data_becomes_what_the_training_takes(options: Options) -> None:
+    prepare, distill = build("prepare_data", "distill")
+    prepare.args.jsonl_paths = ["/data/a.jsonl"]
+    made, taught = (stage.spec.resolved for stage in prepare_all(chain(prepare, distill), "slurm", options))
+    assert taught.data_paths == [made.output_dir]
 
 
 def test_what_distillation_taught_is_not_pruned_away() -> None:

@@ -1,0 +1,1 @@
+"""Text for training: where it comes from, and the binary data that it becomes."""

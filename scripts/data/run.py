@@ -1,0 +1,114 @@
+"""From the text that was named to tokens, by ModelOpt's script, and what came of it."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from importlib import util
+from pathlib import Path
+from typing import Any
+
+from scripts.args.data import PrepareDataArgs
+from scripts.data.sources import DataSource, gather, source_problems
+from scripts.data.tokens import TokenFile, blend, token_files
+from scripts.errors import JobError
+from scripts.files import write_json
+from scripts.models import local_model
+from scripts.record import Record
+from scripts.script.command import ScriptJob
+from scripts.script.engine import run_script
+from scripts.script.locate import locate
+from scripts.script.source import read_interface
+
+SCHEMA = 1
+
+
+def prepare(job: ScriptJob, record: Record) -> None:
+    """Tokenize, and report. Raises JobError for everything that is understood."""
+    args = job.args
+    assert isinstance(args, PrepareDataArgs)
+    for problem in source_problems(args):
+        raise JobError(problem.name, f"{problem.key}: {problem.cause}.", problem.remedy)
+    _refuse_without_core()
+    tokenizer = local_model(args.tokenizer, record)
+    values: dict[str, Any] = {"tokenizer": tokenizer}
+    sources: list[DataSource] = []
+    if args.hf_dataset is None:
+        folder = record.dir / "jsonl"
+        with record.phase("gather the text"):
+            sources = gather(args, folder)
+        _refuse_unread(job, sources)
+        values |= {"jsonl_paths": None, "input_dir": str(folder)}
+    spelled = dataclasses.replace(job.script, flag_style="underscore")
+    run_script(ScriptJob(args=dataclasses.replace(args, **values), script=spelled, extra_args=job.extra_args), record)
+    record.update(inputs=_inputs(args, sources))
+    with record.phase("report"):
+        report_data(args, sources, record)
+
+
+def _refuse_without_core() -> None:
+    try:
+        there = util.find_spec("megatron.core") is not None
+    except ModuleNotFoundError:
+        there = False
+    if not there:
+        cause = "the data's format is Megatron-Core's, and this Python has no megatron.core."
+        raise JobError("megatron_core_missing", cause, "Use a NeMo container, or: pip install --no-deps megatron-core")
+
+
+def _refuse_unread(job: ScriptJob, sources: Sequence[DataSource]) -> None:
+    """Before ModelOpt 0.43 the script leaves compressed files out, and says nothing."""
+    compressed = [source.name for source in sources if source.compressed]
+    if not compressed:
+        return
+    located = locate(job.args.SCRIPTS, job.script.path)
+    interface = read_interface(located.file, located.roots)
+    if interface.closed and interface.find("jsonl_paths") is None:
+        cause = f"this release of {located.file.name} reads no compressed files: {', '.join(compressed)}."
+        raise JobError("unknown_data", cause, "Decompress them, or use ModelOpt 0.43 or later.")
+
+
+def _inputs(args: PrepareDataArgs, sources: Sequence[DataSource]) -> list[dict[str, Any]]:
+    files = [{"type": "training_jsonl", "name": source.name, "documents": source.documents} for source in sources]
+    return files or [{"type": "dataset", "name": args.hf_dataset}]
+
+
+def report_data(args: PrepareDataArgs, sources: Sequence[DataSource], record: Record) -> None:
+    """Say what the script made of `sources`.
+
+    Raises JobError `no_documents` and `data_left_out`: what it wrote is whole, and not what was asked for.
+    """
+    assert args.output_dir is not None  # the script requires it
+    files = token_files(Path(args.output_dir))
+    if not sum(file.tokens for file in files):
+        raise JobError(
+            "no_documents", f"{args.output_dir} holds no token.", "Look at logs/rank0.log for what it skipped."
+        )
+    if sources and args.max_tokens is None and len(files) != len(sources) * len(args.json_keys):
+        cause = f"{len(sources)} files with {len(args.json_keys)} fields became {len(files)} files of tokens."
+        raise JobError("data_left_out", cause, "Look at logs/rank0.log for what it skipped.")
+    report = _facts(args, sources, files)
+    write_json(record.dir / "report" / "report.json", report)
+    for name in ("documents", "tokens"):
+        record.metric(name, report[name])
+    for file in files:
+        record.line(f"{file.prefix}: {file.documents} documents, {file.tokens} tokens")
+    for warning in report["warnings"]:
+        record.line(f"warning: {warning}")
+    record.line(f"data_paths: {json.dumps(report['data_paths'])}")
+
+
+def _facts(args: PrepareDataArgs, sources: Sequence[DataSource], files: list[TokenFile]) -> dict[str, Any]:
+    documents = sum(file.documents for file in files)
+    expected = sum(source.documents for source in sources) * len(args.json_keys)
+    warnings = []
+    if sources and args.max_tokens is None and documents < expected:
+        warnings.append(f"{expected - documents} of {expected} rows gave no document: blank, or not JSON.")
+    return {
+        "schema": SCHEMA,
+        "tokenizer": args.tokenizer,
+        "documents": documents,
+        "tokens": sum(file.tokens for file in files),
+        "files": [{"prefix": str(file.prefix), "documents": file.documents, "tokens": file.tokens} for file in files],
+        "data_paths": blend(files),
+        "warnings": warnings,
+    }

@@ -1,0 +1,65 @@
+"""Which library can load a checkpoint to score it. What cannot score it as it is, must not score it at all."""
+
+from dataclasses import dataclass
+from importlib import util
+from pathlib import Path
+
+from scripts.args.evaluate import Backend, EvaluateArgs
+from scripts.checkpoints import look
+from scripts.errors import JobError
+from scripts.exported import exported_algorithm
+from scripts.gpus import compute_capabilities
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loading:
+    """How a checkpoint will be loaded."""
+
+    backend: Backend
+    quantization: str | None  # as Checkpoint says it
+    restored: bool  # by ModelOpt, whose quantizers compute in the checkpoint's own precision
+
+
+def loading_of(args: EvaluateArgs, model: str) -> Loading:
+    """How `model`, a folder or a hub name, is loaded. Nothing but its files is looked at.
+
+    Raises JobError: `unscorable_checkpoint`, `backend_cannot_load`, `backend_not_installed`, and those of look.
+    """
+    folder = Path(model)
+    if not folder.is_dir():
+        loading = Loading(backend="vllm" if args.backend == "vllm" else "hf", quantization=None, restored=False)
+    else:
+        loading = _of_folder(args, folder)
+    if loading.backend == "vllm" and util.find_spec("vllm") is None:
+        cause = f"vLLM is needed for {model}, and this Python has none."
+        raise JobError("backend_not_installed", cause, "Use a container that has vLLM.")
+    return loading
+
+
+def _of_folder(args: EvaluateArgs, folder: Path) -> Loading:
+    checkpoint = look(folder)
+    if checkpoint.kind not in ("checkpoint_hf", "checkpoint_modelopt") or checkpoint.problems:
+        cause = f"{folder} is a {checkpoint.kind}. {' '.join(checkpoint.problems)}".strip()
+        remedy = "Score a Hugging Face checkpoint: export or convert this one, or merge it into its base."
+        raise JobError("unscorable_checkpoint", cause, remedy)
+    if checkpoint.kind == "checkpoint_modelopt":
+        return _restored(args, folder, checkpoint.quantization)
+    exported = exported_algorithm(folder) is not None
+    if exported and args.backend == "hf":
+        cause = f"{folder} is a ModelOpt export ({checkpoint.quantization}), which Transformers does not know."
+        remedy = "Use args.backend=vllm, or score the ModelOpt-restorable checkpoint of the same run."
+        raise JobError("backend_cannot_load", cause, remedy)
+    auto: Backend = "vllm" if exported else "hf"
+    return Loading(
+        backend=auto if args.backend == "auto" else args.backend, quantization=checkpoint.quantization, restored=False
+    )
+
+
+def _restored(args: EvaluateArgs, folder: Path, quantization: str | None) -> Loading:
+    if args.backend == "vllm":
+        cause = f"{folder} holds ModelOpt's state, which vLLM ignores: it would score the weights unquantized."
+        raise JobError("backend_cannot_load", cause, "Use args.backend=hf, or score the export of the same run.")
+    if quantization == "nvfp4" and not compute_capabilities():
+        cause = f"{folder} is in nvfp4, which ModelOpt computes on a GPU only, and there is none here."
+        raise JobError("backend_cannot_load", cause, "Score it where there is a GPU.")
+    return Loading(backend="hf", quantization=quantization, restored=True)

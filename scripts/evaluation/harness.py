@@ -1,0 +1,83 @@
+"""The harness's command line: what EvaluateArgs become.
+
+Source: lm_eval 0.4.13 and 0.4.9. Since 0.4.9 the arguments of a model may be JSON, the one form in which
+a path with a comma, an equals sign or a blank arrives as it is.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from scripts.args.evaluate import Backend, EvaluateArgs
+from scripts.types import ScriptArgs, doc
+
+
+@dataclass(frozen=True, kw_only=True)
+class HarnessArgs(ScriptArgs):
+    """The harness's own flags."""
+
+    SCRIPTS: ClassVar[tuple[str, ...]] = ("-m lm_eval",)
+    RANKED: ClassVar[bool] = False
+
+    checkpoint: str = doc("what is scored", "", consumes="checkpoint_hf", into=("pretrained",))
+    model: str = doc("what loads it", "hf")
+    model_args: str = doc("how, as JSON", "{}")
+    tasks: str = doc("names, separated by commas", "")
+    include_path: str | None = doc("folder of further tasks", None)
+    num_fewshot: int | None = doc("examples before each question", None)
+    limit: float | None = doc("questions of each task", None)
+    batch_size: str = doc("questions at a time", "1")
+    gen_kwargs: str | None = doc("how answers are generated, as JSON", None)
+    fewshot_as_multiturn: bool = doc("each example is a turn of the chat", False)
+    system_instruction: str | None = doc("what the chat begins with", None)
+    seed: int | None = doc("of everything random", None)
+    log_samples: bool = doc("keep every question and answer", False)
+    confirm_run_unsafe_code: bool = doc("run code that the model writes", False)
+    output_path: str = doc("where the results go", "")
+
+
+def harness_args(
+    args: EvaluateArgs, *, model: str, backend: Backend, include: Path | None, results: Path
+) -> HarnessArgs:
+    """The flags for scoring `model`, a folder or a hub name; results_<time>.json appears beside `results`.
+
+    `results` ends in .json: in a folder the harness would make another, called after the model's path, and
+    lose the results where that is too long for a name.
+    """
+    return HarnessArgs(
+        checkpoint=model,
+        model=backend,
+        model_args=json.dumps(_model_args(args, model, backend)),
+        tasks=",".join(args.tasks),
+        include_path=str(include) if include else None,
+        num_fewshot=args.num_fewshot,
+        limit=args.limit,
+        batch_size=str(args.batch_size),
+        gen_kwargs=json.dumps(args.gen_kwargs) if args.gen_kwargs else None,
+        fewshot_as_multiturn=args.fewshot_as_multiturn,
+        system_instruction=args.system_instruction,
+        seed=args.seed,
+        log_samples=args.log_samples,
+        confirm_run_unsafe_code=args.confirm_run_unsafe_code,
+        output_path=str(results),
+    )
+
+
+def closing_words(args: EvaluateArgs) -> list[str]:
+    """What must come last: a flag that takes the word after it for a template's name, if there is one."""
+    return ["--apply_chat_template"] if args.apply_chat_template else []
+
+
+def _model_args(args: EvaluateArgs, model: str, backend: Backend) -> dict[str, Any]:
+    """Its flag --trust_remote_code is not used: before 0.4.10 it does not go together with JSON."""
+    values: dict[str, Any] = {"pretrained": model, "dtype": args.dtype}
+    if args.trust_remote_code:
+        values["trust_remote_code"] = True
+    if backend == "vllm":
+        values["tensor_parallel_size"] = args.tensor_parallel_size
+    elif args.parallelize:
+        values["parallelize"] = True
+    if args.max_length is not None:
+        values["max_model_len" if backend == "vllm" else "max_length"] = args.max_length
+    return values | args.model_args

@@ -1,0 +1,109 @@
+"""What a person reads after an evaluation: report.json, a plot, and a table for the log.
+
+report.json (schema 1): `harness`, `checkpoint`, `backend`, `quantization`, `restored`, `conditions`, `seconds`,
+`baseline` (null without one), `scores` (score, before, change, sigmas), `warnings`.
+"""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from scripts.evaluation.scores import REPORT, Compared
+from scripts.files import write_json
+
+_PLOTTED_METRICS = 4
+_PLOTTED_TASKS = 24
+#: Below this many standard errors a change says nothing.
+_NOISE = 2.0
+
+
+def write_report(folder: Path, report: dict[str, Any], rows: Sequence[Compared]) -> None:
+    """Write report.json and, where matplotlib is installed, scores.png."""
+    write_json(folder / REPORT, report)
+    try:
+        import matplotlib  # noqa: F401 - what runs the harness need not have it
+    except ImportError:
+        return
+    (folder / "scores.png").write_bytes(_plot(_headlines(rows)))
+
+
+def as_text(rows: Sequence[Compared], *, title: str, warnings: Sequence[str]) -> str:
+    """The scores that are no part of another, as a table for a terminal or a log."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    compared = any(row.before is not None for row in rows)
+    table = Table(title=title, box=box.SIMPLE, title_justify="left")
+    for column in ("task", "metric", "score", "+/-", *(("before", "change", "") if compared else ())):
+        table.add_column(column, justify="left" if column in ("task", "metric", "") else "right")
+    for row in _headlines(rows):
+        table.add_row(*_cells(row, compared))
+    console = Console(file=io.StringIO(), width=110, color_system=None, markup=False, highlight=False)
+    console.print(table)
+    for warning in warnings:
+        console.print(f"warning: {warning}", soft_wrap=True)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue().rstrip()
+
+
+def _headlines(rows: Sequence[Compared]) -> list[Compared]:
+    return [row for row in rows if row.score.headline]
+
+
+def _cells(row: Compared, compared: bool) -> list[str]:
+    score = row.score
+    metric = score.metric if score.filter == "none" else f"{score.metric} ({score.filter})"
+    cells = [score.task, metric, f"{score.value:.4f}", "" if score.stderr is None else f"{score.stderr:.4f}"]
+    if not compared:
+        return cells
+    if row.before is None or row.change is None:
+        return [*cells, "", "", ""]
+    return [*cells, f"{row.before:.4f}", f"{row.change:+.4f}", verdict(row)]
+
+
+def verdict(row: Compared) -> str:
+    """A change in words: better, worse, or within what chance does; empty where nobody can tell."""
+    if row.change is None or row.score.higher_is_better is None:
+        return ""
+    if row.change == 0:
+        return "same"
+    if row.sigmas is not None and abs(row.sigmas) < _NOISE:
+        return "within noise"
+    return "better" if (row.change > 0) == row.score.higher_is_better else "worse"
+
+
+def _plot(rows: Sequence[Compared]) -> bytes:
+    """Bars for each task, an axis for each metric: perplexities and shares have nothing in common."""
+    from matplotlib.figure import Figure
+
+    metrics = list(dict.fromkeys(row.score.metric for row in rows))[:_PLOTTED_METRICS]
+    tallest = max(len(_of_metric(rows, metric)) for metric in metrics)
+    figure = Figure(figsize=(4 * len(metrics), 1.5 + 0.35 * tallest), layout="constrained")
+    for axes, metric in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True):
+        _bars(axes, metric, _of_metric(rows, metric))
+    if any(row.before is not None for row in rows):
+        figure.legend(*figure.axes[0].get_legend_handles_labels(), fontsize=7, ncols=2, loc="outside lower center")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()
+
+
+def _of_metric(rows: Sequence[Compared], metric: str) -> list[Compared]:
+    return [row for row in rows if row.score.metric == metric][:_PLOTTED_TASKS][::-1]
+
+
+def _bars(axes: Any, metric: str, rows: Sequence[Compared]) -> None:
+    places, scores = range(len(rows)), [row.score for row in rows]
+    before = [(place - 0.2, row.before) for place, row in enumerate(rows) if row.before is not None]
+    after, errors = [score.value for score in scores], [score.stderr or 0.0 for score in scores]
+    shift, height = (0.2, 0.38) if before else (0.0, 0.7)
+    if before:
+        axes.barh(*zip(*before, strict=True), height=height, label="before", color="0.7")
+    axes.barh([place + shift for place in places], after, xerr=errors, height=height, label="now")
+    labels = [score.task if score.filter == "none" else f"{score.task} ({score.filter})" for score in scores]
+    axes.set_yticks(list(places), labels, fontsize=7)
+    axes.set_title(metric, fontsize=9)
+    if all(0 <= value <= 1 for value in (*after, *(value for _, value in before))):
+        axes.set_xlim(0, 1)

@@ -1,0 +1,120 @@
+"""One evaluation, from the checkpoint's folder to a report."""
+
+import dataclasses
+import shutil
+from importlib import util
+from pathlib import Path
+from typing import Any
+
+from scripts.args.evaluate import EvaluateArgs
+from scripts.errors import JobError
+from scripts.evaluation.backends import Loading, loading_of
+from scripts.evaluation.checks import evaluate_problems
+from scripts.evaluation.harness import closing_words, harness_args
+from scripts.evaluation.report import as_text, write_report
+from scripts.evaluation.scores import (
+    SCHEMA,
+    Baseline,
+    as_rows,
+    compare,
+    read_baseline,
+    read_results,
+    scores_of,
+)
+from scripts.evaluation.tasks import write_tasks
+from scripts.files import staged
+from scripts.models import local_model
+from scripts.record import Record
+from scripts.script.command import ScriptJob
+from scripts.script.engine import run_script
+
+_RESTORED = Path(__file__).resolve().parent / "restored" / "lm_eval_restored.py"
+#: What must be equal for two runs to have asked alike, besides what each task says of itself.
+_CONDITIONS = ("apply_chat_template", "fewshot_as_multiturn", "system_instruction", "gen_kwargs", "seed")
+
+
+def score_checkpoint(job: ScriptJob, record: Record) -> None:
+    """Score, compare, report. Raises JobError for everything that is understood."""
+    args = job.args
+    assert isinstance(args, EvaluateArgs)
+    baseline = read_baseline(Path(args.baseline)) if args.baseline else None
+    _refuse(args)
+    _refuse_without_harness(job)
+    model = local_model(args.checkpoint, record)
+    with record.phase("check the checkpoint"):
+        loading = loading_of(args, model)
+        _refuse(dataclasses.replace(args, backend=loading.backend))
+        if loading.restored and job.script.path is not None:
+            cause = f"script.path={job.script.path}, and a checkpoint with ModelOpt's state has a script of its own."
+            raise JobError("script_unused", cause, "Leave it out.")
+    how = ", restored by ModelOpt" if loading.restored else ""
+    record.line(f"backend: {loading.backend}{how}; quantization: {loading.quantization or 'none'}")
+    include = Path(args.include_path).expanduser() if args.include_path else write_tasks(record.dir / "tasks")
+    results = record.dir / "harness" / "results.json"
+    harness = harness_args(args, model=model, backend=loading.backend, include=include, results=results)
+    path = str(_RESTORED) if loading.restored else job.script.path
+    script = dataclasses.replace(job.script, path=path, flag_style="underscore")
+    run_script(ScriptJob(args=harness, script=script, extra_args=[*job.extra_args, *closing_words(args)]), record)
+    with record.phase("report"):
+        _report(args, loading, baseline, results.parent, record)
+
+
+def _refuse(args: EvaluateArgs) -> None:
+    for problem in evaluate_problems(args):
+        raise JobError(problem.name, f"{problem.key}={problem.value}: {problem.cause}.", problem.remedy)
+
+
+def _refuse_without_harness(job: ScriptJob) -> None:
+    if job.script.path is None and util.find_spec("lm_eval") is None:
+        cause = "the lm-evaluation-harness is not installed in this Python."
+        raise JobError("harness_not_installed", cause, 'Use a container that has it, or: pip install "lm-eval>=0.4.9"')
+
+
+def _report(args: EvaluateArgs, loading: Loading, baseline: Baseline | None, folder: Path, record: Record) -> None:
+    results = read_results(folder)
+    different = _differences(args, baseline)
+    rows, warnings = compare(scores_of(results), None if different else baseline)
+    warnings += [*different, *_warnings(args, loading, baseline)]
+    report = _facts(args, loading, baseline, results) | {"scores": as_rows(rows), "warnings": warnings}
+    report["seconds"] = record.values["timings"]["run the script"]
+    final = record.dir / "report"
+    with staged(final) as beside:
+        write_report(beside, report, rows)
+        for file in sorted(folder.iterdir()):  # the harness's own words, and the answers where they are kept
+            shutil.copy2(file, beside / file.name)
+    for score in (row.score for row in rows):
+        record.metric(f"{score.task}/{score.metric}", score.value, filter=score.filter)
+    record.artifact("eval_results", final, checkpoint=args.checkpoint, quantization=loading.quantization)
+    record.line(as_text(rows, title=f"{args.checkpoint} by {loading.backend}", warnings=warnings))
+
+
+def _facts(args: EvaluateArgs, loading: Loading, baseline: Baseline | None, results: dict[str, Any]) -> dict[str, Any]:
+    before = {"path": str(baseline.path), "checkpoint": baseline.report.get("checkpoint")} if baseline else None
+    return {
+        "schema": SCHEMA,
+        "harness": {"name": "lm-eval", "version": results.get("lm_eval_version")},
+        "checkpoint": args.checkpoint,
+        **dataclasses.asdict(loading),
+        "conditions": {name: getattr(args, name) for name in _CONDITIONS},
+        "baseline": before,
+    }
+
+
+def _differences(args: EvaluateArgs, baseline: Baseline | None) -> list[str]:
+    """Why no value of the baseline can be compared."""
+    before = baseline.report.get("conditions", {}) if baseline else {}
+    return [
+        f"baseline_not_comparable: {name} was {before[name]}, and is {getattr(args, name)}."
+        for name in _CONDITIONS
+        if name in before and before[name] != getattr(args, name)
+    ]
+
+
+def _warnings(args: EvaluateArgs, loading: Loading, baseline: Baseline | None) -> list[str]:
+    found = []
+    if args.limit is not None:
+        found.append(f"limited_run_used_as_quality_signal: limit={args.limit:g} is a smoke test, not a measurement.")
+    library = baseline.report.get("backend", loading.backend) if baseline else loading.backend
+    if library != loading.backend:
+        found.append(f"The baseline was scored by {library}: part of a change may be the library's.")
+    return found

@@ -1,0 +1,183 @@
+"""One check of a server, from the checkpoint's folder to a report.
+
+report/serve.json (schema 1): `server`, `argv`, `checkpoint`, `algorithm`, `quantization`, `model`, `start_seconds`,
+`first_answer_seconds` (both since it was started), `tokens_per_second` (null where the server counts no
+tokens), `answers` (prompt, text, tokens, seconds, flaw), `warnings`.
+"""
+
+import os
+import re
+import shlex
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from scripts.args.serve import ServeArgs
+from scripts.errors import JobError
+from scripts.files import write_json
+from scripts.models import local_model
+from scripts.record import Record
+from scripts.script.child import Output
+from scripts.script.command import ScriptJob
+from scripts.script.locate import child_environment
+from scripts.serving.answers import flaw_of
+from scripts.serving.checks import (
+    Served,
+    check_checkpoint,
+    check_gpus,
+    choose_port,
+    prompts_of,
+    serve_problems,
+)
+from scripts.serving.client import Answer, Client, UnreachableError
+from scripts.serving.process import Running, started
+from scripts.serving.servers import SERVERS, command_line, find_program
+
+SCHEMA = 1
+_POLL_SECONDS = 0.5
+#: Between a broken connection and the end of the server that broke it.
+_DEATH_SECONDS = 5.0
+_ERROR = re.compile(r"^.*?((?:\w+\.)*\w*(?:Error|Exception|Failure)\b.*)", re.MULTILINE)
+_SHOWN = 500
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Measured:
+    """What was found out while the server ran."""
+
+    model: str
+    start_seconds: float
+    first_answer_seconds: float
+    answers: list[Answer]
+
+
+def check_server(job: ScriptJob, record: Record) -> None:
+    """Start, ask, judge, stop, report. Raises JobError for everything that is understood."""
+    args = job.args
+    assert isinstance(args, ServeArgs)
+    for problem in serve_problems(args):
+        raise JobError(problem.name, f"{problem.key}={problem.value}: {problem.cause}.", problem.remedy)
+    assert args.checkpoint is not None
+    server = SERVERS[args.server]
+    program = find_program(server, job.script.path)
+    model = local_model(args.checkpoint, record)
+    with record.phase("check the checkpoint"):
+        served = check_checkpoint(args, model)
+        record.update(inputs=[{"type": "checkpoint_hf", "name": args.checkpoint, "quantization": served.quantization}])
+        check_gpus(args, served)
+        port = choose_port(args.port)
+    words = [*command_line(server, program, args, model=served.model, method=served.method, port=port), *job.extra_args]
+    record.line(f"server: {shlex.join(words)}")
+    write_json(record.dir / "logs" / "server.command.json", {"argv": words})
+    output = Output(record.dir / "logs" / "server.tail.log")
+    with started(words, env=child_environment(os.environ), output=output) as running:
+        measured = _measure(args, running, Client(port, answer_seconds=args.answer_minutes * 60), record)
+    with record.phase("report"):
+        _report(args, served, words, measured, record)
+
+
+def _measure(args: ServeArgs, running: Running, client: Client, record: Record) -> _Measured:
+    began = time.monotonic()
+    try:
+        with record.phase("start the server"):
+            _wait(args, running, client, began, record)
+            start_seconds = time.monotonic() - began
+            model = client.model()
+        answers: list[Answer] = []
+        first_answer_seconds = 0.0
+        with record.phase("ask"):
+            prompts = prompts_of(args)
+            for prompt in prompts:
+                answers.append(client.complete(model, prompt, args.max_tokens))
+                first_answer_seconds = first_answer_seconds or time.monotonic() - began
+                record.progress(len(answers), len(prompts), "prompts")
+    except UnreachableError as error:
+        _refuse_dead(running, within=_DEATH_SECONDS)
+        cause = f"{error}, after it had said that it was ready."
+        raise JobError("server_not_ready", cause, "Raise args.answer_minutes, or look at logs/rank0.log.") from error
+    _refuse_dead(running)
+    return _Measured(
+        model=model,
+        start_seconds=round(start_seconds, 3),
+        first_answer_seconds=round(first_answer_seconds, 3),
+        answers=answers,
+    )
+
+
+def _wait(args: ServeArgs, running: Running, client: Client, began: float, record: Record) -> None:
+    seconds = args.start_minutes * 60
+    while not client.healthy():
+        _refuse_dead(running)
+        elapsed = time.monotonic() - began
+        if elapsed > seconds:
+            cause = f"it did not say that it was ready within {args.start_minutes:g} minutes."
+            raise JobError("server_not_ready", cause, "Raise args.start_minutes, or look at logs/rank0.log.")
+        record.progress(round(elapsed), max(1, round(seconds)), "s")
+        time.sleep(_POLL_SECONDS)
+    _refuse_dead(running)  # then another server has answered
+
+
+def _refuse_dead(running: Running, *, within: float = 0.0) -> None:
+    """Raise JobError `server_died` if it has ended, or does so `within` seconds."""
+    if (status := running.status_within(within)) is not None:
+        said = _ERROR.findall(running.tail)
+        last = said[-1] if said else next((line for line in reversed(running.tail.splitlines()) if line.strip()), "")
+        cause = f"it ended with status {status}: {last.strip()[:_SHOWN] or 'it said nothing'}"
+        raise JobError("server_died", cause, "All that it said is in logs/rank0.log.")
+
+
+def _report(args: ServeArgs, served: Served, words: Sequence[str], measured: _Measured, record: Record) -> None:
+    """Raises JobError `server_answer_empty` and `server_answer_degenerate`, after the report was written."""
+    flaws = [flaw_of(answer.text) for answer in measured.answers]
+    rows = [asdict(answer) | {"flaw": flaw} for answer, flaw in zip(measured.answers, flaws, strict=True)]
+    speed = _tokens_per_second(measured.answers)
+    report: dict[str, Any] = {
+        "schema": SCHEMA,
+        "server": args.server,
+        "argv": list(words),
+        "checkpoint": args.checkpoint,
+        "algorithm": served.algorithm,
+        "quantization": served.quantization,
+        "model": measured.model,
+        "start_seconds": measured.start_seconds,
+        "first_answer_seconds": measured.first_answer_seconds,
+        "tokens_per_second": speed,
+        "answers": rows,
+        "warnings": [f"{row['prompt']!r}: the answer is {row['flaw']}." for row in rows if row["flaw"]],
+    }
+    folder = record.dir / "report"
+    write_json(folder / "serve.json", report)
+    for answer in measured.answers:
+        record.line(f"{answer.prompt!r} -> {answer.text!r} ({answer.seconds:.2f} s)")
+    for name in ("start_seconds", "first_answer_seconds", "tokens_per_second"):
+        if report[name] is not None:
+            record.metric(name, report[name])
+    _refuse_flaws(args, flaws)
+    for warning in report["warnings"]:
+        record.line(f"warning: {warning}")
+    record.artifact("eval_results", folder, server=args.server, quantization=served.quantization)
+
+
+def _refuse_flaws(args: ServeArgs, flaws: Sequence[str | None]) -> None:
+    if None in flaws:
+        return  # some answer is text
+    title = SERVERS[args.server].title
+    if set(flaws) == {"empty"}:
+        cause = f"every answer of {title} is empty."
+        raise JobError("server_answer_empty", cause, "Try other prompts; is it the checkpoint's end-of-text token?")
+    cause = f"every answer of {title} is one piece of text repeated, or empty."
+    remedy = (
+        "Compare with the checkpoint it was made of: scales may be missing, or of another format than the server took."
+    )
+    raise JobError("server_answer_degenerate", cause, remedy)
+
+
+def _tokens_per_second(answers: Sequence[Answer]) -> float | None:
+    """Of one prompt at a time; without the first, which warms the server up, where there are others."""
+    counted = answers[1:] or answers
+    if any(answer.tokens is None for answer in counted):
+        return None
+    return round(
+        sum(answer.tokens or 0 for answer in counted) / max(sum(answer.seconds for answer in counted), 1e-9), 1
+    )

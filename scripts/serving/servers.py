@@ -1,0 +1,136 @@
+"""The three servers: their command lines, and the ModelOpt formats that each can load.
+
+Sources: vLLM 0.29 (vllm/model_executor/layers/quantization/modelopt.py), TensorRT-LLM 1.2
+(tensorrt_llm/commands/serve.py, _torch/modules/linear.py), SGLang 0.5.17 (python/sglang/srt/server_args.py,
+layers/quantization/modelopt_quant.py).
+"""
+
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import util
+from pathlib import Path
+
+from scripts.args.serve import ServeArgs, ServerName
+from scripts.errors import JobError
+
+#: They answer nobody but this machine.
+HOST = "127.0.0.1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Server:
+    """How one server is started."""
+
+    title: str
+    program: str  # an executable on PATH, or "-m package.module" for the job's own Python
+    command: tuple[str, ...] = ()  # before the model
+    model: str | None = None  # the flag of the model; None: it has none
+    tensor_parallel: str
+    longest: str
+    trust: str
+    quantization: str | None  # None: it reads the checkpoint and takes no word for it
+    fixed: tuple[str, ...] = ()
+    formats: Mapping[str, str]  # quant_algo of an export -> what `quantization` is given
+
+
+SERVERS: Mapping[ServerName, Server] = {
+    "vllm": Server(
+        title="vLLM",
+        program="vllm",
+        command=("serve",),
+        tensor_parallel="--tensor-parallel-size",
+        longest="--max-model-len",
+        trust="--trust-remote-code",
+        quantization="--quantization",
+        formats={
+            "FP8": "modelopt",
+            "FP8_PER_CHANNEL_PER_TOKEN": "modelopt",
+            "FP8_PB_WO": "modelopt",
+            "NVFP4": "modelopt_fp4",
+            "W4A16_NVFP4": "modelopt_fp4",
+            "MXFP8": "modelopt_mxfp8",
+            "MIXED_PRECISION": "modelopt_mixed",
+        },
+    ),
+    "trtllm": Server(
+        title="TensorRT-LLM",
+        program="trtllm-serve",
+        tensor_parallel="--tp_size",
+        longest="--max_seq_len",
+        trust="--trust_remote_code",
+        quantization=None,
+        fixed=("--backend", "pytorch"),
+        formats=dict.fromkeys(
+            (
+                "FP8",
+                "FP8_PER_CHANNEL_PER_TOKEN",
+                "FP8_PB_WO",
+                "NVFP4",
+                "W4A16_AWQ",
+                "W4A8_AWQ",
+                "W8A16",
+                "MIXED_PRECISION",
+            ),
+            "",
+        ),
+    ),
+    "sglang": Server(
+        title="SGLang",
+        program="-m sglang.launch_server",
+        model="--model-path",
+        tensor_parallel="--tp-size",
+        longest="--context-length",
+        trust="--trust-remote-code",
+        quantization="--quantization",
+        formats={"FP8": "modelopt_fp8", "NVFP4": "modelopt_fp4", "MIXED_PRECISION": "modelopt_mixed"},
+    ),
+}
+
+
+def able(algorithm: str) -> list[str]:
+    """The servers that can load an export of that `quant_algo`."""
+    return [name for name, server in SERVERS.items() if algorithm in server.formats]
+
+
+def find_program(server: Server, path: str | None) -> list[str]:
+    """The words that start the server's program; `path` is a file to take instead of the installed one.
+
+    Raises JobError `server_not_installed`.
+    """
+    module = server.program.removeprefix("-m ") if server.program.startswith("-m ") else None
+    if path is not None:
+        file = Path(path).expanduser().absolute()
+        found = ([sys.executable, str(file)] if module else [str(file)]) if file.is_file() else None
+    elif module:
+        found = [sys.executable, "-m", module] if util.find_spec(module.partition(".")[0]) else None
+    else:
+        program = shutil.which(server.program)
+        found = [program] if program else None
+    if found is None:
+        where = path or ("this Python" if module else "PATH")
+        cause = f"{server.program.removeprefix('-m ')} is not in {where}." if path is None else f"{path} is not a file."
+        raise JobError("server_not_installed", cause, f"Use a container that has {server.title}, or set script.path.")
+    return [*found, *server.command]
+
+
+def command_line(
+    server: Server, program: Sequence[str], args: ServeArgs, *, model: str, method: str | None, port: int
+) -> list[str]:
+    """The words that serve `model`, an absolute path or a hub name; `method` is what it is told of the format."""
+    words = [*program, *([server.model] if server.model else []), model]
+    words += [
+        "--host",
+        HOST,
+        "--port",
+        str(port),
+        server.tensor_parallel,
+        str(args.tensor_parallel_size),
+        *server.fixed,
+    ]
+    if method and server.quantization:
+        words += [server.quantization, method]
+    if args.max_length is not None:
+        words += [server.longest, str(args.max_length)]
+    return [*words, *([server.trust] if args.trust_remote_code else [])]
