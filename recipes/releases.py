@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from scripts.problems import Problem
 from scripts.script.flags import Interface
-from scripts.script.locate import is_module, locate
+from scripts.script.locate import file_of, is_module, locate
 from scripts.script.tables import (
     completed,
     containers_with,
@@ -30,6 +30,7 @@ class Addressed:
     """The script that a job is written for."""
 
     script: str  # as the flag tables call it
+    path: str  # where it will be, as far as that is known here
     release: str | None  # None: nobody knows; `interface` is then the newest one's, to show a command with
     interface: Interface
     known_by: str  # where the release is known from: script.release, the image, the file; empty where it is not
@@ -49,24 +50,21 @@ def address(args: ScriptArgs, script: ScriptSpec, profile: "Profile") -> tuple[A
     if profile.kind == "local" and (found := _here(args, script)):
         return found, []
     if script.release is not None:
-        return _asked(args, script.release)
+        return _asked(args, script, script.release)
     image = getattr(profile, "image", None)
     releases = releases_in(image) if image and script.path is None else None
     if releases is None or is_module(args.SCRIPTS[0]):
-        return _newest(args), []
+        return _newest(args, script), []
     for name in args.SCRIPTS:
         release = match_release(name, releases[repository_of(name)]) if repository_of(name) in releases else None
         if release is not None:
-            found = Addressed(
-                script=name, release=release, interface=interface_of(name, release), known_by=f"image {image}"
-            )
-            return found, []
+            return _of_release(name, release, script, known_by=f"image {image}"), []
     repository = repository_of(args.SCRIPTS[0])
     cause = f"{image} holds {repository} {releases.get(repository, 'of an unknown release')}, which has no such script"
     remedy = (
         f"It came with {releases_of(args.SCRIPTS[-1])[0]}: use a newer image, or mount a checkout and set script.path."
     )
-    return _newest(args), [
+    return _newest(args, script), [
         Problem(name="no_such_script", key="executor.image", value=image, cause=cause, remedy=remedy)
     ]
 
@@ -82,26 +80,38 @@ def _here(args: ScriptArgs, script: ScriptSpec) -> Addressed | None:
     except JobError:
         return None  # `script_checks` says so
     interface = completed(found, located.script, releases_like(located.script, found))
-    return Addressed(script=located.script, release=None, interface=interface, known_by=str(located.file))
+    file = str(located.file)
+    return Addressed(script=located.script, path=file, release=None, interface=interface, known_by=file)
 
 
-def _asked(args: ScriptArgs, asked: str) -> tuple[Addressed, list[Problem]]:
+def _of_release(name: str, release: str, script: ScriptSpec, *, known_by: str) -> Addressed:
+    interface = interface_of(name, release)
+    return Addressed(script=name, path=_path(name, script), release=release, interface=interface, known_by=known_by)
+
+
+def _path(name: str, script: ScriptSpec) -> str:
+    """The container's copy, the file that was named, or the script in the checkout that was named."""
+    if script.path is None:
+        return file_of(name)
+    return script.path if script.path.endswith(".py") else f"{script.path.rstrip('/')}/{name.partition('/')[2]}"
+
+
+def _asked(args: ScriptArgs, script: ScriptSpec, asked: str) -> tuple[Addressed, list[Problem]]:
     for name in args.SCRIPTS:
         release = None if is_module(name) else match_release(name, asked)
         if release is not None:
-            interface = interface_of(name, release)
-            return Addressed(script=name, release=release, interface=interface, known_by="script.release"), []
+            return _of_release(name, release, script, known_by="script.release"), []
     known = [release for name in args.SCRIPTS if not is_module(name) for release in releases_of(name)]
     cause = "no release of that name has this script" if known else "this script is a module of an installed package"
     remedy = f"Choices: {', '.join(dict.fromkeys(known))}." if known else "Leave script.release out."
     problem = Problem(name="unknown_release", key="script.release", value=asked, cause=cause, remedy=remedy)
-    return _newest(args), [problem]
+    return _newest(args, script), [problem]
 
 
-def _newest(args: ScriptArgs) -> Addressed:
+def _newest(args: ScriptArgs, script: ScriptSpec) -> Addressed:
     name = args.SCRIPTS[0]
     interface = _UNKNOWN if is_module(name) else interface_of(name, releases_of(name)[-1])
-    return Addressed(script=name, release=None, interface=interface, known_by="")
+    return Addressed(script=name, path=_path(name, script), release=None, interface=interface, known_by="")
 
 
 def releases(partial: "run.Partial[Any]") -> list[dict[str, Any]]:
@@ -116,7 +126,8 @@ def releases(partial: "run.Partial[Any]") -> list[dict[str, Any]]:
     rows = []
     for name, release in _each_release(getattr(args, "SCRIPTS", ())):
         filled = replace(args, **_placeholders(args))
-        words = compose(filled, interface_of(name, release), style=build(partial.script).flag_style)
+        command = args.COMMANDS.get(name, ())
+        words = compose(filled, interface_of(name, release), style=build(partial.script).flag_style, command=command)
         rows.append(
             {
                 "script": name,

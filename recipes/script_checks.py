@@ -13,6 +13,7 @@ from scripts.problems import Problem
 from scripts.script.argv import Argv, flags_of
 from scripts.script.command import ScriptJob, command_words
 from scripts.script.flags import Interface
+from scripts.script.inputs import checkpoint_problems
 from scripts.script.locate import is_module, locate
 from scripts.script.tables import interface_of, releases_of
 from scripts.types import Meaning, meanings
@@ -44,6 +45,8 @@ def script_notes(spec: Spec) -> Iterator[str]:
             f"which release of {spec.addressed.script} the job will meet is not known here; the command is written for "
             f"{releases_of(spec.addressed.script)[-1]}, on the node for the one that is there. script.release names it"
         )
+    if spec.script.release is not None and by == spec.addressed.path:
+        yield f"script.release={spec.script.release} is not needed: the script is here, and says itself what it takes"
     for key in command(spec).left_out:
         yield f"{key} is left out: {release or by} has no such flag"
     for field, meaning in meanings(spec.args):
@@ -152,38 +155,8 @@ def _input(spec: Spec, key: str, value: str, meaning: Meaning) -> Iterator[Probl
         if found:
             yield Problem(name=found[0], key=key, value=value, cause=found[1], remedy=found[2])
     elif meaning.consumes.startswith("checkpoint_"):
-        yield from _checkpoint(key, value, meaning.consumes)
-
-
-def _checkpoint(key: str, value: str, kind: str) -> Iterator[Problem]:
-    from scripts.checkpoints import look
-
-    path = Path(value).expanduser()
-    if not path.exists():
-        yield Problem(name="missing_input", key=key, value=value, cause="there is no such folder here")
-        return
-    try:
-        checkpoint = look(path)
-    except JobError as error:
-        yield Problem(name=error.name, key=key, value=value, cause=error.cause, remedy=error.remedy)
-        return
-    if checkpoint.kind != kind:
-        cause = f"it is a {checkpoint.kind}, and a {kind} is needed"
-        yield Problem(
-            name="wrong_checkpoint_kind",
-            key=key,
-            value=value,
-            cause=cause,
-            remedy=_CONVERSION.get((checkpoint.kind, kind), ""),
-        )
-    for sentence in checkpoint.problems:
-        yield Problem(name="damaged_checkpoint", key=key, value=value, cause=sentence)
-
-
-#: How to get from what is there to what is needed.
-_CONVERSION = {
-    ("checkpoint_hf", "checkpoint_megatron"): "Convert it first: hf_to_megatron.",
-    ("checkpoint_megatron", "checkpoint_hf"): "Convert it first: megatron_to_hf, or export for a quantized one.",
-    ("checkpoint_lora", "checkpoint_megatron"): "Merge it into its base first: merge_lora.",
-    ("checkpoint_lora", "checkpoint_hf"): "Merge it into its base first: merge_lora, then megatron_to_hf.",
-}
+        path = Path(value).expanduser()
+        if path.exists():
+            yield from checkpoint_problems(path, key, meaning)
+        else:
+            yield Problem(name="missing_input", key=key, value=value, cause="there is no such folder here")

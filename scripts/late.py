@@ -53,7 +53,7 @@ def _resolve(key: str, value: Any, run_tag: str) -> Any:
 
 
 #: Fields of `args` that name the model an output is made of, and the variant of it; the first that is set counts.
-_MODELS = ("hf_model_id", "hf_model_name_or_path", "student_hf_path", "hf_path", "hf_model", "model_card", "model")
+_MODELS = ("hf_model_id", "hf_model_name_or_path", "student_hf_path", "hf_model", "hf_path", "model_card", "model")
 _VARIANTS = ("export_quant_cfg", "quant_cfg", "recipe")
 
 

@@ -28,10 +28,11 @@ def job_facts() -> dict[str, str]:
 
 
 def peak_memory() -> dict[str, int]:
-    """Peak resident bytes of this process, and of CUDA where torch has used it."""
+    """Peak resident bytes of this process or of the largest one that it ran, and of CUDA where torch has used it."""
     import resource
 
-    peak = {"rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)}
+    most = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    peak = {"rss_bytes": most * (1 if sys.platform == "darwin" else 1024)}
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         peak["cuda_bytes"] = int(torch.cuda.max_memory_allocated())
@@ -42,7 +43,19 @@ def versions() -> dict[str, str]:
     """Versions of Python and of the packages a run depends on, without importing them."""
     from importlib import metadata
 
-    names = ("modelopt-recipes", "nemo-run", "fiddle", "torch", "nvidia-modelopt", "transformers", "datasets")
+    names = (
+        "modelopt-recipes",
+        "nemo-run",
+        "fiddle",
+        "torch",
+        "nvidia-modelopt",
+        "transformers",
+        "datasets",
+        "megatron-core",
+        "megatron-bridge",
+        "transformer-engine",
+        "nvidia-resiliency-ext",
+    )
     found = {"python": ".".join(map(str, sys.version_info[:3]))}
     for name in names:
         with suppress(metadata.PackageNotFoundError):

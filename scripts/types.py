@@ -23,7 +23,8 @@ class Meaning:
     chained: bool = False  # of several inputs, the one that a chain hands on
     required: bool = False  # nothing can be done without it
     produces: str = ""
-    quantized: bool = False  # the output must be a quantized checkpoint
+    quantized: bool | None = None  # whether the checkpoint, read or written, must be quantized; None: either
+    refuses: tuple[str, ...] = ()  # formats that a checkpoint must not be quantized in
     within: str = ""  # the checkpoint is in this folder of the output
     concrete: bool = False  # of a checkpoint with several iterations, the script must be given one
     in_place: bool = False  # an output that the script itself goes on with after a stop: never moved

@@ -254,12 +254,10 @@ def _script_of(spec: Spec) -> dict[str, Any] | None:
     """The script that the job is written for, and what every rank would run."""
     if spec.addressed is None:
         return None
-    from scripts.script.locate import file_of
-
     words = command(spec)
     return {
         "name": spec.addressed.script,
-        "path": spec.script.path or file_of(spec.addressed.script),
+        "path": spec.addressed.path,
         "release": spec.addressed.release,
         "known_by": spec.addressed.known_by or None,
         "argv": list(words.words),

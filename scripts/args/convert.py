@@ -46,6 +46,7 @@ class MegatronToHfArgs(ScriptArgs):
         "one iteration (iter_0001000), or the folder above: then the latest",
         None,
         consumes="checkpoint_megatron",
+        quantized=False,
         concrete=True,
         required=True,
     )

@@ -18,6 +18,7 @@ class DistillArgs(ScriptArgs):
         "QAD: the student's quantized checkpoint, whose ModelOpt state is restored",
         None,
         consumes="checkpoint_megatron",
+        quantized=True,
     )
     trust_remote_code: bool = doc("run Python code that a model's repository brings", False)
     data_paths: list[str | float] | None = doc(
@@ -105,6 +106,7 @@ class QatArgs(ScriptArgs):
         "the quantized checkpoint to begin with",
         None,
         consumes="checkpoint_megatron",
+        quantized=True,
         required=True,
         into=("checkpoint.pretrained_checkpoint",),
     )

@@ -5,6 +5,8 @@ from typing import ClassVar, Literal
 
 from scripts.types import ScriptArgs, doc
 
+#: What Megatron's exporter cannot write: it raises, or leaves no hf_quant_config.json (seen with ModelOpt 0.47).
+NOT_EXPORTABLE = ("int8_sq", "w4a8_awq", "fp8_blockwise", "int4_awq")
 _EXAMPLES = "Model-Optimizer/examples/megatron_bridge"
 
 
@@ -17,7 +19,12 @@ class ExportArgs(ScriptArgs):
 
     hf_model_id: str = doc("the model it was made of: a folder or a hub name", "Qwen/Qwen3-8B")
     megatron_load_path: str | None = doc(
-        "the quantized checkpoint", None, consumes="checkpoint_megatron", required=True
+        "the quantized checkpoint",
+        None,
+        consumes="checkpoint_megatron",
+        quantized=True,
+        refuses=NOT_EXPORTABLE,
+        required=True,
     )
     export_dir: str | None = doc(
         "deployable Hugging Face checkpoint", None, produces="checkpoint_hf", quantized=True, required=True
@@ -39,7 +46,14 @@ class ExportModelOptArgs(ScriptArgs):
     DATA_PARALLEL: ClassVar[bool] = False
 
     hf_model_name_or_path: str = doc("the model it was made of: a folder or a hub name", "Qwen/Qwen3-8B")
-    megatron_path: str | None = doc("the quantized checkpoint", None, consumes="checkpoint_megatron", required=True)
+    megatron_path: str | None = doc(
+        "the quantized checkpoint",
+        None,
+        consumes="checkpoint_megatron",
+        quantized=True,
+        refuses=NOT_EXPORTABLE,
+        required=True,
+    )
     export_unified_hf_path: str | None = doc(
         "deployable Hugging Face checkpoint", None, produces="checkpoint_hf", quantized=True, required=True
     )
@@ -59,7 +73,7 @@ class ExportDistilledArgs(ScriptArgs):
 
     student_hf_path: str = doc("the student that was distilled: a folder or a hub name", "Qwen/Qwen3-4B")
     megatron_path: str | None = doc(
-        "where distill left its checkpoints", None, consumes="checkpoint_megatron", required=True
+        "where distill left its checkpoints", None, consumes="checkpoint_megatron", quantized=False, required=True
     )
     hf_export_path: str | None = doc("Hugging Face checkpoint", None, produces="checkpoint_hf", required=True)
     export_iterations: list[int] | None = doc("which iterations; null takes the latest", None)

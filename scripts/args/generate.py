@@ -14,7 +14,7 @@ class GenerateArgs(ScriptArgs):
 
     hf_model_id: str = doc("the model it was made of: a folder or a hub name (for its tokenizer)", "Qwen/Qwen3-8B")
     megatron_load_path: str | None = doc(
-        "the quantized checkpoint", None, consumes="checkpoint_megatron", required=True
+        "the quantized checkpoint", None, consumes="checkpoint_megatron", quantized=True, required=True
     )
     trust_remote_code: bool = doc("run Python code that the model's repository brings", False)
     prompts: str = doc("prompts to continue, separated by |", "Hello!|Born in California, Soyer trained as a")
@@ -33,7 +33,7 @@ class GenerateVlmArgs(ScriptArgs):
 
     hf_model_id: str = doc("the model it was made of: a folder or a hub name", "Qwen/Qwen3-VL-8B-Instruct")
     megatron_load_path: str | None = doc(
-        "the quantized checkpoint", None, consumes="checkpoint_megatron", required=True
+        "the quantized checkpoint", None, consumes="checkpoint_megatron", quantized=True, required=True
     )
     trust_remote_code: bool = doc("run Python code that the model's repository brings", False)
     image_path: str | None = doc("the image that the prompt is about", None)

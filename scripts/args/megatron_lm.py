@@ -7,6 +7,7 @@ configs/models/megatron_lm.yaml, the rest is here. `extra_args` reaches everythi
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+from scripts.args.export import NOT_EXPORTABLE
 from scripts.args.quantize import CONFIG_NAMES, KvCacheQuant
 from scripts.types import ScriptArgs, doc
 
@@ -96,6 +97,14 @@ class MlmExportArgs(MegatronLmArgs):
     SCRIPTS: ClassVar[tuple[str, ...]] = (f"{_EXAMPLES}/export.py",)
     DATA_PARALLEL: ClassVar[bool] = False
 
+    load: str | None = doc(
+        "the quantized checkpoint",
+        None,
+        consumes="checkpoint_megatron",
+        quantized=True,
+        refuses=NOT_EXPORTABLE,
+        required=True,
+    )
     pretrained_model_name: str | None = doc("whose configuration and tokenizer to write", None)
     export_dir: str | None = doc("deployable Hugging Face checkpoint", None, produces="checkpoint_hf", quantized=True)
     export_extra_modules: bool = doc("export the draft heads only", False)

@@ -39,6 +39,7 @@ def compose(
     A field goes to the flag of its name, or of one of the names that older releases have for it. Lists
     come first, where no later word can be taken for one of theirs.
     """
+    interface = interface.under(command[0]) if command else interface
     values, problems, left_out = _addressed(args, interface, style)
     problems += [problem for value in values for problem in _refused(value)]
     problems += _missing(values, interface, extra_args)
@@ -74,8 +75,9 @@ def _addressed(args: Any, interface: Interface, style: FlagStyle) -> tuple[list[
         elif meaning.optional:
             left_out.append(key)
         elif value != _default(field):
-            cause = f"this script has no flag --{names[0]}"
-            remedy = nearest(plain(names[0]), [plain(flag.name) for flag in interface.flags])
+            flag_name = _spelled(names[0], style)
+            cause = f"this script has no flag {flag_name}"
+            remedy = nearest(flag_name, [flag.name for flag in interface.flags])
             problems.append(Problem(name="unknown_flag", key=key, value=value, cause=cause, remedy=remedy))
     return values, problems, left_out
 
@@ -206,5 +208,5 @@ def _extra_problems(values: Sequence[_Value], interface: Interface, extra_args: 
             yield Problem(name="flag_twice", key="extra_args", value=name, cause=cause, remedy=f"Set {keys[flag]}.")
         elif flag is None and interface.refuses(name):
             cause = f"this script has no flag {name}"
-            remedy = nearest(plain(name), [*known])
+            remedy = nearest(name, [flag.name for flag in known.values()])
             yield Problem(name="unknown_flag", key="extra_args", value=name, cause=cause, remedy=remedy)

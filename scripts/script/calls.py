@@ -1,6 +1,7 @@
 """Calls of a script, followed as far as they have to do with an argparse parser."""
 
 import ast
+from dataclasses import replace
 from typing import Any
 
 from scripts.script.expressions import forget
@@ -202,7 +203,8 @@ class Calls(Imports):
             return
         for parent in map(self.forced, parents):
             if isinstance(parent, Parser):
-                parser.flags += [] if parent is parser else parent.flags
+                own = parent.flags is parser.flags
+                parser.flags += [] if own else [replace(flag, commands=parser.under) for flag in parent.flags]
             else:
                 self.mark_open()
 
@@ -215,9 +217,9 @@ class Calls(Imports):
         if method.name in ("add_argument_group", "add_mutually_exclusive_group", "add_subparsers"):
             return parser
         if method.name == "add_parser":
-            self._inherit(parser, arguments)
-            self._command(parser, arguments)
-            return parser
+            child = self._command(parser, arguments)
+            self._inherit(child, arguments)
+            return child
         if method.name in ("parse_known_args", "parse_known_intermixed_args"):
             self.mark_open()
         own = parser.kind.attribute(method.name) if parser.kind else UNKNOWN
@@ -236,17 +238,21 @@ class Calls(Imports):
         if is_unknown_name(told):
             self.mark_open()
         flag = flag_of(told)
-        if flag is not None and not (self._importing and parser is self._loose):
-            parser.flags.append(flag)
+        if flag is not None and not (self._importing and parser.flags is self._loose.flags):
+            parser.flags.append(replace(flag, commands=parser.under))
         return UNKNOWN
 
-    def _command(self, parser: Parser, arguments: Arguments) -> None:
+    def _command(self, parser: Parser, arguments: Arguments) -> Parser:
+        """The parser of a subcommand; its flags are the script's, and say whose they are."""
         given = self.told(next(iter((*arguments.positional, arguments.keywords.get("name")))))
         aliases = self.told(arguments.keywords.get("aliases", ()))
         names = [given, *(aliases if isinstance(aliases, list | tuple) else ())]
         if not all(isinstance(name, str) for name in names):
             self.mark_open()
-        parser.commands += [name for name in names if isinstance(name, str) and name not in parser.commands]
+        told = tuple(name for name in names if isinstance(name, str))
+        parser.commands += [name for name in told if name not in parser.commands]
+        under = parser.under or (told if len(told) == len(names) else ())
+        return replace(parser, under=under)  # with the same lists
 
     def _bindings(self, function: Function, arguments: Arguments) -> dict[str, Any]:
         """Parameter -> value, of the arguments and defaults."""

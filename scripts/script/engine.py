@@ -22,6 +22,7 @@ from scripts.script import outputs as out
 from scripts.script.argv import Argv
 from scripts.script.child import LOG_BYTES, Ended, Output, SilentError, run_child
 from scripts.script.command import ScriptJob, command_words, with_inputs, write_files
+from scripts.script.inputs import refuse_inputs
 from scripts.script.locate import Located, child_environment, is_module, locate
 from scripts.script.source import read_interface
 from scripts.script.tables import completed, releases_like, repository_of
@@ -33,7 +34,11 @@ _PREPARED = "prepared.json"
 #: Ranks other than 0 share the launcher's log with it, and say the same.
 _OTHER_LOG_BYTES = 8 << 20
 _SHOWN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "CUDA_VISIBLE_DEVICES")
-_ERROR = re.compile(r"^(?:\w+\.)*\w*(?:Error|Exception|Interrupt|Failure)\b.*", re.MULTILINE)
+#: The last line of a traceback, or argparse's own word; once a process group exists torch puts [rank0] in front.
+_ERROR = re.compile(
+    r"^(?:\[rank\d+\]: )?(?P<said>(?:(?:\w+\.)*\w*(?:Error|Exception|Interrupt|Failure)\b|\S+: error: ).*)",
+    re.MULTILINE,
+)
 
 
 def run_script(job: ScriptJob, record: Record) -> None:
@@ -49,6 +54,7 @@ def run_script(job: ScriptJob, record: Record) -> None:
             cause = f"{located.script} is one process, not {world}."
             raise JobError("world_size_not_one", cause, "Set torchrun.nproc_per_node=1 and torchrun.nnodes=1.")
         job = dataclasses.replace(job, args=with_inputs(job.args))
+        refuse_inputs(job.args)
         found = read_interface(located.file, located.roots)
         releases = releases_like(located.script, found)
         interface = completed(found, located.script, releases)
@@ -157,11 +163,10 @@ def _failure(name: str, ended: Ended) -> JobError:
         if ended.status == -9:
             remedy = "SIGKILL is what the kernel does when memory runs out; look at the machine's memory."
         return JobError("script_killed", cause, remedy)
-    said = _ERROR.findall(ended.tail)
+    said = [found["said"] for found in _ERROR.finditer(ended.tail)]
     last = said[-1] if said else next((line for line in reversed(ended.tail.splitlines()) if line.strip()), "")
-    return JobError(
-        "script_failed", f"{name} ended with status {ended.status}: {last.strip()[:500] or 'it said nothing'}", remedy
-    )
+    words = last.strip()[:500].rstrip(".") or "it said nothing"
+    return JobError("script_failed", f"{name} ended with status {ended.status}: {words}.", remedy)
 
 
 def _launch() -> dict[str, str | None]:

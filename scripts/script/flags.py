@@ -1,6 +1,6 @@
 """What a script's command line accepts: the flags of its argparse parser, as plain data."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 #: value: `--flag VALUE`; list: `--flag A B C`; on, off: a switch; toggle: `--flag` or `--no-flag`; append: repeated.
@@ -17,6 +17,7 @@ class Flag:
     choices: tuple[str, ...] | None = None  # None: not limited, or not known without running the script
     required: bool = False
     default: str | None = None  # as text, for people; None where there is none
+    commands: tuple[str, ...] = ()  # the subcommands that have it; empty: every one, or none is needed
 
     @property
     def name(self) -> str:
@@ -40,6 +41,13 @@ class Interface:
             if wanted in map(plain, flag.names):
                 return flag
         return None
+
+    def under(self, command: str) -> "Interface":
+        """What that subcommand accepts; all of it where the script has none of that name."""
+        if command not in self.commands:
+            return self
+        flags = tuple(flag for flag in self.flags if not flag.commands or command in flag.commands)
+        return replace(self, flags=flags, commands=())
 
     def refuses(self, name: str) -> bool:
         """Whether a flag that is not in `flags` cannot come from elsewhere either."""

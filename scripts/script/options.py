@@ -1,6 +1,7 @@
 """One `add_argument` call, as a Flag."""
 
 import ast
+from dataclasses import replace
 from typing import Any
 
 from scripts.script.flags import Flag, FlagKind
@@ -43,7 +44,8 @@ def merged(one: Flag, other: Flag) -> Flag:
     if one.choices is not None and other.choices is not None:
         choices = (*one.choices, *(choice for choice in other.choices if choice not in one.choices))
     required = one.required or other.required
-    return Flag(names=names, kind=one.kind, type=one.type, choices=choices, required=required, default=one.default)
+    commands = tuple(dict.fromkeys((*one.commands, *other.commands))) if one.commands and other.commands else ()
+    return replace(one, names=names, choices=choices, required=required, commands=commands)
 
 
 def _kind(keywords: dict[str, Any]) -> FlagKind:

@@ -42,7 +42,7 @@ def _outputs(args: Any, run_dir: Path) -> Iterator[Output]:
         value = getattr(args, field.name)
         if meaning.produces and meaning.engine != "hf" and value is not None:
             final = Path(value)
-            quantized = meaning.quantized and not getattr(args, "skip_quantization", False)
+            quantized = bool(meaning.quantized) and not getattr(args, "skip_quantization", False)
             written = final if meaning.in_place else final.with_name(f".{final.name}.partial-{tag}")
             yield Output(
                 field=field.name,

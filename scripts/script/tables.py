@@ -141,9 +141,10 @@ def _names(name: str, facts: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _flag(name: str, facts: Mapping[str, Any]) -> Flag:
-    rest = {key: value for key, value in facts.items() if key not in ("also", "choices")}
+    rest = {key: value for key, value in facts.items() if key not in ("also", "choices", "commands")}
     choices = tuple(facts["choices"]) if "choices" in facts else None
-    return Flag(names=_names(name, facts), choices=choices, **rest)
+    commands = tuple(facts.get("commands", ()))
+    return Flag(names=_names(name, facts), choices=choices, commands=commands, **rest)
 
 
 @functools.cache

@@ -149,6 +149,7 @@ class Parser:
     kind: Class | None = None  # a class derived from argparse.ArgumentParser
     flags: list[Flag] = field(default_factory=list)
     commands: list[str] = field(default_factory=list)
+    under: tuple[str, ...] = ()  # the subcommand, with its aliases, whose parser this is
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -34,7 +34,6 @@ OUTPUTS = {
     "output_megatron_path": "megatron",
     "output_dir": "training",
     "output": "megatron",
-    "hf_path": "hf",
     "checkpoint.save": "megatron",  # of the YAML that --config-file names
 }
 _ACTIONS = {
@@ -81,7 +80,8 @@ def parser_of(interface: Interface) -> argparse.ArgumentParser:
 def _outputs(script: str) -> dict[str, str]:
     if repository_of(script) == "Megatron-LM":
         return {"save": "quantized" if script.endswith("/quantize.py") else "megatron", "export_dir": "hf_quantized"}
-    return {**OUTPUTS, **({"megatron_path": "megatron"} if "/conversion/" in script else {})}
+    converted = {"megatron_path": "megatron", "hf_path": "hf"}  # elsewhere, what a script reads
+    return OUTPUTS | (converted if "/conversion/" in script else {})
 
 
 def _declarations(interface: Interface) -> Iterator[str]:
@@ -92,11 +92,11 @@ def _declarations(interface: Interface) -> Iterator[str]:
         return
     yield "commands = parser.add_subparsers(dest='command', required=True)"
     for command in interface.commands:
-        yield f"command = commands.add_parser({command!r})"  # nobody knows which flag is whose, so each has all
-        yield from (f"command.add_argument({_declared(flag, optional=True)})" for flag in interface.flags)
+        yield f"command = commands.add_parser({command!r})"
+        yield from (f"command.add_argument({_declared(flag)})" for flag in interface.under(command).flags)
 
 
-def _declared(flag: Flag, *, optional: bool = False) -> str:
+def _declared(flag: Flag) -> str:
     words = [repr(name) for name in flag.names]
     if flag.kind in _ACTIONS:
         words.append(f"action={_ACTIONS[flag.kind]}")
@@ -108,7 +108,7 @@ def _declared(flag: Flag, *, optional: bool = False) -> str:
     if flag.choices is not None and flag.kind in ("value", "list"):
         choices = ", ".join(choice if numeric else repr(choice) for choice in flag.choices)
         words.append(f"choices=[{choices}]")
-    if flag.required and not optional:
+    if flag.required:
         words.append("required=True")
     return ", ".join(words)
 

@@ -1,0 +1,349 @@
+"""Every recipe: built, sent, read back, and rehearsed on every executor for every release that has its script."""
+
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from executors.profiles import kinds
+from recipes.base import CONFIGS, load_yaml
+from recipes.catalogue import RECIPES, Recipe, describe
+from recipes.delivery import serialized
+from recipes.dryrun import rehearse
+from recipes.overrides import field_types, merge
+from recipes.preparation import Options, Stage, Submission, prepare_all
+from recipes.script_checks import command
+from scripts.problems import ProblemsError
+from scripts.script.argv import flags_of
+from scripts.script.cards import cards
+from scripts.script.flags import Interface, plain
+from scripts.script.locate import is_module
+from scripts.script.tables import interface_of, releases_of, repository_of, scripts
+from scripts.types import ScriptArgs, meanings
+from tests.golden.cases import surroundings
+from tests.testbed.scripted import fill, write_checkpoints
+from tests.testbed.standin import parser_of, write_standin
+
+EXECUTORS = {"local": "local", "slurm": "cluster", "docker": "box", "lepton": "cloud"}
+#: Recipes for releases of the past: their values are refused for the newest script.
+OLD = {"mlm_prune_targets": "core_v0.17.0"}
+#: Scripts of the tables that no recipe runs.
+NO_RECIPE = {
+    "Megatron-Bridge/examples/conversion/hf_megatron_roundtrip_multi_gpu.py": "it checks a conversion, writes nothing",
+}
+#: Flags that no field sets, and why; `extra_args` reaches each of them.
+NO_FIELD: Mapping[str, tuple[str, ...]] = {
+    "nothing is overwritten: an output that is there is refused": ("--overwrite",),
+    "Transformers' own placement of a model; the script chooses": ("--device-map",),
+    "gone from the newer releases, whose own flags do the same": (
+        *("--calib_gbs", "--split", "--export-eagle-algorithm", "--export-num-eagle-layers", "--export-num-mtp"),
+        *("--export-draft-vocab-size", "--export-freeze-mtp", "--export-num-medusa-heads"),
+        *("--export-eagle-ffn-hidden-size", "--export-parallel-draft-step"),
+    ),
+    "old Megatron checkpoints, from before the formats that recipes read": (
+        *("--export-legacy-megatron", "--export-kd-teacher-ckpt-format", "--extra-model-path"),
+    ),
+    "a second name for what --export-quant-cfg and --compress say": ("--export-real-quant-cfg",),
+    "what ModelOpt does by itself once its state is in the checkpoint": ("--modelopt-enabled",),
+    "training of draft heads and multi-token prediction, which no recipe does": (
+        *("--export-offline-model", "--freeze-base-for-mtp", "--qad-train-target", "--finetune-data-files"),
+    ),
+    "details of a search or of a sample of text": (
+        *("--auto-quantize-score-size", "--auto-quantize-checkpoint", "--generate-output-len"),
+    ),
+}
+#: What a value of a recipe can be refused for by a release that is older, or younger, than it.
+_BY_RELEASE = {"unknown_flag", "unsupported_quant_recipe", "unsupported_choice", "missing_flag", "kd_incompatible"}
+
+#: What this machine can lack.
+_NOT_HERE = {"script_not_found"}
+
+
+def by_script(recipe: Recipe) -> list[tuple[str, str]]:
+    """Each release that a recipe can meet, oldest first, with the newest script that it has for it."""
+    found: dict[str, str] = {}
+    for name in reversed(getattr(recipe.family.args, "SCRIPTS", ())):
+        found |= {} if is_module(name) else dict.fromkeys(releases_of(name), name)
+    return [(script, release) for release, script in found.items()]
+
+
+MEETINGS = {name: found for name, recipe in RECIPES.items() if (found := by_script(recipe))}
+
+
+def test_there_is_something_to_test() -> None:
+    assert len(RECIPES) > 45
+    assert len(MEETINGS) > 45
+    assert sum(map(len, MEETINGS.values())) > 300
+    assert set(EXECUTORS) == set(kinds())
+
+
+# --- what a recipe is ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_it_is_built_and_survives_its_journey(name: str) -> None:
+    from fiddle import build
+    from nemo_run.core.serialization.zlib_json import ZlibJSONSerializer
+
+    partial = RECIPES[name].build()
+    assert partial.recipe == name
+    again = ZlibJSONSerializer().deserialize(serialized(partial))
+    assert again == partial
+    assert again is not partial
+    job, before = build(again), build(partial)
+    assert job.keywords == before.keywords
+    assert type(job.keywords["args"]) is RECIPES[name].family.args
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_it_is_a_yaml_file_too(name: str) -> None:
+    """Its values, written down and merged into the recipe with other values, are the recipe again."""
+    recipe = RECIPES[name]
+    partial = recipe.build()
+    document: dict[str, Any] = {}
+    for key in field_types(partial):
+        section, _, field = key.partition(".")
+        holder = getattr(partial, section)
+        document.setdefault(section, {})
+        document[section] = document[section] | {field: getattr(holder, field)} if field else holder
+    text = yaml.safe_dump(document)
+    other = recipe.family.recipe()
+    assert merge(other, yaml.safe_load(text)) == []
+    other.recipe = name
+    assert other == partial
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_it_says_what_it_reads_and_leaves(name: str) -> None:
+    recipe = RECIPES[name]
+    assert recipe.summary
+    assert recipe.family.errors or name == "probe"
+    if not MEETINGS.get(name):
+        return
+    assert recipe.consumes or name == "distill_llama", "whose script names its two models itself"
+    speaking = recipe.algorithm in ("generate", "evaluate", "validate")
+    assert bool(recipe.produces) is not speaking, "what writes says so, and what only speaks does not"
+
+
+def test_every_config_has_one_recipe() -> None:
+    found = {f"{file.parent.name}/{file.stem}" for file in CONFIGS.glob("*/*.yaml")}
+    found = {name for name in found if name.partition("/")[0] not in ("executors", "models", "upstream")}
+    expected = {}
+    for name, recipe in RECIPES.items():
+        family = recipe.family.name
+        config = "default" if name == family else name.removeprefix(f"{family}_")
+        expected[f"{family}/{config}"] = name
+    assert len(expected) == len(RECIPES)
+    assert found == set(expected)
+    for file, name in expected.items():
+        assert RECIPES[name].build() == RECIPES[name].family.recipe(file.partition("/")[2]), file
+
+
+def test_every_flag_can_be_reached() -> None:
+    """By a field of the script's recipes, a model card, or a reason why not."""
+    excused = {flag: why for why, flags in NO_FIELD.items() for flag in flags}
+    used, missed = set(), []
+    for script in scripts():
+        if script in NO_RECIPE:
+            continue
+        classes = {RECIPES[name].family.args for name, met in MEETINGS.items() if script in dict(met)}
+        assert classes, f"no recipe runs {script}"
+        reached = set().union(*map(_names, classes)) | _names_of_family(script)
+        for release in releases_of(script):
+            for flag in interface_of(script, release).flags:
+                if not reached & set(map(plain, flag.names)):
+                    used.add(flag.name)
+                    missed += [] if flag.name in excused else [(script, release, flag.name)]
+    assert missed == []
+    assert used == set(excused), "every excuse is needed"
+    assert set(NO_RECIPE) <= set(scripts())
+
+
+@cache
+def _names(args: type[ScriptArgs]) -> frozenset[str]:
+    reaching = (one for one in meanings(args) if one[1].engine != "hf" and not one[1].into and not one[1].card)
+    return frozenset(plain(name) for field, meaning in reaching for name in flags_of(meaning, field.name))
+
+
+@cache
+def _names_of_family(script: str) -> frozenset[str]:
+    """Megatron-LM's scripts share flags, each of which matters to some of them: a field of one will do."""
+    if repository_of(script) != "Megatron-LM":
+        return frozenset()
+    shared = frozenset.intersection(
+        *(
+            frozenset(plain(flag.name) for flag in interface_of(other, releases_of(other)[-1]).flags)
+            for other in scripts()
+            if repository_of(other) == "Megatron-LM"
+        )
+    )
+    every = {recipe.family.args for recipe in RECIPES.values() if recipe.family.name.startswith("mlm_")}
+    of_cards = frozenset(plain(flag) for card in cards().values() for flag in card)
+    return (frozenset().union(*map(_names, every)) & (shared | {"teacher_model_config"})) | of_cards
+
+
+# --- rehearsals ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """A user's surroundings, with checkpoints of each kind and a checkout of every release."""
+
+    profiles: Path
+    checkpoints: Mapping[str, Path]
+    folder: Path
+
+    def checkout(self, script: str, release: str) -> Path:
+        """A folder that holds this script, and no other of its names."""
+        root = self.folder / release / script.replace("/", "-")
+        if not root.exists():
+            write_standin(root, script, release)
+        return root
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    folder = tmp_path_factory.mktemp("world")
+    checkpoints = write_checkpoints(folder)
+    with surroundings() as profiles:
+        yield World(profiles=profiles, checkpoints=checkpoints, folder=folder / "checkouts")
+
+
+def stage(name: str, executor: str, script: str, release: str, world: World) -> Stage:
+    """A recipe with its own values, for one release: asked for by name, or locally there as a file."""
+    partial = RECIPES[name].build()
+    fill(partial.args, world.checkpoints)
+    partial.engine = "script"
+    if partial.args.__fn_or_cls__.HF_ENGINE:
+        partial.args.hf_model_id = "Qwen/Qwen3-8B"
+    if executor == "local":
+        partial.script.path = str(world.checkout(script, release))
+    else:
+        partial.script.release = release
+    return Stage(name=release, partial=partial)
+
+
+def prepared(stages: Sequence[Stage], executor: str, world: World) -> list[Submission]:
+    """Their submissions; raises ProblemsError."""
+    return prepare_all(stages, executor, Options(profiles=world.profiles, online=False))
+
+
+@pytest.mark.parametrize("name", MEETINGS)
+def test_it_is_rehearsed_on_every_executor_for_every_release(name: str, world: World) -> None:
+    before = sorted(world.profiles.parent.rglob("*"))
+    fitting = [met for met in MEETINGS[name] if _fits(name, "local", *met, world)]
+    newest = MEETINGS[name][-1][1]
+    assert OLD.get(name, newest) in [release for _, release in fitting], "it is made for a release that takes it"
+    for executor in EXECUTORS.values():
+        for script, release in MEETINGS[name]:
+            if (script, release) not in fitting:
+                assert not _fits(name, executor, script, release, world), "executors agree"
+        submissions = prepared([stage(name, executor, *met, world) for met in fitting], executor, world)
+        assert len(submissions) == len(fitting)
+        for submission, (script, release) in zip(submissions, fitting, strict=True):
+            _has_only_flags_of(submission, script, release)
+        _is_whole(rehearse(submissions[-1])["submits"], submissions[-1], name)
+    assert sorted(world.profiles.parent.rglob("*")) == before, "a dry run leaves nothing behind"
+
+
+def _fits(name: str, executor: str, script: str, release: str, world: World) -> bool:
+    """Whether a release takes the recipe's values; where not, the Problems say so by name."""
+    try:
+        prepared([stage(name, executor, script, release, world)], executor, world)
+    except ProblemsError as error:
+        assert {problem.name for problem in error.problems} <= _BY_RELEASE, error
+        assert all(problem.key and problem.cause for problem in error.problems)
+        return False
+    return True
+
+
+def _has_only_flags_of(submission: Submission, script: str, release: str) -> None:
+    """A real parser with that release's flags takes the command, and gives back what the recipe says."""
+    spec = submission.spec
+    assert spec.engine == "script" and spec.addressed is not None
+    assert (spec.addressed.script, spec.addressed.certain) == (script, True)
+    assert spec.addressed.release in (release, None), "locally the script itself is read"
+    argv = command(spec)
+    assert argv.problems == ()
+    interface = interface_of(script, release)
+    known, rest = _parser(interface).parse_known_args(argv.words)
+    foreign = {plain(word.partition("=")[0]) for word in rest if word.startswith("--")} & interface.foreign
+    assert foreign == set(), f"{release} has no {foreign}"
+    assert rest == [] or not interface.closed
+    got = vars(known)
+    own = interface.under(argv.words[0]) if interface.commands else interface
+    outputs = {field.name for field, meaning in meanings(spec.args) if meaning.produces or meaning.file}
+    compared = 0
+    for field, meaning in meanings(spec.resolved):
+        value = getattr(spec.resolved, field.name)
+        flag = next((one for name in flags_of(meaning, field.name) if (one := own.find(name))), None)
+        if flag is None or flag.kind != "value" or not isinstance(value, str | int | float) or field.name in outputs:
+            continue
+        if not isinstance(value, bool):
+            sent = got[plain(flag.names[0])]
+            assert sent in (value, str(value), meaning.aliases.get(str(value))), field.name
+            compared += 1
+    assert compared or not interface.closed
+
+
+@cache
+def _parser(interface: Interface) -> Any:
+    return parser_of(interface)
+
+
+def _is_whole(text: str, submission: Submission, name: str) -> None:
+    assert "nemo_run.core.runners.fdl_runner" in text
+    assert name.replace("_", "-") in text.replace("_", "-")
+    ranks = submission.spec.shape
+    assert ("torchrun" in text) is (ranks.nodes * ranks.processes > 1)
+    if ranks.processes > 1:
+        assert re.search(rf"nproc[-_]per[-_]node\W+{ranks.processes}\b", text)
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if name not in MEETINGS])
+@pytest.mark.parametrize("executor", EXECUTORS.values())
+def test_the_others_are_rehearsed_everywhere(name: str, executor: str, world: World) -> None:
+    """Jobs without a script of the tables; on this machine their tools need not be installed."""
+    partial = RECIPES[name].build()
+    fill(partial.args, world.checkpoints)
+    try:
+        (submission,) = prepared([Stage(name=name, partial=partial)], executor, world)
+    except ProblemsError as error:
+        assert {problem.name for problem in error.problems} <= _NOT_HERE, error
+        assert executor == "local"
+        return
+    _is_whole(rehearse(submission)["submits"], submission, name)
+
+
+@pytest.mark.parametrize("card", cards())
+def test_a_model_card_asks_for_flags_that_the_newest_release_has(card: str) -> None:
+    met = [script for script in scripts() if repository_of(script) == "Megatron-LM"]
+    assert met
+    for script in met:
+        interface = interface_of(script, releases_of(script)[-1])
+        assert not {plain(flag) for flag in cards()[card]} & interface.foreign, script
+
+
+def test_every_value_is_shown_and_is_that_of_the_config() -> None:
+    """A key that a recipe would drop silently would be found here."""
+    seen = 0
+    for recipe in RECIPES.values():
+        assert {row["key"] for row in describe(recipe)["values"]} == set(field_types(recipe.build()))
+        config = "default" if recipe.name == recipe.family.name else recipe.name.removeprefix(f"{recipe.family.name}_")
+        partial = recipe.build()
+        for key, value in load_yaml(CONFIGS / recipe.family.name / f"{config}.yaml").get("args", {}).items():
+            seen += 1
+            assert getattr(partial.args, key) == value, (recipe.name, key)
+    assert seen > 300
+
+
+def test_args_classes_say_what_each_field_means() -> None:
+    for args in {recipe.family.args for recipe in RECIPES.values()}:
+        for field in dataclasses.fields(args):
+            assert field.metadata["meaning"].doc, (args, field.name)
