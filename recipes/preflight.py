@@ -16,7 +16,7 @@ from recipes.family_checks import family_checks, family_notes
 from recipes.quantize_checks import model_folder, quantize_checks, quantize_notes
 from recipes.script_checks import input_problems, script_checks, script_notes
 from recipes.spec import Spec, written
-from recipes.tool_checks import tool_checks, tool_notes
+from recipes.tool_checks import installed_checks, tool_checks, tool_notes
 from scripts.files import weight_bytes
 from scripts.problems import Problem
 from scripts.types import meanings
@@ -144,8 +144,8 @@ COMMON: tuple[Callable[[Spec], Iterator[Problem]], ...] = (_home, _shape)
 #: By engine; None is an algorithm without a choice.
 CHECKS: Mapping[str | None, tuple[Callable[[Spec], Iterator[Problem]], ...]] = {
     "hf": (_installed, quantize_checks, _outputs, _disk),
-    "script": (script_checks, family_checks, tool_checks, _outputs),
-    None: (input_problems, tool_checks, _outputs),
+    "script": (script_checks, family_checks, tool_checks, installed_checks, _outputs),
+    None: (input_problems, tool_checks, installed_checks, _outputs),
 }
 
 

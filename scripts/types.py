@@ -20,6 +20,7 @@ class Meaning:
     flags: tuple[str, ...] = ()  # what scripts call it, newest release first; empty: as the field is called
     engine: Literal["any", "hf", "script"] = "any"  # who uses it
     consumes: str = ""  # the artifact type that it names
+    accepts: tuple[str, ...] = ()  # other types that do as well
     chained: bool = False  # of several inputs, the one that a chain hands on
     required: bool = False  # nothing can be done without it
     produces: str = ""

@@ -18,7 +18,12 @@ class EvaluateArgs(ScriptArgs):
 
     RANKED: ClassVar[bool] = False  # the harness spreads a model over GPUs by itself
 
-    checkpoint: str = doc("a folder, a hub name, tiny:qwen3 or tiny:llama", "tiny:qwen3", consumes="checkpoint_hf")
+    checkpoint: str = doc(
+        "a folder, a hub name, tiny:qwen3 or tiny:llama",
+        "tiny:qwen3",
+        consumes="checkpoint_hf",
+        accepts=("checkpoint_modelopt",),
+    )
     backend: Literal["auto", "hf", "vllm"] = doc(
         "what loads it: Transformers or vLLM; auto is vLLM for a ModelOpt export, which Transformers cannot load",
         "auto",

@@ -3,12 +3,11 @@
 import dataclasses
 import json
 from collections.abc import Sequence
-from importlib import util
 from pathlib import Path
 from typing import Any
 
 from scripts.args.data import PrepareDataArgs
-from scripts.data.sources import DataSource, gather, source_problems
+from scripts.data.sources import DataSource, gather, refuse_without_core, source_problems
 from scripts.data.tokens import TokenFile, blend, token_files
 from scripts.errors import JobError
 from scripts.files import write_json
@@ -28,7 +27,7 @@ def prepare(job: ScriptJob, record: Record) -> None:
     assert isinstance(args, PrepareDataArgs)
     for problem in source_problems(args):
         raise JobError(problem.name, f"{problem.key}: {problem.cause}.", problem.remedy)
-    _refuse_without_core()
+    refuse_without_core()
     tokenizer = local_model(args.tokenizer, record)
     values: dict[str, Any] = {"tokenizer": tokenizer}
     sources: list[DataSource] = []
@@ -43,16 +42,6 @@ def prepare(job: ScriptJob, record: Record) -> None:
     record.update(inputs=_inputs(args, sources))
     with record.phase("report"):
         report_data(args, sources, record)
-
-
-def _refuse_without_core() -> None:
-    try:
-        there = util.find_spec("megatron.core") is not None
-    except ModuleNotFoundError:
-        there = False
-    if not there:
-        cause = "the data's format is Megatron-Core's, and this Python has no megatron.core."
-        raise JobError("megatron_core_missing", cause, "Use a NeMo container, or: pip install --no-deps megatron-core")
 
 
 def _refuse_unread(job: ScriptJob, sources: Sequence[DataSource]) -> None:

@@ -4,6 +4,7 @@ import gzip
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib import util
 from itertools import count
 from pathlib import Path
 from typing import IO, Any, cast
@@ -44,6 +45,17 @@ def source_problems(args: PrepareDataArgs) -> Iterator[Problem]:
         yield Problem(name="one_data_source", key=key, value=None, cause=cause, remedy=remedy)
     if not args.json_keys:
         yield Problem(name="out_of_range", key="args.json_keys", value=[], cause="at least one field is needed")
+
+
+def refuse_without_core() -> None:
+    """Raise JobError `megatron_core_missing` where this Python cannot write the data."""
+    try:
+        there = util.find_spec("megatron.core") is not None
+    except ModuleNotFoundError:
+        there = False
+    if not there:
+        cause = "the data's format is Megatron-Core's, and this Python has no megatron.core."
+        raise JobError("megatron_core_missing", cause, "Use a NeMo container, or: pip install --no-deps megatron-core")
 
 
 def gather(args: PrepareDataArgs, folder: Path) -> list[DataSource]:

@@ -1,9 +1,19 @@
 """What can be wrong with the values of an evaluation by themselves."""
 
 from collections.abc import Iterator
+from importlib import util
 
 from scripts.args.evaluate import EvaluateArgs
+from scripts.errors import JobError
 from scripts.problems import Problem
+from scripts.types import ScriptSpec
+
+
+def refuse_without_harness(script: ScriptSpec) -> None:
+    """Raise JobError `harness_not_installed` where this Python cannot run it."""
+    if script.path is None and util.find_spec("lm_eval") is None:
+        cause = "the lm-evaluation-harness is not installed in this Python."
+        raise JobError("harness_not_installed", cause, 'Use a container that has it, or: pip install "lm-eval>=0.4.9"')
 
 
 def evaluate_problems(args: EvaluateArgs) -> Iterator[Problem]:

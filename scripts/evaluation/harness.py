@@ -20,7 +20,9 @@ class HarnessArgs(ScriptArgs):
     SCRIPTS: ClassVar[tuple[str, ...]] = ("-m lm_eval",)
     RANKED: ClassVar[bool] = False
 
-    checkpoint: str = doc("what is scored", "", consumes="checkpoint_hf", into=("pretrained",))
+    checkpoint: str = doc(
+        "what is scored", "", consumes="checkpoint_hf", accepts=("checkpoint_modelopt",), into=("pretrained",)
+    )
     model: str = doc("what loads it", "hf")
     model_args: str = doc("how, as JSON", "{}")
     tasks: str = doc("names, separated by commas", "")

@@ -2,14 +2,13 @@
 
 import dataclasses
 import shutil
-from importlib import util
 from pathlib import Path
 from typing import Any
 
 from scripts.args.evaluate import EvaluateArgs
 from scripts.errors import JobError
 from scripts.evaluation.backends import Loading, loading_of
-from scripts.evaluation.checks import evaluate_problems
+from scripts.evaluation.checks import evaluate_problems, refuse_without_harness
 from scripts.evaluation.harness import closing_words, harness_args
 from scripts.evaluation.report import as_text, write_report
 from scripts.evaluation.scores import (
@@ -39,7 +38,7 @@ def score_checkpoint(job: ScriptJob, record: Record) -> None:
     assert isinstance(args, EvaluateArgs)
     baseline = read_baseline(Path(args.baseline)) if args.baseline else None
     _refuse(args)
-    _refuse_without_harness(job)
+    refuse_without_harness(job.script)
     model = local_model(args.checkpoint, record)
     with record.phase("check the checkpoint"):
         loading = loading_of(args, model)
@@ -62,12 +61,6 @@ def score_checkpoint(job: ScriptJob, record: Record) -> None:
 def _refuse(args: EvaluateArgs) -> None:
     for problem in evaluate_problems(args):
         raise JobError(problem.name, f"{problem.key}={problem.value}: {problem.cause}.", problem.remedy)
-
-
-def _refuse_without_harness(job: ScriptJob) -> None:
-    if job.script.path is None and util.find_spec("lm_eval") is None:
-        cause = "the lm-evaluation-harness is not installed in this Python."
-        raise JobError("harness_not_installed", cause, 'Use a container that has it, or: pip install "lm-eval>=0.4.9"')
 
 
 def _report(args: EvaluateArgs, loading: Loading, baseline: Baseline | None, folder: Path, record: Record) -> None:

@@ -36,7 +36,7 @@ def checkpoint_problems(path: Path, key: str, meaning: Meaning) -> Iterator[Prob
     except JobError as error:
         yield Problem(name=error.name, key=key, value=path, cause=error.cause.rstrip("."), remedy=error.remedy)
         return
-    if checkpoint.kind != meaning.consumes:
+    if checkpoint.kind not in (meaning.consumes, *meaning.accepts):
         cause = f"it is a {checkpoint.kind}, and a {meaning.consumes} is needed"
         pair = (checkpoint.kind, meaning.consumes)
         remedy = _CONVERSION.get(pair, "")

@@ -169,7 +169,7 @@ def begin(partial: Any, run_dir: Path, **env: str) -> BaseProcess:
         os.chdir(run_dir.parent)
         build(partial)()
 
-    process = multiprocessing.get_context("fork").Process(target=job)
+    process = multiprocessing.get_context("fork").Process(target=job, daemon=True)
     process.start()
     return process
 

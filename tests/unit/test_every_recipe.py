@@ -62,7 +62,7 @@ NO_FIELD: Mapping[str, tuple[str, ...]] = {
 _BY_RELEASE = {"unknown_flag", "unsupported_quant_recipe", "unsupported_choice", "missing_flag", "kd_incompatible"}
 
 #: What this machine can lack.
-_NOT_HERE = {"script_not_found"}
+_NOT_HERE = {"script_not_found", "harness_not_installed", "megatron_core_missing", "server_not_installed"}
 
 
 def by_script(recipe: Recipe) -> list[tuple[str, str]]:

@@ -241,3 +241,25 @@ def test_teacher_and_student_speak_of_the_same_tokens(profiles: Path, tmp_path: 
         args__teacher_hf_path=str(folders[0]), args__student_hf_path=str(folders[1]), **values,
     )  # fmt: skip
     assert names == [("teacher_student_or_tokenizer_mismatch", "args.student_hf_path")]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "name"),
+    [
+        ("evaluate_tiny", "harness_not_installed"),
+        ("prepare_data_tiny", "megatron_core_missing"),
+        ("serve_tiny", "server_not_installed"),
+    ],
+)
+def test_a_tool_that_is_not_here_is_missed_before_anything_is_written(profiles: Path, recipe: str, name: str) -> None:
+    """The development environment has none of the three."""
+    assert told(profiles, recipe, "local") == [(name, "executor")]
+    assert told(profiles, recipe, "other") == [], "the node says so"
+
+
+def test_what_is_wrong_with_a_tool_s_values_is_told_here(profiles: Path) -> None:
+    assert told(profiles, "evaluate", args__tasks=[]) == [("no_tasks", "args.tasks")]
+    assert told(profiles, "prepare_data") == [("one_data_source", "args.jsonl_paths")]
+    assert told(profiles, "serve") == [("missing_input", "args.checkpoint")]
+    limited = prepare(built("evaluate", args__limit=5.0), "slurm", profiles=profiles).spec
+    assert any(note.startswith("limited_run_used_as_quality_signal") for note in notes(limited))
