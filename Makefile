@@ -41,6 +41,7 @@ benchmark: $(VENV)/.ready-dev
 	$(BIN)/python tests/benchmarks/calibration.py
 	$(BIN)/python tests/benchmarks/startup.py
 	$(BIN)/python tests/benchmarks/submission.py
+	$(BIN)/python tests/benchmarks/engine.py
 
 # Writes the scripts that the executors would submit anew, after a change that was meant.
 golden: $(VENV)/.ready-dev

@@ -1,7 +1,6 @@
 """`nemo experiment executors`: the profiles there are, a new one to edit, and whether one really works."""
 
 import dataclasses
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from recipes.cli.document import print_json
 from scripts.problems import Problem
 
 _FAILED, _REFUSED = 1, 2
@@ -47,7 +47,7 @@ def executors(
     sources, broken = list_profiles(profiles)
     rows = [_row(source) for source in sources]
     if as_json:
-        _print_json({"profiles": rows, "problems": [_plain(problem) for problem in broken]})
+        print_json({"profiles": rows, "problems": [_plain(problem) for problem in broken]})
     else:
         _print_table(rows)
         for problem in broken:
@@ -112,7 +112,7 @@ def check(
         problems += place.problems()
     if problems:
         if as_json:
-            _print_json({"name": name, "state": "refused", "problems": [_plain(problem) for problem in problems]})
+            print_json({"name": name, "state": "refused", "problems": [_plain(problem) for problem in problems]})
         for problem in problems:
             print(problem, file=sys.stderr)
         raise typer.Exit(_REFUSED)
@@ -131,7 +131,7 @@ def check(
     failed = sum(not probe.passed for probe in probes)
     if as_json:
         rows = [dataclasses.asdict(probe) for probe in probes]
-        _print_json({"name": name, "kind": profile.kind, "passed": not failed, "probes": rows})
+        print_json({"name": name, "kind": profile.kind, "passed": not failed, "probes": rows})
     else:
         print(f"{len(probes) - failed} passed, {failed} failed")
     if failed:
@@ -203,7 +203,3 @@ def _print_probe(probe: Any) -> None:
 def _plain(problem: Problem) -> dict[str, Any]:
     value = problem.value if isinstance(problem.value, (str, int, float, bool, type(None))) else str(problem.value)
     return {**vars(problem), "value": value, "text": str(problem)}
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=False))

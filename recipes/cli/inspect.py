@@ -1,14 +1,14 @@
 """`nemo experiment inspect`: what a checkpoint or a data set on disk is, told from its files."""
 
 import dataclasses
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from recipes.cli.document import print_json
 from scripts.errors import JobError
 from scripts.problems import Problem
 
@@ -38,7 +38,7 @@ def inspect(
         _print_error(error, path, as_json=as_json)
         raise typer.Exit(_FAILED if error.name == "unreadable_checkpoint" else _REFUSED) from None
     if as_json:
-        _print_json(dataclasses.asdict(found) | {"path": str(found.path)})
+        print_json(dataclasses.asdict(found) | {"path": str(found.path)})
         return
     for key, value in _lines(found):
         print(f"{key:13} {_printable(value)}")
@@ -88,19 +88,15 @@ def _print_error(error: JobError, path: Path, *, as_json: bool) -> None:
     if error.name == "unreadable_checkpoint":
         if as_json:
             cause = {"name": error.name, "message": error.cause, "remedy": error.remedy}
-            _print_json({"state": "failed", "error": cause})
+            print_json({"state": "failed", "error": cause})
         print(f"failed: {_printable(error)}", file=sys.stderr)
         return
     problem = Problem(name=error.name, key="PATH", value=str(path), cause=error.cause, remedy=error.remedy)
     if as_json:
-        _print_json({"state": "refused", "problems": [vars(problem)]})
+        print_json({"state": "refused", "problems": [vars(problem)]})
     print(_printable(problem), file=sys.stderr)
 
 
 def _printable(value: object) -> str:
     """Text from a checkpoint of anybody's, without what would steer a terminal."""
     return "".join(letter if letter.isprintable() else "?" for letter in str(value))
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2))

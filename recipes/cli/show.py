@@ -6,12 +6,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from recipes.preflight import notes
+from recipes.cli.document import plain, print_json
+from recipes.cli.plan import code_line, plan_of, print_plan, print_text
 from recipes.preparation import Submission
-from recipes.script_checks import command
-from recipes.spec import Spec
 from recipes.standing import Run
-from recipes.submission import values_of
 from recipes.sweeps import is_array
 from scripts.errors import JobError
 from scripts.problems import Problem
@@ -20,9 +18,6 @@ from scripts.session import error_line
 if TYPE_CHECKING:
     from recipes.catalogue import Recipe
 
-#: What the first lines of a plan call the model and its format, by the names that scripts have for them.
-_MODEL_KEYS = ("hf_model_id", "hf_model_name_or_path", "student_hf_path", "model_card", "hf_model", "hf_path", "model")
-_FORMAT_KEYS = ("export_quant_cfg", "quant_cfg", "recipe")
 #: More runs than this end in a line each.
 _SHORT_FROM = 4
 
@@ -47,19 +42,19 @@ class Output:
         if self.as_json:
             return
         if len(self._plans) > 1 and (array or not full):
-            _print_plan(self._plans[0] | {"run_dir": None}, full=False)
+            print_plan(self._plans[0] | {"run_dir": None}, full=False)
             for submission in submissions:
                 print(f"run        {submission.id}  {submission.name}", flush=True)
             if array:
-                _print_text(self._array)
+                print_text(self._array)
             return
         for plan in self._plans:
-            _print_plan(plan, full=full)
+            print_plan(plan, full=full)
 
     def finish_plan(self) -> None:
         """With --json, the plan alone is the document of a dry run."""
         if self.as_json:
-            _print_json(self._plans[0] if len(self._plans) == 1 else {"runs": self._plans, **self._array})
+            print_json(self._plans[0] if len(self._plans) == 1 else {"runs": self._plans, **self._array})
 
     @contextmanager
     def following(self) -> Iterator[Callable[[Run], None]]:
@@ -80,10 +75,10 @@ class Output:
         """Where detached jobs record themselves."""
         if self.as_json:
             rows = [{"id": run.id, "run_dir": str(run.dir), "state": run.state} for run in runs]
-            _print_json(rows[0] if len(rows) == 1 else {"runs": rows})
+            print_json(rows[0] if len(rows) == 1 else {"runs": rows})
             return
         if runs[0].record.get("code"):
-            print(f"code       {_code_line(runs[0].record['code'])}")
+            print(f"code       {code_line(runs[0].record['code'])}")
         for run in runs:
             print(f"detached   {run.id}")
         one = runs[0].id
@@ -101,7 +96,7 @@ class Output:
         """The end of attached jobs: figures, outputs, or the cause of a failure."""
         if self.as_json:
             documents = [run.record | {"dir": str(run.dir), "report": run.report} for run in runs]
-            _print_json(documents[0] if len(documents) == 1 else {"runs": documents})
+            print_json(documents[0] if len(documents) == 1 else {"runs": documents})
             return
         if len(runs) > _SHORT_FROM:
             self.runs(runs)
@@ -118,7 +113,7 @@ class Output:
         for output in record.get("outputs", []):
             print(f"{output['type']:20} {output['path']}  ({output['bytes'] / 1e6:.1f} MB)")
         if record.get("code"):
-            print(f"{'code':20} {_code_line(record['code'])}")
+            print(f"{'code':20} {code_line(record['code'])}")
         if record.get("error"):
             print(f"{record['state']}: {error_line(record['error'])}", file=sys.stderr)
             traceback = run.dir / "logs" / "traceback.txt"
@@ -129,7 +124,7 @@ class Output:
     def status(self, run: Run) -> None:
         """One run as it stands."""
         if self.as_json:
-            _print_json(run.record | {"dir": str(run.dir), "where": run.where, "note": run.note})
+            print_json(run.record | {"dir": str(run.dir), "where": run.where, "note": run.note})
             return
         record = run.record
         print(f"{run.state}  {run.id}  on {run.where}")
@@ -148,14 +143,14 @@ class Output:
         """A submission that failed, in one line."""
         if self.as_json:
             cause = {"name": error.name, "message": error.cause, "remedy": error.remedy}
-            _print_json({"state": "failed", "error": cause})
+            print_json({"state": "failed", "error": cause})
         print(f"failed: {error}", file=sys.stderr)
 
     def problems(self, problems: Sequence[Problem]) -> None:
         """Every problem, one to a line, on standard error (or as JSON)."""
         if self.as_json:
-            rows = [{**vars(problem), "value": _plain(problem.value)} for problem in problems]
-            _print_json({"state": "refused", "problems": rows})
+            rows = [{**vars(problem), "value": plain(problem.value)} for problem in problems]
+            print_json({"state": "refused", "problems": rows})
         for problem in problems:
             print(problem, file=sys.stderr)
         plural = "s" if len(problems) > 1 else ""
@@ -165,7 +160,7 @@ class Output:
         """The catalogue, a line each."""
         if self.as_json:
             keys = ("name", "summary", "algorithm", "consumes", "produces")
-            _print_json([{key: getattr(recipe, key) for key in keys} for recipe in recipes])
+            print_json([{key: getattr(recipe, key) for key in keys} for recipe in recipes])
             return
         width = max(len(recipe.name) for recipe in recipes)
         for recipe in recipes:
@@ -174,7 +169,7 @@ class Output:
     def recipe(self, described: dict[str, Any]) -> None:
         """One recipe: values, meaning, consumes, produces."""
         if self.as_json:
-            _print_json(described)
+            print_json(described)
             return
         print(f"{described['name']}: {described['summary']}")
         print(f"consumes   {', '.join(described['consumes'])}\nproduces   {', '.join(described['produces'])}\n")
@@ -210,7 +205,7 @@ class Output:
     def runs(self, runs: Sequence[Run]) -> None:
         """Recorded runs, a line each."""
         if self.as_json:
-            _print_json([run.record | {"dir": str(run.dir), "where": run.where, "note": run.note} for run in runs])
+            print_json([run.record | {"dir": str(run.dir), "where": run.where, "note": run.note} for run in runs])
             return
         width = max((len(run.id) for run in runs), default=0)
         place = max((len(run.where) for run in runs), default=0)
@@ -223,116 +218,3 @@ class Output:
             print(f"{run.state:10}  {run.id:{width}}  {run.where:{place}}  {since}  {left}")
             if run.note:
                 print(f"{'':10}  {run.note}")
-
-
-def plan_of(submission: Submission, *, full: bool) -> dict[str, Any]:
-    """A prepared submission as plain data; with `full`, with the exact text that would be sent."""
-    import dataclasses
-
-    spec = submission.spec
-    plan = {
-        "id": submission.id,
-        "recipe": spec.recipe,
-        "executor": {"name": submission.executor, **dataclasses.asdict(submission.place.profile)},
-        "engine": spec.engine,
-        "script": _script_of(spec),
-        "shape": dataclasses.asdict(spec.shape),
-        "after": list(submission.after),
-        "run_dir": str(spec.run_dir),
-        "values": values_of(submission.partial),
-        "resolved": dataclasses.asdict(spec.resolved),
-        "notes": notes(spec),
-    }
-    if full:
-        from recipes.dryrun import rehearse
-
-        plan |= rehearse(submission)
-    return plan
-
-
-def _script_of(spec: Spec) -> dict[str, Any] | None:
-    """The script that the job is written for, and what every rank would run."""
-    if spec.addressed is None:
-        return None
-    words = command(spec)
-    return {
-        "name": spec.addressed.script,
-        "path": spec.addressed.path,
-        "release": spec.addressed.release,
-        "known_by": spec.addressed.known_by or None,
-        "argv": list(words.words),
-        "left_out": list(words.left_out),
-    }
-
-
-def _command_line(script: dict[str, Any]) -> str:
-    import shlex
-
-    return shlex.join(["python", *script["path"].split(" ", 1), *script["argv"]])
-
-
-def _print_plan(plan: dict[str, Any], *, full: bool) -> None:
-    args = plan["values"]["args"]
-    shape = plan["shape"]
-    lines = {
-        "recipe": plan["recipe"],
-        "engine": plan["engine"],
-        "executor": plan["executor"]["name"],
-        "machines": f"{shape['nodes']} x {shape['processes']} processes" if shape["torchrun"] else None,
-        "after": ", ".join(plan["after"]),
-        "script": _script_line(plan["script"]) if plan["script"] else None,
-        "model": next(filter(None, (args.get(key) for key in _MODEL_KEYS)), None),
-        "format": next(filter(None, (args.get(key) for key in _FORMAT_KEYS)), None),
-        "run dir": plan["run_dir"],
-    }
-    for key, value in lines.items():
-        if value:
-            print(f"{key:10} {value}", flush=True)
-    if not full:
-        for note in plan["notes"]:
-            if "not used" in note and "machines" in note:
-                print(f"note: {note}")
-        return
-    import yaml
-
-    print(yaml.safe_dump(plan["values"], sort_keys=False, allow_unicode=True, width=200).rstrip())
-    for key, value in plan["resolved"].items():
-        if value != args[key]:
-            print(f"on the node: args.{key} = {value}")
-    for note in plan["notes"]:
-        print(f"note: {note}")
-    if plan["script"]:
-        print(f"every rank runs:\n{_command_line(plan['script'])}")
-    _print_text(plan)
-
-
-def _script_line(script: dict[str, Any]) -> str:
-    release = f", release {script['release']} (by {script['known_by']})" if script["release"] else ""
-    return f"{script['path']}{release}"
-
-
-def _print_text(plan: dict[str, Any]) -> None:
-    if plan["code"]:
-        print(f"code       {_code_line(plan['code'])}")
-    print(f"would submit:\n{plan['submits']}")
-
-
-def _code_line(code: dict[str, Any]) -> str:
-    whose = "the recipes alone" if code["packager"] == "none" else code["packager"]
-    line = f"{whose}: {code['files']} files, {code['bytes'] / 1e3:.0f} kB"
-    for key, meaning in (
-        ("changed", "uncommitted, sent"),
-        ("untracked", "untracked, not sent"),
-        ("withheld", "withheld"),
-    ):
-        if code.get(key):
-            line += f"; {meaning}: {', '.join(code[key][:5])}" + (" ..." if len(code[key]) > 5 else "")
-    return line
-
-
-def _plain(value: Any) -> Any:
-    return value if isinstance(value, (str, int, float, bool, list, type(None))) else str(value)
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=False, default=str))

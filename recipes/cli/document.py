@@ -1,0 +1,14 @@
+"""One JSON document on standard output: what `--json` means for every command."""
+
+import json
+from typing import Any
+
+
+def print_json(value: Any) -> None:
+    """Print `value`; what JSON does not know becomes text."""
+    print(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON has it."""
+    return value if isinstance(value, (str, int, float, bool, list, type(None))) else str(value)
