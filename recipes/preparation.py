@@ -164,10 +164,14 @@ def _prepare_one(
 
 
 def _with_engine(partial: "run.Partial[Any]", spec: Spec) -> "run.Partial[Any]":
-    """The recipe as the job gets it: an engine that was decided here is not decided again on the node."""
+    """The recipe as the job gets it: what was decided here is not decided again on the node."""
     from fiddle import copy_with
 
-    return copy_with(partial, engine=spec.engine) if spec.engine else partial
+    if spec.engine is None:
+        return partial
+    if getattr(spec.args, "ep", None) != getattr(partial.args, "ep", None):
+        partial = copy_with(partial, args=copy_with(partial.args, ep=spec.args.ep))
+    return copy_with(partial, engine=spec.engine)
 
 
 def _new_id(recipe: str) -> str:

@@ -25,7 +25,7 @@ def quantize_checks(spec: Spec) -> Iterator[Problem]:
 def quantize_notes(spec: Spec) -> Iterator[str]:
     """What a user should know although nothing is wrong."""
     yield "engine hf writes args.modelopt_save_path and args.export_dir; args.megatron_save_path is not used"
-    sizes = [f"args.{name}" for name in _PARALLEL if getattr(spec.args, name) != 1]
+    sizes = [f"args.{name}" for name in _PARALLEL if getattr(spec.args, name) not in (1, None)]
     if sizes:
         yield f"engine hf has no parallelism; {', '.join(sizes)} of the recipe is not used"
     processes = spec.torchrun.nproc_per_node * spec.shape.nodes
@@ -62,7 +62,7 @@ def _numbers(spec: Spec) -> Iterator[Problem]:
 def _engine(spec: Spec) -> Iterator[Problem]:
     for name in _PARALLEL:
         value = getattr(spec.args, name)
-        if value != 1 and name in spec.given:
+        if value not in (1, None) and name in spec.given:
             cause = "the hf engine runs as one process, without parallelism"
             yield Problem(
                 name="engine_has_no_parallelism",

@@ -1,10 +1,11 @@
 """What is about to be submitted: a recipe's typed values, where they run, and the directory they get."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from recipes.layout import default_ep
 from recipes.releases import Addressed, address
 from scripts.errors import JobError
 from scripts.late import resolve, tag_of
@@ -70,11 +71,13 @@ def spec_of(
     args, torchrun, script = build(partial.args), build(partial.torchrun), build(partial.script)
     run_dir = Path(place.run_root()) / run_id
     algorithm = partial.__fn_or_cls__.__name__
+    engine, given = engine_of(partial.engine, args, script, place.profile), _given(partial.recipe, args)
+    if engine == "script" and (ep := default_ep(args, torchrun)) is not None:
+        args = replace(args, ep=ep)
     try:
         resolved = type(args)(**resolve(asdict(args), run_dir=run_dir, run_tag=tag_of(args)))
     except JobError as error:
         return None, [Problem(name=error.name, key="args", value=None, cause=error.cause, remedy=error.remedy)]
-    engine = engine_of(partial.engine, args, script, place.profile)
     addressed, problems = address(args, script, place.profile) if engine == "script" else (None, [])
     spec = Spec(
         recipe=partial.recipe,
@@ -87,7 +90,7 @@ def spec_of(
         engine=engine,
         addressed=addressed,
         promised=promised,
-        given=_given(partial.recipe, args),
+        given=given,
         profile=place.profile,
         capabilities=place.capabilities,
         shape=_shape(args, addressed, engine, torchrun, place.profile, explicit="nodes" in overrides),

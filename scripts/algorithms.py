@@ -103,7 +103,7 @@ def _checked(hf: Work) -> Work:
         if job.script.path is not None or job.extra_args:
             cause = f"script.path={job.script.path}, extra_args={job.extra_args}, and the hf engine runs no script."
             raise JobError("script_unused", cause, "Remove them.")
-        unused = [f"args.{name}={value}" for name in _SIZES if (value := getattr(job.args, name)) != 1]
+        unused = [f"args.{name}={value}" for name in _SIZES if (value := getattr(job.args, name)) not in (1, None)]
         if unused:
             record.line(f"{', '.join(unused)}: not used, the hf engine has no parallelism")
         hf(job, record)

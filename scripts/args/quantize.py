@@ -66,7 +66,11 @@ class QuantizeArgs(ScriptArgs):
     )
     tp: int = doc("tensor parallel size", 1, engine="script")
     pp: int = doc("pipeline parallel size", 1, engine="script")
-    ep: int = doc("expert parallel size", 1, engine="script")
+    ep: int | None = doc(
+        "expert parallel size; null: the processes of a machine, up to 8, for a model with experts",
+        None,
+        engine="script",
+    )
     etp: int = doc("expert tensor parallel size", 1, engine="script")
     disable_hf_datasets_file_lock: bool = doc("for file systems without locks", False, engine="script", optional=True)
     force_all_expert_routing: bool = doc("send every token through every expert", False, engine="script")

@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 
 from recipes import ProblemsError, find, prepare
+from recipes.layout import has_experts
 from recipes.preflight import notes
+from recipes.script_checks import command
 from scripts.problems import Problem
 from tests.testbed.standin import write_standin
 
@@ -263,3 +265,35 @@ def test_what_is_wrong_with_a_tool_s_values_is_told_here(profiles: Path) -> None
     assert told(profiles, "serve") == [("missing_input", "args.checkpoint")]
     limited = prepare(built("evaluate", args__limit=5.0), "slurm", profiles=profiles).spec
     assert any(note.startswith("limited_run_used_as_quality_signal") for note in notes(limited))
+
+
+@pytest.mark.parametrize(
+    ("model", "processes", "ep"),
+    [
+        ("nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-Base-BF16", 8, 8),
+        ("nvidia/NVIDIA-Nemotron-3-Super-120B-A12B-BF16", 8, 8),
+        ("Qwen/Qwen3-30B-A3B", 4, 4),
+        ("Qwen/Qwen3-8B", 8, 1),
+        ("meta-llama/Llama-3.2-1B", 8, 1),
+        ("nvidia/Nemotron-H-8B-Base-8K", 8, 1),
+    ],
+)
+def test_experts_are_spread_where_a_model_has_some(profiles: Path, model: str, processes: int, ep: int) -> None:
+    """Megatron refuses expert parallelism for a model without experts, after it was queued."""
+    values = {"args__hf_model_id": model, "torchrun__nproc_per_node": processes}
+    submission = prepare(built("quantize_fp8", **values), "slurm", profiles=profiles)
+    assert submission.spec.args.ep == ep
+    assert submission.partial.args.ep == ep, "the node is told"
+    assert command(submission.spec).words[-4:] == ("--ep", str(ep), "--etp", "1")
+    chosen = prepare(built("quantize_fp8", args__ep=2, **values), "slurm", profiles=profiles)
+    assert chosen.spec.args.ep == 2
+
+
+def test_a_local_model_says_itself_whether_it_has_experts(fake_model: Any) -> None:
+    folder = fake_model("Renamed-30B-A3B")
+    assert not has_experts(str(folder)), "whatever it is called"
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "num_local_experts": 8}))
+    assert has_experts(str(folder))
+    (folder / "config.json").write_text(json.dumps({**config, "text_config": {"num_experts": 64}}))
+    assert has_experts(str(folder))
