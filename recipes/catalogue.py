@@ -1,7 +1,7 @@
 """The catalogue of recipes: explicit, ordered, no names found by walking packages."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from recipes import (
@@ -17,6 +17,7 @@ from recipes import (
 )
 from recipes.base import Family
 from scripts.problems import Problem, ProblemsError, nearest
+from scripts.types import meanings
 
 if TYPE_CHECKING:
     import nemo_run as run
@@ -49,17 +50,13 @@ class Recipe:
     @property
     def consumes(self) -> tuple[str, ...]:
         """The artifact types that its arguments name as input."""
-        return tuple(dict.fromkeys(meaning.consumes for meaning in self._meanings() if meaning.consumes))
+        return tuple(dict.fromkeys(meaning.consumes for _, meaning in meanings(self.family.args) if meaning.consumes))
 
     @property
     def produces(self) -> tuple[str, ...]:
         """The artifact types that it can leave behind."""
-        named = [meaning.produces for meaning in self._meanings() if meaning.produces]
+        named = [meaning.produces for _, meaning in meanings(self.family.args) if meaning.produces]
         return tuple(dict.fromkeys([*named, *self.family.also]))
-
-    def _meanings(self) -> Iterator[Any]:
-        for field in dataclasses.fields(self.family.args):
-            yield field.metadata["meaning"]
 
 
 def _index(families: Mapping[Family, tuple[Build, ...]]) -> dict[str, Recipe]:

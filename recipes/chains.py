@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from recipes.catalogue import RECIPES
 from recipes.preparation import Stage
 from scripts.problems import Problem, ProblemsError
-from scripts.types import Meaning
+from scripts.types import Meaning, meanings
 
 if TYPE_CHECKING:
     import nemo_run as run
@@ -105,8 +105,8 @@ def _made(partial: "run.Partial[Any]") -> set[str]:
     """The artifact types that its arguments ask for."""
     return {
         meaning.produces
-        for name, meaning in _meanings(partial)
-        if meaning.produces and getattr(partial.args, name) is not None and _writes(partial, meaning)
+        for field, meaning in meanings(partial.args.__fn_or_cls__)
+        if meaning.produces and getattr(partial.args, field.name) is not None and _writes(partial, meaning)
     }
 
 
@@ -119,16 +119,12 @@ def _writes(partial: "run.Partial[Any]", meaning: Meaning) -> bool:
 def _taken(partial: "run.Partial[Any]") -> list[tuple[str, str]]:
     """The arguments that take what the stage before leaves, with its type; the preferred one first."""
     names = [
-        (name, meaning)
-        for name, meaning in _meanings(partial)
+        (field.name, meaning)
+        for field, meaning in meanings(partial.args.__fn_or_cls__)
         if meaning.consumes.startswith("checkpoint_") or meaning.consumes == _DATA
     ]
     preferred = sorted(names, key=lambda one: not one[1].chained)
     return [(name, meaning.consumes) for name, meaning in preferred]
-
-
-def _meanings(partial: "run.Partial[Any]") -> list[tuple[str, Meaning]]:
-    return [(field.name, field.metadata["meaning"]) for field in fields(partial.args.__fn_or_cls__)]
 
 
 def _set_base(converter: "run.Partial[Any]", base: str | None) -> None:

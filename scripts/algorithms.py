@@ -9,7 +9,7 @@ from scripts.errors import JobError
 from scripts.late import resolve, tag_of
 from scripts.record import Record
 from scripts.script.locate import installed
-from scripts.session import run_job
+from scripts.session import run_job, values_given
 from scripts.types import Engine, ScriptArgs, ScriptSpec, Torchrun
 
 if TYPE_CHECKING:
@@ -37,19 +37,12 @@ def carry_out(
     `hf` is what the hf engine does, where it can do the algorithm; `tool` is what an algorithm does that
     has no engines, because it is more than a script.
     """
-    given = dataclasses.asdict(args)
-    values = {
-        "engine": engine,
-        "script": dataclasses.asdict(script),
-        "args": given,
-        "torchrun": dataclasses.asdict(torchrun),
-        "extra_args": list(extra_args),
-    }
+    values = values_given(engine, script, args, torchrun, extra_args)
 
     def job(record: Record) -> None:
         from scripts.script.command import ScriptJob
 
-        resolved = type(args)(**resolve(given, run_dir=record.dir, run_tag=tag_of(args)))
+        resolved = type(args)(**resolve(values["args"], run_dir=record.dir, run_tag=tag_of(args)))
         record.update(resolved={"args": dataclasses.asdict(resolved)})
         work = _work(algorithm, engine, args, script, record, hf=hf, tool=tool)
         work(ScriptJob(args=resolved, script=script, extra_args=extra_args), record)

@@ -53,14 +53,15 @@ def _resolve(key: str, value: Any, run_tag: str) -> Any:
 
 
 #: Fields of `args` that name the model an output is made of, and the variant of it; the first that is set counts.
-_MODELS = ("hf_model_id", "hf_model_name_or_path", "student_hf_path", "hf_model", "hf_path", "model_card", "model")
-_VARIANTS = ("export_quant_cfg", "quant_cfg", "recipe")
+MODEL_FIELDS = ("hf_model_id", "hf_model_name_or_path", "student_hf_path", "hf_model", "hf_path", "model_card", "model")
+VARIANT_FIELDS = ("export_quant_cfg", "quant_cfg", "recipe")
 
 
 def tag_of(args: Any) -> str:
     """What `${run_tag}` stands for; empty for an algorithm whose outputs are not named after a model."""
     model, variant = (
-        next(filter(None, (getattr(args, name, None) for name in names)), "") for names in (_MODELS, _VARIANTS)
+        next(filter(None, (getattr(args, name, None) for name in names)), "")
+        for names in (MODEL_FIELDS, VARIANT_FIELDS)
     )
     return run_tag(model, variant) if model else ""
 

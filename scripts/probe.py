@@ -4,7 +4,6 @@ Every rank says where it runs; with several ranks they add their numbers up, whi
 they cannot reach each other.
 """
 
-import dataclasses
 import json
 import os
 import socket
@@ -17,7 +16,7 @@ from scripts.args.probe import ProbeArgs
 from scripts.errors import JobError
 from scripts.files import staged, write_json
 from scripts.record import Record
-from scripts.session import run_job
+from scripts.session import run_job, values_given
 from scripts.types import Engine, ScriptSpec, Torchrun
 
 _WAIT_SECONDS = 60.0
@@ -33,13 +32,7 @@ def probe(
     extra_args: list[str] = [],  # noqa: B006 - NeMo-Run reads the default; nothing changes it
 ) -> None:
     """Report from every rank, inside a recorded run directory; fail where `args` say so."""
-    values = {
-        "engine": engine,
-        "script": dataclasses.asdict(script),
-        "args": dataclasses.asdict(args),
-        "torchrun": dataclasses.asdict(torchrun),
-        "extra_args": list(extra_args),
-    }
+    values = values_given(engine, script, args, torchrun, extra_args)
     run_job(name=recipe, algorithm="probe", values=values, job=lambda record: _probe(args, record))
 
 

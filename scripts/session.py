@@ -10,6 +10,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
@@ -60,6 +61,12 @@ def run_job(*, name: str, algorithm: str, values: dict[str, Any], job: Callable[
             raise SystemExit(error.exit_code if isinstance(error, JobError) else 1) from None
         _finish(record, "succeeded", None)
         record.line(f"succeeded: {record.dir}")
+
+
+def values_given(engine: str, script: Any, args: Any, torchrun: Any, extra_args: list[str]) -> dict[str, Any]:
+    """What an entrypoint was called with, as the record keeps it: section by section, as a YAML file has it."""
+    sections = {"script": asdict(script), "args": asdict(args), "torchrun": asdict(torchrun)}
+    return {"engine": engine, **sections, "extra_args": list(extra_args)}
 
 
 def error_line(error: dict[str, Any]) -> str:

@@ -7,10 +7,7 @@ from recipes.preparation import Submission
 from recipes.script_checks import command
 from recipes.spec import Spec
 from recipes.submission import values_of
-
-#: What the first lines of a plan call the model and its format, by the names that scripts have for them.
-_MODEL_KEYS = ("hf_model_id", "hf_model_name_or_path", "student_hf_path", "model_card", "hf_model", "hf_path", "model")
-_FORMAT_KEYS = ("export_quant_cfg", "quant_cfg", "recipe")
+from scripts.late import MODEL_FIELDS, VARIANT_FIELDS
 
 
 def plan_of(submission: Submission, *, full: bool) -> dict[str, Any]:
@@ -69,8 +66,8 @@ def print_plan(plan: dict[str, Any], *, full: bool) -> None:
         "machines": f"{shape['nodes']} x {shape['processes']} processes" if shape["torchrun"] else None,
         "after": ", ".join(plan["after"]),
         "script": _script_line(plan["script"]) if plan["script"] else None,
-        "model": next(filter(None, (args.get(key) for key in _MODEL_KEYS)), None),
-        "format": next(filter(None, (args.get(key) for key in _FORMAT_KEYS)), None),
+        "model": next(filter(None, (args.get(key) for key in MODEL_FIELDS)), None),
+        "format": next(filter(None, (args.get(key) for key in VARIANT_FIELDS)), None),
         "run dir": plan["run_dir"],
     }
     for key, value in lines.items():
