@@ -5,8 +5,8 @@ from typing import Any
 
 
 def print_json(value: Any) -> None:
-    """Print `value`; what JSON does not know becomes text."""
-    print(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+    """Print `value`; what JSON does not know becomes text. In ASCII: any terminal and any locale can take it."""
+    print(json.dumps(value, indent=2, default=str))
 
 
 def plain(value: Any) -> Any:
