@@ -30,6 +30,7 @@ class Profile:
 
     kind: str
     nodes: int | None = None  # None: what the recipe's torchrun.nnodes says
+    gpu: str | None = None  # of configs/gpus.yaml: what checks and the plan count with; None: not known
     output_root: str | None = None  # where run directories are made; None: the kind's own default
     env: dict[str, str] = field(default_factory=dict)
     secrets: list[str] = field(default_factory=list)  # names of variables, never their values

@@ -56,6 +56,13 @@ class Family:
             raise ProblemsError(problems)
         return partial
 
+    def hardware(self, config: str = "default") -> str | None:
+        """The GPU that a config's values are made for, of configs/gpus.yaml; None where any does, or none."""
+        from recipes.overrides import HARDWARE
+
+        stated = load_yaml(config_path(self.name, config)).get(HARDWARE)
+        return stated["gpu"] if stated else None
+
 
 def _made(cls: type) -> dict[str, Any]:
     """Values that Fiddle cannot read from the class, because each object gets its own."""

@@ -48,6 +48,12 @@ class Recipe:
         return (self.build.__doc__ or "").splitlines()[0]
 
     @property
+    def hardware(self) -> str | None:
+        """The GPU that its values are made for; None where it runs without one."""
+        config = self.name.removeprefix(self.family.name).removeprefix("_")
+        return self.family.hardware(config or "default")
+
+    @property
     def consumes(self) -> tuple[str, ...]:
         """The artifact types that its arguments name as input."""
         return tuple(dict.fromkeys(meaning.consumes for _, meaning in meanings(self.family.args) if meaning.consumes))
@@ -205,6 +211,7 @@ def describe(recipe: Recipe) -> dict[str, Any]:
         "consumes": list(recipe.consumes),
         "produces": list(recipe.produces),
         "values": values,
+        "hardware": recipe.hardware,
         "strategies": list(recipe.family.strategies),
         "errors": list(recipe.family.errors),
         "model_cards": sorted(cards()) if hasattr(recipe.family.args, "model_card") else [],

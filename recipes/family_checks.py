@@ -6,17 +6,10 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from recipes.layout import sizes_of
 from recipes.spec import Spec
 from scripts.problems import Problem
 
-#: What the arguments of different scripts call the same size.
-_SIZES: Mapping[str, tuple[str, ...]] = {
-    "tp": ("tp", "tp_size"),
-    "pp": ("pp", "pp_size"),
-    "cp": ("cp", "cp_size"),
-    "ep": ("ep", "ep_size"),
-    "etp": ("etp", "etp_size"),
-}
 _WORTH_SCORING = 128  # calibration samples; the documents name 128 to 512 as common
 #: Flags of Megatron-LM that a distillation cannot be combined with (its model builder says so), and why.
 _NOT_WITH_KD = {
@@ -45,17 +38,6 @@ def family_notes(spec: Spec) -> Iterator[str]:
         yield f"tiny_calibration_used_as_quality_signal: {samples} calibration samples show that it runs, no more"
     if getattr(args, "use_random_calib", False):
         yield "tiny_calibration_used_as_quality_signal: random images show that it runs, no more"
-
-
-def sizes_of(args: Any) -> dict[str, tuple[str, int]]:
-    """By size (tp, pp, cp, ep, etp): the key that sets it, and its value."""
-    found = {}
-    for size, names in _SIZES.items():
-        for name in names:
-            value = getattr(args, name, None)
-            if value is not None:
-                found[size] = (f"args.{name}", value)
-    return found
 
 
 def _sizes(spec: Spec) -> Iterator[Problem]:

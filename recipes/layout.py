@@ -1,6 +1,8 @@
-"""How a model is spread over GPUs where nobody said: experts over the processes of a machine."""
+"""How a model is spread over GPUs: the sizes that a job names, and the one that is filled in where nobody said."""
 
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from math import gcd
 from pathlib import Path
 from typing import Any
@@ -9,11 +11,75 @@ from recipes import hub
 from recipes.model_facts import read_config
 from scripts.types import Torchrun
 
+#: What the arguments of different scripts call the same size.
+_SIZES: Mapping[str, tuple[str, ...]] = {
+    "tp": ("tp", "tp_size"),
+    "pp": ("pp", "pp_size"),
+    "cp": ("cp", "cp_size"),
+    "ep": ("ep", "ep_size"),
+    "etp": ("etp", "etp_size"),
+}
 #: Every mixture of experts that this is used with has a number of experts that divides by this.
 _MOST = 8
 #: Names that say how many parameters a token activates: Qwen3-30B-A3B, Nemotron-3-Super-120B-A12B.
 _ACTIVE = re.compile(r"-A\d+(?:\.\d+)?B(?![a-z])", re.IGNORECASE)
 _EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Ranks and how a model is split over them, as Megatron-Core's parallel_state counts them.
+
+    Attention, MLP and everything else but experts: tp x cp x dp x pp = world. Experts: etp x ep x edp x pp = world.
+    """
+
+    nodes: int
+    processes: int  # on each node
+    tp: int = 1
+    pp: int = 1
+    cp: int = 1
+    ep: int = 1
+    etp: int = 1
+
+    @property
+    def world(self) -> int:
+        return self.nodes * self.processes
+
+    @property
+    def model(self) -> int:
+        """Ranks that hold one copy of the model, experts left out."""
+        return self.tp * self.pp * self.cp
+
+    @property
+    def expert_model(self) -> int:
+        """Ranks that hold one copy of the experts."""
+        return self.etp * self.ep * self.pp
+
+    @property
+    def divides(self) -> bool:
+        """Whether the world is made of whole copies of both."""
+        return self.world % self.model == 0 and self.world % self.expert_model == 0
+
+    @property
+    def dp(self) -> int:
+        """Copies of the model that work on different data. Only where it `divides`."""
+        return self.world // self.model
+
+
+def sizes_of(args: Any) -> dict[str, tuple[str, int]]:
+    """By size (tp, pp, cp, ep, etp): the key that sets it, and its value."""
+    found = {}
+    for size, names in _SIZES.items():
+        for name in names:
+            value = getattr(args, name, None)
+            if value is not None:
+                found[size] = (f"args.{name}", value)
+    return found
+
+
+def layout_of(args: Any, nodes: int, processes: int) -> Layout:
+    """The layout that a job's arguments ask for; a size that it does not have is 1."""
+    return Layout(nodes=nodes, processes=processes, **{size: value for size, (_, value) in sizes_of(args).items()})
 
 
 def default_ep(args: Any, torchrun: Torchrun) -> int | None:

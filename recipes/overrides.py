@@ -11,6 +11,8 @@ from scripts.typed import convert, parse_yaml
 if TYPE_CHECKING:
     import nemo_run as run
 
+#: The section of an algorithm's YAML that says which GPU its values are made for.
+HARDWARE = "hardware"
 _TOP_LEVEL: dict[str, Any] = {"extra_args": list[str]}
 
 
@@ -18,6 +20,8 @@ def merge(partial: "run.Partial[Any]", values: Mapping[str, Any]) -> list[Proble
     """Set every value of a parsed YAML document on `partial`; return what does not fit."""
     problems: list[Problem] = []
     for section, content in values.items():
+        if section == HARDWARE:
+            continue  # what the values were made for: a fact about them, not one of them
         if section in ("script", "args", "torchrun"):
             if not isinstance(content, dict):
                 problems.append(_wrong(section, content, "is a section with keys below it"))

@@ -5,10 +5,12 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from recipes.layout import default_ep
+from recipes.facts import ModelFacts, facts_of
+from recipes.hardware import Gpu, gpu_of
+from recipes.layout import Layout, default_ep, layout_of
 from recipes.releases import Addressed, address
 from scripts.errors import JobError
-from scripts.late import resolve, tag_of
+from scripts.late import MODEL_FIELDS, resolve, tag_of
 from scripts.problems import Problem
 from scripts.script.locate import installed
 from scripts.script.tables import releases_in
@@ -49,6 +51,25 @@ class Spec:
     shape: Shape
     run_dir: Path
     online: bool
+    models: Mapping[str, ModelFacts]  # of each argument that names a model of which something is known
+    gpu: Gpu | None  # what a process gets one of; None: not known, or the job needs none
+
+    @property
+    def model(self) -> ModelFacts | None:
+        """The model that the outputs are made of; a distillation's is the student."""
+        return next((self.models[name] for name in MODEL_FIELDS if name in self.models), None)
+
+    @property
+    def teacher(self) -> ModelFacts | None:
+        """Of a distillation."""
+        return self.models.get("teacher_hf_path")
+
+    @property
+    def layout(self) -> Layout:
+        """How the job's ranks share the model. The hf engine's is one process."""
+        if self.engine == "hf" or not self.shape.torchrun:
+            return Layout(nodes=1, processes=1)
+        return layout_of(self.args, self.shape.nodes, self.shape.processes)
 
     @property
     def here(self) -> bool:
@@ -96,6 +117,8 @@ def spec_of(
         shape=_shape(args, addressed, engine, torchrun, place.profile, explicit="nodes" in overrides),
         run_dir=run_dir,
         online=online,
+        models=_models(resolved),
+        gpu=gpu_of(place.profile, stated_hardware(partial.recipe)),
     )
     return spec, [*_contradiction(torchrun, overrides), *problems]
 
@@ -130,6 +153,25 @@ def written(spec: Spec) -> Iterator[tuple[str, str, Path]]:
 def outputs_of(spec: Spec) -> list[dict[str, str]]:
     """What the job is going to leave, by type and path."""
     return [{"type": kind, "path": str(path)} for _, kind, path in written(spec)]
+
+
+def _models(args: Any) -> dict[str, ModelFacts]:
+    """Facts of every model that the arguments name, as far as they are known here."""
+    found = {}
+    for field, meaning in meanings(args):
+        value = getattr(args, field.name)
+        if (meaning.consumes == "checkpoint_hf" or meaning.card) and isinstance(value, str):
+            facts = facts_of(value)
+            if facts is not None:
+                found[field.name] = facts
+    return found
+
+
+def stated_hardware(recipe: str) -> str | None:
+    """The GPU that a shipped recipe's values are made for."""
+    from recipes.catalogue import RECIPES
+
+    return RECIPES[recipe].hardware if recipe in RECIPES else None
 
 
 def _given(recipe: str, args: Any) -> frozenset[str]:

@@ -3,22 +3,33 @@
 import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
+
+#: A warning lets the job go on; a forced error does too, because somebody said so with `--force NAME`.
+Severity = Literal["error", "warning", "forced"]
+_WORDS = {"error": "Problem", "warning": "Warning", "forced": "Forced"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """One thing wrong with a job: its name, the key and value at fault, the cause, the remedy."""
+    """One thing wrong with a job: its name, the key and value at fault, the cause, the remedy.
+
+    `can_force`: it is a judgement about a model or a machine, which somebody may know better. What
+    cannot be right, or would destroy something, cannot be forced.
+    """
 
     name: str
     key: str
     value: Any
     cause: str
     remedy: str = ""
+    severity: Severity = "error"
+    can_force: bool = False
 
     def __str__(self) -> str:
         where = self.key if self.value is None else f"{self.key}={self.value}"
-        return f"Problem {self.name}   {where}: {self.cause}" + (f"  {self.remedy}" if self.remedy else "")
+        remedy = f"  {self.remedy}" if self.remedy else ""
+        return f"{_WORDS[self.severity]} {self.name}   {where}: {self.cause}{remedy}"
 
 
 class ProblemsError(ValueError):
