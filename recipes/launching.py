@@ -4,13 +4,14 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from types import FrameType
 
 from executors.place import Job, Place, SubmitError, UnreachableError
 from recipes.delivery import deliver, named_failures, opened_experiment, partial_of
 from recipes.folders import Handle, RunFolder, handle_of, scheduler_of
 from recipes.standing import Run, look
+from scripts.diagnosis import diagnose_unbegun
 from scripts.errors import JobError
 from scripts.record import FINAL_STATES, Record, read_record
 
@@ -30,15 +31,20 @@ def carry_out(folders: Sequence[RunFolder], watch: Watcher | None = None) -> Non
     A job that nobody else looks after is seen to its end here. Whatever happens, every record ends
     in a final state, or its job is with its scheduler. Ctrl-C and SIGTERM cancel.
     """
-    with _sigterm_stops():
-        for at, folder in enumerate(folders):
-            try:
-                _carry_out_one(folder, watch)
-            except KeyboardInterrupt:
-                for rest in folders[at:]:
-                    if handle_of(rest).job is None:  # else `look` knows better
-                        finish(rest, "cancelled", "cancelled", "stopped before it began")
-                return
+    with _sigterm_stops(), cancelled_where_stopped(folders):
+        for folder in folders:
+            _carry_out_one(folder, watch)
+
+
+@contextmanager
+def cancelled_where_stopped(folders: Sequence[RunFolder]) -> Iterator[None]:
+    """Ctrl-C ends the block, and recorded runs that have no job yet are recorded as cancelled."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        for folder in folders:
+            if handle_of(folder).job is None:  # else `look` knows better
+                finish(folder, "cancelled", "cancelled", "stopped before it began")
 
 
 def hand_over(folders: Sequence[RunFolder]) -> None:
@@ -167,8 +173,13 @@ def finish(folder: RunFolder, state: str, name: str, cause: str, remedy: str = "
     record = read_record(folder.dir)
     if record["state"] in FINAL_STATES:
         return
+    error = {"name": name, "message": cause, "remedy": remedy}
+    found = diagnose_unbegun(error)
     with suppress(OSError):  # a full disk: then `look` finds that nobody looks after it
-        Record(folder.dir, record).finish(state, {"name": name, "message": cause, "remedy": remedy})
+        ended = Record(folder.dir, record)
+        ended.finish(state, error)
+        if found is not None:
+            ended.update(diagnosis=asdict(found))
         folder.update_handle(settled=True)
 
 

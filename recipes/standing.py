@@ -2,13 +2,14 @@
 
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from executors.place import JobState, Place, UnreachableError
 from recipes.folders import Handle, RunFolder
+from scripts.diagnosis import LOG_BYTES, diagnose, is_vague
 from scripts.errors import JobError
 from scripts.process import is_alive
 from scripts.record import FINAL_STATES, DamagedRecordError, Record, now, observe, read_json, read_record
@@ -108,6 +109,8 @@ def _one(folder: RunFolder, seen: JobState | None, remote: dict[str, Any] | None
     if unasked:
         return Run(id=folder.id, dir=folder.dir, record=record, where=where, note=unasked)
     change, over = _settle(folder, handle, record, seen)
+    if change.get("state") == "failed":
+        change |= _diagnosed(handle, record, change["error"], seen)
     record, note = record | change, ""
     try:
         if over and record["state"] in FINAL_STATES - {"lost"}:
@@ -154,7 +157,7 @@ def _settle(
     if seen.state in ("submitted", "running"):
         # Until its scheduler is done with it, another rank may fail, and a failed one may be started again.
         change = {"state": seen.state} if recorded or record["state"] == "submitted" else {}
-        return word | change | ({"error": None} if recorded else {}), False
+        return word | change | ({"error": None, "diagnosis": None} if recorded else {}), False
     if seen.state == "succeeded" and recorded is None:
         message = "the job ended with status 0 and left no word of how"
         return word | _ended("failed", "no_record", message, "Look at its log: nemo experiment logs."), True
@@ -168,6 +171,36 @@ def _settle(
         why = seen.detail or "the scheduler ended it"
         return word | _ended("cancelled", seen.name or "cancelled", why, ""), True
     return word, True
+
+
+def _diagnosed(handle: Handle, record: dict[str, Any], error: dict[str, Any], seen: JobState | None) -> dict[str, Any]:
+    """What the logs say about a job that could not write down itself why it failed."""
+    if not is_vague(error):
+        return {}
+    logs = Path(handle.launch["run_dir"]) / "logs"
+    found = diagnose(
+        logs,
+        since=_began(record),
+        error=error,
+        phase=record.get("phase"),
+        scheduler=seen.name if seen and seen.name == error["name"] else None,
+        printed=_printed(handle, ["launcher.log"] if logs.is_dir() else ["rank0.log", "launcher.log"]),
+    )
+    return {"diagnosis": asdict(found)} if found else {}
+
+
+def _printed(handle: Handle, names: list[str]) -> dict[str, bytes]:
+    """The ends of logs that lie where the job ran; without those that cannot be had."""
+    job = handle.known_job
+    printed: dict[str, bytes] = {}
+    if job is None:
+        return printed
+    for name in names:
+        with suppress(JobError, OSError):
+            printed[name] = handle.place().log(job, name, 0)[-LOG_BYTES:]
+    if len(set(printed.values())) < len(printed):  # where a rank has no log, its launcher's stands in for it
+        del printed["rank0.log"]
+    return printed
 
 
 def _ended_by_others(handle: Handle, seen: JobState, recorded: str | None) -> bool:
@@ -197,8 +230,9 @@ def _without_scheduler(
 
 
 def _began(record: dict[str, Any]) -> float:
-    """Seconds since the epoch at which the present attempt began."""
-    return datetime.fromisoformat(record.get("started_at") or record["submitted_at"]).timestamp()
+    """Seconds since the epoch at which the present attempt began, or was asked for."""
+    began = record.get("started_at") or record.get("reopened_at") or record["submitted_at"]
+    return datetime.fromisoformat(began).timestamp()
 
 
 def _ended(state: str, name: str, message: str, remedy: str) -> dict[str, Any]:

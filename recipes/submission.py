@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from executors.packaging import Code, package
 from recipes.delivery import disk_failures, partial_of, write_partial
 from recipes.folders import Handle, RunFolder, launch_values, scheduler_of
-from recipes.launching import Watcher, carry_out, hand_over
+from recipes.launching import Watcher, cancelled_where_stopped, carry_out, hand_over
 from recipes.preparation import Stage, Submission, prepare, prepare_all
 from recipes.runs import reopen_run
 from recipes.spec import outputs_of
@@ -31,14 +31,17 @@ def submit(
     detach: bool = False,
     watch: Watcher | None = None,
     after: Sequence[str] = (),
+    force: Sequence[str] = (),
 ) -> Run:
     """Run `partial` on `executor` and return when it has ended, or at once with `detach`.
 
     Raises ProblemsError before anything is written, and JobError when it could not be submitted. A
     job that fails later does not raise: look at `.state` and `.record["error"]`. `watch` is called
-    with the run as the job goes on; `after` names runs that must succeed first.
+    with the run as the job goes on; `after` names runs that must succeed first, `force` the Problems
+    that do not stop it.
     """
-    (run,) = start([prepare(partial, executor, profile, after=after)], detach=detach, watch=watch)
+    prepared = prepare(partial, executor, profile, after=after, force=frozenset(force))
+    (run,) = start([prepared], detach=detach, watch=watch)
     return run
 
 
@@ -54,8 +57,9 @@ def start(submissions: Sequence[Submission], *, detach: bool = False, watch: Wat
     """Record prepared submissions and run them. Raises JobError when they could not be submitted."""
     from recipes.following import follow
 
+    supervised = needs_supervisor(submissions)
     folders = record_all(submissions)
-    if not needs_supervisor(submissions):
+    if not supervised:
         hand_over(folders)
         if detach:
             return [recorded(folder.dir) for folder in folders]
@@ -63,10 +67,11 @@ def start(submissions: Sequence[Submission], *, detach: bool = False, watch: Wat
     elif detach:
         spawn(folders)
     else:
-        here = identity()
-        for folder in folders:
-            folder.update_handle(supervisor=here)
-        carry_out(folders, watch)
+        with cancelled_where_stopped(folders):
+            here = identity()
+            for folder in folders:
+                folder.update_handle(supervisor=here)
+            carry_out(folders, watch)
         follow(folders, watch)
     return look([folder.dir for folder in folders])
 
@@ -130,6 +135,7 @@ def _record(submission: Submission, code: Code | None, facts: Mapping[str, Any])
         code=code.as_record() if code else None,
         after=list(submission.after),
         expects=outputs_of(submission.spec),
+        warnings=[problem.as_data() for problem in submission.warnings],
         run_dir=str(submission.run_dir),
         **facts,
     )

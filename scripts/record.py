@@ -26,7 +26,7 @@ FINAL_STATES = frozenset({"succeeded", "failed", "cancelled", "lost"})
 #: What a new attempt of the same run does not inherit, in run.json and in the run directory.
 _OF_ONE_ATTEMPT = (
     *("started_at", "finished_at", "error", "outputs", "timings", "phase", "peak_memory", "process"),
-    *("job", "scheduler"),
+    *("job", "scheduler", "diagnosis"),
 )
 #: What belongs to the submitting machine, where the two directories are one, or to every attempt.
 _KEPT = frozenset({"run.json", "job.json", ".job.lock", "partial.zlib", "code.tar.gz", "logs", "attempts"})
@@ -129,7 +129,7 @@ class Record:
             if path.name not in _KEPT:
                 path.rename(aside / path.name)
         record = cls(run_dir, values | {"state": "submitted"})
-        record.update(attempts=attempts, process=process.identity())
+        record.update(attempts=attempts, reopened_at=now(), process=process.identity())
         return record
 
     def update(self, **fields: Any) -> None:

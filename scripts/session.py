@@ -16,6 +16,7 @@ from types import FrameType
 from typing import Any, TextIO
 
 from scripts import process
+from scripts.diagnosis import NEXT_ATTEMPT, diagnose, is_vague
 from scripts.errors import JobError
 from scripts.provenance import job_facts, versions
 from scripts.record import DamagedRecordError, Follower, Record, default_run_dir, observe, read_record
@@ -137,10 +138,25 @@ def _finish(record: Record, state: str, error: dict[str, Any] | None) -> None:
     # A scheduler may start a stopped job again, and it needs them then; `cancel` removes them itself.
     if not (state == "cancelled" and "SLURM_JOB_ID" in os.environ) and not (state == "failed" and _retry_left()):
         forget_secrets()
+    if state == "failed" and error and is_vague(error):
+        _diagnose(record, error)
     if os.environ.get(PRINT_RECORD):
         # One write past our own buffers and log: another rank's output must not split the line.
         sys.stdout.flush()
         os.write(1, f"\nrun.json: {json.dumps(record.values)}\n".encode())
+
+
+def _diagnose(record: Record, error: dict[str, Any]) -> None:
+    """Add to a failure that is recorded what the logs of all ranks say about it."""
+    with _sigterm_waits():
+        if os.environ.get("WORLD_SIZE", "1") != "1":
+            time.sleep(_RANK_GRACE_SECONDS)  # the rank whose failure ended this one may not have said so yet
+        found = diagnose(record.dir / "logs", since=_process_start(), error=error, phase=record.values.get("phase"))
+        if found is None:
+            return
+        record.line(f"diagnosis: {found.name}: {found.remedy}")
+        with suppress(OSError):  # a full disk, which may be the very cause; that the run failed is recorded
+            record.update(diagnosis=asdict(found))
 
 
 def _process_start() -> float:
@@ -176,6 +192,8 @@ def _logged(logs: Path, rank: int) -> Iterator[None]:
     logs.mkdir(exist_ok=True)
     before = sys.stdout, sys.stderr
     with (logs / f"rank{rank}.log").open("a", encoding="utf-8", errors="backslashreplace", buffering=1) as log:
+        if log.tell():
+            log.write(f"{NEXT_ATTEMPT}\n")
         sys.stdout, sys.stderr = _Tee(before[0], log), _Tee(before[1], log)
         try:
             with _warnings_to(logs / "warnings.log"):
@@ -214,6 +232,16 @@ def _sigterm_cancels() -> Iterator[None]:
         raise Cancelled
 
     before = signal.signal(signal.SIGTERM, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _sigterm_waits() -> Iterator[None]:
+    """How the run ended is recorded; the launcher's SIGTERM must not cut short what is said about it."""
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
         yield
     finally:

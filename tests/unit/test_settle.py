@@ -1,6 +1,8 @@
 """What a run's state is, from what it recorded and what its scheduler says; the table of all that can meet."""
 
 import json
+import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +104,19 @@ def test_the_rank_that_failed_is_the_cause(tmp_path: Path) -> None:
     (logs / "rank3.error.json").write_text(json.dumps({"name": "out_of_memory", "message": "m", "remedy": "r"}))
     (run,) = look([folder.dir], {folder.id: Scheduler(FAILED)})  # type: ignore[dict-item]
     assert run.record["error"] == {"name": "out_of_memory", "message": "rank3: m", "remedy": "r"}
+
+
+def test_an_earlier_attempt_s_rank_is_not_the_cause(tmp_path: Path) -> None:
+    folder = run_of(tmp_path, "failed")
+    record = json.loads((folder.dir / "run.json").read_text())
+    (folder.dir / "run.json").write_text(json.dumps(record | {"submitted_at": "2026-01-01T00:00:00.000Z"}))
+    error = folder.dir / "logs" / "rank1.error.json"
+    error.parent.mkdir()
+    error.write_text(json.dumps({"name": "of_old", "message": "m", "remedy": ""}))
+    os.utime(error, (time.time() - 3600, time.time() - 3600))
+    Record.reopen(folder.dir)
+    (run,) = look([folder.dir], {folder.id: Scheduler(TIMEOUT)})  # type: ignore[dict-item]
+    assert run.record["error"]["name"] == "timeout"
 
 
 def test_a_supervisor_at_work_means_that_a_waiting_run_is_not_lost(tmp_path: Path) -> None:
