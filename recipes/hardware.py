@@ -63,6 +63,17 @@ def gpu_problems(profile: "Profile") -> list[Problem]:
     ]
 
 
+def stated_problems(value: Any) -> list[Problem]:
+    """What is wrong with the `hardware` section of an algorithm's YAML."""
+    if isinstance(value, dict) and set(value) == {"gpu"} and isinstance(value["gpu"], str):
+        if _named(value["gpu"]) is not None:
+            return []
+        cause, remedy = "configs/gpus.yaml has no such GPU", nearest(value["gpu"], gpus(), listed=30)
+        return [Problem(name="unknown_gpu", key="hardware.gpu", value=value["gpu"], cause=cause, remedy=remedy)]
+    cause = "names the GPU that the values are made for: {gpu: h100-80gb}"
+    return [Problem(name="wrong_value", key="hardware", value=value, cause=cause)]
+
+
 def gpus_per_node(profile: "Profile") -> int | None:
     """How many GPUs a machine of the place has, as far as its profile says."""
     count = getattr(profile, "gpus", None)

@@ -7,12 +7,11 @@ from math import gcd
 from pathlib import Path
 from typing import Any
 
-from recipes import hub
-from recipes.model_facts import read_config
+from recipes.facts import facts_of
 from scripts.types import Torchrun
 
 #: What the arguments of different scripts call the same size.
-_SIZES: Mapping[str, tuple[str, ...]] = {
+SIZES: Mapping[str, tuple[str, ...]] = {
     "tp": ("tp", "tp_size"),
     "pp": ("pp", "pp_size"),
     "cp": ("cp", "cp_size"),
@@ -23,7 +22,6 @@ _SIZES: Mapping[str, tuple[str, ...]] = {
 _MOST = 8
 #: Names that say how many parameters a token activates: Qwen3-30B-A3B, Nemotron-3-Super-120B-A12B.
 _ACTIVE = re.compile(r"-A\d+(?:\.\d+)?B(?![a-z])", re.IGNORECASE)
-_EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +39,11 @@ class Layout:
     ep: int = 1
     etp: int = 1
 
+    def __str__(self) -> str:
+        """The sizes that are not 1: `tp=2 ep=8`."""
+        sizes = {size: getattr(self, size) for size in SIZES}
+        return " ".join(f"{size}={value}" for size, value in sizes.items() if value != 1)
+
     @property
     def world(self) -> int:
         return self.nodes * self.processes
@@ -56,20 +59,30 @@ class Layout:
         return self.etp * self.ep * self.pp
 
     @property
+    def is_possible(self) -> bool:
+        """Whether every size is one."""
+        return min(self.nodes, self.processes, self.tp, self.pp, self.cp, self.ep, self.etp) > 0
+
+    @property
     def divides(self) -> bool:
-        """Whether the world is made of whole copies of both."""
-        return self.world % self.model == 0 and self.world % self.expert_model == 0
+        """Whether the world is made of whole copies of both; never where a size is none."""
+        return self.is_possible and self.world % self.model == 0 and self.world % self.expert_model == 0
 
     @property
     def dp(self) -> int:
         """Copies of the model that work on different data. Only where it `divides`."""
         return self.world // self.model
 
+    @property
+    def copies(self) -> int | None:
+        """The same; None where the ranks do not divide."""
+        return self.dp if self.divides else None
+
 
 def sizes_of(args: Any) -> dict[str, tuple[str, int]]:
     """By size (tp, pp, cp, ep, etp): the key that sets it, and its value."""
     found = {}
-    for size, names in _SIZES.items():
+    for size, names in SIZES.items():
         for name in names:
             value = getattr(args, name, None)
             if value is not None:
@@ -94,11 +107,8 @@ def default_ep(args: Any, torchrun: Torchrun) -> int | None:
 
 
 def has_experts(model: str) -> bool:
-    """Whether a model is a mixture of experts: by its config.json where that is here, by its name else."""
-    folder = Path(model).expanduser()
-    here = folder if folder.is_dir() else hub.cached_model(model)
-    config = read_config(here) if here else None
-    if config is None:
-        return _ACTIVE.search(folder.name) is not None
-    text = config["text_config"] if isinstance(config.get("text_config"), dict) else config
-    return any(isinstance(text.get(key), int) and text[key] > 1 for key in _EXPERT_KEYS)
+    """Whether a model is a mixture of experts: by what is known of it, by its name else."""
+    facts = facts_of(model)
+    if facts is None or facts.experts is None:
+        return _ACTIVE.search(Path(model).name) is not None
+    return facts.experts > 1

@@ -1,0 +1,166 @@
+"""The terms of the hf engine's memory; tests/integration/test_predictions.py compares the sum with measured peaks."""
+
+import inspect
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recipes.facts import ModelFacts, facts_of
+from recipes.hardware import gpu_of
+from recipes.planning import hf_sizes
+from recipes.planning.hf_memory import SOURCES, Device, Memory, predict, predict_for
+from recipes.planning.matrices import of_facts
+from scripts.args.quantize import QuantizeArgs
+from scripts.formats import FORMATS
+from scripts.hf import engine, evaluate, reference
+from tests.specs import spec_of
+
+BF16 = 2
+WEIGHTS = 8_190_735_360 * BF16  # of Qwen3-8B
+
+
+@pytest.fixture(autouse=True)
+def _home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf-home"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def known(name: str = "Qwen/Qwen3-8B") -> ModelFacts:
+    facts = facts_of(name)
+    assert facts is not None
+    return facts
+
+
+def predicted(facts: ModelFacts | None = None, device: Device = "host", **values: Any) -> Memory:
+    facts = facts or known()
+    model = of_facts(facts)
+    assert model is not None
+    args = QuantizeArgs(**{"modelopt_save_path": "/x/mto", "export_dir": "/x/hf", **values})
+    return predict_for(args, model, facts, device)
+
+
+def test_limits_are_those_of_the_engine() -> None:
+    assert hf_sizes.MAX_TOKENS == engine._MAX_TOKENS
+    assert hf_sizes.LOGITS == evaluate.LOGITS
+    assert inspect.signature(reference.reference).parameters["limit"].default == hf_sizes.REFERENCES
+
+
+def test_reopening_holds_the_model_twice() -> None:
+    found = predicted()
+    assert found.peak_phase == "verify"
+    assert found.parts["weights"] == WEIGHTS
+    table = 151936 * 4096 * BF16
+    assert found.parts["reopened"] == WEIGHTS - table, "a forward pass reads a few rows of the table"
+    assert found.total == sum(found.parts.values())
+    assert set(found.sources) == set(found.parts) <= set(SOURCES)
+    tied = predicted(replace(known(), tied_embeddings=True))
+    assert tied.parts["reopened"] == tied.parts["weights"], "the output layer reads all of it"
+
+
+def test_without_outputs_nothing_is_held_twice() -> None:
+    found = predicted(modelopt_save_path=None, export_dir=None)
+    assert not {"reopened", "packed weights", "reference"} & set(found.parts)
+    assert found.total < predicted().total - WEIGHTS // 2
+    assert "packed weights" not in predicted(export_dir=None).parts
+    assert "packed weights" in predicted(export_dir=None, compress=True).parts
+
+
+def test_packed_weights_shrink_what_is_reopened() -> None:
+    assert predicted(compress=True).parts["reopened"] < 0.7 * predicted().parts["reopened"]
+
+
+def test_batches_and_lengths_grow_what_is_alive_until_the_limit() -> None:
+    values = {"modelopt_save_path": None, "export_dir": None, "eval_size": 0}
+
+    def activations(**more: Any) -> int:
+        return predicted(**values, calib_seq_length=1024, **more).parts.get("activations", 0)
+
+    small, large = activations(calib_batch_size=4), activations(calib_batch_size=8)
+    assert 0 < small < large
+    assert large == 2 * small
+    assert activations(calib_batch_size=16) == activations(calib_batch_size=64), "16384 tokens at most"
+    lone = predicted(**values | {"calib_seq_length": 32768}, calib_batch_size=1).parts["activations"]
+    assert lone == 4 * large, "but one sample at least"
+
+
+def test_logits_grow_with_the_length_of_a_sample() -> None:
+    values = {"modelopt_save_path": None, "export_dir": None}
+    found = predicted(**values, calib_seq_length=8192)
+    assert found.peak_phase == "score before"
+    assert found.parts["logits"] == 12 * 8192 * 151936
+    assert "hidden states" in found.parts
+    assert "logits" not in predicted(**values, calib_seq_length=8192, eval_size=0).parts
+
+
+def test_another_precision_maps_the_source_as_well() -> None:
+    found = predicted(dtype="float32", modelopt_save_path=None, export_dir=None, eval_size=0)
+    assert found.parts["weights"] == 2 * WEIGHTS
+    assert (found.peak_phase, found.parts["source"]) == ("load", WEIGHTS)
+    model = of_facts(known())
+    assert model is not None
+    args = QuantizeArgs(dtype="float32", export_dir="/x/hf")
+    sizes = hf_sizes.Sizes(args=args, model=model, facts=known(), host=True)
+    assert sizes.weights_left == model.others * 4, "weights that were converted are freed when they are packed"
+    mapped = replace(sizes, args=replace(args, dtype="bfloat16"))
+    assert mapped.weights_left == WEIGHTS
+
+
+def test_small_weights_stay_with_the_allocator() -> None:
+    small = replace(known("Qwen/Qwen3-0.6B"), hidden_size=512, ffn_hidden_size=1024, vocab_size=1024)
+    kept = predicted(small, export_quant_cfg="fp8").parts["allocator"]
+    assert kept > 0
+    assert predicted(small, export_quant_cfg="w4a8_awq").parts["allocator"] > 2 * kept
+    blockwise = predicted(small, export_quant_cfg="fp8_blockwise").parts["allocator"]
+    assert blockwise > predicted(small, export_quant_cfg="fp8_blockwise", compress=True).parts["allocator"] == kept
+    assert "allocator" not in predicted(replace(known(), query_groups=32)).parts, "every weight is mapped"
+    searching = {"modelopt_save_path": None, "export_dir": None}
+    assert (
+        predicted(small, **searching, export_quant_cfg="int4_awq").total
+        > predicted(small, **searching, export_quant_cfg="fp8").total
+    )
+
+
+def test_experts_are_copied_into_one_tensor_which_is_not_compared() -> None:
+    facts = known("Qwen/Qwen3-30B-A3B")
+    assert predicted(facts).parts["experts"] == 48 * 128 * 3 * 768 * 2048 * BF16
+    assert "experts" not in predicted(facts, device="GPU").parts
+    assert "experts" not in predicted().parts
+    attention = 2048 * (32 + 4 + 4 + 32) * 128
+    assert predicted(facts).parts["reference"] == pytest.approx(3 * attention * 4, rel=0.01)
+
+
+def test_a_gpu_has_neither_libraries_nor_copies_to_compare_with() -> None:
+    found = predicted(device="GPU")
+    assert set(found.parts) == {"weights", "packed weights", "reopened"}
+    assert found.parts["reopened"] == WEIGHTS
+    assert found.parts["weights"] < 0.2 * WEIGHTS, "the export has replaced the others"
+
+
+@pytest.mark.parametrize("format_", [*FORMATS, "MXFP8_DEFAULT_CFG"])
+def test_every_format_has_a_prediction(format_: str) -> None:
+    assert predicted(export_quant_cfg=format_).total > WEIGHTS
+
+
+def test_a_job_is_predicted_where_its_model_is_known() -> None:
+    found = predict(spec_of("quantize_fp8", engine="hf", args__hf_model_id="tiny:qwen3"))
+    assert found is not None
+    assert found.device == "host"
+    assert predict(spec_of("quantize_fp8", engine="hf", args__hf_model_id="no/such")) is None
+    assert predict(spec_of("quantize_fp8", engine="script", args__hf_model_id="Qwen/Qwen3-8B")) is None
+    spec = spec_of("quantize_fp8", engine="hf", args__hf_model_id="tiny:qwen3", args__device="cuda")
+    on_gpu = predict(spec)
+    assert on_gpu is not None
+    assert on_gpu.device == "GPU"
+
+
+def test_auto_is_a_gpu_only_where_the_place_has_one() -> None:
+    spec = spec_of("quantize_fp8", engine="hf", args__hf_model_id="tiny:qwen3")
+    assumed = gpu_of(spec.profile, "h100-80gb")
+    assert assumed is not None
+    for gpu, device in ((assumed, "host"), (replace(assumed, certain=True), "GPU"), (None, "host")):
+        found = predict(replace(spec, gpu=gpu))
+        assert found is not None
+        assert found.device == device
