@@ -58,8 +58,23 @@ def container_env(profile: "SlurmProfile", launch: Launch | None) -> list[str]:
 
 
 def container_mounts(profile: "SlurmProfile", launch: Launch | None) -> list[str]:
-    """The profile's mounts, and the folders that the job writes to, under the same paths."""
-    return [*profile.mounts, *(f"{folder}:{folder}" for folder in (_mounted(launch) if launch else []))]
+    """The profile's mounts, other runs' directories, and the folders that the job writes to, under the same paths.
+
+    Pyxis and enroot mount them in this order, and what comes later lies above. So a profile that mounts a folder of
+    the run root keeps it as it says, and the job's own directory can be written whatever lies below it.
+    """
+    if launch is None:
+        return list(profile.mounts)
+    others = [] if launch.array else other_runs(profile, posixpath.dirname(launch.run_dir))
+    return [*others, *profile.mounts, *(f"{folder}:{folder}" for folder in _mounted(launch))]
+
+
+def other_runs(profile: "SlurmProfile", run_root: str) -> list[str]:
+    """The mount of the run root, for jobs that build on what others left; none where the profile's own has it."""
+    brought = ([*mount.split(":"), ""][:2] for mount in profile.mounts)
+    if any(source == target and _is_below(run_root, target) for source, target in brought):
+        return []
+    return [f"{run_root}:{run_root}:ro"]
 
 
 def container_image(profile: "SlurmProfile") -> str | None:
@@ -91,9 +106,12 @@ def _is_file(image: str) -> bool:
 
 
 def _mounted(launch: Launch) -> list[str]:
-    # The elements of an array have run directories of their own, side by side.
-    run_dir = posixpath.dirname(launch.run_dir) if launch.array else launch.run_dir
-    return [run_dir, *([posixpath.dirname(launch.secrets)] if launch.secrets else [])]
+    # Of an array it is the run root, in which each element makes a run directory of its own.
+    return [launch.run_dir, *([posixpath.dirname(launch.secrets)] if launch.secrets else [])]
+
+
+def _is_below(path: str, folder: str) -> bool:
+    return f"{posixpath.normpath(path)}/".startswith(f"{posixpath.normpath(folder).rstrip('/')}/")
 
 
 def _literal(profile: "SlurmProfile") -> Iterator[str]:

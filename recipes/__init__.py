@@ -55,6 +55,7 @@ from recipes.megatron_lm import (
     mlm_quantize_tiny,
     mlm_validate,
 )
+from recipes.planning.plan import plan
 from recipes.preparation import Stage, prepare
 from recipes.probing import probe
 from recipes.pruning import (
@@ -144,6 +145,7 @@ __all__ = [
     "mlm_quantize_nvfp4",
     "mlm_quantize_tiny",
     "mlm_validate",
+    "plan",
     "prepare",
     "prepare_data",
     "prepare_data_chat",

@@ -1,14 +1,13 @@
 """What can be wrong with one algorithm's job in particular: its named errors, each with its remedy."""
 
 import os
-from collections.abc import Iterator, Mapping
-from math import prod
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
-from recipes.layout import sizes_of
+from recipes.planning.configured import configured
 from recipes.spec import Spec
-from scripts.problems import Problem
+from scripts.args.distill import DistillBridgeArgs, QatArgs
+from scripts.problems import Problem, Severity
 
 _WORTH_SCORING = 128  # calibration samples; the documents name 128 to 512 as common
 #: Flags of Megatron-LM that a distillation cannot be combined with (its model builder says so), and why.
@@ -19,81 +18,21 @@ _NOT_WITH_KD = {
     "--num-virtual-stages-per-pipeline-rank": "interleaved pipelines are not supported",
     "--virtual-pipeline-model-parallel-size": "interleaved pipelines are not supported",
 }
+_VIRTUAL_STAGES = "model.virtual_pipeline_model_parallel_size"
+#: The same in a configuration of Megatron-Bridge. It collects garbage by hand in its own distillations, if seldom.
+_NOT_CONFIGURED_WITH_KD: tuple[tuple[str, int | bool, str, Severity], ...] = (
+    (_VIRTUAL_STAGES, 0, "--virtual-pipeline-model-parallel-size", "error"),
+    ("model.tp_comm_overlap", False, "--tp-comm-overlap", "error"),
+    ("comm_overlap.tp_comm_overlap", False, "--tp-comm-overlap", "error"),
+    ("train.manual_gc", False, "--manual-gc", "warning"),
+)
 _INTERLEAVED = frozenset(flag for flag, why in _NOT_WITH_KD.items() if why.startswith("interleaved"))
 
 
 def family_checks(spec: Spec) -> Iterator[Problem]:
     """Every Problem that comes of what the algorithm is."""
-    for check in (_sizes, _layout, _export, _prune, _distill, _wandb, _card, _interleaved):
+    for check in (_prune, _distill, _wandb, _card, _interleaved):
         yield from check(spec)
-
-
-def family_notes(spec: Spec) -> Iterator[str]:
-    """Named warnings: what the results must not be taken for."""
-    args = spec.args
-    if getattr(args, "use_mock_data", False):
-        yield "mock_data_used_as_quality_signal: the data is random tokens; losses and scores say nothing about quality"
-    samples = getattr(args, "calib_size", None) or getattr(args, "calib_num_samples", None)
-    if spec.engine == "script" and samples is not None and samples < _WORTH_SCORING:
-        yield f"tiny_calibration_used_as_quality_signal: {samples} calibration samples show that it runs, no more"
-    if getattr(args, "use_random_calib", False):
-        yield "tiny_calibration_used_as_quality_signal: random images show that it runs, no more"
-
-
-def _sizes(spec: Spec) -> Iterator[Problem]:
-    numbers = dict(sizes_of(spec.args).values())
-    names = ("calib_size", "calib_num_samples", "seq_length", "mbs", "gbs", "train_iters", "osl", "calib_batch_size")
-    numbers |= {f"args.{name}": value for name in names if (value := getattr(spec.args, name, None)) is not None}
-    for key, value in numbers.items():
-        if value < 1:
-            yield Problem(name="out_of_range", key=key, value=value, cause="at least 1 is needed")
-
-
-def _layout(spec: Spec) -> Iterator[Problem]:
-    """World size = tp x pp x cp x dp, and the experts' own layout (Megatron-Core's parallel_state)."""
-    sizes = sizes_of(spec.args)
-    if not sizes or not spec.args.RANKED or any(value < 1 for _, value in sizes.values()):
-        return
-    world = spec.shape.nodes * spec.torchrun.nproc_per_node
-    name = "invalid_parallel_divisibility" if spec.algorithm == "prune" else "world_size_not_divisible"
-    groups: tuple[tuple[str, ...], ...] = (("tp", "pp", "cp"), ("etp", "ep", "pp"))
-    for group in groups:
-        used = {size: sizes[size] for size in group if size in sizes and sizes[size][1] > 1}
-        needed = prod(value for _, value in used.values())
-        if world % needed:
-            key, value = max(used.values(), key=lambda one: one[1])
-            yield _not_divisible(name, key, value, used, needed, world)
-            return
-    needed = prod(value for _, value in (sizes[size] for size in ("tp", "pp", "cp") if size in sizes))
-    if not spec.args.DATA_PARALLEL and world != needed:
-        cause = f"{world} processes, and this script makes use of {needed}: tp x pp x cp, no data parallelism"
-        remedy = f"Use torchrun.nproc_per_node={needed}, on one machine." if needed <= 8 else ""
-        key = "torchrun.nproc_per_node"
-        yield Problem(name=name, key=key, value=spec.torchrun.nproc_per_node, cause=cause, remedy=remedy)
-
-
-def _not_divisible(name: str, key: str, value: int, used: Mapping[str, Any], needed: int, world: int) -> Problem:
-    product = " x ".join(used)
-    cause = f"{world} processes do not divide by {product} = {needed}"
-    more = -(-world // needed) * needed
-    remedy = (
-        f"Use {more} processes (torchrun.nnodes x torchrun.nproc_per_node), or sizes whose product divides {world}."
-    )
-    return Problem(name=name, key=key, value=value, cause=cause, remedy=remedy)
-
-
-def _export(spec: Spec) -> Iterator[Problem]:
-    """The exporters write each rank's shard of a tensor as if it were the whole, without an error."""
-    if spec.algorithm != "export" or spec.args.DATA_PARALLEL:
-        return
-    for size, (key, value) in sizes_of(spec.args).items():
-        if size in ("tp", "etp") and value > 1:
-            cause = (
-                "the exporter does not gather tensor-parallel shards: the checkpoint would be corrupt, without an error"
-            )
-            yield Problem(
-                name="export_needs_tp1", key=key, value=value, cause=cause, remedy=f"Use {key}=1, and pp for size."
-            )
 
 
 _TARGETS = ("prune_target_params", "prune_target_active_params", "prune_target_memory_mb")
@@ -141,7 +80,6 @@ def _distill(spec: Spec) -> Iterator[Problem]:
                 name="two_kinds_of_data", key=key, value=getattr(args, sources[1]), cause=cause, remedy="Choose one."
             )
         yield from _blend(args.data_paths or [])
-        yield from _vocabularies(spec)
     if spec.recipe.startswith("qad") and hasattr(args, "student_megatron_path") and args.student_megatron_path is None:
         cause = "QAD needs the quantized student; without it this is plain distillation"
         key = "args.student_megatron_path"
@@ -154,6 +92,16 @@ def _distill(spec: Spec) -> Iterator[Problem]:
                 yield Problem(
                     name="kd_incompatible", key="extra_args", value=word, cause=f"not with distillation: {why}"
                 )
+    if isinstance(args, DistillBridgeArgs):
+        yield from _configured_kd(spec)
+
+
+def _configured_kd(spec: Spec) -> Iterator[Problem]:
+    for key, off, flag, severity in _NOT_CONFIGURED_WITH_KD:
+        value = configured(spec.resolved.config, spec.extra_args, key, off)
+        if value:
+            cause = f"not with distillation: {_NOT_WITH_KD[flag]}"
+            yield Problem(name="kd_incompatible", key=f"args.config.{key}", value=value, cause=cause, severity=severity)
 
 
 def _blend(paths: list[Any]) -> Iterator[Problem]:
@@ -166,27 +114,6 @@ def _blend(paths: list[Any]) -> Iterator[Problem]:
             remedy = "Write [1.0, /data/tokenized/domain_text_document, ...]."
             yield Problem(name="wrong_blend", key="args.data_paths", value=paths, cause=cause, remedy=remedy)
             return
-
-
-def _vocabularies(spec: Spec) -> Iterator[Problem]:
-    """Distillation compares logits: both models must mean the same tokens."""
-    from recipes.model_facts import read_config
-
-    sizes = {}
-    for key in ("teacher_hf_path", "student_hf_path"):
-        folder = Path(getattr(spec.resolved, key)).expanduser()
-        config = read_config(folder) if spec.here and folder.is_dir() else None
-        if config is not None and isinstance(config.get("vocab_size"), int):
-            sizes[key] = config["vocab_size"]
-    if len(set(sizes.values())) > 1:
-        cause = (
-            f"the teacher's vocabulary has {sizes['teacher_hf_path']} tokens, the student's {sizes['student_hf_path']}"
-        )
-        value = spec.args.student_hf_path
-        name = "teacher_student_or_tokenizer_mismatch"
-        yield Problem(
-            name=name, key="args.student_hf_path", value=value, cause=cause, remedy="Use models of one family."
-        )
 
 
 def _wandb(spec: Spec) -> Iterator[Problem]:
@@ -216,7 +143,13 @@ def _card(spec: Spec) -> Iterator[Problem]:
 
 
 def _interleaved(spec: Spec) -> Iterator[Problem]:
-    """Megatron-LM's scripts print a line about interleaved pipelines and end with status 0, nothing done."""
+    """ModelOpt's state is not kept for them. Megatron-LM's scripts say so and end with status 0, nothing done."""
+    trains = isinstance(spec.args, QatArgs)
+    value = configured(spec.resolved.config, spec.extra_args, _VIRTUAL_STAGES, 0) if trains else 0
+    if value:
+        cause = "a checkpoint with ModelOpt's state cannot have virtual stages (Megatron-Bridge raises)"
+        name, key = "pipeline_not_interleaved", f"args.config.{_VIRTUAL_STAGES}"
+        yield Problem(name=name, key=key, value=value, cause=cause, remedy="Leave it out.")
     for word in spec.extra_args if hasattr(spec.args, "model_card") else ():
         if word.partition("=")[0] in _INTERLEAVED:
             cause = "the script would end at once, with status 0 and nothing done"

@@ -20,9 +20,11 @@ def merge(partial: "run.Partial[Any]", values: Mapping[str, Any]) -> list[Proble
     """Set every value of a parsed YAML document on `partial`; return what does not fit."""
     problems: list[Problem] = []
     for section, content in values.items():
-        if section == HARDWARE:
-            continue  # what the values were made for: a fact about them, not one of them
-        if section in ("script", "args", "torchrun"):
+        if section == HARDWARE:  # what the values were made for: a fact about them, not one of them
+            from recipes.hardware import stated_problems
+
+            problems += stated_problems(content)
+        elif section in ("script", "args", "torchrun"):
             if not isinstance(content, dict):
                 problems.append(_wrong(section, content, "is a section with keys below it"))
                 continue

@@ -5,48 +5,74 @@ about to start.
 """
 
 import re
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
 from importlib import util
 from pathlib import Path
 
-from recipes.family_checks import family_checks, family_notes
-from recipes.quantize_checks import model_folder, quantize_checks, quantize_notes
+from recipes.checks import (
+    access,
+    batches,
+    formats,
+    hardware,
+    history,
+    inputs,
+    layout,
+    memory,
+    outputs,
+    places,
+    pruning,
+    quality,
+    values,
+    vocabularies,
+    walltime,
+)
+from recipes.checks.frame import Check, Findings, carry_out
+from recipes.checks.outputs import disk_problems, output_problems
+from recipes.family_checks import family_checks
+from recipes.quantize_checks import quantize_checks, quantize_notes
 from recipes.script_checks import input_problems, script_checks, script_notes
-from recipes.spec import Spec, written
-from recipes.tool_checks import installed_checks, tool_checks, tool_notes
-from scripts.files import weight_bytes
+from recipes.spec import Spec
+from recipes.tool_checks import installed_checks, tool_checks
 from scripts.problems import Problem
 from scripts.types import meanings
 
 #: What the hf engine imports; the local executor runs it in the environment that submits.
 ENGINE_PACKAGES = ("torch", "transformers", "modelopt", "datasets", "safetensors", "jinja2", "matplotlib")
-#: Checkpoint, export and working copies, as a multiple of the source checkpoint.
-_DISK_FACTOR = 2.2
-_TINY_BYTES = 64 << 20
 
 
-def preflight(spec: Spec) -> list[Problem]:
-    """Every Problem of `spec`; empty when it may run."""
-    unusable = list(_characters(spec))
-    return unusable or [problem for check in (*COMMON, *CHECKS[spec.engine]) for problem in check(spec)]
+def preflight(spec: Spec) -> Findings:
+    """Every Problem of `spec`, and what could not be checked because a fact is not known."""
+    unusable = (*_characters(spec), *_nameless(spec))
+    if unusable:
+        return Findings(problems=unusable, usable=False)
+    named = carry_out(NAMED, spec)
+    problems = [problem for check in (*COMMON, *CHECKS[spec.engine]) for problem in check(spec)]
+    return Findings(problems=(*problems, *named.problems), skipped=named.skipped)
 
 
 def notes(spec: Spec) -> list[str]:
     """What a user should know although nothing is wrong."""
-    if spec.engine == "script":
-        return [*script_notes(spec), *family_notes(spec)]
-    return list(quantize_notes(spec)) if spec.engine == "hf" else list(tool_notes(spec))
+    of_engine = {"script": script_notes, "hf": quantize_notes}
+    return list(of_engine[spec.engine](spec)) if spec.engine else []
 
 
 def _characters(spec: Spec) -> Iterator[Problem]:
     for field in fields(spec.resolved):
         value = getattr(spec.resolved, field.name)
-        if isinstance(value, str) and "\0" in value:
+        if any(isinstance(one, str) and "\0" in one for one in (value if isinstance(value, list) else [value])):
             cause = "no file name or argument can hold a NUL character"
             yield Problem(name="wrong_value", key=f"args.{field.name}", value=repr(value), cause=cause)
+
+
+def _nameless(spec: Spec) -> Iterator[Problem]:
+    """An output is made beside its place and renamed, so its path must end in a name."""
+    for field, meaning in meanings(spec.resolved):
+        value = getattr(spec.resolved, field.name)
+        if meaning.produces and isinstance(value, str) and Path(value).name in ("", ".."):
+            cause = "it does not end in the name of a folder to make"
+            remedy = "Name a folder, or null where the output is not wanted."
+            yield Problem(name="wrong_value", key=f"args.{field.name}", value=repr(value), cause=cause, remedy=remedy)
 
 
 def _home(spec: Spec) -> Iterator[Problem]:
@@ -82,89 +108,29 @@ def _installed(spec: Spec) -> Iterator[Problem]:
         yield Problem(name="engine_not_installed", key="engine", value="hf", cause=cause, remedy=remedy)
 
 
-def _outputs(spec: Spec) -> Iterator[Problem]:
-    paths = {key: path for key, _, path in written(spec)}
-    sources = dict(_read(spec))
-    for key, path in paths.items():
-        if spec.here and path.exists() and (not path.is_dir() or any(path.iterdir())):
-            cause = "it already holds something, and nothing is overwritten"
-            yield Problem(
-                name="output_exists", key=key, value=path, cause=cause, remedy="Name another folder, or remove it."
-            )
-        trouble = _cannot_write(_existing_parent(path)) if spec.here else None
-        if trouble:
-            yield Problem(name="output_not_writable", key=key, value=path, cause=trouble)
-        others = {**sources, **{name: other for name, other in paths.items() if name < key}}
-        for other_key, other in others.items():
-            if _overlap(path, other):
-                cause = f"it overlaps {other_key}={other}"
-                own = _OVERLAPS.get(spec.algorithm) if other_key in sources else None
-                name = own or "output_overlaps_input"
-                yield Problem(name=name, key=key, value=path, cause=cause, remedy="Name a folder of its own.")
-
-
-#: What algorithms of the script engine call an output that lies in an input.
-_OVERLAPS = {
-    "quantize": "source_checkpoint_overwritten",
-    "convert": "source_checkpoint_overwritten",
-    "prune": "output_path_overlaps_input",
-    "distill": "output_dir_overlaps_checkpoint_roots",
-    "qat": "output_dir_overlaps_checkpoint_roots",
-}
-
-
-def _read(spec: Spec) -> Iterator[tuple[str, Path]]:
-    """The inputs that are paths; where they cannot be looked at, those that can be nothing else."""
-    for field, meaning in meanings(spec.resolved):
-        value = getattr(spec.resolved, field.name)
-        for item in value if isinstance(value, list) else [value]:
-            if meaning.consumes and isinstance(item, str):
-                path = Path(item).expanduser()
-                if path.is_absolute() or (spec.here and path.exists()):
-                    yield f"args.{field.name}", path
-
-
-def _disk(spec: Spec) -> Iterator[Problem]:
-    if not spec.here:
-        return
-    folder = model_folder(spec)
-    if folder is None and not spec.args.hf_model_id.startswith("tiny:"):
-        return  # the size is unknown here
-    needed = int((weight_bytes(folder) if folder else _TINY_BYTES) * _DISK_FACTOR)
-    for key, _, path in written(spec):
-        anchor = _existing_parent(path)
-        free = shutil.disk_usage(anchor).free
-        if free < needed:
-            cause = f"about {needed / 1e9:.1f} GB will be written and {anchor} has {free / 1e9:.1f} GB free"
-            yield Problem(name="not_enough_disk", key=key, value=path, cause=cause, remedy="Write elsewhere.")
-            return
-
-
+_MODULES = (
+    layout,
+    batches,
+    values,
+    pruning,
+    formats,
+    hardware,
+    memory,
+    inputs,
+    vocabularies,
+    history,
+    quality,
+    access,
+    places,
+    outputs,
+    walltime,
+)
+#: Checks against what is known of models and places: each says itself what it needs, and to which jobs it applies.
+NAMED: tuple[Check, ...] = tuple(check for module in _MODULES for check in module.CHECKS)
 COMMON: tuple[Callable[[Spec], Iterator[Problem]], ...] = (_home, _shape)
 #: By engine; None is an algorithm without a choice.
 CHECKS: Mapping[str | None, tuple[Callable[[Spec], Iterator[Problem]], ...]] = {
-    "hf": (_installed, quantize_checks, _outputs, _disk),
-    "script": (script_checks, family_checks, tool_checks, installed_checks, _outputs),
-    None: (input_problems, tool_checks, installed_checks, _outputs),
+    "hf": (_installed, quantize_checks, output_problems, disk_problems),
+    "script": (script_checks, family_checks, tool_checks, installed_checks, output_problems, disk_problems),
+    None: (input_problems, tool_checks, installed_checks, output_problems),
 }
-
-
-def _existing_parent(path: Path) -> Path:
-    for parent in (path.absolute(), *path.absolute().parents):
-        if parent.exists():
-            return parent
-    return Path("/")
-
-
-def _cannot_write(folder: Path) -> str | None:
-    """Why nothing can be made in `folder`; None when it can. Tried with a file that has no name."""
-    try:
-        with tempfile.TemporaryFile(dir=folder):
-            return None
-    except OSError as error:
-        return f"nothing can be made in {folder} ({error.strerror})"
-
-
-def _overlap(one: Path, other: Path) -> bool:
-    first, second = one.resolve(), other.resolve()
-    return first == second or first in second.parents or second in first.parents

@@ -2,14 +2,17 @@
 
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from executors import load_profile, place_of
 from executors.place import Launch, Place
+from recipes.checks.frame import Skipped
+from recipes.checks.history import experiment_problems
 from recipes.folders import RunFolder
+from recipes.hardware import gpu_problems
 from recipes.preflight import preflight
 from recipes.references import Outputs, names_in, with_paths
 from recipes.runs import find_run
@@ -43,6 +46,8 @@ class Submission:
     after: tuple[str, ...] = ()  # run ids
     force_squash: bool = False
     element: tuple[str, int] | None = None  # of a job array: its run id, and which one
+    warnings: tuple[Problem, ...] = ()  # those that somebody forced among them
+    skipped: tuple[Skipped, ...] = ()
 
     @property
     def run_dir(self) -> Path:
@@ -79,6 +84,20 @@ class Options:
     online: bool = True  # ask the hub about models that are not here
     force_squash: bool = False
     overrides: Mapping[str, str] = field(default_factory=dict)  # of the executor profile
+    force: frozenset[str] = frozenset()  # Problems that do not stop the job, by name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Examined:
+    """Stages as they were found: what can be submitted where there is no error, and every Problem."""
+
+    submissions: tuple[Submission, ...]
+    problems: tuple[Problem, ...]
+
+    @property
+    def errors(self) -> tuple[Problem, ...]:
+        """What stands in the way."""
+        return tuple(problem for problem in self.problems if problem.severity == "error")
 
 
 def prepare(
@@ -92,6 +111,14 @@ def prepare(
 
 def prepare_all(stages: Sequence[Stage], executor: str = "local", options: Options = Options()) -> list[Submission]:
     """Check every stage, in an order in which parents come first. Raises ProblemsError; writes nothing."""
+    examined = examine(stages, executor, options)
+    if examined.errors:
+        raise ProblemsError(examined.errors)
+    return list(examined.submissions)
+
+
+def examine(stages: Sequence[Stage], executor: str = "local", options: Options = Options()) -> Examined:
+    """Check every stage and say what was found; raises nothing for it, and writes nothing."""
     problems: list[Problem] = []
     ids = {stage.name: _new_id(stage.partial.recipe) for stage in stages}
     submissions: list[Submission] = []
@@ -103,9 +130,28 @@ def prepare_all(stages: Sequence[Stage], executor: str = "local", options: Optio
         submission, found = _prepare_one(stage, name, *places[name], ids, options, made)
         problems += [problem for problem in found if problem not in problems]
         submissions += [submission] if submission else []
-    if problems:
-        raise ProblemsError(problems)
-    return submissions
+    together = experiment_problems([(submission.name, submission.spec) for submission in submissions])
+    problems += [problem for problem in together if problem not in problems]
+    problems = [_forced(problem, options.force) for problem in problems]
+    return Examined(submissions=tuple(submissions), problems=(*problems, *_idle(problems, options.force)))
+
+
+def _forced(problem: Problem, names: frozenset[str]) -> Problem:
+    """A problem that somebody said to go on with, where that can be."""
+    if problem.name not in names or problem.severity != "error":
+        return problem
+    if problem.can_force:
+        return replace(problem, severity="forced")
+    return replace(problem, remedy=f"{problem.remedy}  It cannot be forced.".strip())
+
+
+def _idle(problems: Sequence[Problem], names: frozenset[str]) -> Iterator[Problem]:
+    """Names to force that no problem has: a word with a typo, or a job that is right by now."""
+    can = sorted({problem.name for problem in problems if problem.can_force and problem.severity == "error"})
+    hint = f"Of what was found, these can be forced: {', '.join(can)}." if can else ""
+    for name in sorted(names - {problem.name for problem in problems}):
+        cause = "no such problem was found"
+        yield Problem(name="nothing_to_force", key="--force", value=name, cause=cause, remedy=hint, severity="warning")
 
 
 def _parents(stage: Stage) -> list[str]:
@@ -119,7 +165,7 @@ def _place_of(executor: str, options: Options) -> tuple[Place, list[Problem]]:
     if any(problem.name == "unknown_executor" for problem in problems):
         return place_of(load_profile("local", {})[0]), problems
     place = place_of(profile)
-    return place, [*problems, *place.problems()]
+    return place, [*problems, *place.problems(), *gpu_problems(profile)]
 
 
 def _prepare_one(
@@ -147,8 +193,12 @@ def _prepare_one(
         online=options.online,
         promised=referenced.promised,
     )
-    problems += unresolved + (preflight(spec) if spec else [])
+    problems += unresolved
     if spec is None:
+        return None, problems
+    findings = preflight(spec)
+    problems += findings.problems
+    if not findings.usable:
         return None, problems
     submission = Submission(
         id=ids[stage.name],
@@ -159,6 +209,8 @@ def _prepare_one(
         spec=spec,
         after=tuple(after),
         force_squash=options.force_squash,
+        warnings=tuple(one for found in problems if (one := _forced(found, options.force)).severity != "error"),
+        skipped=findings.skipped,
     )
     return submission, problems
 

@@ -1,6 +1,7 @@
 """What can be wrong with a job of the script engine, as far as the submitting machine can tell."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -47,8 +48,9 @@ def script_notes(spec: Spec) -> Iterator[str]:
         )
     if spec.script.release is not None and by == spec.addressed.path:
         yield f"script.release={spec.script.release} is not needed: the script is here, and says itself what it takes"
-    for key in command(spec).left_out:
-        yield f"{key} is left out: {release or by} has no such flag"
+    with suppress(JobError):  # a model card that is not there: a Problem
+        for key in command(spec).left_out:
+            yield f"{key} is left out: {release or by} has no such flag"
     for field, meaning in meanings(spec.args):
         unused = meaning.engine == "hf" and meaning.produces and field.name not in spec.given
         if unused and getattr(spec.args, field.name) is not None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from recipes.facts import ModelFacts, facts_of
 from recipes.hardware import Gpu, gpu_of
-from recipes.layout import Layout, default_ep, layout_of
+from recipes.layout import Layout, default_ep, layout_of, sizes_of
 from recipes.releases import Addressed, address
 from scripts.errors import JobError
 from scripts.late import MODEL_FIELDS, resolve, tag_of
@@ -92,7 +92,10 @@ def spec_of(
     args, torchrun, script = build(partial.args), build(partial.torchrun), build(partial.script)
     run_dir = Path(place.run_root()) / run_id
     algorithm = partial.__fn_or_cls__.__name__
-    engine, given = engine_of(partial.engine, args, script, place.profile), _given(partial.recipe, args)
+    given = _given(partial.recipe, args)
+    sizes = {key.removeprefix("args.") for key, _ in sizes_of(args).values()}
+    spread = overrides.get("nodes", "1") != "1" or torchrun.nnodes > 1 or bool(sizes & given)
+    engine = engine_of(partial.engine, args, script, place.profile, spread=spread)
     if engine == "script" and (ep := default_ep(args, torchrun)) is not None:
         args = replace(args, ep=ep)
     try:
@@ -123,10 +126,14 @@ def spec_of(
     return spec, [*_contradiction(torchrun, overrides), *problems]
 
 
-def engine_of(engine: Engine, args: Any, script: ScriptSpec, profile: "Profile") -> Literal["script", "hf"] | None:
+def engine_of(
+    engine: Engine, args: Any, script: ScriptSpec, profile: "Profile", *, spread: bool
+) -> Literal["script", "hf"] | None:
     """What `auto` stands for in a place: the script of its container where that is known to have it, else hf.
 
-    The job is told the answer, because its shape depends on it: ranks, or one process.
+    `spread`: somebody asked for several machines, or for a size of the layout, which the hf engine has no use for;
+    away from this machine that means the script. The job is told the answer, because its shape depends on it: ranks,
+    or one process.
     """
     scripts = getattr(args, "SCRIPTS", ())
     if not scripts:
@@ -137,9 +144,10 @@ def engine_of(engine: Engine, args: Any, script: ScriptSpec, profile: "Profile")
         return "script"
     if args.hf_model_id.startswith("tiny:"):
         return "hf"
+    if profile.kind == "local":
+        return "script" if installed(scripts) else "hf"
     image = getattr(profile, "image", None)
-    there = installed(scripts) if profile.kind == "local" else bool(image and releases_in(image))
-    return "script" if there else "hf"
+    return "script" if spread or (image and releases_in(image)) else "hf"
 
 
 def written(spec: Spec) -> Iterator[tuple[str, str, Path]]:
@@ -160,7 +168,8 @@ def _models(args: Any) -> dict[str, ModelFacts]:
     found = {}
     for field, meaning in meanings(args):
         value = getattr(args, field.name)
-        if (meaning.consumes == "checkpoint_hf" or meaning.card) and isinstance(value, str):
+        named = meaning.consumes == "checkpoint_hf" or meaning.card or field.name in MODEL_FIELDS
+        if named and isinstance(value, str):
             facts = facts_of(value)
             if facts is not None:
                 found[field.name] = facts

@@ -51,9 +51,3 @@ def _refuse_without(spec: Spec) -> None:
         from scripts.serving.servers import SERVERS, find_program
 
         find_program(SERVERS[spec.args.server], spec.script.path)
-
-
-def tool_notes(spec: Spec) -> Iterator[str]:
-    """Named warnings: what a score must not be taken for."""
-    if isinstance(spec.args, EvaluateArgs) and spec.args.limit is not None:
-        yield f"limited_run_used_as_quality_signal: {spec.args.limit:g} of each task's questions shows that it runs"

@@ -31,6 +31,11 @@ class Problem:
         remedy = f"  {self.remedy}" if self.remedy else ""
         return f"{_WORDS[self.severity]} {self.name}   {where}: {self.cause}{remedy}"
 
+    def as_data(self) -> dict[str, Any]:
+        """As JSON has it, with the sentence that a person reads; a value that JSON does not know is text."""
+        known = isinstance(self.value, (str, int, float, bool, list, type(None)))
+        return {**vars(self), "value": self.value if known else str(self.value), "text": str(self)}
+
 
 class ProblemsError(ValueError):
     """A job that cannot run as asked; `problems` holds every reason, not the first one."""

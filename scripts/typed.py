@@ -17,7 +17,7 @@ def convert(kind: Any, value: Any, *, strict: bool) -> Any:
     Text for a string field is taken literally: `1e3`, `yes` and `$(x)` stay what they are; `null`
     is None where the field allows it. Raises ValueError saying what would be right.
     """
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import ConfigDict, TypeAdapter, ValidationError
 
     if not strict and isinstance(value, str):
         optional = type(None) in get_args(kind)
@@ -28,7 +28,8 @@ def convert(kind: Any, value: Any, *, strict: bool) -> Any:
         if {list, dict} & {get_origin(one) for one in (kind, *get_args(kind))}:
             value = _yaml(value)
     try:
-        return TypeAdapter(kind).validate_python(value, strict=strict)
+        adapter = TypeAdapter(kind, config=ConfigDict(allow_inf_nan=False))
+        return adapter.validate_python(value, strict=strict)
     except ValidationError as error:
         detail = error.errors()[0]
         if detail["type"] == "literal_error":

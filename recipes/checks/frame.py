@@ -8,20 +8,6 @@ from scripts.problems import Problem
 
 
 @dataclass(frozen=True, kw_only=True)
-class Check:
-    """One check. It is run where every fact that it `needs` is known, and named as skipped where one is not.
-
-    A fact is `gpu`, `model` (anything is known of it), or a field of the model's facts: `model.heads`.
-    `applies` says whether the job is of the kind at all; what does not apply is not skipped, but absent.
-    """
-
-    name: str  # of the Problem that it reports; its main one, where there are several
-    run: Callable[[Spec], Iterator[Problem]]
-    needs: tuple[str, ...] = ()
-    applies: Callable[[Spec], bool] = lambda _: True
-
-
-@dataclass(frozen=True, kw_only=True)
 class Skipped:
     """A check that could not be made, and the facts that were missing."""
 
@@ -33,25 +19,44 @@ class Skipped:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Check:
+    """One check. It is run where every fact that it `needs` is known, and named as skipped where one is not.
+
+    A fact is `gpu`, `model` (anything is known of it), or a field of the model's facts: `model.heads`.
+    `applies` says whether the job is of the kind at all; what does not apply is not skipped, but absent.
+    """
+
+    name: str  # of the Problem that it reports; its main one, where there are several
+    run: Callable[[Spec], Iterator[Problem | Skipped]]  # Skipped: a fact turned out to be missing on the way
+    needs: tuple[str, ...] = ()
+    applies: Callable[[Spec], bool] = lambda _: True
+
+
+@dataclass(frozen=True, kw_only=True)
 class Findings:
     """What the checks of one job came to."""
 
     problems: tuple[Problem, ...] = ()
     skipped: tuple[Skipped, ...] = ()
+    usable: bool = True  # else the values are such that nothing more can be said of the job
 
 
 def carry_out(checks: Sequence[Check], spec: Spec) -> Findings:
     """Run every check that applies and whose facts are known."""
     problems: list[Problem] = []
-    skipped = []
+    skipped: list[Skipped] = []
     for check in checks:
         if not check.applies(spec):
             continue
         missing = tuple(need for need in check.needs if not _known(need, spec))
         if missing:
             skipped.append(Skipped(name=check.name, missing=missing))
-        else:
-            problems += check.run(spec)
+            continue
+        for found in check.run(spec):
+            if isinstance(found, Skipped):
+                skipped.append(found)
+            else:
+                problems.append(found)
     return Findings(problems=tuple(problems), skipped=tuple(skipped))
 
 

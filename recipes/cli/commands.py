@@ -2,38 +2,24 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
-from typer.core import TyperCommand
 
 from scripts.errors import JobError
 from scripts.problems import ProblemsError
 
-if TYPE_CHECKING:
-    from recipes.preparation import Options, Submission
-
-_PASSTHROUGH = "recipes.passthrough"
 _FAILED, _REFUSED, _INTERRUPTED = 1, 2, 130
-
-
-class _RunCommand(TyperCommand):
-    """Keeps the words after `--` apart: they are arguments for an upstream script, not overrides."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        cut = args.index("--") if "--" in args else len(args)
-        ctx.meta[_PASSTHROUGH] = args[cut + 1 :]
-        parsed: list[str] = super().parse_args(ctx, args[:cut])
-        return parsed
 
 
 def register(app: typer.Typer) -> None:
     """Add our commands to NeMo-Run's `experiment` group; status, logs and cancel take the place of its own."""
-    from recipes.cli import executors, inspect, manage
+    from recipes.cli import executors, inspect, manage, plan
+    from recipes.cli.passthrough import RecipeCommand
 
-    app.command("run", cls=_RunCommand)(run)
+    app.command("run", cls=RecipeCommand)(run)
+    app.command("plan", cls=RecipeCommand)(plan.plan)
     app.command("recipes")(recipes)
     app.command("inspect")(inspect.inspect)
     manage.register(app)
@@ -57,6 +43,9 @@ def run(
     ] = None,
     dryrun: Annotated[bool, typer.Option("--dryrun", help="Check, show what would run, write nothing.")] = False,
     detach: Annotated[bool, typer.Option("--detach", help="Return at once; the job outlives the terminal.")] = False,
+    force: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Go on in spite of this Problem (repeatable); recorded.")
+    ] = None,
     force_squash: Annotated[bool, typer.Option("--force-squash", help="Slurm: import the image anew.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask on a terminal.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")] = False,
@@ -71,14 +60,19 @@ def run(
     Slurm or Lepton goes on.
     """
     from recipes.cli import show
+    from recipes.cli.passthrough import passed_through
+    from recipes.cli.request import examined_of, request_of
     from recipes.following import LeftRunningError
     from recipes.preparation import Options
     from recipes.sweeps import start_sweep
 
     out = show.Output(as_json=as_json)
-    options = Options(profiles=profiles, online=not dryrun, force_squash=force_squash)
+    options = Options(profiles=profiles, online=not dryrun, force_squash=force_squash, force=frozenset(force or ()))
     try:
-        prepared = _prepare(recipe, words or [], config, ctx.meta[_PASSTHROUGH], after or [], sweep or [], options)
+        request = request_of(recipe, words or [], config, passed_through(ctx), options)
+        examined = examined_of(request, after or [], sweep or [])
+        out.warnings(examined.problems)
+        prepared = examined.submissions
         out.plan(prepared, full=dryrun)
         if dryrun:
             out.finish_plan()
@@ -108,55 +102,6 @@ def exit_status(states: Sequence[str]) -> int:
     if all(state == "succeeded" for state in states):
         return 0
     return _INTERRUPTED if set(states) <= {"succeeded", "cancelled"} else _FAILED
-
-
-def _prepare(
-    recipe: str,
-    words: list[str],
-    config: str | None,
-    passthrough: list[str],
-    after: list[str],
-    sweep: list[str],
-    options: "Options",
-) -> "list[Submission]":
-    """Build the recipe with everything the command line says; raise ProblemsError with all that is wrong."""
-    from executors import load_profile
-    from recipes.base import config_path, load_yaml
-    from recipes.catalogue import find
-    from recipes.overrides import merge, parse_sweep, parse_words, set_value
-    from recipes.preparation import Stage, prepare_all
-    from recipes.sweeps import stages_of
-
-    parsed, problems = parse_words(words)
-    options = replace(options, overrides=parsed.profile)
-    try:
-        entry = find(recipe)
-    except ProblemsError as error:
-        wrong = load_profile(parsed.executor, parsed.profile, files=options.profiles)[1]
-        raise ProblemsError([*error.problems, *problems, *wrong]) from None
-    partial = entry.build()
-    if config is not None:
-        try:
-            problems += merge(partial, load_yaml(config_path(entry.family.name, config)))
-        except ProblemsError as error:
-            problems += error.problems
-    for key, value in parsed.recipe.items():
-        problems += set_value(partial, key, value)
-    partial.extra_args = [*partial.extra_args, *passthrough]
-    grid, wrong = parse_sweep(sweep)
-    problems += wrong
-    try:
-        stages = [replace(stage, after=after) for stage in stages_of(partial, grid)]
-    except ProblemsError as error:
-        problems += error.problems
-        stages = [Stage(name=recipe, partial=partial, after=after)]
-    try:
-        prepared = prepare_all(stages, parsed.executor, options)
-    except ProblemsError as error:
-        raise ProblemsError([*problems, *error.problems]) from None
-    if problems:
-        raise ProblemsError(problems)
-    return prepared
 
 
 def recipes(

@@ -7,8 +7,3 @@ from typing import Any
 def print_json(value: Any) -> None:
     """Print `value`; what JSON does not know becomes text. In ASCII: any terminal and any locale can take it."""
     print(json.dumps(value, indent=2, default=str))
-
-
-def plain(value: Any) -> Any:
-    """A value as JSON has it."""
-    return value if isinstance(value, (str, int, float, bool, list, type(None))) else str(value)

@@ -47,7 +47,7 @@ def executors(
     sources, broken = list_profiles(profiles)
     rows = [_row(source) for source in sources]
     if as_json:
-        print_json({"profiles": rows, "problems": [_plain(problem) for problem in broken]})
+        print_json({"profiles": rows, "problems": [problem.as_data() for problem in broken]})
     else:
         _print_table(rows)
         for problem in broken:
@@ -112,7 +112,7 @@ def check(
         problems += place.problems()
     if problems:
         if as_json:
-            print_json({"name": name, "state": "refused", "problems": [_plain(problem) for problem in problems]})
+            print_json({"name": name, "state": "refused", "problems": [problem.as_data() for problem in problems]})
         for problem in problems:
             print(problem, file=sys.stderr)
         raise typer.Exit(_REFUSED)
@@ -162,8 +162,8 @@ def _row(source: Any) -> dict[str, Any]:
         "files": [str(file) for file in source.files],
         "capabilities": dataclasses.asdict(place.capabilities) if place else None,
         "summary": _in_words(place.capabilities) if place else "",
-        "unfinished": [_plain(problem) for problem in place.problems()] if place and not source.problems else [],
-        "problems": [_plain(problem) for problem in source.problems],
+        "unfinished": [problem.as_data() for problem in place.problems()] if place and not source.problems else [],
+        "problems": [problem.as_data() for problem in source.problems],
     }
 
 
@@ -198,8 +198,3 @@ def _print_probe(probe: Any) -> None:
     print(f"{'pass' if probe.passed else 'FAIL'}  {probe.name:16} {probe.detail}", flush=True)
     if not probe.passed and probe.remedy:
         print(f"      {'':16} {probe.remedy}", flush=True)
-
-
-def _plain(problem: Problem) -> dict[str, Any]:
-    value = problem.value if isinstance(problem.value, (str, int, float, bool, type(None))) else str(problem.value)
-    return {**vars(problem), "value": value, "text": str(problem)}

@@ -1,115 +1,51 @@
-"""What is about to be submitted: as plain data, and for a person to read."""
+"""`nemo experiment plan`: what a job would need and do, and everything that is wrong with it, without submitting."""
 
-from typing import Any
+from pathlib import Path
+from typing import Annotated
 
-from recipes.preflight import notes
-from recipes.preparation import Submission
-from recipes.script_checks import command
-from recipes.spec import Spec
-from recipes.submission import values_of
-from scripts.late import MODEL_FIELDS, VARIANT_FIELDS
+import typer
 
+from scripts.problems import ProblemsError
 
-def plan_of(submission: Submission, *, full: bool) -> dict[str, Any]:
-    """A prepared submission as plain data; with `full`, with the exact text that would be sent."""
-    import dataclasses
-
-    spec = submission.spec
-    plan = {
-        "id": submission.id,
-        "recipe": spec.recipe,
-        "executor": {"name": submission.executor, **dataclasses.asdict(submission.place.profile)},
-        "engine": spec.engine,
-        "script": _script_of(spec),
-        "shape": dataclasses.asdict(spec.shape),
-        "after": list(submission.after),
-        "run_dir": str(spec.run_dir),
-        "values": values_of(submission.partial),
-        "resolved": dataclasses.asdict(spec.resolved),
-        "notes": notes(spec),
-    }
-    if full:
-        from recipes.dryrun import rehearse
-
-        plan |= rehearse(submission)
-    return plan
+_REFUSED = 2
 
 
-def _script_of(spec: Spec) -> dict[str, Any] | None:
-    """The script that the job is written for, and what every rank would run."""
-    if spec.addressed is None:
-        return None
-    words = command(spec)
-    return {
-        "name": spec.addressed.script,
-        "path": spec.addressed.path,
-        "release": spec.addressed.release,
-        "known_by": spec.addressed.known_by or None,
-        "argv": list(words.words),
-        "left_out": list(words.left_out),
-    }
+def plan(
+    ctx: typer.Context,
+    recipe: Annotated[str, typer.Argument(help="A name from `nemo experiment recipes`.")],
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="The words that `nemo experiment run` would be given."),
+    ] = None,
+    config: Annotated[str | None, typer.Option(help="A YAML file, or the name of a shipped config.")] = None,
+    profiles: Annotated[Path | None, typer.Option(help="A file of executor profiles, instead of your own.")] = None,
+    force: Annotated[list[str] | None, typer.Option(metavar="NAME", help="As `run` has it (repeatable).")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document; configs/schemas/plan.json.")] = False,
+) -> None:
+    """Say whether a job fits, where its memory goes, what each rank runs, and what is wrong. No GPU, no network.
 
+    Example: nemo experiment plan quantize_fp8 executor=slurm args.hf_model_id=Qwen/Qwen3-30B-A3B executor.nodes=2
 
-def _command_line(script: dict[str, Any]) -> str:
-    import shlex
+    Exit status: 0 when `run` would submit it, 2 when it would refuse.
+    """
+    from recipes.cli import show
+    from recipes.cli.document import print_json
+    from recipes.cli.passthrough import passed_through
+    from recipes.cli.request import request_of
+    from recipes.planning.plan import plan_of
+    from recipes.planning.text import as_text
+    from recipes.preparation import Options, Stage, examine
 
-    return shlex.join(["python", *script["path"].split(" ", 1), *script["argv"]])
-
-
-def print_plan(plan: dict[str, Any], *, full: bool) -> None:
-    args = plan["values"]["args"]
-    shape = plan["shape"]
-    lines = {
-        "recipe": plan["recipe"],
-        "engine": plan["engine"],
-        "executor": plan["executor"]["name"],
-        "machines": f"{shape['nodes']} x {shape['processes']} processes" if shape["torchrun"] else None,
-        "after": ", ".join(plan["after"]),
-        "script": _script_line(plan["script"]) if plan["script"] else None,
-        "model": next(filter(None, (args.get(key) for key in MODEL_FIELDS)), None),
-        "format": next(filter(None, (args.get(key) for key in VARIANT_FIELDS)), None),
-        "run dir": plan["run_dir"],
-    }
-    for key, value in lines.items():
-        if value:
-            print(f"{key:10} {value}", flush=True)
-    if not full:
-        for note in plan["notes"]:
-            if "not used" in note and "machines" in note:
-                print(f"note: {note}")
-        return
-    import yaml
-
-    print(yaml.safe_dump(plan["values"], sort_keys=False, allow_unicode=True, width=200).rstrip())
-    for key, value in plan["resolved"].items():
-        if value != args[key]:
-            print(f"on the node: args.{key} = {value}")
-    for note in plan["notes"]:
-        print(f"note: {note}")
-    if plan["script"]:
-        print(f"every rank runs:\n{_command_line(plan['script'])}")
-    print_text(plan)
-
-
-def _script_line(script: dict[str, Any]) -> str:
-    release = f", release {script['release']} (by {script['known_by']})" if script["release"] else ""
-    return f"{script['path']}{release}"
-
-
-def print_text(plan: dict[str, Any]) -> None:
-    if plan["code"]:
-        print(f"code       {code_line(plan['code'])}")
-    print(f"would submit:\n{plan['submits']}")
-
-
-def code_line(code: dict[str, Any]) -> str:
-    whose = "the recipes alone" if code["packager"] == "none" else code["packager"]
-    line = f"{whose}: {code['files']} files, {code['bytes'] / 1e3:.0f} kB"
-    for key, meaning in (
-        ("changed", "uncommitted, sent"),
-        ("untracked", "untracked, not sent"),
-        ("withheld", "withheld"),
-    ):
-        if code.get(key):
-            line += f"; {meaning}: {', '.join(code[key][:5])}" + (" ..." if len(code[key]) > 5 else "")
-    return line
+    options = Options(profiles=profiles, online=False, force=frozenset(force or ()))
+    try:
+        request = request_of(recipe, words or [], config, passed_through(ctx), options)
+        stage = Stage(name=recipe, partial=request.partial)
+        found = plan_of(examine([stage], request.executor, request.options), request.problems)
+    except ProblemsError as error:
+        show.Output(as_json=as_json).problems(error.problems)
+        raise typer.Exit(_REFUSED) from None
+    if as_json:
+        print_json(found.as_data())
+    else:
+        print(as_text(found))
+    raise typer.Exit(_REFUSED if found.refused else 0)

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from recipes.cli.document import plain, print_json
-from recipes.cli.plan import code_line, plan_of, print_plan, print_text
+from recipes.cli.document import print_json
+from recipes.cli.preview import code_line, preview_of, print_preview, print_text
 from recipes.preparation import Submission
 from recipes.standing import Run
 from recipes.sweeps import is_array
@@ -22,6 +22,16 @@ if TYPE_CHECKING:
 _SHORT_FROM = 4
 
 
+def _diagnosis_lines(record: dict[str, Any]) -> list[str]:
+    """What the logs of a failed run were found to say, and where."""
+    found = record.get("diagnosis")
+    if not found:
+        return []
+    place = ":".join(str(part) for part in (found["file"], found["line"]) if part is not None)
+    evidence = f"{place}: {found['evidence']}" if place else found["evidence"]
+    return [f"{'diagnosis':12} {found['name']}: {found['remedy']}", f"{'evidence':12} {evidence}"]
+
+
 class Output:
     """Prints either for a person or as JSON; never both on standard output."""
 
@@ -34,7 +44,7 @@ class Output:
     def plan(self, submissions: Sequence[Submission], *, full: bool) -> None:
         """What would run, where, and where it leaves its outputs; with `full`, every value and the exact text sent."""
         array = full and is_array(submissions)
-        self._plans = [plan_of(submission, full=full and not array) for submission in submissions]
+        self._plans = [preview_of(submission, full=full and not array) for submission in submissions]
         if array:
             from recipes.dryrun import rehearse_array
 
@@ -42,14 +52,14 @@ class Output:
         if self.as_json:
             return
         if len(self._plans) > 1 and (array or not full):
-            print_plan(self._plans[0] | {"run_dir": None}, full=False)
+            print_preview(self._plans[0] | {"run_dir": None}, full=False)
             for submission in submissions:
                 print(f"run        {submission.id}  {submission.name}", flush=True)
             if array:
                 print_text(self._array)
             return
         for plan in self._plans:
-            print_plan(plan, full=full)
+            print_preview(plan, full=full)
 
     def finish_plan(self) -> None:
         """With --json, the plan alone is the document of a dry run."""
@@ -119,6 +129,8 @@ class Output:
             traceback = run.dir / "logs" / "traceback.txt"
             if verbose and traceback.is_file():
                 print(traceback.read_text(encoding="utf-8"), file=sys.stderr)
+        for line in _diagnosis_lines(record):
+            print(line, file=sys.stderr)
         print(f"{record['state']}  {run.id}\nrun dir    {record.get('run_dir', run.dir)}")
 
     def status(self, run: Run) -> None:
@@ -134,8 +146,13 @@ class Output:
         print(f"{'run dir':12} {record.get('run_dir', run.dir)}")
         for output in record.get("outputs", []):
             print(f"{output['type']:12} {output['path']}  ({output['bytes'] / 1e6:.1f} MB)")
+        for warning in record.get("warnings", []):
+            if warning["severity"] == "forced":
+                print(f"{'forced':12} {warning['name']}  {warning['key']}: {warning['cause']}")
         if record.get("error"):
             print(f"{'cause':12} {error_line(record['error'])}")
+        for line in _diagnosis_lines(record):
+            print(line)
         if run.note:
             print(f"{'note':12} this is the last that is known. {run.note}")
 
@@ -149,12 +166,15 @@ class Output:
     def problems(self, problems: Sequence[Problem]) -> None:
         """Every problem, one to a line, on standard error (or as JSON)."""
         if self.as_json:
-            rows = [{**vars(problem), "value": plain(problem.value)} for problem in problems]
-            print_json({"state": "refused", "problems": rows})
+            print_json({"state": "refused", "problems": [problem.as_data() for problem in problems]})
+        self.warnings(problems)
+        errors = sum(problem.severity == "error" for problem in problems)
+        print(f"{errors} problem{'s' if errors > 1 else ''}; nothing was submitted.", file=sys.stderr)
+
+    def warnings(self, problems: Sequence[Problem]) -> None:
+        """One to a line on standard error, which leaves a JSON document whole."""
         for problem in problems:
             print(problem, file=sys.stderr)
-        plural = "s" if len(problems) > 1 else ""
-        print(f"{len(problems)} problem{plural}; nothing was submitted.", file=sys.stderr)
 
     def catalogue(self, recipes: "list[Recipe]") -> None:
         """The catalogue, a line each."""
@@ -172,7 +192,8 @@ class Output:
             print_json(described)
             return
         print(f"{described['name']}: {described['summary']}")
-        print(f"consumes   {', '.join(described['consumes'])}\nproduces   {', '.join(described['produces'])}\n")
+        print(f"consumes   {', '.join(described['consumes'])}\nproduces   {', '.join(described['produces'])}")
+        print(f"hardware   {described['hardware'] or 'any'}\n")
         for row in described["values"]:
             print(f"{row['key']} = {json.dumps(row['value'], ensure_ascii=False)}   ({row['type']})")
             if row["meaning"]:

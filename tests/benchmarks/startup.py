@@ -1,7 +1,7 @@
-"""What a dry run costs beyond NeMo-Run itself: `python tests/benchmarks/startup.py [--repeat N]`.
+"""What a dry run and a plan cost beyond NeMo-Run itself: `python tests/benchmarks/startup.py [--repeat N]`.
 
 Times whole processes in turn (A B A B ...) after one warm-up each and prints medians and their
-difference, so that a slow machine slows both.
+difference, so that a slow machine slows both; then the checks of one job alone, in this process.
 """
 
 import argparse
@@ -13,11 +13,15 @@ import time
 from pathlib import Path
 
 NEMO = str(Path(sys.executable).with_name("nemo"))
+#: A place whose storage is not here: the benchmark needs no room for 60 GB.
+PLACE = ["executor=slurm", "executor.output_root=/lustre/runs", "executor.image=nvcr.io/nvidia/nemo:26.06"]
+PLANNED = ["quantize_fp8", *PLACE, "args.hf_model_id=Qwen/Qwen3-30B-A3B", "executor.nodes=2"]
 COMMANDS = {
     "import nemo_run": [sys.executable, "-c", "import nemo_run"],
     "import nemo_run.cli": [sys.executable, "-c", "import nemo_run.__main__"],
-    "dry run": [NEMO, "experiment", "run", "quantize_fp8", "executor=local", "--dryrun"],
+    "dry run": [NEMO, "experiment", "run", "quantize_fp8", *PLACE, "--dryrun"],
     "dry run, tiny model": [NEMO, "experiment", "run", "quantize_nvfp4", "args.hf_model_id=tiny:qwen3", "--dryrun"],
+    "plan": [NEMO, "experiment", "plan", *PLANNED],
     "import recipes": [sys.executable, "-c", "import recipes"],
 }
 
@@ -40,8 +44,29 @@ def main() -> None:
     for name, values in seconds.items():
         beyond = statistics.median(value - other for value, other in zip(values, base, strict=True))
         print(f"{name:24}{medians[name]:10.2f}{beyond:25.2f}")
+    checks = milliseconds_of_checks()
+    print(f"the checks of one job: {checks:.1f} ms")
+    medians["checks"] = checks / 1000
     if options.json:
         options.json.write_text(json.dumps(medians, indent=2))
+
+
+def milliseconds_of_checks(turns: int = 50) -> float:
+    """Median of the checks of a large model's job on many GPUs, which have the most to look at."""
+    from recipes import prepare, quantize_fp8
+    from recipes.preflight import preflight
+
+    partial = quantize_fp8()
+    partial.args.hf_model_id = "Qwen/Qwen3-235B-A22B"
+    partial.torchrun.nnodes = 8
+    place = {"gpu": "h100-80gb", "image": "nvcr.io/nvidia/nemo:26.06", "output_root": "/lustre/runs"}
+    spec = prepare(partial, "slurm", place, online=False).spec
+    seconds = []
+    for _ in range(turns):
+        began = time.perf_counter()
+        preflight(spec)
+        seconds.append(time.perf_counter() - began)
+    return 1000 * statistics.median(seconds)
 
 
 if __name__ == "__main__":

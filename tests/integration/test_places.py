@@ -514,7 +514,8 @@ def test_another_attempt_a_real_job_and_a_rehearsal(site: Site) -> None:
     assert all(Path(output["path"]).exists() for output in real.json["outputs"])
     assert real.json["report"]
     before = sorted(own.home.rglob("*"))
-    dry = own.nemo("run", "quantize_fp8", "executor=slurm", "executor.nodes=2", "--dryrun", "--json")
+    words = ["quantize_fp8", "executor=slurm", "executor.nodes=2", "--dryrun", "--json"]
+    dry = own.nemo("run", *words, "--force", "not_enough_disk")  # which it may be on this machine
     assert dry.code == 0, dry
     assert "#SBATCH --nodes=2" in dry.json["submits"]
     assert "#SBATCH --account=acct" in dry.json["submits"]

@@ -235,6 +235,13 @@ def job(recipe: str, folder: Path, checkpoints: Mapping[str, Path], release: str
     return partial
 
 
+def tokenized(prefix: Path) -> str:
+    """Data that no stand-in reads."""
+    for ending in (".bin", ".idx"):
+        Path(f"{prefix}{ending}").touch()
+    return str(prefix)
+
+
 def test_there_are_families() -> None:
     assert len(_FAMILIES) > 20
 
@@ -245,9 +252,13 @@ def test_every_family(
 ) -> None:
     """Checked as `run` checks it, carried out, its outputs verified and where they belong."""
     monkeypatch.setattr("nemo_run.config._NEMORUN_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("HF_TOKEN", "of somebody who accepted every licence")
     recipe = RECIPES[_FAMILIES[family]]
     partial = job(recipe.name, tmp_path, checkpoints)
-    (submission,) = prepare_all([Stage(name=family, partial=partial)], "local", Options(online=False))
+    if getattr(partial.args, "data_paths", None):
+        partial.args.data_paths = [1.0, tokenized(tmp_path / "text")]
+    roomy = Options(online=False, force=frozenset({"not_enough_disk"}))  # a stand-in writes little, whatever the model
+    (submission,) = prepare_all([Stage(name=family, partial=partial)], "local", roomy)
     ran = carry_out(submission.partial, submission.run_dir)
     assert ran.record["state"] == "succeeded", ran.error
     (received,) = ran.received()
@@ -383,3 +394,30 @@ def test_a_script_s_own_packages_are_its_own(tmp_path: Path, checkpoints: Mappin
     assert received["env"]["PYTHONSAFEPATH"] is None
     assert json.loads((ran.dir / "run.json").read_text())["script"]["path"] == str(script)
     assert Path(ran.command(0)["argv"][0]) == Path(sys.executable)
+
+
+#: More than a GPU of 24 GB holds: 10.5 billion parameters, in one process.
+LARGE = {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 44, "vocab_size": 128256}
+LARGE |= {"num_attention_heads": 32, "num_key_value_heads": 8, "torch_dtype": "bfloat16", "tie_word_embeddings": False}
+
+
+def test_a_job_that_was_forced_is_recorded_as_such(user: User) -> None:
+    model = write_huggingface(user.folder / "large")
+    config = model / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | LARGE), encoding="utf-8")
+    words = [f"script.path={user.checkout(QUANTIZE, 'v0.6.0')}", f"args.hf_model_id={model}", "args.ep=1"]
+    words += [f"args.megatron_save_path={user.folder}/out", "executor.gpu=l4", "torchrun.nproc_per_node=1"]
+    # What it would write, this machine's disk may not hold.
+    refused = user.nemo("run", "quantize_fp8", *words, "--force", "not_enough_disk", "--json")
+    assert refused.code == 2
+    found = {problem["name"]: problem["severity"] for problem in refused.json["problems"]}
+    assert found["does_not_fit"] == "error"
+    assert not user.home.exists(), "nothing is recorded"
+
+    ran = user.run("quantize_fp8", *words, "--force", "does_not_fit", "--force", "not_enough_disk")
+    assert ran.record["state"] == "succeeded", ran.error
+    (forced,) = [warning for warning in ran.record["warnings"] if warning["name"] == "does_not_fit"]
+    assert (forced["severity"], forced["key"], forced["value"]) == ("forced", "executor.gpu", "l4")
+    assert ran.done is not None and forced["text"] in ran.done.err
+    assert forced in user.nemo("status", ran.dir.name, "--json").json["warnings"]
+    assert "forced       does_not_fit  executor.gpu: " in user.nemo("status", ran.dir.name).out

@@ -59,6 +59,8 @@ def on_one_process(partial: Any) -> None:
     for one, _ in meanings(partial.args.__fn_or_cls__):
         if one.name in _SIZES:
             setattr(partial.args, one.name, 1)
+    if config := getattr(partial.args, "config", None):
+        partial.args.config = {**config, "model": {**config["model"], "tensor_model_parallel_size": 1}}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -246,14 +246,15 @@ def _plugin(cluster: Cluster) -> None:
 def _database(cluster: Cluster, port: int) -> None:
     folder = cluster.folder
     data, sock = folder / "db", folder / "run" / "my.sock"
+    # A tmpdir of its own: a server that starts removes every other one's temporary tables from there.
     install = ["mariadb-install-db", "--no-defaults", "--user=root", f"--datadir={data}", "--skip-test-db"]
-    install.append("--auth-root-authentication-method=normal")
+    install += ["--auth-root-authentication-method=normal", f"--tmpdir={folder}/run"]
     done = subprocess.run(install, capture_output=True, text=True, timeout=120, env=cluster.env)
     if done.returncode:
         raise RuntimeError(f"mariadb-install-db: {done.stdout[-2000:]} {done.stderr[-2000:]}")
     options = f"""--no-defaults --user=root --datadir={data} --socket={sock} --port={port} --bind-address=127.0.0.1
         --innodb-buffer-pool-size=32M --innodb-log-file-size=16M --performance-schema=OFF
-        --pid-file={folder}/run/my.pid --innodb-flush-log-at-trx-commit=0"""
+        --pid-file={folder}/run/my.pid --tmpdir={folder}/run --innodb-flush-log-at-trx-commit=0"""
     cluster.start("mariadbd", ["mariadbd", *options.split()])
     client = ["--no-defaults", "-u", "root", "-S", str(sock)]
     cluster.wait_for("mariadb-admin", *client, "ping")

@@ -10,7 +10,7 @@ from recipes import ProblemsError, Stage, chain, find
 from recipes.preparation import Options, prepare_all
 
 PROFILES = """
-slurm: {account: a, image: "nvcr.io/nvidia/nemo:26.06", job_dir: /lustre/me}
+slurm: {account: a, image: "nvcr.io/nvidia/nemo:26.06", job_dir: /lustre/me, mounts: ["/data:/data"]}
 """
 
 
@@ -85,7 +85,7 @@ def test_what_cannot_be_handed_over_is_told() -> None:
 
 def test_a_reference_makes_its_stage_wait(options: Options) -> None:
     quantize, export = build("quantize_fp8", "export")
-    export.args.megatron_load_path = "${artifact:first}"
+    export.args.megatron_load_path, export.args.hf_model_id = "${artifact:first}", quantize.args.hf_model_id
     first, second = prepare_all(
         [Stage(name="second", partial=export), Stage(name="first", partial=quantize)], "slurm", options
     )

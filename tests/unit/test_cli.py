@@ -15,7 +15,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def test_dry_run_shows_everything_and_writes_nothing(nemo: Nemo, home: Path, tmp_path: Path) -> None:
-    done = nemo("run", "quantize_fp8", "executor=local", "--dryrun")
+    done = nemo("run", "quantize_fp8", "executor=local", "args.hf_model_id=Qwen/Qwen3-0.6B", "--dryrun")
     assert done.code == 0, done.err
     for expected in (
         "engine     hf",
@@ -94,7 +94,7 @@ def test_the_catalogue(nemo: Nemo) -> None:
     assert "quantize_w4a8_awq" in nemo("recipes").out
     one = nemo("recipes", "quantize_nvfp4")
     assert "args.calib_size = 2000   (int)" in one.out
-    assert "consumes   checkpoint_hf" in one.out
+    assert "consumes   checkpoint_hf" in one.out and "hardware   b200" in one.out
     assert nemo("recipes", "quantize_nvfp4", "--json").json["algorithm"] == "quantize"
     assert len(nemo("recipes", "--json").json) >= 60
     assert "v0.4.2" in one.out

@@ -1,6 +1,7 @@
 """Every recipe: built, sent, read back, and rehearsed on every executor for every release that has its script."""
 
 import dataclasses
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,8 @@ from recipes.catalogue import RECIPES, Recipe, describe
 from recipes.delivery import serialized
 from recipes.dryrun import rehearse
 from recipes.overrides import field_types, merge
-from recipes.preparation import Options, Stage, Submission, prepare_all
+from recipes.planning.plan import Plan, plan_of
+from recipes.preparation import Options, Stage, Submission, examine, prepare_all
 from recipes.script_checks import command
 from scripts.problems import ProblemsError
 from scripts.script.argv import flags_of
@@ -26,7 +28,7 @@ from scripts.script.flags import Interface, plain
 from scripts.script.locate import is_module
 from scripts.script.tables import interface_of, releases_of, repository_of, scripts
 from scripts.types import ScriptArgs, meanings
-from tests.golden.cases import surroundings
+from tests.golden.cases import PROFILES, surroundings
 from tests.testbed.scripted import fill, write_checkpoints
 from tests.testbed.standin import parser_of, write_standin
 
@@ -193,15 +195,21 @@ def _names_of_family(script: str) -> frozenset[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """A user's surroundings, with checkpoints of each kind and a checkout of every release."""
+    """A user's surroundings, with checkpoints of each kind, prepared data and a checkout of every release."""
 
     profiles: Path
     checkpoints: Mapping[str, Path]
     folder: Path
+    home: Path  # where a command is typed, with the runs in it
+
+    @property
+    def data(self) -> str:
+        """The prefix of prepared data."""
+        return str(self.folder / "text_document")
 
     def checkout(self, script: str, release: str) -> Path:
         """A folder that holds this script, and no other of its names."""
-        root = self.folder / release / script.replace("/", "-")
+        root = self.folder / "checkouts" / release / script.replace("/", "-")
         if not root.exists():
             write_standin(root, script, release)
         return root
@@ -210,18 +218,28 @@ class World:
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     folder = tmp_path_factory.mktemp("world")
-    checkpoints = write_checkpoints(folder)
-    with surroundings() as profiles:
-        yield World(profiles=profiles, checkpoints=checkpoints, folder=folder / "checkouts")
+    profiles, checkpoints = folder / "executors.yaml", write_checkpoints(folder)
+    profiles.write_text(yaml.safe_dump(_seeing(str(folder))), encoding="utf-8")
+    with surroundings() as theirs:
+        os.environ["HF_TOKEN"] = "a token that opens nothing"
+        made = World(profiles=profiles, checkpoints=checkpoints, folder=folder, home=theirs.parent)
+        for ending in (".bin", ".idx"):
+            Path(f"{made.data}{ending}").touch()
+        yield made
+
+
+def _seeing(folder: str) -> Any:
+    """The profiles of the golden files, whose containers see a folder too."""
+    profiles = yaml.safe_load(PROFILES)
+    profiles["box"]["mounts"].append(f"{folder}:{folder}")
+    profiles["cloud"]["mounts"].append({"path": "/models", "mount_path": folder, "from": "node-nfs:home"})
+    return profiles
 
 
 def stage(name: str, executor: str, script: str, release: str, world: World) -> Stage:
     """A recipe with its own values, for one release: asked for by name, or locally there as a file."""
-    partial = RECIPES[name].build()
-    fill(partial.args, world.checkpoints)
+    partial = filled(name, world)
     partial.engine = "script"
-    if partial.args.__fn_or_cls__.HF_ENGINE:
-        partial.args.hf_model_id = "Qwen/Qwen3-8B"
     if executor == "local":
         partial.script.path = str(world.checkout(script, release))
     else:
@@ -229,14 +247,24 @@ def stage(name: str, executor: str, script: str, release: str, world: World) -> 
     return Stage(name=release, partial=partial)
 
 
+def filled(name: str, world: World) -> Any:
+    """A recipe with something plausible for what it leaves to its user."""
+    partial = RECIPES[name].build()
+    fill(partial.args, world.checkpoints)
+    if getattr(partial.args, "data_paths", None):
+        partial.args.data_paths = [1.0, world.data]
+    return partial
+
+
 def prepared(stages: Sequence[Stage], executor: str, world: World) -> list[Submission]:
-    """Their submissions; raises ProblemsError."""
-    return prepare_all(stages, executor, Options(profiles=world.profiles, online=False))
+    """Their submissions, however full this machine's disk is; raises ProblemsError."""
+    options = Options(profiles=world.profiles, online=False, force=frozenset({"not_enough_disk"}))
+    return prepare_all(stages, executor, options)
 
 
 @pytest.mark.parametrize("name", MEETINGS)
 def test_it_is_rehearsed_on_every_executor_for_every_release(name: str, world: World) -> None:
-    before = sorted(world.profiles.parent.rglob("*"))
+    before = sorted(world.home.rglob("*"))
     fitting = [met for met in MEETINGS[name] if _fits(name, "local", *met, world)]
     newest = MEETINGS[name][-1][1]
     assert OLD.get(name, newest) in [release for _, release in fitting], "it is made for a release that takes it"
@@ -249,7 +277,7 @@ def test_it_is_rehearsed_on_every_executor_for_every_release(name: str, world: W
         for submission, (script, release) in zip(submissions, fitting, strict=True):
             _has_only_flags_of(submission, script, release)
         _is_whole(rehearse(submissions[-1])["submits"], submissions[-1], name)
-    assert sorted(world.profiles.parent.rglob("*")) == before, "a dry run leaves nothing behind"
+    assert sorted(world.home.rglob("*")) == before, "a dry run leaves nothing behind"
 
 
 def _fits(name: str, executor: str, script: str, release: str, world: World) -> bool:
@@ -310,8 +338,7 @@ def _is_whole(text: str, submission: Submission, name: str) -> None:
 @pytest.mark.parametrize("executor", EXECUTORS.values())
 def test_the_others_are_rehearsed_everywhere(name: str, executor: str, world: World) -> None:
     """Jobs without a script of the tables; on this machine their tools need not be installed."""
-    partial = RECIPES[name].build()
-    fill(partial.args, world.checkpoints)
+    partial = filled(name, world)
     try:
         (submission,) = prepared([Stage(name=name, partial=partial)], executor, world)
     except ProblemsError as error:
@@ -319,6 +346,77 @@ def test_the_others_are_rehearsed_everywhere(name: str, executor: str, world: Wo
         assert executor == "local"
         return
     _is_whole(rehearse(submission)["submits"], submission, name)
+
+
+# --- on the hardware that its values are made for --------------------------------------------------------------------
+
+#: A cluster whose login node is elsewhere: nothing is looked for on this machine.
+SITE = """
+site:
+  extends: slurm
+  host: login.example.com
+  account: my_account
+  gpus: 8
+  job_dir: /lustre/me
+  output_root: /lustre/runs
+  mounts: ["/lustre:/lustre", "/data:/data"]
+  image: nvcr.io/nvidia/nemo:26.08
+"""
+STATED = [name for name, recipe in RECIPES.items() if recipe.hardware]
+#: What a recipe is warned of with its own values: data to be replaced, few samples, a format that has no exporter.
+WARNED = {
+    "format_not_exportable": [f"quantize_{name}" for name in ("int8_sq", "fp8_blockwise", "int4_awq", "w4a8_awq")],
+    "mock_data_used_as_quality_signal": [
+        *("distill_mock", "distill_tiny", "qad_tiny", "distill_llama", "qat", "qat_tiny"),
+    ],
+    "tiny_calibration_used_as_quality_signal": [
+        *("quantize_vlm_tiny", "quantize_modelopt_tiny", "prune_tiny", "mlm_quantize_tiny"),
+    ],
+    "limited_run_used_as_quality_signal": ["mlm_mmlu_tiny"],
+}
+#: Recipes of other people's servers and harnesses, whose memory is theirs to divide.
+NOT_PLANNED = {
+    *("evaluate", "evaluate_chat", "evaluate_tiny"),
+    *("serve", "serve_trtllm", "serve_sglang", "serve_tiny", "generate_vllm"),
+}
+
+
+def planned(name: str, folder: Path) -> Plan:
+    """The plan of a recipe with its own values, for the newest release, on eight of the GPUs that it states."""
+    (folder / "executors.yaml").write_text(SITE, encoding="utf-8")
+    partial = RECIPES[name].build()
+    model = getattr(partial.args, "hf_model_id", None)
+    kinds = ("checkpoint_megatron", "quantized", "checkpoint_hf", "checkpoint_lora")
+    fill(partial.args, {kind: Path("/lustre/models") / kind for kind in kinds})
+    if model is not None:
+        partial.args.hf_model_id = model  # a built-in one too
+    if name in MEETINGS and not str(model).startswith("tiny:"):
+        partial.script.release = OLD.get(name, MEETINGS[name][-1][1])
+    options = Options(profiles=folder / "executors.yaml", online=False, overrides={"gpu": RECIPES[name].hardware or ""})
+    return plan_of(examine([Stage(name=name, partial=partial)], "site", options))
+
+
+def test_what_computes_on_gpus_states_which() -> None:
+    assert set(RECIPES) - set(STATED) == {"prepare_data", "prepare_data_chat", "prepare_data_tiny", "probe"}
+    assert {name for names in WARNED.values() for name in names} | NOT_PLANNED <= set(STATED)
+
+
+@pytest.mark.parametrize("name", STATED)
+def test_it_passes_its_own_preflight_on_its_stated_hardware(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nemo_run.config._NEMORUN_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("HF_TOKEN", "of somebody who accepted every licence")
+    plan = planned(name, tmp_path)
+    assert {(problem.severity, problem.name) for problem in plan.problems} == {
+        ("warning", warning) for warning, names in WARNED.items() if name in names
+    }
+    assert plan.fits is (None if name in NOT_PLANNED else True)
+    assert plan.skipped == ()
+    assert plan.gpu is not None and plan.gpu.certain
+
+
+# --- model cards, values and arguments -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("card", cards())

@@ -163,3 +163,10 @@ def test_a_longer_key_reaches_into_a_mapping() -> None:
     assert (problem.name, "train_iters is a value" in problem.cause) == ("wrong_value", True)
     (problem,) = set_value(partial, "args.confg.train.train_iters", "5")
     assert problem.name == "unknown_key"
+
+
+@pytest.mark.parametrize("text", ["nan", "inf", "-inf", "1e999"])
+def test_a_number_is_finite(text: str) -> None:
+    partial = find("prune_active").build()
+    (problem,) = set_value(partial, "args.prune_target_params", text)
+    assert (problem.name, problem.cause) == ("wrong_value", "input should be a finite number")

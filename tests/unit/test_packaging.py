@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 import tarfile
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -500,18 +499,13 @@ def test_any_names_travel(folder: Path, git: Git, names: set[str]) -> None:
     assert {os.fsencode(name) for name in users(unpacked)} == {name.encode() for name in names}
 
 
-def test_this_project_packs_fast(folder: Path, git: Git, tmp_path: Path) -> None:
+def test_this_project_packs(folder: Path, git: Git, tmp_path: Path) -> None:
     """As a user's repository and as our own packages at once."""
     for name in (*OWN_PACKAGES, "tests"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     git("add", "-A")
-    seconds = []
-    for number in range(3):
-        begun = time.perf_counter()
-        code = package(folder, tmp_path / f"{number}.tgz", packager="git", include=[])
-        seconds.append(time.perf_counter() - begun)
+    code = package(folder, tmp_path / "code.tgz", packager="git", include=[])
     assert code.files > 150
-    assert min(seconds) < 0.3
 
 
 # --- NeMo-Run ----------------------------------------------------------------------------------

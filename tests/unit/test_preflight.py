@@ -11,6 +11,7 @@ from recipes import ProblemsError, find, prepare
 from recipes import preflight as preflight_module
 from recipes.model_facts import linear_shapes
 from scripts.problems import Problem
+from tests.specs import write_sparse_weights
 
 FakeModel = Callable[..., Path]
 
@@ -243,9 +244,7 @@ def test_an_output_in_a_place_that_cannot_be_written() -> None:
 def test_disk(fake_model: FakeModel, tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text("a\nb\nc")
     folder = fake_model()
-    with (folder / "model-2.safetensors").open("wb") as handle:  # sparse: as large as 400 TB of weights, on no disk
-        handle.write((2).to_bytes(8, "little") + b"{}")
-        handle.truncate(1 << 43)
+    write_sparse_weights(folder / "model-2.safetensors", 1 << 42)  # 8.8 TB, on no disk
     assert ("not_enough_disk", "args.modelopt_save_path") in names(hf_model_id=str(folder), calib_dataset="p.txt")
 
 
@@ -279,3 +278,16 @@ def test_everything_at_once() -> None:
 )
 def test_combinations_that_modelopt_cannot_do(format_: str, values: dict[str, Any], key: str | None) -> None:
     assert [problem.key for problem in problems(export_quant_cfg=format_, **values)] == ([key] if key else [])
+
+
+@pytest.mark.parametrize("path", ["", ".", "/", "/data/.."])
+def test_an_output_must_have_a_name(path: str) -> None:
+    assert names(export_dir=path) == [("wrong_value", "args.export_dir")]
+
+
+def test_no_value_in_a_list_holds_a_nul() -> None:
+    partial = find("distill").build()
+    partial.args.data_paths = ["1.0", "/data/a\0b"]
+    with pytest.raises(ProblemsError) as caught:
+        prepare(partial, "slurm", online=False)
+    assert [(problem.name, problem.key) for problem in caught.value.problems] == [("wrong_value", "args.data_paths")]

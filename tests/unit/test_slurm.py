@@ -91,13 +91,32 @@ def test_the_container_gets_the_folders_that_the_job_writes_to() -> None:
     executor = place.executor(replace(LAUNCH, secrets=path))
     assert path == "/j/.secrets/probe_1-abcd/secrets.json"
     assert executor.container_mounts == [
+        "/shared/runs:/shared/runs:ro",
         "/data:/data:ro",
         "/shared/runs/probe_1-abcd:/shared/runs/probe_1-abcd",
         "/j/.secrets/probe_1-abcd:/j/.secrets/probe_1-abcd",
     ]
-    whole = place.executor(replace(LAUNCH, array=3))
-    assert "/shared/runs:/shared/runs" in whole.container_mounts
+    whole = place.executor(replace(LAUNCH, run_dir="/shared/runs", array=3))
+    assert whole.container_mounts == ["/data:/data:ro", "/shared/runs:/shared/runs"]
     assert whole.array == "0-2"
+
+
+@pytest.mark.parametrize(
+    ("mounts", "added"),
+    [
+        (["/shared:/shared"], False),
+        (["/shared/runs/:/shared/runs/:ro"], False),
+        (["/:/"], False),
+        (["/shared:/data"], True),
+        (["/other:/shared/runs"], True),
+        (["/shared/runs/kept:/shared/runs/kept"], True),
+        (["/share:/share"], True),
+    ],
+)
+def test_other_runs_are_there_to_be_read_unless_the_profile_mounts_them(mounts: list[str], added: bool) -> None:
+    executor = SlurmPlace(profile=SlurmProfile(image="x", mounts=mounts)).executor(LAUNCH)
+    own = [f"{LAUNCH.run_dir}:{LAUNCH.run_dir}"]
+    assert executor.container_mounts == [*(["/shared/runs:/shared/runs:ro"] if added else []), *mounts, *own]
 
 
 def test_jobs_that_share_a_node_meet_at_different_ports() -> None:

@@ -617,7 +617,7 @@ def test_a_module_of_three_thousand_lines_is_read_at_once(tmp_path: Path) -> Non
     read(tmp_path, script, many="\n".join(lines))
     begin = time.process_time()
     found = read_interface(tmp_path / "script.py")
-    assert time.process_time() - begin < 0.3
+    assert time.process_time() - begin < 5  # of 0.2 s on an idle machine: what grows with the square takes minutes
     assert (len(found.flags), found.closed) == (720, True)
 
 

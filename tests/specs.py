@@ -1,0 +1,38 @@
+"""Specs of jobs, made as `prepare` makes them whatever is wrong with them, and files for checks to look at."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from recipes import Stage, find
+from recipes.checks.frame import Check, carry_out
+from recipes.preparation import Options, examine
+from recipes.spec import Spec
+from scripts.problems import Problem
+
+
+def spec_of(recipe: str, executor: str = "local", profiles: Path | None = None, **values: Any) -> Spec:
+    """The spec of a recipe; `args__x`, `script__x` and `torchrun__x` set values, and so do names without `__`."""
+    partial = find(recipe).build()
+    for key, value in values.items():
+        section, _, name = key.partition("__")
+        setattr(getattr(partial, section) if name else partial, name or section, value)
+    options = Options(profiles=profiles, online=False)
+    (submission,) = examine([Stage(name=recipe, partial=partial)], executor, options).submissions
+    return submission.spec
+
+
+def found(checks: Sequence[Check], spec: Spec, name: str) -> list[Problem]:
+    """The Problems of that name that the checks report."""
+    return [problem for problem in carry_out(checks, spec).problems if problem.name == name]
+
+
+def write_sparse_weights(path: Path, elements: int) -> None:
+    """A safetensors file of one matrix in BF16 with so many elements, which takes next to no room on the disk."""
+    shape = [elements // 1024, 1024]
+    header = {"model.layers.0.mlp.up_proj.weight": {"dtype": "BF16", "shape": shape, "data_offsets": [0, elements * 2]}}
+    text = json.dumps(header).encode()
+    with path.open("wb") as handle:
+        handle.write(len(text).to_bytes(8, "little") + text)
+        handle.truncate(8 + len(text) + elements * 2)
