@@ -28,7 +28,7 @@ models: $(VENV)/.ready-dev
 	$(BIN)/python -c 'from scripts.tiny.model import *; [ensure_tiny_model(n, default_cache_root()) for n in TINY_MODELS]'
 
 unit: $(VENV)/.ready-dev
-	$(BIN)/python -m pytest tests/unit -n $(JOBS) --cov --cov-report=
+	$(BIN)/python -m pytest tests/unit -n $(JOBS) --dist worksteal --cov --cov-report=
 
 # A Slurm cluster, an SSH server and a Docker engine, for the tests that start private ones.
 testbed:

@@ -79,6 +79,7 @@ def _no_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     return
 
 
+@pytest.mark.timeout(1800)  # a quarter of the jobs takes minutes where coverage is measured
 @pytest.mark.parametrize("part", range(4))  # spread over the test processes
 @settings(max_examples=JOBS, deadline=None, suppress_health_check=RELAXED, database=None)
 @given(job=jobs())
