@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,13 @@ def shipped_file(kind: str) -> Path:
 
 def read_shipped() -> list[ProfileFile]:
     """The profiles that ship, one to a file named after it."""
-    return [_read(file, name=file.stem) for file in sorted(SHIPPED.glob("*.yaml"))]
+    return [_read_shipped(file, file.stat().st_mtime_ns) for file in sorted(SHIPPED.glob("*.yaml"))]
+
+
+@cache
+def _read_shipped(file: Path, _changed: int) -> ProfileFile:
+    """Read once: PyYAML takes longer for these four files than all checks of a job together."""
+    return _read(file, name=file.stem)
 
 
 def read_own(files: Path | None, cwd: Path | None) -> list[ProfileFile]:
