@@ -138,7 +138,8 @@ def plan_of(examined: Examined, others: Sequence[Problem] = ()) -> Plan:
         raise ProblemsError(problems)
     (submission,) = examined.submissions
     spec = submission.spec
-    layout = layout_of_work(spec)
+    layout, memory = layout_of_work(spec), need_of(spec)
+    on_gpus = memory is None or memory.device == "GPU"
     return Plan(
         recipe=spec.recipe,
         executor=submission.executor,
@@ -148,11 +149,11 @@ def plan_of(examined: Examined, others: Sequence[Problem] = ()) -> Plan:
         command=_command(spec),
         layout=layout,
         ranks=ranks_of(spec, layout) if spec.engine == "script" else (),
-        gpu=spec.gpu,
+        gpu=spec.gpu if on_gpus else None,
         models=tuple(_models(spec)),
-        memory=need_of(spec),
+        memory=memory,
         proposal=smallest(spec),
-        time=hours_of(spec),
+        time=hours_of(spec) if on_gpus else None,
         run_dir=str(spec.run_dir),
         outputs=tuple(_outputs(spec)),
         problems=problems,

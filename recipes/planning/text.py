@@ -62,11 +62,11 @@ def _model(model: "Model") -> Iterator[str]:
 
 def _machines(plan: "Plan") -> str:
     layout = plan.layout
-    gpu = (
-        f" with {plan.gpu.name}, {plan.gpu.memory / _GIB:.0f} GiB ({plan.gpu.known_by})"
-        if plan.gpu
-        else ", GPU not known"
-    )
+    gpu = ", GPU not known"
+    if plan.gpu is not None:
+        gpu = f" with {plan.gpu.name}, {plan.gpu.memory / _GIB:.0f} GiB ({plan.gpu.known_by})"
+    elif plan.memory is not None and plan.memory.device == "host":
+        gpu = " on the host's processors"
     copies = f", {layout.dp} copies" if layout.divides and layout.world > 1 else ""
     return f"{_layout(layout)}{copies}{gpu}"
 
@@ -101,12 +101,17 @@ def _proposal(plan: "Plan") -> Iterator[str]:
 
 
 def _output(output: "Output") -> str:
-    size = f"{output.bytes / 1e9:.1f} GB" if output.bytes is not None else "size not known"
-    return f"{output.type}  {output.path}  ({size})"
+    return f"{output.type}  {output.path}  ({'size not known' if output.bytes is None else _bytes(output.bytes)})"
+
+
+def _bytes(size: int) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
 
 
 def _billions(number: int) -> str:
-    return f"{number / 1e9:.2f} B" if number >= 5e7 else f"{number / 1e6:.2f} M"
+    if number >= 5e7:
+        return f"{number / 1e9:.2f} B"
+    return f"{number / 1e6:.2f} M" if number >= 5e4 else f"{number / 1e3:.2f} k"
 
 
 def _gib(size: int) -> str:

@@ -68,6 +68,15 @@ def test_what_only_ranks_can_do_is_planned_for_the_script() -> None:
         assert found.fits is not None and (found.memory and found.memory.device) == "GPU"
 
 
+def test_a_job_on_this_machine_s_processors_is_counted_in_its_memory() -> None:
+    partial = RECIPES["quantize_tiny"].build()
+    partial.args.device = "cpu"
+    found = plan(partial, "local")
+    assert found.memory is not None and found.memory.device == "host" and found.fits
+    assert (found.gpu, found.time) == (None, None), "estimates of time are for GPUs"
+    assert "1 x 1 process on the host's processors" in str(found)
+
+
 def test_command_line_python_and_json_say_the_same(nemo: Callable[..., Done]) -> None:
     done = nemo("plan", *ISSUE, "--json")
     partial = quantize_fp8()
