@@ -1,5 +1,6 @@
 """Predicted peak memory of the hf engine, and predicted sizes of what it writes, against real jobs."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -43,6 +44,13 @@ hf_models.save(hf_models.build(family, loud=1.0, **values), folder)
 """
 
 
+@pytest.fixture(autouse=True)
+def _unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What coverage holds in a job, 100 MB and more, is not the job's."""
+    for variable in [name for name in os.environ if name.startswith("COVERAGE_")]:
+        monkeypatch.delenv(variable)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """For models, which are large: removed at the end."""
@@ -84,7 +92,7 @@ def job(nemo: Nemo, source: str, text: Path | None, **values: Any) -> tuple[Spec
     for name, value in values.items():
         setattr(partial.args, name, value)
     words = [f"args.{name}={'null' if value is None else value}" for name, value in values.items()]
-    done = nemo("run", "quantize_fp8", "executor=local", *words, "--json", "--yes")
+    done = nemo("run", "quantize_fp8", "executor=local", *words, "--json", "--yes", timeout=1200)
     assert done.code == 0, done.err
     return prepare(partial, online=False).spec, done.json
 
