@@ -130,8 +130,9 @@ def examine(stages: Sequence[Stage], executor: str = "local", options: Options =
         submission, found = _prepare_one(stage, name, *places[name], ids, options, made)
         problems += [problem for problem in found if problem not in problems]
         submissions += [submission] if submission else []
-    together = experiment_problems([(submission.name, submission.spec) for submission in submissions])
-    problems += [problem for problem in together if problem not in problems]
+    if len(submissions) > 1:  # a stage by itself was looked at with its other checks
+        together = experiment_problems([(submission.name, submission.spec) for submission in submissions])
+        problems += [problem for problem in together if problem not in problems]
     problems = [_forced(problem, options.force) for problem in problems]
     return Examined(submissions=tuple(submissions), problems=(*problems, *_idle(problems, options.force)))
 

@@ -1,7 +1,7 @@
 """Specs of jobs, made as `prepare` makes them whatever is wrong with them, and files for checks to look at."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,17 @@ def spec_of(recipe: str, executor: str = "local", profiles: Path | None = None, 
     options = Options(profiles=profiles, online=False)
     (submission,) = examine([Stage(name=recipe, partial=partial)], executor, options).submissions
     return submission.spec
+
+
+def script_specs(folder: Path, profiles: str) -> Callable[..., Spec]:
+    """`make(recipe, executor="slurm", **values)`: specs of the script engine, on profiles written to `folder`."""
+    file = folder / "executors.yaml"
+    file.write_text(profiles)
+
+    def make(recipe: str, executor: str = "slurm", **values: Any) -> Spec:
+        return spec_of(recipe, executor, file, **{"engine": "script", **values})
+
+    return make
 
 
 def found(checks: Sequence[Check], spec: Spec, name: str) -> list[Problem]:

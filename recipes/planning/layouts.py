@@ -10,7 +10,7 @@ from recipes.hardware import Gpu, gpus_per_node
 from recipes.layout import Layout, sizes_of
 from recipes.planning.divisibility import violations
 from recipes.planning.jobs import work_of
-from recipes.planning.memory import RankMemory, memory_of, unknown_of
+from recipes.planning.memory import RankMemory, unknown_of
 from recipes.planning.search import Rejected, Search
 from recipes.planning.work import layout_of_work
 from recipes.spec import Spec
@@ -39,12 +39,6 @@ class Proposal:
 def usable(gpu: Gpu) -> int:
     """Bytes of a GPU that a rank's tensors may fill."""
     return int(gpu.memory * _USABLE)
-
-
-def fits(spec: Spec) -> bool | None:
-    """Whether the fullest rank fits its GPU; None where its memory or its GPU is not known."""
-    memory = memory_of(spec)
-    return None if memory is None or memory.unknown or spec.gpu is None else memory.total <= usable(spec.gpu)
 
 
 def smallest(spec: Spec) -> Proposal | None:

@@ -18,9 +18,8 @@ from scripts.diagnosis import diagnose, diagnose_unbegun
 from tests.conftest import Done
 from tests.testbed.docker import IMAGE, docker_engine, host_mounts
 from tests.testbed.places import JOB_PATH, docker_profile, slurm_profile, until
-from tests.testbed.scripted import Ran, User, write_checkpoints
+from tests.testbed.scripted import Ran, User
 from tests.testbed.slurm import ENROOT, Cluster, executable, slurm_cluster
-from tests.testbed.warm import Warm, warm_nemo
 
 pytestmark = pytest.mark.integration
 
@@ -38,22 +37,6 @@ if os.environ["RANK"] == "1":
     calibrate()
 distributed.barrier()
 """
-
-
-@pytest.fixture(scope="module")
-def warm() -> Iterator[Warm]:
-    with warm_nemo() as started:
-        yield started
-
-
-@pytest.fixture(scope="module")
-def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
-    return write_checkpoints(tmp_path_factory.mktemp("checkpoints"))
-
-
-@pytest.fixture
-def user(warm: Warm, tmp_path: Path) -> User:
-    return User(warm=warm, folder=tmp_path)
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from tests.conftest import NEMO, Done
 from tests.testbed.docker import IMAGE, Engine, docker_engine, host_mounts, host_path
 from tests.testbed.lepton import NODE_GROUP, LeptonWorkspace
 from tests.testbed.slurm import Cluster, Login, executable, login_node, slurm_cluster
-from tests.testbed.warm import Warm, warm_nemo
+from tests.testbed.warm import Warm
 
 pytestmark = [
     pytest.mark.integration,
@@ -33,12 +33,6 @@ pytestmark = [
 
 MARKER = "hf_MARKER_of_faults_77aa"
 PATH = f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}"
-
-
-@pytest.fixture(scope="module")
-def warm() -> Iterator[Warm]:
-    with warm_nemo() as started:
-        yield started
 
 
 @pytest.fixture(scope="module")

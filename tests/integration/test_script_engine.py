@@ -28,11 +28,9 @@ from tests.testbed.scripted import (
     fill,
     for_another_run,
     on_one_process,
-    write_checkpoints,
 )
 from tests.testbed.slurm import Cluster, slurm_cluster
 from tests.testbed.standin import write_huggingface, write_megatron, write_standin
-from tests.testbed.warm import Warm, warm_nemo
 
 pytestmark = pytest.mark.integration
 
@@ -50,12 +48,6 @@ _FAMILIES = {
 
 
 @pytest.fixture(scope="module")
-def warm() -> Iterator[Warm]:
-    with warm_nemo() as started:
-        yield started
-
-
-@pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     with slurm_cluster() as started:
         yield started
@@ -65,16 +57,6 @@ def cluster() -> Iterator[Cluster]:
 def engine() -> Iterator[Engine]:
     with docker_engine() as started:
         yield started
-
-
-@pytest.fixture(scope="module")
-def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
-    return write_checkpoints(tmp_path_factory.mktemp("checkpoints"))
-
-
-@pytest.fixture
-def user(warm: Warm, tmp_path: Path) -> User:
-    return User(warm=warm, folder=tmp_path)
 
 
 def hostile_words(user: User) -> list[str]:

@@ -25,32 +25,14 @@ from tests.testbed.scripted import (
     fill,
     on_one_process,
     processes_with,
-    write_checkpoints,
 )
 from tests.testbed.slurm import Cluster, slurm_cluster
 from tests.testbed.standin import write_standin
-from tests.testbed.warm import Warm, warm_nemo
 
 pytestmark = pytest.mark.integration
 
 QUANTIZE = "Megatron-Bridge/examples/quantization/quantize.py"
 MEGABYTE = 1 << 20
-
-
-@pytest.fixture(scope="module")
-def warm() -> Iterator[Warm]:
-    with warm_nemo() as started:
-        yield started
-
-
-@pytest.fixture(scope="module")
-def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
-    return write_checkpoints(tmp_path_factory.mktemp("checkpoints"))
-
-
-@pytest.fixture
-def user(warm: Warm, tmp_path: Path) -> User:
-    return User(warm=warm, folder=tmp_path)
 
 
 @pytest.fixture

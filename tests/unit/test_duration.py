@@ -10,7 +10,7 @@ from recipes.facts import facts_of
 from recipes.planning.duration import Estimate, hours_of
 from recipes.planning.parameters import count
 from recipes.spec import Spec
-from tests.specs import spec_of
+from tests.specs import script_specs
 
 PROFILES = """
 slurm: {account: a, image: "nvcr.io/nvidia/nemo:26.06", job_dir: /lustre/me, gpu: h100-80gb}
@@ -21,12 +21,7 @@ b200: {extends: slurm, gpu: b200}
 
 @pytest.fixture
 def job(tmp_path: Path) -> Any:
-    (tmp_path / "executors.yaml").write_text(PROFILES)
-
-    def make(recipe: str, executor: str = "slurm", **values: Any) -> Spec:
-        return spec_of(recipe, executor, tmp_path / "executors.yaml", **{"engine": "script", **values})
-
-    return make
+    return script_specs(tmp_path, PROFILES)
 
 
 def estimate(spec: Spec) -> Estimate:

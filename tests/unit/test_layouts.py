@@ -10,10 +10,11 @@ import pytest
 from recipes.facts import ModelFacts, facts_of
 from recipes.hardware import Gpu
 from recipes.layout import Layout
-from recipes.planning.layouts import alternatives, fits, smallest, usable
+from recipes.planning.layouts import alternatives, smallest, usable
 from recipes.planning.memory import memory_of
+from recipes.planning.need import need_of
 from recipes.spec import Spec
-from tests.specs import spec_of
+from tests.specs import script_specs
 
 _GIB = 1 << 30
 PROFILES = """
@@ -27,12 +28,7 @@ QWEN3_235B = "Qwen/Qwen3-235B-A22B"
 
 @pytest.fixture
 def job(tmp_path: Path) -> Any:
-    (tmp_path / "executors.yaml").write_text(PROFILES)
-
-    def make(recipe: str, executor: str = "slurm", **values: Any) -> Spec:
-        return spec_of(recipe, executor, tmp_path / "executors.yaml", **{"engine": "script", **values})
-
-    return make
+    return script_specs(tmp_path, PROFILES)
 
 
 def known(name: str) -> ModelFacts:
@@ -192,6 +188,11 @@ def test_one_process_scripts_are_offered_one_process(job: Any) -> None:
     assert spec.addressed is not None and spec.addressed.script in spec.args.ONE_PROCESS
     assert smallest(spec) is None
     assert smallest(job("hf_to_megatron", args__hf_model=QWEN3_235B)) is not None
+
+
+def fits(spec: Spec) -> bool | None:
+    need = need_of(spec)
+    return None if need is None else need.fits
 
 
 def test_what_is_not_known_is_not_guessed(job: Any) -> None:
