@@ -1,15 +1,15 @@
 """Executor profiles, the NeMo-Run executors they become, and the places they stand for; one module per kind.
 
 with run.Experiment("mine") as experiment:
-    experiment.add(recipe, executor=executors.slurm(account="me", nodes=2), name="mine")
+    experiment.add(recipe, executor=executors.slurm.place(account="me", nodes=2), name="mine")
 """
 
-from executors.docker import docker
-from executors.docker_profile import DockerProfile
-from executors.lepton import LeptonProfile, lepton
+from executors.docker.place import docker
+from executors.docker.profile import DockerProfile
+from executors.lepton.place import LeptonProfile, lepton
 from executors.local import LocalProfile, local
-from executors.profiles import load_profile, place_of, profile_names
-from executors.slurm import SlurmProfile, slurm
+from executors.profiles.load import load_profile, place_of, profile_names
+from executors.slurm.place import SlurmProfile, slurm
 
 __all__ = [
     "DockerProfile",

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from executors.place import Capabilities, Job, JobState, Launch, Probe, Profile, SubmitError, UnreachableError
-from scripts.problems import Problem
-from scripts.process import is_alive
-from scripts.record import DamagedRecordError, read_record
-from scripts.secrets import VARIABLE as SECRETS
+from executors.base import Capabilities, Job, JobState, Launch, Probe, Profile, SubmitError, UnreachableError
+from scripts.run.identity import is_alive
+from scripts.run.problems import Problem
+from scripts.run.record import DamagedRecordError, read_record
+from scripts.run.secrets import VARIABLE as SECRETS
 
 if TYPE_CHECKING:
     import nemo_run as run
@@ -37,7 +37,7 @@ def local(profile: LocalProfile | None = None, **values: Any) -> "run.LocalExecu
 
 
 class LocalPlace:
-    """This machine as a place to run; implements executors.place.Place."""
+    """This machine as a place to run; implements executors.base.Place."""
 
     capabilities = Capabilities(
         detach="supervisor",
@@ -88,7 +88,7 @@ class LocalPlace:
         return json.dumps({"command": replica.args, "env": own}, indent=2, ensure_ascii=False)
 
     def stage(self, files: Mapping[str, bytes]) -> None:
-        from scripts.files import write_private
+        from scripts.run.files import write_private
 
         for path, content in files.items():
             write_private(Path(path), content)

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from executors.place import UnreachableError
-from scripts.errors import JobError
+from executors.base import UnreachableError
+from scripts.run.errors import JobError
 
 _CONNECT_SECONDS = 10
 #: How long the shared connection stays open after its last use.

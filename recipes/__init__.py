@@ -11,7 +11,6 @@ Importing this imports neither torch nor NeMo-Run; building a recipe imports NeM
 """
 
 from recipes.catalogue import RECIPES, find
-from recipes.chains import chain
 from recipes.conversion import (
     hf_to_megatron,
     megatron_to_hf,
@@ -28,6 +27,11 @@ from recipes.distillation import (
     qat,
     qat_tiny,
 )
+from recipes.experiment.chain import chain
+from recipes.experiment.examine import Stage, prepare
+from recipes.experiment.standing import Run
+from recipes.experiment.submit import submit, submit_all
+from recipes.experiment.sweep import sweep
 from recipes.exporting import (
     export,
     export_distilled,
@@ -55,8 +59,7 @@ from recipes.megatron_lm import (
     mlm_quantize_tiny,
     mlm_validate,
 )
-from recipes.planning.plan import plan
-from recipes.preparation import Stage, prepare
+from recipes.planner.plan import plan
 from recipes.probing import probe
 from recipes.pruning import (
     prune,
@@ -88,9 +91,6 @@ from recipes.quantization import (
     quantize_vlm_tiny,
     quantize_w4a8_awq,
 )
-from recipes.standing import Run
-from recipes.submission import submit, submit_all
-from recipes.sweeps import sweep
 from recipes.tooling import (
     evaluate,
     evaluate_chat,
@@ -103,7 +103,7 @@ from recipes.tooling import (
     serve_tiny,
     serve_trtllm,
 )
-from scripts.problems import Problem, ProblemsError
+from scripts.run.problems import Problem, ProblemsError
 
 __all__ = [
     "RECIPES",

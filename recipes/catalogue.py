@@ -15,9 +15,9 @@ from recipes import (
     quantization,
     tooling,
 )
-from recipes.base import Family
-from scripts.problems import Problem, ProblemsError, nearest
-from scripts.types import meanings
+from recipes.family import Family
+from scripts.args.meaning import meanings
+from scripts.run.problems import Problem, ProblemsError, nearest
 
 if TYPE_CHECKING:
     import nemo_run as run
@@ -193,9 +193,9 @@ def find(name: str) -> Recipe:
 
 def describe(recipe: Recipe) -> dict[str, Any]:
     """A recipe as plain data: values with meanings and types, artifacts, strategies, errors, releases."""
-    from recipes.overrides import field_types
-    from recipes.releases import releases
-    from scripts.script.cards import cards
+    from recipes.experiment.releases import releases
+    from recipes.values import field_types
+    from scripts.engines.script.cards import cards
 
     partial = recipe.build()
     values = []

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from recipes.base import Family
+from recipes.family import Family
 from scripts.args.convert import HfToMegatronArgs, MegatronToHfArgs, MergeLoraArgs
 from scripts.entrypoints import convert as entrypoint
 

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from recipes.base import Family
+from recipes.family import Family
 from scripts.args.distill import DistillArgs, DistillBridgeArgs, QatArgs
 from scripts.entrypoints import distill as entrypoint
 from scripts.entrypoints import qat as qat_entrypoint

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from recipes.base import Family
+from recipes.family import Family
 from scripts.args.export import ExportArgs, ExportDistilledArgs, ExportModelOptArgs
 from scripts.entrypoints import export as entrypoint
 

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from recipes.base import Family
+from recipes.family import Family
 from scripts.args import megatron_lm as args
 from scripts.entrypoints import convert, distill, evaluate, export, finetune, generate, prune, validate
 from scripts.quantize import quantize

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from recipes.base import Family
+from recipes.family import Family
 from scripts.args.probe import ProbeArgs
 from scripts.probe import probe as entrypoint
 

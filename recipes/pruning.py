@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from recipes.base import Family
+from recipes.family import Family
 from scripts.args.prune import PruneArgs
 from scripts.entrypoints import prune as entrypoint
 

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from recipes.base import Family
+from recipes.family import Family
 from scripts.args.data import PrepareDataArgs
 from scripts.args.evaluate import EvaluateArgs
 from scripts.args.serve import ServeArgs

@@ -5,15 +5,15 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
-from scripts.errors import JobError
-from scripts.late import resolve, tag_of
-from scripts.record import Record
-from scripts.script.locate import installed
-from scripts.session import run_job, values_given
-from scripts.types import Engine, ScriptArgs, ScriptSpec, Torchrun
+from scripts.args.interpolation import resolve, tag_of
+from scripts.args.meaning import Engine, ScriptArgs, ScriptSpec, Torchrun
+from scripts.engines.script.locate import installed
+from scripts.run.errors import JobError
+from scripts.run.record import Record
+from scripts.run.session import run_job, values_given
 
 if TYPE_CHECKING:
-    from scripts.script.command import ScriptJob
+    from scripts.engines.script.command import ScriptJob
 
 Work = Callable[["ScriptJob", Record], None]
 ENGINES = {"script": "script (NVIDIA's own, as it is)", "hf": "hf (ModelOpt on a Transformers model, one process)"}
@@ -40,7 +40,7 @@ def carry_out(
     values = values_given(engine, script, args, torchrun, extra_args)
 
     def job(record: Record) -> None:
-        from scripts.script.command import ScriptJob
+        from scripts.engines.script.command import ScriptJob
 
         resolved = type(args)(**resolve(values["args"], run_dir=record.dir, run_tag=tag_of(args)))
         record.update(resolved={"args": dataclasses.asdict(resolved)})
@@ -71,7 +71,7 @@ def _work(
     if chosen == "hf":
         assert hf is not None  # HF_ENGINE says so
         return _checked(hf)
-    from scripts.script.engine import run_script
+    from scripts.engines.script.engine import run_script
 
     return run_script
 

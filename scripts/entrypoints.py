@@ -5,7 +5,7 @@ status 1 after a failure. They differ in name only: what a job does is in the cl
 """
 
 from scripts.algorithms import carry_out
-from scripts.types import Engine, ScriptArgs, ScriptSpec, Torchrun
+from scripts.args.meaning import Engine, ScriptArgs, ScriptSpec, Torchrun
 
 
 def generate(

@@ -15,10 +15,11 @@ from typing import Any, Literal
 
 import yaml
 
-from scripts.errors import JobError
+from configs import CONFIGS
+from scripts.run.errors import JobError
 
 Kind = Literal["format", "config", "builtin_recipe", "recipe_file"]
-FACTS = Path(__file__).resolve().parent.parent / "configs" / "formats.yaml"
+FACTS = CONFIGS / "formats.yaml"
 #: The remedy for a format whose blocks do not fit a model.
 FITS_ANY_WIDTH = "fp8 and int8_sq have no blocks and fit any width."
 ScaleFacts = Mapping[str, tuple[str, str]]

@@ -4,11 +4,11 @@ from typing import TYPE_CHECKING
 
 from scripts.algorithms import carry_out
 from scripts.args.data import PrepareDataArgs
-from scripts.types import Engine, ScriptArgs, ScriptSpec, Torchrun
+from scripts.args.meaning import Engine, ScriptArgs, ScriptSpec, Torchrun
 
 if TYPE_CHECKING:
-    from scripts.record import Record
-    from scripts.script.command import ScriptJob
+    from scripts.engines.script.command import ScriptJob
+    from scripts.run.record import Record
 
 
 def prepare_data(

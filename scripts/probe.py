@@ -12,12 +12,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+from scripts.args.meaning import Engine, ScriptSpec, Torchrun
 from scripts.args.probe import ProbeArgs
-from scripts.errors import JobError
-from scripts.files import staged, write_json
-from scripts.record import Record
-from scripts.session import run_job, values_given
-from scripts.types import Engine, ScriptSpec, Torchrun
+from scripts.run.errors import JobError
+from scripts.run.files import staged, write_json
+from scripts.run.record import Record
+from scripts.run.session import run_job, values_given
 
 _WAIT_SECONDS = 60.0
 

@@ -3,12 +3,12 @@
 from typing import TYPE_CHECKING
 
 from scripts.algorithms import carry_out
+from scripts.args.meaning import Engine, ScriptArgs, ScriptSpec, Torchrun
 from scripts.args.quantize import QuantizeArgs
-from scripts.types import Engine, ScriptArgs, ScriptSpec, Torchrun
 
 if TYPE_CHECKING:
-    from scripts.record import Record
-    from scripts.script.command import ScriptJob
+    from scripts.engines.script.command import ScriptJob
+    from scripts.run.record import Record
 
 
 def quantize(
@@ -37,7 +37,7 @@ def quantize(
 
 
 def _on_transformers(job: "ScriptJob", record: "Record") -> None:
-    from scripts.hf.engine import quantize_checkpoint
+    from scripts.engines.hf.engine import quantize_checkpoint
 
     assert isinstance(job.args, QuantizeArgs)
     quantize_checkpoint(job.args, record)

@@ -3,12 +3,12 @@
 from typing import TYPE_CHECKING
 
 from scripts.algorithms import carry_out
+from scripts.args.meaning import Engine, ScriptArgs, ScriptSpec, Torchrun
 from scripts.args.serve import ServeArgs
-from scripts.types import Engine, ScriptArgs, ScriptSpec, Torchrun
 
 if TYPE_CHECKING:
-    from scripts.record import Record
-    from scripts.script.command import ScriptJob
+    from scripts.engines.script.command import ScriptJob
+    from scripts.run.record import Record
 
 
 def serve(

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from recipes import Stage, find
-from recipes.checks.frame import Check, carry_out
-from recipes.preparation import Options, examine
-from recipes.spec import Spec
-from scripts.problems import Problem
+from recipes.experiment.examine import Options, examine
+from recipes.experiment.job import Spec
+from recipes.preflight.frame import Check, carry_out
+from scripts.run.problems import Problem
 
 
 def spec_of(recipe: str, executor: str = "local", profiles: Path | None = None, **values: Any) -> Spec:

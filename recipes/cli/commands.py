@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from scripts.errors import JobError
-from scripts.problems import ProblemsError
+from scripts.run.errors import JobError
+from scripts.run.problems import ProblemsError
 
 _FAILED, _REFUSED, _INTERRUPTED = 1, 2, 130
 
@@ -62,9 +62,9 @@ def run(
     from recipes.cli import show
     from recipes.cli.passthrough import passed_through
     from recipes.cli.request import examined_of, request_of
-    from recipes.following import LeftRunningError
-    from recipes.preparation import Options
-    from recipes.sweeps import start_sweep
+    from recipes.experiment.examine import Options
+    from recipes.experiment.following import LeftRunningError
+    from recipes.experiment.sweep import start_sweep
 
     out = show.Output(as_json=as_json)
     options = Options(profiles=profiles, online=not dryrun, force_squash=force_squash, force=frozenset(force or ()))

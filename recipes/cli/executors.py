@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from recipes.cli.document import print_json
-from scripts.problems import Problem
+from scripts.run.problems import Problem
 
 _FAILED, _REFUSED = 1, 2
 _FILES_HELP = "Read the profiles of this file in place of your own."
@@ -42,7 +42,7 @@ def executors(
         if profiles is not None or as_json:
             raise typer.BadParameter(f"options of {ctx.invoked_subcommand} stand behind it")
         return
-    from executors.profiles import list_profiles
+    from executors.profiles.load import list_profiles
 
     sources, broken = list_profiles(profiles)
     rows = [_row(source) for source in sources]
@@ -66,9 +66,9 @@ def init(
 
     Example: nemo experiment executors init slurm --name dgx-h100
     """
-    from executors.profile_init import add_profile
-    from scripts.errors import JobError
-    from scripts.problems import ProblemsError
+    from executors.profiles.init import add_profile
+    from scripts.run.errors import JobError
+    from scripts.run.problems import ProblemsError
 
     if file is not None and here:
         raise typer.BadParameter("give --file or --here, not both")
@@ -100,9 +100,9 @@ def check(
 
     Exit status: 0 when everything passed, 1 when something failed, 2 when the profile is broken.
     """
-    from executors.place import Probe
-    from executors.profiles import load_profile, place_of
-    from scripts.errors import JobError
+    from executors.base import Probe
+    from executors.profiles.load import load_profile, place_of
+    from scripts.run.errors import JobError
 
     overrides, problems = _overrides(words or [])
     profile, wrong = load_profile(name, overrides, files=profiles)
@@ -153,7 +153,7 @@ def _overrides(words: Sequence[str]) -> tuple[dict[str, str], list[Problem]]:
 
 def _row(source: Any) -> dict[str, Any]:
     """A profile as plain data; `unfinished` is what it needs before a job can run there."""
-    from executors.profiles import place_of
+    from executors.profiles.load import place_of
 
     place = place_of(source.profile) if source.profile is not None else None
     return {
@@ -180,7 +180,7 @@ def _in_words(can: Any) -> str:
 
 
 def _print_table(rows: Sequence[dict[str, Any]]) -> None:
-    from executors.profile_files import SHIPPED
+    from executors.profiles.files import SHIPPED
 
     width = max((len(row["name"]) for row in rows), default=0)
     for row in rows:

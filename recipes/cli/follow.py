@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from executors.place import UnreachableError
-from recipes.following import Tail
-from recipes.standing import Run
-from scripts.record import read_json
+from executors.base import UnreachableError
+from recipes.experiment.following import Tail
+from recipes.experiment.standing import Run
+from scripts.run.record import read_json
 
 if TYPE_CHECKING:
     from rich.console import Console

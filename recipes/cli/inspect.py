@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from recipes.cli.document import print_json
-from scripts.errors import JobError
-from scripts.problems import Problem
+from scripts.run.errors import JobError
+from scripts.run.problems import Problem
 
 if TYPE_CHECKING:
     from scripts.checkpoints import Checkpoint

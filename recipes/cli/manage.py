@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from scripts.errors import JobError
-from scripts.problems import ProblemsError
+from scripts.run.errors import JobError
+from scripts.run.problems import ProblemsError
 
 if TYPE_CHECKING:
-    from recipes.folders import RunFolder
+    from recipes.experiment.store import RunFolder
 
 _FAILED, _REFUSED = 1, 2
 _Id = Annotated[str, typer.Argument(metavar="ID", help="A run's id, or the beginning of it.")]
@@ -32,7 +32,7 @@ def ps(
     Example: nemo experiment ps --all
     """
     from recipes.cli import show
-    from recipes.runs import all_runs
+    from recipes.experiment.runs import all_runs
 
     shown = [run for run in all_runs() if everything or not run.ended or run.state in ("lost", "unreadable")]
     show.Output(as_json=as_json).runs(shown)
@@ -44,7 +44,7 @@ def status(run_id: _Id, as_json: _Json = False) -> None:
     Example: nemo experiment status quantize_fp8_1795214403955-ad07
     """
     from recipes.cli import show
-    from recipes.standing import look
+    from recipes.experiment.standing import look
 
     if _left_to_nemo_run("status", run_id):
         return
@@ -63,7 +63,7 @@ def logs(
     Example: nemo experiment logs -f quantize_fp8_1795214403955-ad07
     """
     from recipes.cli import show
-    from recipes.runs import log_of
+    from recipes.experiment.runs import log_of
 
     if _left_to_nemo_run("logs", run_id):
         return
@@ -88,7 +88,7 @@ def cancel(run_ids: _Ids, as_json: _Json = False) -> None:
     Exit status: 0 when every run has ended, 1 when one could not be reached or goes on.
     """
     from recipes.cli import show
-    from recipes.runs import cancel_run
+    from recipes.experiment.runs import cancel_run
 
     if len(run_ids) == 1 and _left_to_nemo_run("cancel", run_ids[0]):
         return
@@ -112,7 +112,7 @@ def resume(run_ids: _Ids, as_json: _Json = False) -> None:
     What the ended attempt left is moved to attempts/ in the run directory.
     """
     from recipes.cli import show
-    from recipes.submission import take_up
+    from recipes.experiment.submit import take_up
 
     out = show.Output(as_json=as_json)
     try:
@@ -126,7 +126,7 @@ def resume(run_ids: _Ids, as_json: _Json = False) -> None:
 
 
 def _found(out: "show.Output", words: list[str]) -> "list[RunFolder]":  # type: ignore[name-defined]  # noqa: F821
-    from recipes.runs import find_run
+    from recipes.experiment.runs import find_run
 
     try:
         return [find_run(word) for word in words]
@@ -140,7 +140,7 @@ def _left_to_nemo_run(command: str, word: str) -> bool:
     from nemo_run.cli import experiment
     from nemo_run.config import get_nemorun_home
 
-    from recipes.folders import runs_dir
+    from recipes.experiment.store import runs_dir
 
     if any(path.name.startswith(word) for path in runs_dir().glob("*")):
         return False

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from scripts.problems import ProblemsError
+from scripts.run.problems import ProblemsError
 
 _REFUSED = 2
 
@@ -32,9 +32,9 @@ def plan(
     from recipes.cli.document import print_json
     from recipes.cli.passthrough import passed_through
     from recipes.cli.request import request_of
-    from recipes.planning.plan import plan_of
-    from recipes.planning.text import as_text
-    from recipes.preparation import Options, Stage, examine
+    from recipes.experiment.examine import Options, Stage, examine
+    from recipes.planner.plan import plan_of
+    from recipes.planner.text import as_text
 
     options = Options(profiles=profiles, online=False, force=frozenset(force or ()))
     try:

@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from recipes.preflight import notes
-from recipes.preparation import Submission
-from recipes.script_checks import command
-from recipes.spec import Spec
-from recipes.submission import values_of
-from scripts.late import MODEL_FIELDS, VARIANT_FIELDS
+from recipes.experiment.examine import Submission
+from recipes.experiment.job import Spec
+from recipes.experiment.submit import values_of
+from recipes.preflight.registry import notes
+from recipes.preflight.scripts import command
+from scripts.args.interpolation import MODEL_FIELDS, VARIANT_FIELDS
 
 
 def preview_of(submission: Submission, *, full: bool) -> dict[str, Any]:
@@ -31,7 +31,7 @@ def preview_of(submission: Submission, *, full: bool) -> dict[str, Any]:
         "skipped": [vars(skipped) for skipped in submission.skipped],
     }
     if full:
-        from recipes.dryrun import rehearse
+        from recipes.experiment.dryrun import rehearse
 
         plan |= rehearse(submission)
     return plan

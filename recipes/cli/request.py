@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from recipes.preparation import Examined, Options, Stage, examine
-from scripts.problems import Problem, ProblemsError
+from recipes.experiment.examine import Examined, Options, Stage, examine
+from scripts.run.problems import Problem, ProblemsError
 
 if TYPE_CHECKING:
     import nemo_run as run
@@ -26,9 +26,9 @@ def request_of(
 ) -> Request:
     """Build the recipe. Raises ProblemsError where there is none of that name, with all else that is wrong."""
     from executors import load_profile
-    from recipes.base import config_path, load_yaml
     from recipes.catalogue import find
-    from recipes.overrides import merge, parse_words, set_value
+    from recipes.family import config_path, load_yaml
+    from recipes.values import merge, parse_words, set_value
 
     parsed, problems = parse_words(list(words))
     options = replace(options, overrides=parsed.profile)
@@ -51,8 +51,8 @@ def request_of(
 
 def examined_of(request: Request, after: Sequence[str], sweep: Sequence[str]) -> Examined:
     """The request's stages, checked: one, or those of a sweep. Raises ProblemsError with every error."""
-    from recipes.overrides import parse_sweep
-    from recipes.sweeps import stages_of
+    from recipes.experiment.sweep import stages_of
+    from recipes.values import parse_sweep
 
     grid, wrong = parse_sweep(list(sweep))
     problems = [*request.problems, *wrong]

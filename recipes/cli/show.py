@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from recipes.cli.document import print_json
 from recipes.cli.preview import code_line, preview_of, print_preview, print_text
-from recipes.preparation import Submission
-from recipes.standing import Run
-from recipes.sweeps import is_array
-from scripts.errors import JobError
-from scripts.problems import Problem
-from scripts.session import error_line
+from recipes.experiment.examine import Submission
+from recipes.experiment.standing import Run
+from recipes.experiment.sweep import is_array
+from scripts.run.errors import JobError
+from scripts.run.problems import Problem
+from scripts.run.session import error_line
 
 if TYPE_CHECKING:
     from recipes.catalogue import Recipe
@@ -46,7 +46,7 @@ class Output:
         array = full and is_array(submissions)
         self._plans = [preview_of(submission, full=full and not array) for submission in submissions]
         if array:
-            from recipes.dryrun import rehearse_array
+            from recipes.experiment.dryrun import rehearse_array
 
             self._array = rehearse_array(submissions)
         if self.as_json:
@@ -117,7 +117,7 @@ class Output:
     def _result(self, run: Run, *, verbose: bool) -> None:
         record, report = run.record, run.report
         if report is not None and not self._told:  # the job's own log, already shown, ends with it
-            from scripts.hf.report import as_text
+            from scripts.engines.hf.report import as_text
 
             print(as_text(report))
         for output in record.get("outputs", []):

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from scripts.types import ScriptArgs, doc
+from scripts.args.meaning import ScriptArgs, doc
 
 _WORKER = "Megatron-Bridge/scripts/conversion/run_conversion.py"  # since v0.6
 _SEVERAL = "Megatron-Bridge/examples/conversion/convert_checkpoints_multi_gpu.py"  # v0.4 and v0.5

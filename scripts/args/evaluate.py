@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from scripts.types import ScriptArgs, doc
+from scripts.args.meaning import ScriptArgs, doc
 
 Backend = Literal["hf", "vllm"]
 

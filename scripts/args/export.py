@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from scripts.types import ScriptArgs, doc
+from scripts.args.meaning import ScriptArgs, doc
 
 #: What Megatron's exporter cannot write: it raises, or leaves no hf_quant_config.json (seen with ModelOpt 0.47).
 NOT_EXPORTABLE = ("int8_sq", "w4a8_awq", "fp8_blockwise", "int4_awq")

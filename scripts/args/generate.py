@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from scripts.types import ScriptArgs, doc
+from scripts.args.meaning import ScriptArgs, doc
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from scripts.args.export import NOT_EXPORTABLE
+from scripts.args.meaning import ScriptArgs, doc
 from scripts.args.quantize import CONFIG_NAMES, KvCacheQuant
-from scripts.types import ScriptArgs, doc
 
 _EXAMPLES = "Megatron-LM/examples/post_training/modelopt"
 _PROMPTS = "Hello!|Born in California, Soyer trained as a"

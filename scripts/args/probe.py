@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from scripts.types import doc
+from scripts.args.meaning import doc
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import ClassVar, Literal
 
-from scripts.types import ScriptArgs, doc
+from scripts.args.meaning import ScriptArgs, doc
 
 KvCacheQuant = Literal["none", "fp8", "fp8_affine", "nvfp4", "nvfp4_affine", "nvfp4_rotate"]
 #: ModelOpt's own names, where a script does not list the short ones: they work in every release that takes free text.

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from scripts.types import ScriptArgs, doc
+from scripts.args.meaning import ScriptArgs, doc
 
 ServerName = Literal["vllm", "trtllm", "sglang"]
 

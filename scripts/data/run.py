@@ -9,14 +9,14 @@ from typing import Any
 from scripts.args.data import PrepareDataArgs
 from scripts.data.sources import DataSource, gather, refuse_without_core, source_problems
 from scripts.data.tokens import TokenFile, blend, token_files
-from scripts.errors import JobError
-from scripts.files import write_json
-from scripts.models import local_model
-from scripts.record import Record
-from scripts.script.command import ScriptJob
-from scripts.script.engine import run_script
-from scripts.script.locate import locate
-from scripts.script.source import read_interface
+from scripts.engines.script.command import ScriptJob
+from scripts.engines.script.engine import run_script
+from scripts.engines.script.locate import locate
+from scripts.engines.script.source import read_interface
+from scripts.run.errors import JobError
+from scripts.run.files import write_json
+from scripts.run.record import Record
+from scripts.tiny.named import local_model
 
 SCHEMA = 1
 

@@ -9,10 +9,10 @@ from itertools import count
 from pathlib import Path
 from typing import IO, Any, cast
 
-from scripts import texts
 from scripts.args.data import PrepareDataArgs
-from scripts.errors import JobError
-from scripts.problems import Problem
+from scripts.data import texts
+from scripts.run.errors import JobError
+from scripts.run.problems import Problem
 
 #: The text that the built-in models were trained on.
 BUILT_IN = "tiny:text"

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from scripts.args.evaluate import Backend, EvaluateArgs
 from scripts.checkpoints import look
-from scripts.errors import JobError
-from scripts.exported import exported_algorithm
-from scripts.gpus import compute_capabilities
+from scripts.checkpoints.exported import exported_algorithm
+from scripts.run.errors import JobError
+from scripts.run.gpus import compute_capabilities
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from importlib import util
 
 from scripts.args.evaluate import EvaluateArgs
-from scripts.errors import JobError
-from scripts.problems import Problem
-from scripts.types import ScriptSpec
+from scripts.args.meaning import ScriptSpec
+from scripts.run.errors import JobError
+from scripts.run.problems import Problem
 
 
 def refuse_without_harness(script: ScriptSpec) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from scripts.args.evaluate import Backend, EvaluateArgs
-from scripts.types import ScriptArgs, doc
+from scripts.args.meaning import ScriptArgs, doc
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.evaluation.scores import REPORT, Compared
-from scripts.files import write_json
+from scripts.run.files import write_json
 
 _PLOTTED_METRICS = 4
 _PLOTTED_TASKS = 24

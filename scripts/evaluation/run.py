@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from scripts.args.evaluate import EvaluateArgs
-from scripts.errors import JobError
+from scripts.engines.script.command import ScriptJob
+from scripts.engines.script.engine import run_script
 from scripts.evaluation.backends import Loading, loading_of
 from scripts.evaluation.checks import evaluate_problems, refuse_without_harness
 from scripts.evaluation.harness import closing_words, harness_args
@@ -21,11 +22,10 @@ from scripts.evaluation.scores import (
     scores_of,
 )
 from scripts.evaluation.tasks import write_tasks
-from scripts.files import staged
-from scripts.models import local_model
-from scripts.record import Record
-from scripts.script.command import ScriptJob
-from scripts.script.engine import run_script
+from scripts.run.errors import JobError
+from scripts.run.files import staged
+from scripts.run.record import Record
+from scripts.tiny.named import local_model
 
 _RESTORED = Path(__file__).resolve().parent / "restored" / "lm_eval_restored.py"
 #: What must be equal for two runs to have asked alike, besides what each task says of itself.

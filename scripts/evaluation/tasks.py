@@ -5,10 +5,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from scripts.files import write_text
+from configs import CONFIGS
+from scripts.run.files import write_text
 from scripts.tiny.corpus import passages
 
-_SHIPPED = Path(__file__).resolve().parents[2] / "configs" / "evaluate" / "tasks"
+_SHIPPED = CONFIGS / "evaluate" / "tasks"
 #: Of a choice: words of the beginning, words of a continuation, and how many continuations there are.
 _CONTEXT_WORDS, _NEXT_WORDS, _CHOICES = 40, 12, 4
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from scripts.args.serve import ServeArgs
 from scripts.checkpoints import look
-from scripts.errors import JobError
-from scripts.exported import exported_algorithm
+from scripts.checkpoints.exported import exported_algorithm
 from scripts.formats import FORMATS
-from scripts.gpus import compute_capabilities
-from scripts.problems import Problem
+from scripts.run.errors import JobError
+from scripts.run.gpus import compute_capabilities
+from scripts.run.problems import Problem
 from scripts.serving.servers import HOST, SERVERS, able
 
 

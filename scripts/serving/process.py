@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from scripts.script.child import Output
+from scripts.engines.script.child import Output
 
 _SUPERVISE = Path(__file__).with_name("supervise.py")
 _CHUNK = 1 << 16

@@ -14,13 +14,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from scripts.args.serve import ServeArgs
-from scripts.errors import JobError
-from scripts.files import write_json
-from scripts.models import local_model
-from scripts.record import Record
-from scripts.script.child import Output
-from scripts.script.command import ScriptJob
-from scripts.script.locate import child_environment
+from scripts.engines.script.child import Output
+from scripts.engines.script.command import ScriptJob
+from scripts.engines.script.locate import child_environment
+from scripts.run.errors import JobError
+from scripts.run.files import write_json
+from scripts.run.record import Record
 from scripts.serving.answers import flaw_of
 from scripts.serving.checks import (
     Served,
@@ -33,6 +32,7 @@ from scripts.serving.checks import (
 from scripts.serving.client import Answer, Client, UnreachableError
 from scripts.serving.process import Running, started
 from scripts.serving.servers import SERVERS, command_line, find_program
+from scripts.tiny.named import local_model
 
 SCHEMA = 1
 _POLL_SECONDS = 0.5

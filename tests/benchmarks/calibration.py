@@ -32,7 +32,7 @@ def forward_loop(variant: str, samples: Sequence[Sequence[int]], batch_size: int
     import torch
     from modelopt.torch.utils import create_forward_loop
 
-    from scripts.hf.calibrate import calibration_loop
+    from scripts.engines.hf.calibrate import calibration_loop
 
     if variant == "ours":
         tokens = batch_size * 512
@@ -84,7 +84,7 @@ def quantized(model: Any, config: dict[str, Any], loop: Callable[[Any], None], d
     """A quantized copy of `model`, and the seconds it took without the copying."""
     import torch
 
-    from scripts.hf.quantizers import quantize
+    from scripts.engines.hf.quantizers import quantize
 
     own = copy.deepcopy(model)
     gc.collect()
@@ -98,7 +98,7 @@ def quantized(model: Any, config: dict[str, Any], loop: Callable[[Any], None], d
 def prepare(options: argparse.Namespace, case: str) -> tuple[Any, list[list[int]], dict[str, Any]]:
     """Model, samples and configuration; the same in every process."""
     from scripts.args.quantize import QuantizeArgs
-    from scripts.hf.quantizers import build_config
+    from scripts.engines.hf.quantizers import build_config
 
     model = (hf_models.build_58m() if options.params == "58m" else hf_models.build("qwen3")).to(options.device)
     samples = hf_models.token_samples(options.samples, CASES[case], 512, vocab=int(model.config.vocab_size))
@@ -111,7 +111,7 @@ def _resident_mb(field: str) -> float:
 
 
 def _measure_child(pipe: Any, options: argparse.Namespace, case: str, variant: str) -> None:
-    from scripts.hf.quantizers import quantize
+    from scripts.engines.hf.quantizers import quantize
 
     warnings.filterwarnings("ignore")
     model, samples, config = prepare(options, case)
@@ -127,7 +127,7 @@ def peak_mb(options: argparse.Namespace, case: str, variant: str) -> float:
     """Megabytes on top of model and samples: resident memory of a process of its own, or CUDA's allocator's count."""
     import torch
 
-    from scripts.hf.quantizers import quantize
+    from scripts.engines.hf.quantizers import quantize
 
     if options.device == "cuda":
         model, samples, config = prepare(options, case)

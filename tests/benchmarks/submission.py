@@ -99,7 +99,7 @@ def child(words: Sequence[str]) -> None:
         elif what == "sweep":
             result = _seconds(lambda: _sweep(rest[0], int(rest[1])))
         else:
-            from recipes.runs import all_runs
+            from recipes.experiment.runs import all_runs
 
             result = _seconds(lambda: all_runs())
     print(json.dumps(result))
@@ -243,10 +243,10 @@ class Bench:
 _MAKE_FINISHED = """
 import sys
 from recipes import probe
-from recipes.launching import finish
-from recipes.preparation import Options, prepare_all
-from recipes.submission import record_all
-from recipes.sweeps import stages_of
+from recipes.experiment.launching import finish
+from recipes.experiment.examine import Options, prepare_all
+from recipes.experiment.submit import record_all
+from recipes.experiment.sweep import stages_of
 
 stages = stages_of(probe(), {"args.message": [str(n) for n in range(int(sys.argv[1]))]})
 for folder in record_all(prepare_all(stages, "slurm", Options())):

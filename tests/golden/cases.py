@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from executors.place import Job, Launch
+from executors.base import Job, Launch
 
 FOLDER = Path(__file__).parent
 COMMAND = "python tests/golden/regenerate.py"
@@ -142,9 +142,9 @@ def surroundings() -> Iterator[Path]:
 
 def _submit_parent(profiles: Path) -> None:
     """What a submission of PARENT would have left here."""
-    from executors.profiles import load_profile
-    from recipes.folders import Handle, RunFolder, launch_values
-    from scripts.record import Record
+    from executors.profiles.load import load_profile
+    from recipes.experiment.store import Handle, RunFolder, launch_values
+    from scripts.run.record import Record
 
     profile, _ = load_profile("far", {}, files=profiles)
     folder = RunFolder.of(PARENT)
@@ -158,11 +158,11 @@ def _submit_parent(profiles: Path) -> None:
 def text_of(case: Case, profiles: Path) -> str:
     """What a dry run says would be submitted."""
     from recipes.catalogue import find
-    from recipes.dryrun import rehearse, rehearse_array
-    from recipes.overrides import set_value
-    from recipes.preparation import Options, prepare_all
-    from recipes.sweeps import stages_of
-    from scripts.problems import ProblemsError
+    from recipes.experiment.dryrun import rehearse, rehearse_array
+    from recipes.experiment.examine import Options, prepare_all
+    from recipes.experiment.sweep import stages_of
+    from recipes.values import set_value
+    from scripts.run.problems import ProblemsError
 
     partial = find(case.recipe).build()
     problems = [problem for key, value in case.values.items() for problem in set_value(partial, key, value)]

@@ -10,10 +10,10 @@ if not torch.cuda.is_available():
     pytest.skip("no CUDA GPU", allow_module_level=True)
 
 from scripts.args.quantize import QuantizeArgs  # noqa: E402
+from scripts.engines.hf import calibrate, nvfp4, quantizers, reference, save, verify  # noqa: E402
+from scripts.engines.hf.engine import quantize_checkpoint  # noqa: E402
 from scripts.formats import FORMATS  # noqa: E402
-from scripts.hf import calibrate, nvfp4, quantizers, reference, save, verify  # noqa: E402
-from scripts.hf.engine import quantize_checkpoint  # noqa: E402
-from scripts.record import Record  # noqa: E402
+from scripts.run.record import Record  # noqa: E402
 from tests import hf_models  # noqa: E402
 
 pytestmark = pytest.mark.gpu

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from scripts.diagnosis import diagnose, diagnose_unbegun
+from scripts.run.diagnosis import diagnose, diagnose_unbegun
 from tests.conftest import Done
 from tests.testbed.docker import IMAGE, docker_engine, host_mounts
 from tests.testbed.places import JOB_PATH, docker_profile, slurm_profile, until

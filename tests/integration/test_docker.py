@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from executors.docker import DockerPlace
-from executors.docker_profile import DockerProfile
-from executors.place import Job, JobState, Launch, SubmitError, UnreachableError
-from scripts.secrets import pack_secrets
+from executors.base import Job, JobState, Launch, SubmitError, UnreachableError
+from executors.docker.place import DockerPlace
+from executors.docker.profile import DockerProfile
+from scripts.run.secrets import pack_secrets
 from tests.testbed.docker import IMAGE, Engine, docker_engine, host_mounts, host_path
 
 pytestmark = pytest.mark.integration
@@ -127,7 +127,7 @@ def script(folder: Path, text: str) -> Any:
 
 def submit(place: DockerPlace, partial: Any, launch: Launch) -> Tried:
     """As a submission does: the experiment is left, and its object gone, while the job runs."""
-    from recipes.delivery import opened_experiment
+    from recipes.experiment.delivery import opened_experiment
 
     with opened_experiment(launch, partial, place) as experiment:
         job = place.submit(experiment, launch)
@@ -198,8 +198,8 @@ def test_cancel_lets_the_job_record_it(engine: Engine) -> None:
 def test_cancel_ends_a_job_that_does_not_listen(
     engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # By its module's name: `executors.docker` is the factory of that name.
-    monkeypatch.setattr(sys.modules["executors.docker"], "_GRACE_SECONDS", 2.0)
+    # By its module's name: `executors.docker.place` is the factory of that name.
+    monkeypatch.setattr(sys.modules["executors.docker.place"], "_GRACE_SECONDS", 2.0)
     place = place_on(engine, mounts=[f"{tmp_path}:{tmp_path}"])
     deaf = "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nprint('deaf', flush=True)\n"
     tried = submit(place, script(tmp_path, deaf + "time.sleep(100)"), launch_on(place))
@@ -302,7 +302,7 @@ def test_two_runs_at_once_are_told_apart(engine: Engine) -> None:
 
 
 def test_what_text_shows_is_what_the_engine_receives(engine: Engine, nemorun_home: Path) -> None:
-    from recipes.delivery import opened_experiment
+    from recipes.experiment.delivery import opened_experiment
 
     place = place_on(engine, env={"DOLLARS": "$HOME"}, ulimits=["core=0", "nofile=1024:2048"], ipc="host")
     launch = launch_on(place)

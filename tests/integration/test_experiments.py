@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
-from scripts.record import read_record
+from scripts.run.record import read_record
 from tests.conftest import NEMO, Done
 
 pytestmark = pytest.mark.integration

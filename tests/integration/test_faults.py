@@ -258,9 +258,9 @@ def test_a_login_node_that_goes_and_comes_back(far: User, login: Login, cluster:
 TWO_STAGES = """
 from pathlib import Path
 from recipes import Stage, probe
-from recipes.preparation import Options, prepare_all
-from recipes.submission import start
-from scripts.errors import JobError
+from recipes.experiment.examine import Options, prepare_all
+from recipes.experiment.submit import start
+from scripts.run.errors import JobError
 
 def stage(name, executor, after=()):
     recipe = probe()

@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 
-from executors.lepton import LeptonPlace, LeptonProfile
-from executors.lepton_api import LeptonApi
-from executors.lepton_job import job_name, job_specification, readable
-from executors.packaging import package
-from executors.place import Job, Launch, SubmitError, UnreachableError
+from executors.base import Job, Launch, SubmitError, UnreachableError
+from executors.lepton.api import LeptonApi
+from executors.lepton.job import job_name, job_specification, readable
+from executors.lepton.place import LeptonPlace, LeptonProfile
+from executors.packaging.code import package
 from tests.testbed.lepton import NODE_GROUP, LeptonWorkspace
 
 pytestmark = [
@@ -74,9 +74,9 @@ def submit(where: LeptonPlace, how: Launch, home: Path, **args: Any) -> Job:
     """Submit a probe by a stock experiment."""
     import nemo_run as run
 
+    from scripts.args.meaning import Torchrun
     from scripts.args.probe import ProbeArgs
     from scripts.probe import probe
-    from scripts.types import Torchrun
 
     task = run.Partial(probe, args=run.Config(ProbeArgs, **args), torchrun=run.Config(Torchrun))
     options = {"base_dir": str(home), "skip_status_at_exit": True, "enable_goodbye_message": False}
@@ -466,7 +466,7 @@ def test_probes_of_a_good_and_of_a_bad_profile(workspace: LeptonWorkspace, monke
 def test_no_login_at_all(tmp_path: Path) -> None:
     env = {name: value for name, value in os.environ.items() if not name.startswith("LEPTON_")}
     env["LEPTON_CACHE_DIR"] = str(tmp_path)  # the SDK reads it once, when it is imported; no login is in it
-    code = "from executors.lepton_api import LeptonApi; LeptonApi().node_groups()"
+    code = "from executors.lepton.api import LeptonApi; LeptonApi().node_groups()"
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=60)
     last = done.stderr.splitlines()[-1]
     assert "lepton_login_missing" in last
@@ -484,7 +484,7 @@ def test_an_image_whose_root_cannot_be_written_says_so(tmp_path: Path) -> None:
 STOCK = """
 import nemo_run as run
 
-from executors.lepton import LeptonProfile, lepton
+from executors.lepton.place import LeptonProfile, lepton
 from tests.integration.test_lepton import profile
 
 if __name__ == "__main__":

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from recipes import find, prepare
-from recipes.facts import facts_of
-from recipes.planning.disk import Kind, checkpoint_bytes, outputs_bytes
-from recipes.planning.hf_memory import Memory, predict
-from recipes.planning.matrices import matrices_of, of_facts, tensor_matrix
-from recipes.spec import Spec
+from recipes.experiment.job import Spec
+from recipes.models import facts_of
+from recipes.planner.disk import Kind, checkpoint_bytes, outputs_bytes
+from recipes.planner.hf_memory import Memory, predict
+from recipes.planner.matrices import matrices_of, of_facts, tensor_matrix
 from scripts.formats import FORMATS
 from tests.conftest import Done
 
@@ -163,7 +163,7 @@ def test_every_way_to_write_has_the_size_that_was_predicted(
     family: str, tied: bool, format_: str, way: str, tmp_path: Path
 ) -> None:
     from scripts.args.quantize import QuantizeArgs
-    from scripts.hf import calibrate, quantizers, save
+    from scripts.engines.hf import calibrate, quantizers, save
     from tests import hf_models
 
     made = hf_models.build(family, tie_word_embeddings=tied, num_hidden_layers=4, hidden_size=512, vocab_size=4096)

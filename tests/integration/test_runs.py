@@ -13,8 +13,8 @@ from typing import Any
 import psutil
 import pytest
 
-from scripts.files import content_of
-from scripts.record import observe, read_record
+from scripts.run.files import content_of
+from scripts.run.record import observe, read_record
 from tests.conftest import NEMO, Done
 
 pytestmark = pytest.mark.integration

@@ -15,8 +15,8 @@ import psutil
 import pytest
 
 from recipes.catalogue import RECIPES
-from scripts.record import Record
-from scripts.script.tables import releases_of
+from scripts.engines.script.tables import releases_of
+from scripts.run.record import Record
 from tests.testbed.places import slurm_profile, until
 from tests.testbed.scripted import (
     Ran,

@@ -20,9 +20,9 @@ from typing import Any
 
 import pytest
 
-from executors.place import Job, JobState, Launch, SubmitError, UnreachableError
-from executors.slurm import SlurmPlace, SlurmProfile
-from executors.slurm_submit import SubmissionUnknownError
+from executors.base import Job, JobState, Launch, SubmitError, UnreachableError
+from executors.slurm.place import SlurmPlace, SlurmProfile
+from executors.slurm.submit import SubmissionUnknownError
 from scripts.args.probe import ProbeArgs
 from tests.testbed.slurm import ENROOT, Cluster, Login, executable, login_node, slurm_cluster
 
@@ -300,9 +300,9 @@ def test_a_lost_node_is_named_and_requeue_can_be_forbidden(site: Site) -> None:
 def test_an_array_is_one_job_with_a_log_for_each_element(site: Site) -> None:
     import nemo_run as run
 
-    from recipes.delivery import serialized
-    from scripts.array import run_element
+    from recipes.experiment.delivery import serialized
     from scripts.probe import probe
+    from scripts.run.array import run_element
 
     place = site.place()
     launch = site.launch(place, array=4)
@@ -551,7 +551,7 @@ def test_the_probes_of_a_cluster_that_is_ready(site: Site) -> None:
 def test_the_factory_gives_an_executor_for_an_experiment_of_ones_own(site: Site) -> None:
     import nemo_run as run
 
-    from executors.slurm import slurm
+    from executors.slurm.place import slurm
 
     executor = slurm(site.profile, nodes=2, comment="a b")
     with run.Experiment("own", log_level="WARN", skip_status_at_exit=True) as opened:
@@ -626,7 +626,7 @@ esac
 def test_over_ssh_the_job_runs_the_packed_code(
     remote: Site, packager: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from executors.packaging import package
+    from executors.packaging.code import package
 
     work = tmp_path / "work"
     work.mkdir()

@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from scripts.args.serve import ServerName
-from scripts.record import observe
+from scripts.run.record import observe
 from scripts.tiny.model import default_cache_root, ensure_tiny_model
 from tests.conftest import write_safetensors
 from tests.testbed import packages, serving
@@ -31,7 +31,7 @@ _JOB = """
 import json, sys
 from scripts.args.{module} import {args}
 from scripts.{algorithm} import {algorithm}
-from scripts.types import ScriptSpec
+from scripts.args.meaning import ScriptSpec
 values = json.loads(sys.argv[1])
 script = ScriptSpec(**values.pop("script", {{}}))
 {algorithm}(args={args}(**values.pop("args")), script=script, **values)

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from scripts.files import staged
+from scripts.run.files import staged
 from scripts.tiny.model import default_cache_root
 from tests.testbed import cannot_run
 

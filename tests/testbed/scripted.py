@@ -13,8 +13,8 @@ from typing import Any
 import psutil
 import yaml
 
-from scripts.record import read_json
-from scripts.types import Meaning, meanings
+from scripts.args.meaning import Meaning, meanings
+from scripts.run.record import read_json
 from tests.conftest import Done
 from tests.testbed.places import JOB_PATH
 from tests.testbed.standin import write_huggingface, write_megatron, write_standin

@@ -62,7 +62,8 @@ def _serve() -> None:
 
 def _preload() -> None:
     """Import what NeMo-Run and the SDKs import, as a process that ends again found out."""
-    find = "import sys, nemo_run.__main__, recipes.cli.commands, recipes.sweeps, docker, leptonai.api.v2.client; "
+    find = "import sys, nemo_run.__main__, recipes.cli.commands, recipes.experiment.sweep, docker; "
+    find += "import leptonai.api.v2.client; "
     find += f"print(*(n for n in sys.modules if n.partition('.')[0] not in {_OWN!r}))"
     found = subprocess.run([sys.executable, "-P", "-c", find], capture_output=True, text=True, check=True, env=_plain())
     import importlib

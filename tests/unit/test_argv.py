@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 
 from recipes.catalogue import RECIPES
 from scripts.args.convert import MegatronToHfArgs
+from scripts.args.meaning import ScriptArgs, doc, meanings
 from scripts.args.megatron_lm import MlmMmluArgs, MlmPruneArgs, MlmQuantizeArgs
 from scripts.args.prune import PruneArgs
 from scripts.args.quantize import CONFIG_NAMES, QuantizeArgs, QuantizeModelOptArgs, QuantizeVlmArgs
-from scripts.script.argv import Argv, compose, flags_of
-from scripts.script.flags import Flag, Interface, plain
-from scripts.script.locate import is_module
-from scripts.script.tables import interface_of, releases_of, scripts
-from scripts.types import ScriptArgs, doc, meanings
+from scripts.engines.script.argv import Argv, compose, flags_of
+from scripts.engines.script.flags import Flag, Interface, plain
+from scripts.engines.script.locate import is_module
+from scripts.engines.script.tables import interface_of, releases_of, scripts
 from tests.testbed.standin import parser_of
 
 HOSTILE = (

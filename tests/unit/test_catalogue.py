@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 
 from recipes import RECIPES, catalogue, find
-from recipes.base import CONFIGS, SECTIONS, load_yaml
 from recipes.catalogue import describe
-from recipes.overrides import field_types, set_value
+from recipes.family import CONFIGS, SECTIONS, load_yaml
+from recipes.values import field_types, set_value
+from scripts.args.meaning import ScriptSpec, Torchrun
 from scripts.args.quantize import QuantizeArgs
-from scripts.problems import ProblemsError
-from scripts.types import ScriptSpec, Torchrun
+from scripts.run.problems import ProblemsError
 
 FORMATS = {
     "quantize": "fp8",

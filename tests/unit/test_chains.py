@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from recipes import ProblemsError, Stage, chain, find
-from recipes.preparation import Options, prepare_all
+from recipes.experiment.examine import Options, prepare_all
 
 PROFILES = """
 slurm: {account: a, image: "nvcr.io/nvidia/nemo:26.06", job_dir: /lustre/me, mounts: ["/data:/data"]}

@@ -11,9 +11,9 @@ import typer
 from click.testing import Result
 from typer.testing import CliRunner
 
-from executors.place import Probe, UnreachableError
-from executors.profile_files import SHIPPED
-from executors.profiles import kinds, list_profiles, load_profile, place_of
+from executors.base import Probe, UnreachableError
+from executors.profiles.files import SHIPPED
+from executors.profiles.load import kinds, list_profiles, load_profile, place_of
 from recipes.cli.executors import register
 
 READY = [kind for kind in kinds() if (SHIPPED / f"{kind}.yaml").is_file()]

@@ -12,10 +12,10 @@ from scripts.args.data import PrepareDataArgs
 from scripts.data.run import report_data
 from scripts.data.sources import gather, source_problems
 from scripts.data.tokens import blend, token_files
-from scripts.errors import JobError
-from scripts.record import Record
-from scripts.script.argv import compose
-from scripts.script.flags import Flag, Interface
+from scripts.engines.script.argv import compose
+from scripts.engines.script.flags import Flag, Interface
+from scripts.run.errors import JobError
+from scripts.run.record import Record
 
 
 def write_pair(prefix: Path, documents: list[list[int]]) -> None:

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from recipes.checks import quality, values, vocabularies, walltime
-from recipes.checks.frame import carry_out
-from recipes.checks.walltime import limit_hours
-from recipes.facts import ModelFacts
-from recipes.hardware import Gpu
-from recipes.spec import Spec
-from scripts.problems import Problem
+from recipes.experiment.job import Spec
+from recipes.models import ModelFacts
+from recipes.planner.gpus import Gpu
+from recipes.preflight import quality, values, vocabularies, walltime
+from recipes.preflight.frame import carry_out
+from recipes.preflight.walltime import limit_hours
+from scripts.run.problems import Problem
 from tests.specs import found, spec_of
 
 FakeModel = Callable[..., Path]

@@ -21,18 +21,18 @@ from typing import Any
 import pytest
 import yaml
 
-from executors.docker_state import ended
-from executors.place import Job, JobState, Launch
-from executors.slurm_jobs import _STATES
+from executors.base import Job, JobState, Launch
+from executors.docker.state import ended
+from executors.slurm.jobs import _STATES
 from recipes.cli.show import Output
-from recipes.folders import Handle, RunFolder, launch_values
-from recipes.standing import look
-from scripts.diagnosis import LOG_BYTES, NEXT_ATTEMPT, Diagnosis, clean, diagnose
-from scripts.errors import JobError
-from scripts.process import identity
-from scripts.record import Record, read_record
-from scripts.session import run_job
-from scripts.signatures import Signature, catalogue
+from recipes.experiment.standing import look
+from recipes.experiment.store import Handle, RunFolder, launch_values
+from scripts.run.diagnosis import LOG_BYTES, NEXT_ATTEMPT, Diagnosis, clean, diagnose
+from scripts.run.errors import JobError
+from scripts.run.identity import identity
+from scripts.run.record import Record, read_record
+from scripts.run.session import run_job
+from scripts.run.signatures import Signature, catalogue
 
 EXAMPLES = yaml.safe_load(Path(__file__).with_name("diagnosis_examples.yaml").read_text(encoding="utf-8"))
 SIGNATURES = catalogue().signatures
@@ -217,7 +217,7 @@ def test_a_remedy_names_what_the_line_named(logs: Path) -> None:
 
 def test_our_own_lines_are_no_evidence(logs: Path) -> None:
     own = "[12:00:00] failed: script_failed: ended with status 1: ModuleNotFoundError: No module named 'x'.\n"
-    own += "scripts.errors.JobError: script_failed: ModuleNotFoundError: No module named 'x'.\n"
+    own += "scripts.run.errors.JobError: script_failed: ModuleNotFoundError: No module named 'x'.\n"
     own += "[12:00:00] diagnosis: missing_module: ModuleNotFoundError: No module named 'x'\n"
     (logs / "rank0.log").write_text(own)
     assert nothing(logs)

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from recipes.facts import ModelFacts, facts_of
-from recipes.planning.disk import checkpoint_bytes, outputs_bytes
-from recipes.planning.matrices import Matrices, Matrix, folder_of, matrices_of, of_facts
-from recipes.planning.parameters import count
+from recipes.models import ModelFacts, facts_of
+from recipes.planner.disk import checkpoint_bytes, outputs_bytes
+from recipes.planner.matrices import Matrices, Matrix, folder_of, matrices_of, of_facts
+from recipes.planner.parameters import count
 from scripts.formats import FORMATS
 from tests.specs import spec_of
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from executors.docker import DockerPlace, docker
-from executors.docker_job import container_name
-from executors.docker_profile import DockerProfile, nemo_run_ulimit, numeric_user, parse_mount
-from executors.docker_state import CANCELLED, STATUS, ended, exit_status
-from executors.docker_text import api_requests, as_scheduled
-from executors.place import Job, Launch
-from executors.profiles import load_profile, place_of
+from executors.base import Job, Launch
+from executors.docker.job import container_name
+from executors.docker.place import DockerPlace, docker
+from executors.docker.profile import DockerProfile, nemo_run_ulimit, numeric_user, parse_mount
+from executors.docker.state import CANCELLED, STATUS, ended, exit_status
+from executors.docker.text import api_requests, as_scheduled
+from executors.profiles.load import load_profile, place_of
 
 LAUNCH = Launch(run_id="quantize_fp8_1795214403955-ad07", task="quantize_fp8", run_dir="/runs/quantize_fp8_1-a")
 

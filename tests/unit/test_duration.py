@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from recipes.facts import facts_of
-from recipes.planning.duration import Estimate, hours_of
-from recipes.planning.parameters import count
-from recipes.spec import Spec
+from recipes.experiment.job import Spec
+from recipes.models import facts_of
+from recipes.planner.duration import Estimate, hours_of
+from recipes.planner.parameters import count
 from tests.specs import script_specs
 
 PROFILES = """

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from scripts.args.evaluate import EvaluateArgs
-from scripts.errors import JobError
+from scripts.engines.script.argv import compose
+from scripts.engines.script.flags import Interface
 from scripts.evaluation.checks import evaluate_problems
 from scripts.evaluation.harness import HarnessArgs, closing_words, harness_args
 from scripts.evaluation.report import as_text, verdict, write_report
@@ -23,8 +24,7 @@ from scripts.evaluation.scores import (
     scores_of,
 )
 from scripts.evaluation.tasks import write_tasks
-from scripts.script.argv import compose
-from scripts.script.flags import Interface
+from scripts.run.errors import JobError
 
 HOSTILE = '/models/it\'s a, ="b"; pretrained=x'
 RESULTS: dict[str, Any] = {

@@ -12,22 +12,22 @@ from typing import Any
 import pytest
 import yaml
 
-from executors.profiles import kinds
-from recipes.base import CONFIGS, load_yaml
+from executors.profiles.load import kinds
 from recipes.catalogue import RECIPES, Recipe, describe
-from recipes.delivery import serialized
-from recipes.dryrun import rehearse
-from recipes.overrides import field_types, merge
-from recipes.planning.plan import Plan, plan_of
-from recipes.preparation import Options, Stage, Submission, examine, prepare_all
-from recipes.script_checks import command
-from scripts.problems import ProblemsError
-from scripts.script.argv import flags_of
-from scripts.script.cards import cards
-from scripts.script.flags import Interface, plain
-from scripts.script.locate import is_module
-from scripts.script.tables import interface_of, releases_of, repository_of, scripts
-from scripts.types import ScriptArgs, meanings
+from recipes.experiment.delivery import serialized
+from recipes.experiment.dryrun import rehearse
+from recipes.experiment.examine import Options, Stage, Submission, examine, prepare_all
+from recipes.family import CONFIGS, load_yaml
+from recipes.planner.plan import Plan, plan_of
+from recipes.preflight.scripts import command
+from recipes.values import field_types, merge
+from scripts.args.meaning import ScriptArgs, meanings
+from scripts.engines.script.argv import flags_of
+from scripts.engines.script.cards import cards
+from scripts.engines.script.flags import Interface, plain
+from scripts.engines.script.locate import is_module
+from scripts.engines.script.tables import interface_of, releases_of, repository_of, scripts
+from scripts.run.problems import ProblemsError
 from tests.golden.cases import PROFILES, surroundings
 from tests.testbed.scripted import fill, write_checkpoints
 from tests.testbed.standin import parser_of, write_standin

@@ -15,12 +15,12 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recipes.facts import ModelFacts, facts_of
-from recipes.facts.config import facts_from_config
-from recipes.facts.families import FAMILIES
-from recipes.facts.published import published
-from recipes.planning.parameters import count, layer_parameters
-from scripts.script.cards import cards
+from recipes.models import ModelFacts, facts_of
+from recipes.models.config import facts_from_config
+from recipes.models.families import FAMILIES
+from recipes.models.published import published
+from recipes.planner.parameters import count, layer_parameters
+from scripts.engines.script.cards import cards
 from scripts.tiny.model import TINY_MODELS
 
 _CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -380,7 +380,7 @@ def test_a_name_that_can_be_no_model_is_not_known(name: str) -> None:
 
 def test_asking_imports_no_framework() -> None:
     code = (
-        "import sys; from recipes.facts import facts_of; assert facts_of('Qwen/Qwen3-235B-A22B').layers == 94\n"
+        "import sys; from recipes.models import facts_of; assert facts_of('Qwen/Qwen3-235B-A22B').layers == 94\n"
         "print(*({'torch', 'transformers', 'modelopt', 'huggingface_hub'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

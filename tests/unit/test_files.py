@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from scripts.errors import JobError
-from scripts.files import content_of, staged, write_json, write_text
+from scripts.run.errors import JobError
+from scripts.run.files import content_of, staged, write_json, write_text
 
 
 def test_write_text_replaces_and_leaves_nothing_beside(tmp_path: Path) -> None:
@@ -62,7 +62,7 @@ def test_staged_refuses_what_appears_meanwhile(tmp_path: Path) -> None:
 _HOLD = """
 import sys, time
 from pathlib import Path
-from scripts.files import staged
+from scripts.run.files import staged
 with staged(Path(sys.argv[1])) as folder:
     (folder / "half").write_text("x")
     print("ready", flush=True)

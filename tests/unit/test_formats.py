@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from scripts.errors import JobError
 from scripts.formats import (
     FORMATS,
     builtin_recipes,
@@ -17,6 +16,7 @@ from scripts.formats import (
     get_format,
     resolve_format,
 )
+from scripts.run.errors import JobError
 
 ROOT = Path(__file__).resolve().parents[2]
 

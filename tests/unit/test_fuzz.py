@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 
 from executors import load_profile
 from recipes import RECIPES
-from recipes.base import CONFIGS, load_yaml
-from recipes.facts import facts_of
-from recipes.overrides import field_types, merge, set_value
-from recipes.planning.plan import plan_of
-from recipes.preparation import Examined, Options, Stage, examine
-from scripts.problems import ProblemsError
+from recipes.experiment.examine import Examined, Options, Stage, examine
+from recipes.family import CONFIGS, load_yaml
+from recipes.models import facts_of
+from recipes.planner.plan import plan_of
+from recipes.values import field_types, merge, set_value
+from scripts.run.problems import ProblemsError
 
 #: 4 x 2,500 jobs and 3 x 350 files. Random inputs differ from run to run; a failure prints how to repeat it.
 JOBS, FILES = 2500, 350

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from executors.profiles import kinds
+from executors.profiles.load import kinds
 from tests.conftest import Done
 from tests.golden.cases import CASES, COMMAND, FOLDER, differences
 

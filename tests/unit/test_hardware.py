@@ -7,9 +7,9 @@ import pytest
 
 from executors import load_profile
 from recipes import RECIPES, ProblemsError, prepare, probe
-from recipes.base import load_yaml
-from recipes.hardware import gpu_of, gpus, gpus_per_node
-from recipes.overrides import merge
+from recipes.family import load_yaml
+from recipes.planner.gpus import gpu_of, gpus, gpus_per_node
+from recipes.values import merge
 
 
 def gpu(stated: str | None = None, kind: str = "slurm", **values: str) -> Any:

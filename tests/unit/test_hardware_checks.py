@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from recipes.checks import batches, formats, hardware, layout, pruning
-from recipes.checks.frame import carry_out
-from recipes.family_checks import family_checks
-from scripts.problems import Problem
+from recipes.preflight import batches, formats, hardware, layout, pruning
+from recipes.preflight.families import family_checks
+from recipes.preflight.frame import carry_out
+from scripts.run.problems import Problem
 from tests.unit.test_layout_checks import EXPERTS, HYBRID, LLAMA, findings, spec_for
 from tests.unit.test_layout_checks import model as model
 
@@ -115,7 +115,7 @@ def test_a_gpu_that_nobody_named_stops_nothing(model: Make) -> None:
     """What a recipe is stated for may be another GPU than the one that it gets."""
     from dataclasses import replace
 
-    from recipes.hardware import gpu_of
+    from recipes.planner.gpus import gpu_of
 
     folder = model(LLAMA, quantization_config={"quant_method": "modelopt", "quant_algo": "FP8"})
     spec = spec_for("serve", args__checkpoint=folder)

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from recipes.facts import ModelFacts, facts_of
-from recipes.hardware import gpu_of
-from recipes.planning import hf_sizes
-from recipes.planning.hf_memory import SOURCES, Device, Memory, predict, predict_for
-from recipes.planning.matrices import of_facts
+from recipes.models import ModelFacts, facts_of
+from recipes.planner import hf_sizes
+from recipes.planner.gpus import gpu_of
+from recipes.planner.hf_memory import SOURCES, Device, Memory, predict, predict_for
+from recipes.planner.matrices import of_facts
 from scripts.args.quantize import QuantizeArgs
+from scripts.engines.hf import engine, evaluate, reference
 from scripts.formats import FORMATS
-from scripts.hf import engine, evaluate, reference
 from tests.specs import spec_of
 
 BF16 = 2

@@ -8,20 +8,20 @@ from typing import Any
 
 import pytest
 
-from executors.place import Launch
-from executors.slurm_profile import SlurmProfile
+from executors.base import Launch
+from executors.slurm.profile import SlurmProfile
 from recipes.catalogue import RECIPES
-from recipes.checks import access, history, inputs
-from recipes.checks.frame import carry_out
-from recipes.checks.history import experiment_problems
-from recipes.checks.paths import ALSO_READ, ALSO_WRITTEN
-from recipes.folders import Handle, RunFolder, launch_values
-from recipes.spec import Spec, outputs_of
-from scripts.files import write_json
-from scripts.problems import Problem
-from scripts.process import identity
-from scripts.record import Record
-from scripts.types import meanings
+from recipes.experiment.job import Spec, outputs_of
+from recipes.experiment.store import Handle, RunFolder, launch_values
+from recipes.preflight import access, history, inputs
+from recipes.preflight.frame import carry_out
+from recipes.preflight.history import experiment_problems
+from recipes.preflight.paths import ALSO_READ, ALSO_WRITTEN
+from scripts.args.meaning import meanings
+from scripts.run.files import write_json
+from scripts.run.identity import identity
+from scripts.run.problems import Problem
+from scripts.run.record import Record
 from tests.specs import found, spec_of
 
 FakeModel = Callable[..., Path]

@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from scripts.errors import JobError
-from scripts.late import resolve, run_tag
+from scripts.args.interpolation import resolve, run_tag
+from scripts.run.errors import JobError
 
 HOSTILE = [
     "a b",

@@ -9,13 +9,13 @@ import pytest
 
 from executors import load_profile, place_of
 from recipes import find
-from recipes.checks import batches, layout
-from recipes.checks.frame import Check, Findings, carry_out
-from recipes.facts import ModelFacts
-from recipes.layout import Layout
-from recipes.planning.divisibility import layers_fit, uneven_stages, violations
-from recipes.spec import Spec, spec_of
-from scripts.problems import Problem
+from recipes.experiment.job import Spec, spec_of
+from recipes.models import ModelFacts
+from recipes.planner.divisibility import layers_fit, uneven_stages, violations
+from recipes.planner.layout import Layout
+from recipes.preflight import batches, layout
+from recipes.preflight.frame import Check, Findings, carry_out
+from scripts.run.problems import Problem
 from tests.conftest import Done
 
 PROFILE = {"account": "a", "image": "nvcr.io/nvidia/nemo:26.06", "job_dir": "/lustre/me"}
@@ -178,7 +178,7 @@ def test_the_model_s_numbers(model: Make, config: Any, values: dict[str, int], n
 
 
 def test_a_vocabulary_is_filled_up_by_megatron_lm(model: Make) -> None:
-    from recipes.facts import facts_of
+    from recipes.models import facts_of
 
     facts = facts_of(model(vocab_size=128001))
     assert facts is not None

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from recipes.facts import ModelFacts, facts_of
-from recipes.hardware import Gpu
-from recipes.layout import Layout
-from recipes.planning.layouts import alternatives, smallest, usable
-from recipes.planning.memory import memory_of
-from recipes.planning.need import need_of
-from recipes.spec import Spec
+from recipes.experiment.job import Spec
+from recipes.models import ModelFacts, facts_of
+from recipes.planner.gpus import Gpu
+from recipes.planner.layout import Layout
+from recipes.planner.layouts import alternatives, smallest, usable
+from recipes.planner.memory import memory_of
+from recipes.planner.need import need_of
 from tests.specs import script_specs
 
 _GIB = 1 << 30

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from executors.lepton import LeptonPlace, LeptonProfile, _last_record, _state, lepton
-from executors.lepton_job import (
+from executors.base import Launch, SubmitError
+from executors.lepton.job import (
     PACKAGE_LIMIT,
     job_name,
     job_specification,
@@ -22,9 +22,9 @@ from executors.lepton_job import (
     readable,
     stock_rendezvous,
 )
-from executors.lepton_profile import PRIORITIES, profile_problems
-from executors.place import Launch, SubmitError
-from scripts.problems import ProblemsError
+from executors.lepton.place import LeptonPlace, LeptonProfile, _last_record, _state, lepton
+from executors.lepton.profile import PRIORITIES, profile_problems
+from scripts.run.problems import ProblemsError
 
 MOUNT = {"path": "/project", "mount_path": "/mnt/shared", "from": "node-nfs:storage"}
 LAUNCH = Launch(run_id="quantize_fp8_1795214403955-ad07", task="quantize_fp8", run_dir="/mnt/shared/nemo/runs/x")
@@ -301,6 +301,8 @@ def test_the_last_whole_record_of_the_run_is_taken() -> None:
 
 
 def test_importing_the_module_imports_no_sdk() -> None:
-    code = "import sys, executors.lepton; print([m for m in ('nemo_run', 'leptonai', 'torch') if m in sys.modules])"
+    code = (
+        "import sys, executors.lepton.place; print([m for m in ('nemo_run', 'leptonai', 'torch') if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout == "[]\n"

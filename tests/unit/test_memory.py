@@ -7,16 +7,16 @@ from typing import Any
 import pytest
 
 from recipes import RECIPES
-from recipes.facts import ModelFacts, facts_of
-from recipes.layout import Layout
-from recipes.planning.activations import Spread, kept
-from recipes.planning.configured import configured
-from recipes.planning.jobs import work_of
-from recipes.planning.memory import RankMemory, memory_of, rank_memory
-from recipes.planning.parameters import count
-from recipes.planning.rank import SOURCES
-from recipes.planning.stages import anatomy, layers_of_stages
-from recipes.planning.work import Work, layout_of_work
+from recipes.models import ModelFacts, facts_of
+from recipes.planner.activations import Spread, kept
+from recipes.planner.configured import configured
+from recipes.planner.jobs import work_of
+from recipes.planner.layout import Layout
+from recipes.planner.memory import RankMemory, memory_of, rank_memory
+from recipes.planner.parameters import count
+from recipes.planner.rank import SOURCES
+from recipes.planner.stages import anatomy, layers_of_stages
+from recipes.planner.work import Work, layout_of_work
 from tests.specs import spec_of
 
 ONE = Layout(nodes=1, processes=1)
@@ -338,7 +338,7 @@ def test_copies_of_experts_are_there_all_at_once() -> None:
     ],
 )
 def test_the_largest_weight_of_a_part(name: str, part: Any, largest: int) -> None:
-    from recipes.planning.copies import largest_weight
+    from recipes.planner.copies import largest_weight
 
     assert largest_weight(known(name), part) == largest
 

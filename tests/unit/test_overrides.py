@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recipes import find, quantize_fp8
-from recipes.base import config_path, load_yaml
-from recipes.overrides import field_types, merge, parse_words, set_value
-from scripts.problems import ProblemsError
+from recipes.family import config_path, load_yaml
+from recipes.values import field_types, merge, parse_words, set_value
+from scripts.run.problems import ProblemsError
 
 STRING_KEYS = [key for key, kind in field_types(quantize_fp8()).items() if kind is str or kind == str | None]
 

@@ -13,11 +13,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from executors import packaging, packaging_files
-from executors.packaging import OWN_PACKAGES, Code, package, plan
-from executors.place import Packaging
-from scripts.errors import JobError
-from scripts.problems import Problem, ProblemsError
+from executors.base import Packaging
+from executors.packaging import code as packaging
+from executors.packaging import files as packaging_files
+from executors.packaging.code import OWN_PACKAGES, Code, package, plan
+from scripts.run.errors import JobError
+from scripts.run.problems import Problem, ProblemsError
 
 ROOT = Path(__file__).resolve().parents[2]
 Git = Callable[..., str]
@@ -113,7 +114,7 @@ def test_the_packed_packages_are_imported_without_the_checkout(folder: Path) -> 
     write(folder, {"scripts/__init__.py": "raise SystemExit('the wrong scripts')", "mine.py": ""})
     _, unpacked = pack(folder, "pattern", ["**/*.py"])
     env = {**os.environ, "PYTHONSAFEPATH": "1", "PYTHONPATH": f"{unpacked}/.recipes:{unpacked}"}
-    code = "import scripts.record, recipes, executors.profiles as p, mine; print(p.__file__); print(p.profile_names())"
+    code = "import scripts.run.record, recipes, executors.profiles.load as p, mine; print(p.__file__); print(p.profile_names())"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=unpacked, env=env, capture_output=True, text=True, timeout=60
     )
@@ -128,7 +129,7 @@ def test_an_installed_copy_packs_without_a_repository(folder: Path, tmp_path: Pa
     for name in OWN_PACKAGES:
         shutil.copytree(ROOT / name, site / name, ignore=shutil.ignore_patterns("__pycache__"))
     code = (
-        "from pathlib import Path; from executors.packaging import package;"
+        "from pathlib import Path; from executors.packaging.code import package;"
         f"print(package(Path({str(folder)!r}), Path('out.tgz').absolute(), packager='auto', include=[]).packager)"
     )
     python = [sys.executable, "-c", code]
@@ -450,8 +451,8 @@ def test_a_full_disk_leaves_nothing(folder: Path) -> None:
     code = f"""
 import resource, signal
 from pathlib import Path
-from executors.packaging import package
-from scripts.errors import JobError
+from executors.packaging.code import package
+from scripts.run.errors import JobError
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
 try:
@@ -531,7 +532,7 @@ import nemo_run as run
 from fiddle.experimental.dataclasses import convert_dataclasses_to_configs
 from nemo_run.core.serialization.zlib_json import ZlibJSONSerializer
 from nemo_run.core.execution.slurm import LocalTunnel
-from executors.archive_packager import ArchivePackager
+from executors.packaging.archive import ArchivePackager
 
 if __name__ == "__main__":
     packager = ArchivePackager(archive=sys.argv[1])

@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recipes.facts import ModelFacts, facts_of
-from recipes.facts.config import facts_from_config
-from recipes.facts.families import FAMILIES
-from recipes.facts.published import published
-from recipes.planning.parameters import Weights, count, exact_total, layer_parameters, missing
+from recipes.models import ModelFacts, facts_of
+from recipes.models.config import facts_from_config
+from recipes.models.families import FAMILIES
+from recipes.models.published import published
+from recipes.planner.parameters import Weights, count, exact_total, layer_parameters, missing
 
 #: Which part a parameter of transformers belongs to: the first pattern that its name has.
 _PARTS = (

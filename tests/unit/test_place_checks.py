@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from recipes.checks import access, history, inputs, outputs, places, quality, values, vocabularies
-from recipes.checks.frame import carry_out
-from recipes.folders import RunFolder
-from recipes.spec import outputs_of
-from scripts.process import identity
-from scripts.record import Record
+from recipes.experiment.job import outputs_of
+from recipes.experiment.store import RunFolder
+from recipes.preflight import access, history, inputs, outputs, places, quality, values, vocabularies
+from recipes.preflight.frame import carry_out
+from scripts.run.identity import identity
+from scripts.run.record import Record
 from tests.specs import found, spec_of, write_sparse_weights
 
 FakeModel = Callable[..., Path]

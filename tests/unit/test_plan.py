@@ -11,9 +11,9 @@ import jsonschema
 import pytest
 
 from recipes import RECIPES, ProblemsError, plan, prepare, quantize_fp8
-from recipes.base import CONFIGS
-from recipes.planning.plan import Plan
-from recipes.submission import record_all
+from recipes.experiment.submit import record_all
+from recipes.family import CONFIGS
+from recipes.planner.plan import Plan
 from tests.conftest import Done
 
 SCHEMA = json.loads((CONFIGS / "schemas" / "plan.json").read_text(encoding="utf-8"))

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from recipes import ProblemsError, find, prepare
-from recipes import preflight as preflight_module
-from recipes.model_facts import linear_shapes
-from scripts.problems import Problem
+from recipes.models.folder import linear_shapes
+from recipes.preflight import registry as preflight_module
+from scripts.run.problems import Problem
 from tests.specs import write_sparse_weights
 
 FakeModel = Callable[..., Path]

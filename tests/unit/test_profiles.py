@@ -12,11 +12,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from executors import profile_files
+from executors.base import Profile
 from executors.local import LocalPlace, LocalProfile
-from executors.place import Profile
-from executors.profile_values import looks_secret
-from executors.profiles import (
+from executors.profiles import files as profile_files
+from executors.profiles.load import (
     kinds,
     list_profiles,
     load_profile,
@@ -24,8 +23,9 @@ from executors.profiles import (
     profile_from_record,
     profile_names,
 )
-from scripts.errors import JobError
-from scripts.problems import Problem
+from executors.profiles.values import looks_secret
+from scripts.run.errors import JobError
+from scripts.run.problems import Problem
 
 Write = Callable[..., Path]
 
@@ -412,7 +412,7 @@ def test_place_of_a_profile() -> None:
 
 def test_loading_a_profile_imports_no_service() -> None:
     code = (
-        "import sys; from executors.profiles import load_profile, place_of, list_profiles;"
+        "import sys; from executors.profiles.load import load_profile, place_of, list_profiles;"
         "place_of(load_profile('local', {})[0]); list_profiles();"
         "print([m for m in ('nemo_run', 'docker', 'leptonai', 'torch') if m in sys.modules])"
     )

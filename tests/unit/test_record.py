@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from scripts import process
-from scripts.errors import JobError
-from scripts.record import FINAL_STATES, STATES, DamagedRecordError, Record, observe
+from scripts.run import identity as process
+from scripts.run.errors import JobError
+from scripts.run.record import FINAL_STATES, STATES, DamagedRecordError, Record, observe
 
 JOB = """
 import sys, time
 from pathlib import Path
-from scripts.record import Record
+from scripts.run.record import Record
 record = Record.submit(Path(sys.argv[1]), id="x")
 def wait():
     print("ready", flush=True)
@@ -130,7 +130,7 @@ def test_every_version_on_disk_is_complete(tmp_path: Path) -> None:
     script = """
 import sys
 from pathlib import Path
-from scripts.record import Record
+from scripts.run.record import Record
 record = Record.submit(Path(sys.argv[1]), id="x")
 for n in range(400):
     record.update(n=n, filler="y" * 20000)

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from recipes import ProblemsError, find, prepare
-from recipes.layout import has_experts
-from recipes.preflight import notes
-from recipes.script_checks import command
-from scripts.problems import Problem
+from recipes.planner.layout import has_experts
+from recipes.preflight.registry import notes
+from recipes.preflight.scripts import command
+from scripts.run.problems import Problem
 from tests.testbed.standin import write_standin
 
 PROFILES = """

@@ -7,13 +7,13 @@ import pytest
 from recipes import find
 from scripts.args.convert import MegatronToHfArgs
 from scripts.args.export import ExportArgs
-from scripts.errors import JobError
-from scripts.late import tag_of
-from scripts.script.child import Ended
-from scripts.script.command import file_content
-from scripts.script.engine import _failure
-from scripts.script.inputs import refuse_inputs
-from scripts.script.source import read_interface
+from scripts.args.interpolation import tag_of
+from scripts.engines.script.child import Ended
+from scripts.engines.script.command import file_content
+from scripts.engines.script.engine import _failure
+from scripts.engines.script.inputs import refuse_inputs
+from scripts.engines.script.source import read_interface
+from scripts.run.errors import JobError
 from tests.testbed.standin import write_megatron
 
 HANDLED = "ModuleNotFoundError: No module named 'x'\nWARNING: going on without it\n"

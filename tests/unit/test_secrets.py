@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from scripts.errors import JobError
-from scripts.files import write_private
-from scripts.secrets import VARIABLE, forget_secrets, load_secrets, pack_secrets
+from scripts.run.errors import JobError
+from scripts.run.files import write_private
+from scripts.run.secrets import VARIABLE, forget_secrets, load_secrets, pack_secrets
 
 
 @pytest.fixture

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
+from scripts.args.meaning import ScriptSpec
 from scripts.args.quantize import QuantizeArgs
-from scripts.errors import JobError
-from scripts.files import write_private
 from scripts.quantize import quantize
-from scripts.record import Record, observe
-from scripts.session import run_job
-from scripts.types import ScriptSpec
+from scripts.run.errors import JobError
+from scripts.run.files import write_private
+from scripts.run.record import Record, observe
+from scripts.run.session import run_job
 
 
 @pytest.fixture

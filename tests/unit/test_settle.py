@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from executors.place import Job, JobState, Launch
-from recipes.folders import Handle, RunFolder, launch_values
-from recipes.standing import look
-from scripts.process import identity
-from scripts.record import Record, read_record
+from executors.base import Job, JobState, Launch
+from recipes.experiment.standing import look
+from recipes.experiment.store import Handle, RunFolder, launch_values
+from scripts.run.identity import identity
+from scripts.run.record import Record, read_record
 
 ACTIVE, WAITING = JobState(state="running", detail="RUNNING"), JobState(state="submitted", detail="PENDING (Priority)")
 OK = JobState(state="succeeded", detail="COMPLETED")

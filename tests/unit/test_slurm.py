@@ -11,14 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from executors import shell as shell_module
-from executors.place import Job, JobState, Launch, UnreachableError
+from executors.base import Job, JobState, Launch, UnreachableError
 from executors.shell import Shell
-from executors.slurm import SlurmPlace, SlurmProfile, slurm
-from executors.slurm_jobs import UNKNOWN_ID, expand, job_states
-from executors.slurm_profile import wrong_values
-from executors.slurm_script import container_image, pyxis_name, quote, setup_lines, squash_path
-from scripts.errors import JobError
-from scripts.problems import ProblemsError
+from executors.slurm.jobs import UNKNOWN_ID, expand, job_states
+from executors.slurm.place import SlurmPlace, SlurmProfile, slurm
+from executors.slurm.profile import wrong_values
+from executors.slurm.script import container_image, pyxis_name, quote, setup_lines, squash_path
+from scripts.run.errors import JobError
+from scripts.run.problems import ProblemsError
 
 LAUNCH = Launch(run_id="probe_1-abcd", task="probe", run_dir="/shared/runs/probe_1-abcd")
 JOB = Job(

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scripts.errors import JobError
-from scripts.script.flags import Flag, Interface
-from scripts.script.source import read_interface
+from scripts.engines.script.flags import Flag, Interface
+from scripts.engines.script.source import read_interface
+from scripts.run.errors import JobError
 
 HEAD = "import argparse\n"
 #: Ways of adding flags to the parser `p`, one after each empty line.

@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 
 from scripts.args.quantize import QuantizeArgs
-from scripts.errors import JobError
-from scripts.hf.samples import choose_samples
-from scripts.texts import read, source_of
+from scripts.data.texts import read, source_of
+from scripts.engines.hf.samples import choose_samples
+from scripts.run.errors import JobError
 
 
 class Words:

@@ -1,0 +1,1 @@
+"""Docker, on this machine."""

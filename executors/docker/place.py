@@ -1,0 +1,294 @@
+"""A Docker engine on this machine: NeMo-Run's DockerExecutor, and the engine's own word on how a job stands.
+
+A job's run directory is mounted under its own path, together with two files that NeMo-Run's command
+writes: what the job printed, and its exit status. Both stay in logs/ when the container is gone.
+"""
+
+import dataclasses
+import json
+import os
+import shutil
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from executors.base import Capabilities, Job, JobState, Launch, Probe, SubmitError, UnreachableError
+from executors.docker.engine import (
+    LABEL,
+    address,
+    engine,
+    exit_of,
+    explain,
+    hint,
+    image_id,
+    reason,
+    remove,
+    seen,
+    terminate,
+)
+from executors.docker.job import build_executor, container_name, image_env, job_env, own_volumes
+from executors.docker.profile import DockerProfile, numeric_user, parse_mount, wrong_values
+from executors.docker.state import CANCELLED, LOG, STATUS, ended, exit_status
+from executors.local import local_log, local_records
+from scripts.run.problems import Problem
+
+if TYPE_CHECKING:
+    import nemo_run as run
+
+_GRACE_SECONDS = 40.0  # torchrun gives its ranks 30
+#: One submission at a time in this process: NeMo-Run looks for the engine in the environment.
+_ENVIRONMENT = threading.Lock()
+
+
+def docker(profile: DockerProfile | None = None, **values: Any) -> "run.DockerExecutor":
+    """A DockerExecutor for `profile` with `values` over it: `docker(image="...", gpus=-1)`."""
+    profile = dataclasses.replace(profile or DockerProfile(), **values)
+    return build_executor(profile, env=profile.env, volumes=[])
+
+
+class DockerPlace:
+    """A Docker engine as a place to run; implements executors.base.Place."""
+
+    capabilities = Capabilities(
+        detach="supervisor",
+        dependencies="supervisor",
+        arrays=False,
+        multi_node=False,
+        containers=True,
+        local_files=False,
+        reads_run_dir=True,
+    )
+
+    def __init__(self, profile: DockerProfile) -> None:
+        self.profile = profile
+
+    def problems(self) -> list[Problem]:
+        return wrong_values(self.profile, Path(self.run_root()))
+
+    def run_root(self) -> str:
+        return str(Path(self.profile.output_root or f"{_nemorun_home()}/runs").expanduser().absolute())
+
+    def secrets_path(self, run_id: str) -> str | None:
+        """In a folder of its own: the job is given that folder, and no other job's."""
+        return f"{_nemorun_home()}/secrets/{run_id}/env" if self.profile.secrets else None
+
+    def executor(self, launch: Launch) -> "run.DockerExecutor":
+        import nemo_run as run
+
+        env = job_env(self.profile, launch)
+        packager: Any = run.Packager()
+        if launch.archive:
+            from executors.packaging.archive import ArchivePackager
+
+            packager = ArchivePackager(archive=str(launch.archive))
+        return build_executor(
+            self.profile,
+            env=env,
+            volumes=own_volumes(launch, Path(self.run_root())),
+            hostname=container_name(launch)[-32:],
+            processes=launch.processes,
+            launcher="torchrun" if launch.torchrun else None,
+            packager=packager,
+        )
+
+    def text(self, experiment: Any, launch: Launch) -> str:
+        """The requests of a dry run. The image's id is null where no engine can be asked, or it must be pulled."""
+        from nemo_run.config import get_nemorun_home
+
+        from executors.docker.text import api_requests, as_scheduled
+
+        request = experiment.jobs[0]._dryrun_info.request
+        title = launch.run_id.rpartition("_")[0]
+        folder = f"{get_nemorun_home()}/experiments/{title}/{launch.run_id}/{launch.task}"
+        container = as_scheduled(request.containers[0], folder)
+        found = None
+        with suppress(UnreachableError, SubmitError), engine(self.profile.host) as client:
+            found = image_id(client, self.profile.image, "never")
+        container.executor.container_image = found or self.profile.image
+        container.extra_env = {**container.extra_env, **image_env(self.profile.image, found or "")}
+        requests = api_requests(container, f"{launch.task}-UNIQUE")
+        shown = {
+            "engine": address(self.profile.host),
+            "image": {"name": self.profile.image, "id": found, "pull": self.profile.pull},
+            "requests": requests,
+        }
+        return json.dumps(shown, indent=2, ensure_ascii=False)
+
+    def stage(self, files: Mapping[str, bytes]) -> None:
+        from scripts.run.files import write_private
+
+        for path, content in files.items():
+            write_private(Path(path), content)
+            self._give(Path(path).parent, Path(path))
+
+    def unstage(self, paths: Sequence[str]) -> None:
+        for path in paths:
+            Path(path).unlink(missing_ok=True)
+            with suppress(OSError):  # a folder that holds something else, or is gone
+                Path(path).parent.rmdir()
+
+    def expected(self, experiment: Any, launch: Launch) -> Job:
+        folder = experiment.jobs[0].executor.job_dir
+        return Job(run_id=launch.run_id, id=container_name(launch), run_dir=launch.run_dir, folder=folder)
+
+    def submit(self, experiment: Any, launch: Launch) -> Job:
+        """Start the container. All that can be known to fail is tried before anything is made."""
+        executor, container = experiment.jobs[0].executor, container_name(launch)
+        _refuse_missing_sources(self.profile)
+        with _as_submit_error(), engine(self.profile.host) as client:
+            if client.containers.list(all=True, filters={"name": f"^/{container}$"}):
+                remedy = "Every run has a name of its own; submit again."
+                raise SubmitError("name_taken", f"the engine has a container {container} already.", remedy)
+            executor.container_image = image_id(client, self.profile.image, self.profile.pull)
+        executor.env_vars |= image_env(self.profile.image, executor.container_image)
+        self.make_folders(launch)
+        try:
+            with _as_submit_error(), _engine_of_nemo_run(self.profile.host):
+                experiment.run()
+            _disown(experiment)
+        except BaseException as error:
+            undone = self._undo(launch, Path(executor.experiment_dir))
+            if isinstance(error, SubmitError) and not undone:
+                cause = f"{error.cause} Its container {container} may have been made."
+                raise SubmitError(error.name, cause, f"Once the engine answers: docker rm -f {container}") from error
+            raise
+        return self.expected(experiment, launch)
+
+    def make_folders(self, launch: Launch) -> None:
+        """What is mounted, before the engine would make it, as root and with files as folders."""
+        logs = Path(launch.run_dir) / "logs"
+        logs.mkdir(parents=True, exist_ok=True)
+        (logs / CANCELLED).unlink(missing_ok=True)
+        for name in (LOG, STATUS):
+            (logs / name).write_bytes(b"")
+        if launch.secrets:
+            Path(launch.secrets).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._give(Path(launch.secrets).parent)
+        self._give(Path(launch.run_dir), *Path(launch.run_dir).rglob("*"))
+
+    def states(self, jobs: Sequence[Job]) -> dict[str, JobState | None]:
+        """From the exit status that a job left, else from the engine; the engine is asked once for all of them."""
+        codes = {job.run_id: exit_status(job) for job in jobs}
+        states = {job.run_id: ended(job, codes[job.run_id], False) for job in jobs}
+        unsure = [job for job in jobs if codes[job.run_id] != 0]  # a failure may have been for want of memory
+        if not unsure:
+            return states
+        try:
+            with engine(self.profile.host) as client:
+                containers = seen(client)
+                for job in unsure:
+                    states[job.run_id] = self._ask(client, job, containers.get(job.id, {}).get("State"))
+        except UnreachableError:
+            if any(codes[job.run_id] is None for job in unsure):
+                raise
+        return states
+
+    def _ask(self, client: Any, job: Job, seen_as: str | None) -> JobState | None:
+        code = exit_status(job)
+        if code is None and seen_as in ("created", "running", "paused", "restarting"):
+            state: Any = "submitted" if seen_as == "created" else "running"
+            return JobState(state=state, detail="" if seen_as == "running" else f"the container is {seen_as}")
+        died_with, out_of_memory = exit_of(client, job.id)
+        return ended(job, died_with if code is None else code, out_of_memory)
+
+    def records(self, jobs: Sequence[Job]) -> dict[str, dict[str, Any]]:
+        return local_records(jobs)
+
+    def log(self, job: Job, name: str, offset: int) -> bytes:
+        logs = Path(job.run_dir) / "logs"
+        return local_log(logs / name if (logs / name).exists() else logs / LOG, offset)
+
+    def cancel(self, job: Job) -> None:
+        """Let the job record that it was cancelled, then remove its container; returns when both are done."""
+        if exit_status(job) is not None:
+            return
+        with engine(self.profile.host) as client:
+            if job.id not in seen(client):
+                return
+            with suppress(OSError):  # only a better word for how it ended
+                (Path(job.run_dir) / "logs" / CANCELLED).touch()
+            terminate(client, job.id, _GRACE_SECONDS)
+
+    def probes(self) -> Iterator[Probe]:
+        from executors.docker.probes import Probes
+
+        return Probes(self).run()
+
+    def _give(self, *paths: Path) -> None:
+        """To the user whom the job runs as, where that is another one; only root can."""
+        numbers = numeric_user(self.profile.user) if self.profile.user else None
+        if numbers and os.getuid() == 0:
+            for path in paths:
+                os.chown(path, *numbers, follow_symlinks=False)
+
+    def _undo(self, launch: Launch, experiment_dir: Path) -> bool:
+        """Remove what a failed submission made; False where the engine could not be asked for its container."""
+        shutil.rmtree(experiment_dir, ignore_errors=True)
+        for name in (LOG, STATUS):
+            (Path(launch.run_dir) / "logs" / name).unlink(missing_ok=True)
+        try:
+            with engine(self.profile.host) as client:
+                for made in client.containers.list(all=True, filters={"label": f"{LABEL}={launch.run_id}"}):
+                    remove(client, made.id)
+        except UnreachableError:
+            return False
+        return True
+
+
+def _nemorun_home() -> str:
+    from nemo_run.config import get_nemorun_home
+
+    return str(Path(get_nemorun_home()).absolute())
+
+
+def _refuse_missing_sources(profile: DockerProfile) -> None:
+    mounts = [parse_mount(text) for text in profile.mounts]
+    missing = [mount.source for mount in mounts if mount.is_path and not Path(mount.source).exists()]
+    if missing:
+        cause = f"not on this machine: {', '.join(missing)}."
+        remedy = "Make it first, or correct executor.mounts; Docker would make an empty folder that belongs to root."
+        raise SubmitError("mount_missing", cause, remedy)
+
+
+@contextmanager
+def _as_submit_error() -> Iterator[None]:
+    import docker
+    import requests
+
+    try:
+        yield
+    except UnreachableError as error:
+        raise SubmitError(error.name, error.cause, error.remedy) from error
+    except docker.errors.APIError as error:
+        words = explain(error)
+        raise SubmitError("docker_refused", f"the Docker engine refused: {words}.", hint(words)) from error
+    except (docker.errors.DockerException, requests.exceptions.RequestException) as error:
+        remedy = "Is it running? Try: docker info."
+        raise SubmitError(
+            "docker_unreachable", f"the Docker engine did not answer: {reason(error)}.", remedy
+        ) from error
+    except OSError as error:
+        raise SubmitError("launch_failed", f"{type(error).__name__}: {error}.") from error
+
+
+@contextmanager
+def _engine_of_nemo_run(host: str | None) -> Iterator[None]:
+    """NeMo-Run knows one way to be told of an engine: DOCKER_HOST, when its client is made."""
+    with _ENVIRONMENT:
+        before = os.environ.get("DOCKER_HOST")
+        try:
+            if host:
+                os.environ["DOCKER_HOST"] = host
+            yield
+        finally:
+            if before is not None:
+                os.environ["DOCKER_HOST"] = before
+            elif host:
+                del os.environ["DOCKER_HOST"]
+
+
+def _disown(experiment: Any) -> None:
+    """NeMo-Run kills its containers when the Python object that started them goes; ours end by themselves."""
+    experiment._runner._scheduler("docker_persistent")._scheduled_reqs.clear()

@@ -1,0 +1,1 @@
+"""Lepton, through its API."""

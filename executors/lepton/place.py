@@ -1,0 +1,299 @@
+"""NVIDIA DGX Cloud Lepton: NeMo-Run's LeptonExecutor, without its second job, its downloads and its name clashes.
+
+NeMo-Run packages and keeps its books; the submission itself is ours. It carries the package inside the
+job, so that one call to the service is the whole of it, and the job's name is unique to the run.
+"""
+
+import dataclasses
+import json
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from executors.base import (
+    CODE,
+    OWN_CODE,
+    SECRETS_VARIABLE,
+    Capabilities,
+    Job,
+    JobState,
+    Launch,
+    Probe,
+    SubmitError,
+    UnreachableError,
+)
+from executors.lepton.api import LeptonApi, NameTakenError, NotThereError, may_have_happened
+from executors.lepton.job import job_name, job_specification, launch_script, pack, readable, stock_rendezvous
+from executors.lepton.probes import probe_workspace
+from executors.lepton.profile import LeptonProfile, profile_problems, secret_references
+from scripts.run.problems import Problem, ProblemsError
+
+if TYPE_CHECKING:
+    import nemo_run as run
+    from leptonai.api.v1.types.job import LeptonJob, LeptonJobStatus
+
+__all__ = ["LeptonPlace", "LeptonProfile", "lepton"]
+
+#: Has the job print its final record into the log: its run directory cannot be read from here.
+_PRINT_RECORD = "MODELOPT_RECIPES_PRINT_RECORD"
+_RECORD_LINE = b"run.json: "
+_WAITING = frozenset({"Starting", "Queueing", "Awaiting", "Restarting", "PendingRetry"})
+_ENDED_BY_HAND = frozenset({"Stopped", "Stopping", "Deleting", "Deleted"})
+_FEW = 3  # jobs asked for one by one; more are looked up in one list
+
+
+def lepton(profile: LeptonProfile | None = None, **values: Any) -> "run.LeptonExecutor":
+    """A LeptonExecutor for `profile` with `values` over it, for use in any experiment.
+
+    Raises ProblemsError for values that are missing or contradict each other.
+    """
+    profile = dataclasses.replace(profile or LeptonProfile(), **values)
+    if problems := profile_problems(profile):
+        raise ProblemsError(problems)
+    pre_launch = [stock_rendezvous(), *profile.pre_launch]
+    shape = {"nodes": profile.nodes or 1, "gpus_per_node": profile.gpus}
+    return _executor(profile, env_vars=dict(profile.env), pre_launch_commands=pre_launch, **shape)
+
+
+def _executor(profile: LeptonProfile, **values: Any) -> "run.LeptonExecutor":
+    import nemo_run as run
+
+    return run.LeptonExecutor(
+        container_image=profile.image,
+        nemo_run_dir=profile.nemo_run_dir,
+        node_group=profile.node_group,
+        resource_shape=profile.resource_shape,
+        node_reservation=profile.node_reservation,
+        mounts=[dict(mount) for mount in profile.mounts],
+        shared_memory_size=profile.shared_memory_size,
+        image_pull_secrets=list(profile.image_pull_secrets),
+        queue_priority=profile.queue_priority,
+        can_be_preempted=profile.can_be_preempted,
+        can_preempt=profile.can_preempt,
+        secret_vars=secret_references(profile),
+        **values,
+    )
+
+
+@dataclass(frozen=True)
+class LeptonPlace:
+    """A Lepton node group as a place to run; implements executors.base.Place."""
+
+    profile: LeptonProfile
+    api: LeptonApi = field(default_factory=LeptonApi)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities(
+            detach="native",
+            dependencies="supervisor",
+            arrays=False,
+            multi_node=True,
+            containers=True,
+            local_files=False,
+            reads_run_dir=False,
+        )
+
+    def problems(self) -> list[Problem]:
+        return profile_problems(self.profile)
+
+    def run_root(self) -> str:
+        return self.profile.output_root or str(PurePosixPath(self.profile.nemo_run_dir) / "runs")
+
+    def secrets_path(self, run_id: str) -> str | None:
+        return None  # the workspace keeps them; the job names them
+
+    def executor(self, launch: Launch) -> "run.LeptonExecutor":
+        values: dict[str, Any] = {"launcher": "torchrun"} if launch.torchrun else {}
+        if launch.archive:
+            from executors.packaging.archive import ArchivePackager
+
+            values["packager"] = ArchivePackager(archive=str(launch.archive))
+        # gpus_per_node would go before nprocs_per_node as the number of processes; the shape has the GPUs.
+        shape = {"nodes": launch.nodes, "nprocs_per_node": launch.processes, "gpus_per_node": 0}
+        return _executor(self.profile, env_vars=self._environment(launch), **shape, **values)
+
+    def text(self, experiment: Any, launch: Launch) -> str:
+        """The API call's JSON, then the launch script from inside the package. Reaches nothing.
+
+        Two things are named instead of shown: the pieces of the package, and the id of the node group,
+        which only the service knows.
+        """
+        job = experiment.jobs[0]
+        executor = job.executor
+        made_here = not Path(executor.experiment_dir).exists()
+        try:
+            if made_here:
+                experiment.dryrun(log=False, delete_exp_dir=False)
+            _package(executor)
+            script = self._script(launch, job._dryrun_info.request.cmd)
+            package = pack(Path(executor.job_dir), script)
+        finally:
+            if made_here:
+                shutil.rmtree(executor.experiment_dir, ignore_errors=True)
+        group = f"<id of node group {self.profile.node_group}>"
+        specification = job_specification(self.profile, launch, self._environment(launch), package, group)
+        return f"{json.dumps(readable(specification), indent=2)}\n\n# launch.sh, in the package:\n{script}"
+
+    def stage(self, files: Mapping[str, bytes]) -> None:
+        """Nothing: the job makes its own run directory."""
+
+    def unstage(self, paths: Sequence[str]) -> None:
+        """Nothing: `stage` put nothing."""
+
+    def expected(self, experiment: Any, launch: Launch) -> Job:
+        return Job(run_id=launch.run_id, id=job_name(launch.run_id), run_dir=launch.run_dir, folder="/nemo_run")
+
+    def submit(self, experiment: Any, launch: Launch) -> Job:
+        executor = experiment.jobs[0].executor
+        created: list[str] = []
+
+        def launch_job(name: str, cmd: list[str]) -> tuple[str, str]:
+            package = pack(Path(executor.job_dir), self._script(launch, cmd))
+            job = self._create(launch, package)
+            created.append(str(job.metadata.id_))
+            return created[0], "Starting"
+
+        # Of this one executor. NeMo-Run's own `package` reads the terminal's input and takes a path with a
+        # space for two; its own `launch` moves the package by another job.
+        executor.package = lambda packager, job_name: _package(executor)
+        executor.launch = launch_job
+        try:
+            experiment.run(detach=True)
+        except UnreachableError as error:
+            raise SubmitError(error.name, error.cause, error.remedy) from error
+        except Exception:
+            if not created:
+                raise
+            # The job is there. NeMo-Run failed only to note it in books of its own, which nothing of ours reads.
+        return replace(self.expected(experiment, launch), id=created[0])
+
+    def states(self, jobs: Sequence[Job]) -> dict[str, JobState | None]:
+        listed = {} if len(jobs) <= _FEW else {job.metadata.id_: job for job in self.api.jobs()}
+        states: dict[str, JobState | None] = {}
+        for job in jobs:
+            known = listed.get(job.id) or self.api.job(job.id)  # an archived one is in no list
+            states[job.run_id] = _state(known.status) if known and known.status else None
+        return states
+
+    def records(self, jobs: Sequence[Job]) -> dict[str, dict[str, Any]]:
+        """From the logs of those that have ended: a job prints its final record as one line."""
+        states = self.states(jobs)
+        found = {}
+        for job in jobs:
+            state = states[job.run_id]
+            if state and state.state in ("succeeded", "failed", "cancelled"):
+                record = _last_record(self.api.log(job.id, 0, 0, whole=True), PurePosixPath(job.run_dir).name)
+                if record:
+                    found[job.run_id] = record
+        return found
+
+    def log(self, job: Job, name: str, offset: int) -> bytes:
+        """What a whole node printed: `rank0.log` is the first one's, `node<N>.log` any other's."""
+        match = re.fullmatch(r"(rank0|node(\d+))\.log", name)
+        if not match:
+            return b""
+        printed = self.api.log(job.id, int(match[2] or 0), 0)
+        return re.sub(rb"^run\.json: .*\n?", b"", printed, flags=re.MULTILINE)[offset:]  # for `records` alone
+
+    def cancel(self, job: Job) -> None:
+        state = self.states([job])[job.run_id]
+        if state and state.state in ("submitted", "running"):  # stopping an ended job might rename how it ended
+            self.api.stop(job.id)
+
+    def probes(self) -> Iterator[Probe]:
+        yield from probe_workspace(self.profile, self.api)
+
+    def _environment(self, launch: Launch) -> dict[str, str]:
+        env = {**self.profile.env, "PYTHONSAFEPATH": "1", "NEMO_RUN_DIR": launch.run_dir, _PRINT_RECORD: "1"}
+        path = [OWN_CODE, CODE, *filter(None, [self.profile.env.get("PYTHONPATH")])]
+        env["PYTHONPATH"] = ":".join(path)
+        if launch.secrets:
+            env[SECRETS_VARIABLE] = launch.secrets
+        return env
+
+    def _script(self, launch: Launch, command: Sequence[str]) -> str:
+        return launch_script(self.profile, launch, self._environment(launch), command)
+
+    def _create(self, launch: Launch, package: bytes) -> "LeptonJob":
+        """Create the job, or take up the one that an attempt whose answer was lost has made."""
+        group = self.api.node_group_id(self.profile.node_group)
+        specification = job_specification(self.profile, launch, self._environment(launch), package, group)
+        name = job_name(launch.run_id)
+        for attempt in range(1, self.api.tries + 1):
+            try:
+                return self.api.create(specification)
+            except NameTakenError as error:
+                with suppress(NotThereError):
+                    return self._own(name, launch)
+                raise SubmitError("name_taken", f"{error} (creating the job {name}).", "Submit again.") from error
+            except NotThereError as error:
+                raise SubmitError("lepton_refused", f"{error} (creating the job).", "Check the profile.") from error
+            except UnreachableError as error:
+                if not may_have_happened(error):
+                    raise
+                with suppress(NotThereError):
+                    return self._own(name, launch, after=error)
+                if attempt == self.api.tries:
+                    raise
+            time.sleep(self.api.pause * 2 ** (attempt - 1))
+        raise AssertionError(self.api.tries)
+
+    def _own(self, name: str, launch: Launch, after: UnreachableError | None = None) -> "LeptonJob":
+        """The job `name`, if it is this run's. Raises NotThereError, and SubmitError for another's or in doubt."""
+        try:
+            job = self.api.job(name, tries=1 if after and after.name == "lepton_timeout" else None)
+        except UnreachableError as error:
+            if after is None:
+                raise
+            cause = f"{after.cause} Whether job {name} was made all the same cannot be told: {error.cause}"
+            remedy = f"See `lep job get --id {name}` before you submit again; `lep job remove --id {name}` removes it."
+            raise SubmitError(after.name, cause, remedy) from error
+        if job is None:
+            raise NotThereError(name)
+        if ("NEMO_RUN_DIR", launch.run_dir) not in {(env.name, env.value) for env in job.spec.envs or []}:
+            cause = f"The workspace has another job {name}, which is not this run's."
+            raise SubmitError("name_taken", cause, "Submit again; a new run gets a new name.")
+        return job
+
+
+def _package(executor: "run.LeptonExecutor") -> None:
+    """Have the packager deliver the code, and lay it out in code/ of NeMo-Run's folder for the job."""
+    code = Path(executor.job_dir) / "code"
+    code.mkdir(exist_ok=True)
+    archive = executor.packager.package(Path.cwd(), executor.job_dir, executor.job_name)
+    if archive:
+        subprocess.run(["tar", "-xzf", archive, "-C", str(code)], check=True, stdin=subprocess.DEVNULL)
+
+
+def _state(status: "LeptonJobStatus") -> JobState | None:
+    word = str(status.state.value if status.state else "UNK")
+    workers = f"{word}: {status.ready} ready, {status.succeeded} succeeded, {status.failed} failed"
+    if word in _WAITING:
+        return JobState(state="submitted", detail=word)
+    if word in _ENDED_BY_HAND:
+        return JobState(state="cancelled", name="cancelled", detail=word)
+    if word == "Archived" and not status.failed and not status.succeeded:
+        return None  # it is over, and how is not known any more
+    if word == "Completed" or (word == "Archived" and not status.failed):
+        return JobState(state="succeeded", detail=word)
+    if word in ("Failed", "Archived"):
+        return JobState(state="failed", name="job_failed", detail=workers)
+    return JobState(state="running", detail=workers)  # a state newer than the SDK is not taken for an end
+
+
+def _last_record(log: bytes, run_name: str) -> dict[str, Any] | None:
+    """The record of the run `run_name` that a job printed last."""
+    for line in reversed(log.splitlines()):
+        if line.startswith(_RECORD_LINE):
+            with suppress(ValueError):
+                value = json.loads(line[len(_RECORD_LINE) :])
+                if isinstance(value, dict) and value.get("id") == run_name:
+                    return value
+    return None

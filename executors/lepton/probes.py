@@ -1,0 +1,70 @@
+"""Whether a job could really run in a Lepton workspace: one question after another, until one makes the rest moot."""
+
+from collections.abc import Iterator
+
+from executors.base import Probe, UnreachableError
+from executors.lepton.api import LeptonApi, NotThereError
+from executors.lepton.profile import LeptonProfile, profile_problems, secret_references
+
+
+def probe_workspace(profile: LeptonProfile, api: LeptonApi) -> Iterator[Probe]:
+    """The probes of `nemo experiment executors check`, ending at the first failure that nothing can follow."""
+    yield from _values(profile)
+    try:
+        yield Probe(name="login", passed=True, detail=f"workspace {api.client().workspace_id}")
+        groups = {group.metadata.name: group.metadata.id_ for group in api.node_groups()}
+    except UnreachableError as error:
+        yield _failed("login" if error.name == "lepton_login_missing" else "service", error)
+        return
+    yield Probe(name="service", passed=True, detail=f"{len(groups)} node groups")
+    group_id = groups.get(profile.node_group)
+    if group_id:
+        yield Probe(name="node group", passed=True, detail=profile.node_group)
+        yield _nodes(profile, api, group_id)
+    else:
+        there = ", ".join(sorted(filter(None, groups))) or "none"
+        detail = f"the workspace has no node group {profile.node_group or '(none given)'}"
+        yield Probe(name="node group", passed=False, detail=detail, remedy=f"Set node_group; there are: {there}.")
+    if profile.secrets:
+        yield _secrets(profile, api)
+
+
+def _values(profile: LeptonProfile) -> Iterator[Probe]:
+    """One probe for each value at fault, else one that says all is there."""
+    problems = profile_problems(profile)
+    for problem in problems:
+        where = problem.key if problem.value is None else f"{problem.key}={problem.value}"
+        yield Probe(name="profile", passed=False, detail=f"{where}: {problem.cause}", remedy=problem.remedy)
+    if not problems:
+        detail = f"nothing missing; {profile.nemo_run_dir} is on a mount"
+        yield Probe(name="profile", passed=True, detail=detail)
+
+
+def _nodes(profile: LeptonProfile, api: LeptonApi, group_id: str) -> Probe:
+    try:
+        nodes = api.nodes(group_id)
+    except (UnreachableError, NotThereError) as error:
+        return _failed("nodes", error)
+    ready = [n for n in nodes if not n.spec.unschedulable and n.status and "Ready" in (n.status.status or [])]
+    needed = profile.nodes or 1
+    detail = f"{len(ready)} of {len(nodes)} ready, {needed} needed"
+    remedy = "" if len(ready) >= needed else "A job would wait; see the node group's page, or lower nodes."
+    return Probe(name="nodes", passed=len(ready) >= needed, detail=detail, remedy=remedy)
+
+
+def _secrets(profile: LeptonProfile, api: LeptonApi) -> Probe:
+    try:
+        there = set(api.secret_names())
+    except (UnreachableError, NotThereError) as error:
+        return _failed("secrets", error)
+    missing = sorted(set(secret_references(profile).values()) - there)
+    if not missing:
+        return Probe(name="secrets", passed=True, detail=", ".join(secret_references(profile).values()))
+    remedy = "Make them on the workspace's page for secrets, or name those that are there in secret_names."
+    return Probe(name="secrets", passed=False, detail=f"not in the workspace: {', '.join(missing)}", remedy=remedy)
+
+
+def _failed(name: str, error: Exception) -> Probe:
+    if isinstance(error, UnreachableError):
+        return Probe(name=name, passed=False, detail=f"{error.name}: {error.cause}", remedy=error.remedy)
+    return Probe(name=name, passed=False, detail=f"the service has no such list: {error}")

@@ -1,0 +1,1 @@
+"""Named places to run: files of profiles, merged and typed."""

@@ -1,0 +1,95 @@
+"""A new profile in the user's file, made of the one that ships, with its comments."""
+
+import stat
+from pathlib import Path
+from typing import NoReturn
+
+from executors.profiles.files import NAME, ProfileFile, parse, shipped_file, user_file
+from executors.profiles.load import kinds
+from scripts.run.errors import JobError
+from scripts.run.files import write_text
+from scripts.run.problems import Problem, ProblemsError, nearest
+
+#: For a new file of one's own: names of hosts, users and accounts are nobody else's business.
+_PRIVATE = 0o600
+
+
+def add_profile(kind: str, name: str, file: Path | None) -> Path:
+    """Append profile `name` to `file` (None: the user's own), and return the file.
+
+    Raises ProblemsError when the name is taken or the file is not one to append to, JobError
+    `not_written` where the disk refuses. An existing file keeps its mode; a new one of the user's
+    configuration folder is private, while one elsewhere is a project's and as the umask says.
+    """
+    if kind not in kinds():
+        _refuse("unknown_kind", "kind", kind, "there is no such kind", nearest(kind, kinds()))
+    if not NAME.fullmatch(name):
+        _refuse("bad_profile_name", "--name", name, "a profile's name is letters, digits, `.`, `_` and `-`")
+    if name in kinds() and name != kind:
+        cause = f"a profile of kind {name} ships under that name"
+        _refuse("name_taken", "--name", name, cause, "Choose another name.")
+    own = user_file()
+    target = file.expanduser().absolute() if file is not None else own
+    if target is None:
+        _refuse("no_home", "--file", None, "neither XDG_CONFIG_HOME nor HOME says where your files lie", "Give --file.")
+    target = target.resolve()  # a link stays one
+    before, mode = _read(target)
+    text = _appended(target, before, name, kind)
+    try:
+        write_text(target, text)
+        if mode is not None or file is None:
+            target.chmod(_PRIVATE if mode is None else mode)
+    except OSError as error:
+        raise JobError("not_written", f"{target}: {error.strerror}.", "Give another file with --file.") from error
+    return target
+
+
+def _read(target: Path) -> tuple[bytes, int | None]:
+    try:
+        return target.read_bytes(), stat.S_IMODE(target.stat().st_mode)
+    except FileNotFoundError:
+        return b"", None
+    except OSError as error:
+        raise JobError("not_written", f"{target}: {error.strerror}.", "Give another file with --file.") from error
+
+
+def _appended(target: Path, before: bytes, name: str, kind: str) -> str:
+    """The new text of the file. It must read as the old one does, with one profile more."""
+    old = parse(target, before)
+    if old.problems:
+        raise ProblemsError(old.problems)
+    if name in old.layers:
+        line = old.layers[name].lines[""]
+        _refuse(
+            "name_taken", "--name", name, f"{target}, line {line}: it is there already", "Edit it, or choose --name."
+        )
+    text = before.decode("utf-8")
+    if text.strip():
+        text = text.rstrip("\n") + "\n\n"
+    text += _indented(shipped_file(kind).read_text(encoding="utf-8"), name)
+    new = parse(target, text.encode())
+    if not _is_old_and(name, old, new):
+        cause = f"{target} is not written as `NAME:` with indented keys below, so nothing can be appended to it"
+        _refuse("cannot_append", "--file", str(target), cause, "Rewrite it that way, or give another file with --file.")
+    return text
+
+
+def _is_old_and(name: str, old: ProfileFile, new: ProfileFile) -> bool:
+    kept = {key: layer.values for key, layer in new.layers.items() if key != name}
+    added = new.layers.get(name)
+    return (
+        not new.problems
+        and added is not None
+        and not added.problems
+        and bool(added.values)
+        and kept == {key: layer.values for key, layer in old.layers.items()}
+    )
+
+
+def _indented(text: str, name: str) -> str:
+    lines = [f"  {line}".rstrip() for line in text.splitlines()]
+    return "\n".join([f"{name}:", *lines]) + "\n"
+
+
+def _refuse(name: str, key: str, value: str | None, cause: str, remedy: str = "") -> NoReturn:
+    raise ProblemsError([Problem(name=name, key=key, value=value, cause=cause, remedy=remedy)])

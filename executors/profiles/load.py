@@ -1,0 +1,237 @@
+"""Named places to run: YAML that ships, overlaid by the user's own, typed, overlaid by `executor.KEY=VALUE`.
+
+    slurm:                      # the name of a shipped profile: its values, these over them
+      account: my_account
+    dgx-h100:
+      extends: slurm
+      partition: h100
+      env: {NCCL_DEBUG: "${oc.env:NCCL_DEBUG,WARN}"}
+
+A file nearer to the working directory counts more. Mappings join key by key, anything else replaces
+what it overlays; `NAME: null` inside a mapping takes NAME out again.
+"""
+
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from executors.base import Profile
+from executors.profiles.files import Layer, names_of, read_own, read_shipped
+from executors.profiles.values import Values, hints_of
+from scripts.args.typed import convert
+from scripts.run.errors import JobError
+from scripts.run.problems import Problem, nearest
+
+if TYPE_CHECKING:
+    from executors.base import Place
+
+#: Imported when a profile of the kind is used, and not before: module, profile class, place class.
+_KINDS = {
+    "local": ("executors.local", "LocalProfile", "LocalPlace"),
+    "slurm": ("executors.slurm.place", "SlurmProfile", "SlurmPlace"),
+    "docker": ("executors.docker.place", "DockerProfile", "DockerPlace"),
+    "lepton": ("executors.lepton.place", "LeptonProfile", "LeptonPlace"),
+}
+#: Problems after which it is clear why a profile has no kind.
+_EXPLAIN_NO_KIND = frozenset({"not_a_profile", "circular_extends", "unknown_profile", "wrong_value"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProfileSource:
+    """A profile as `nemo experiment executors` lists it."""
+
+    name: str
+    kind: str | None
+    files: tuple[Path, ...]  # the one that counts least first
+    profile: Profile | None  # None where the kind is not known
+    problems: tuple[Problem, ...]
+
+
+@dataclass(kw_only=True)
+class _Merged:
+    """A profile's values after every file and `extends`, and where each comes from."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    origins: dict[str, str] = field(default_factory=dict)
+    files: list[Path] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+
+
+def kinds() -> list[str]:
+    """The kinds of profile that there are."""
+    return list(_KINDS)
+
+
+def profile_names(files: Path | None = None, cwd: Path | None = None) -> list[str]:
+    """The profiles that ship and the user's own."""
+    return sorted(_layers(files, cwd)[0])
+
+
+def load_profile(
+    name: str, overrides: Mapping[str, str], *, files: Path | None = None, cwd: Path | None = None
+) -> tuple[Profile, list[Problem]]:
+    """The profile `name` with what fits of its files and `overrides` (text), and a Problem for all that does not.
+
+    `files` is read in place of the user's own files. An unknown name gives the defaults and a
+    Problem, so that other checks can go on.
+    """
+    layers, problems = _layers(files, cwd)
+    if name not in layers:
+        cause = "there is no such executor"
+        remedy = nearest(name, layers)
+        unknown = Problem(name="unknown_executor", key="executor", value=name, cause=cause, remedy=remedy)
+        return _default(), [*problems, unknown]
+    profile, _, own = _load(name, layers, overrides)
+    return profile or _default(), [*problems, *own]
+
+
+def list_profiles(files: Path | None = None, cwd: Path | None = None) -> tuple[list[ProfileSource], list[Problem]]:
+    """Every profile with what is wrong with it, and what is wrong with files as a whole."""
+    layers, problems = _layers(files, cwd)
+    sources = []
+    for name in sorted(layers):
+        profile, merged, own = _load(name, layers, {})
+        kind = merged.values.get("kind")
+        sources.append(
+            ProfileSource(
+                name=name,
+                kind=kind if isinstance(kind, str) else None,
+                files=tuple(dict.fromkeys(merged.files)),
+                profile=profile,
+                problems=tuple(own),
+            )
+        )
+    return sources, problems
+
+
+def profile_from_record(values: Mapping[str, Any]) -> Profile:
+    """The profile that a run recorded in run.json. Raises JobError `unknown_profile` for one that cannot be read.
+
+    Keys that this version does not have are left out: an older or newer one may have recorded it.
+    """
+    kind = values.get("kind")
+    if kind not in _KINDS:
+        choices = ", ".join(_KINDS)
+        raise JobError("unknown_profile", f"the recorded executor has kind {kind!r}.", f"Known kinds: {choices}.")
+    cls = _profile_class(kind)
+    try:
+        return cls(
+            **{key: convert(hint, values[key], strict=False) for key, hint in hints_of(cls).items() if key in values}
+        )
+    except ValueError as error:
+        raise JobError("unknown_profile", f"the recorded {kind} profile cannot be read: {error}.") from error
+
+
+def place_of(profile: Profile) -> "Place":
+    """The profile as a place that can act."""
+    module, _, place = _KINDS[profile.kind]
+    return cast("Place", getattr(importlib.import_module(module), place)(profile=profile))
+
+
+def _default() -> Profile:
+    from executors.local import LocalProfile
+
+    return LocalProfile()
+
+
+def _profile_class(kind: str) -> type[Profile]:
+    module, profile, _ = _KINDS[kind]
+    return cast(type[Profile], getattr(importlib.import_module(module), profile))
+
+
+def _layers(files: Path | None, cwd: Path | None) -> tuple[Mapping[str, Sequence[Layer]], list[Problem]]:
+    shipped, own = read_shipped(), read_own(files, cwd)
+    return names_of([*shipped, *own]), [problem for file in (*shipped, *own) for problem in file.problems]
+
+
+def _load(
+    name: str, layers: Mapping[str, Sequence[Layer]], overrides: Mapping[str, str]
+) -> tuple[Profile | None, _Merged, list[Problem]]:
+    """Merge and type one profile; None where its kind is not known."""
+    merged = _merge(name, layers, ())
+    kind = merged.values.get("kind")
+    if kind is None:
+        cause = f"{merged.files[-1]}: it has no kind"
+        remedy = f"Add kind: ({', '.join(_KINDS)}), or extends: with the name of a profile."
+        if not any(problem.name in _EXPLAIN_NO_KIND for problem in merged.problems):
+            problem = Problem(name="missing_kind", key=f"{name}.kind", value=None, cause=cause, remedy=remedy)
+            merged.problems.append(problem)
+        return None, merged, merged.problems
+    if not isinstance(kind, str) or kind not in _KINDS:
+        cause = f"{merged.origins['kind']}: there is no such kind"
+        shown = kind if isinstance(kind, str) else None
+        remedy = nearest(str(kind)[:80], _KINDS)
+        problem = Problem(name="unknown_kind", key=f"{name}.kind", value=shown, cause=cause, remedy=remedy)
+        return None, merged, [*merged.problems, problem]
+    cls = _profile_class(kind)
+    listed = merged.values.get("secrets")
+    secrets = frozenset(item for item in listed if isinstance(item, str)) if isinstance(listed, list) else frozenset()
+    values = Values(cls=cls, name=name, secrets=secrets)
+    values.take_file(merged.values, lambda key: merged.origins.get(key, str(merged.files[-1])))
+    values.take_words(overrides)
+    return cls(**values.fit), merged, [*merged.problems, *values.problems]
+
+
+def _merge(name: str, layers: Mapping[str, Sequence[Layer]], chain: tuple[str, ...]) -> _Merged:
+    """The values of `name`. A profile that extends another starts from that one alone."""
+    own = list(layers[name])
+    extending = next((layer for layer in reversed(own) if "extends" in layer.values), None)
+    merged = _Merged()
+    if extending is not None:
+        base = extending.values["extends"]
+        where = extending.where("extends")
+        problem = _wrong_base(name, base, where, layers, (*chain, name))
+        if problem is None:
+            merged = _merge(base, layers, (*chain, name))
+            own = own[next(index for index, layer in enumerate(own) if layer.file == extending.file) :]
+        else:
+            merged.problems.append(problem)
+    for layer in own:
+        merged.files.append(layer.file)
+        merged.problems += layer.problems
+        values = {key: value for key, value in layer.values.items() if key != "extends"}
+        kind = merged.values.get("kind")
+        if kind is not None and values.get("kind", kind) != kind:
+            cause = f"{layer.where('kind')}: it is laid over a profile of kind {kind}, and a kind cannot change"
+            remedy = "Leave kind out, or choose another name for a profile of its own."
+            problem = Problem(name="wrong_value", key=f"{name}.kind", value=None, cause=cause, remedy=remedy)
+            merged.problems.append(problem)
+            del values["kind"]
+        merged.origins |= {key: layer.where(key) for key in layer.lines}
+        merged.values = _overlay(merged.values, values)
+    return merged
+
+
+def _wrong_base(
+    name: str, base: Any, where: str, layers: Mapping[str, Sequence[Layer]], chain: tuple[str, ...]
+) -> Problem | None:
+    if not isinstance(base, str):
+        cause = f"{where}: the name of one profile is expected"
+        return Problem(name="wrong_value", key=f"{name}.extends", value=None, cause=cause, remedy=nearest("", layers))
+    if base in chain:
+        cause = f"{where}: it comes back to itself: {' -> '.join((*chain[chain.index(base) :], base))}"
+        remedy = "A profile with the name of a shipped one lies over it without extends."
+        return Problem(name="circular_extends", key=f"{name}.extends", value=base, cause=cause, remedy=remedy)
+    if base not in layers:
+        cause = f"{where}: there is no profile of that name"
+        remedy = nearest(base, layers)
+        return Problem(name="unknown_profile", key=f"{name}.extends", value=base, cause=cause, remedy=remedy)
+    return None
+
+
+def _overlay(below: Mapping[str, Any], above: Mapping[str, Any], depth: int = 0) -> dict[str, Any]:
+    """Mappings join, anything else replaces; inside a mapping None takes a key out."""
+    result = dict(below)
+    for key, value in above.items():
+        under = result.get(key)
+        if isinstance(value, dict):
+            result[key] = _overlay(under if isinstance(under, dict) else {}, value, depth + 1)
+        elif value is None and depth:
+            result.pop(key, None)
+        elif value is None and isinstance(under, (dict, list)):
+            continue  # a key with only comments below it says nothing
+        else:
+            result[key] = value
+    return result

@@ -1,0 +1,1 @@
+"""Slurm, here or behind SSH."""

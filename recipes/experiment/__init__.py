@@ -1,0 +1,1 @@
+"""Experiments: what is asked for (Stage), what was checked (Job), what became of it (Run)."""

@@ -1,0 +1,133 @@
+"""Chains: recipes one after the other, each on what the one before it left, with conversions where they are needed.
+
+    submit_all(chain(prune(), distill(), evaluate()), "slurm", detach=True)
+
+A chain crosses between Hugging Face and Megatron checkpoints by a stage of its own: the quantized exporter
+where an earlier stage quantized, the plain converter where none did.
+"""
+
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+from recipes.catalogue import RECIPES
+from recipes.experiment.examine import Stage
+from scripts.args.meaning import Meaning, meanings
+from scripts.run.problems import Problem, ProblemsError
+
+if TYPE_CHECKING:
+    import nemo_run as run
+
+#: What exports the checkpoint that a family quantized; others are Megatron-Bridge's, and `export` is for them.
+_EXPORTERS = {"quantize_modelopt": "export_modelopt", "qad": "export_modelopt", "mlm_quantize": "mlm_export"}
+_DATA = "binidx"
+_QUANTIZES = ("quantize", "qat", "qad")
+#: Fields that name the model a checkpoint is, or was made of.
+_BASES = ("hf_model_id", "hf_model_name_or_path", "hf_model", "student_hf_path")
+
+
+def chain(*partials: "run.Partial[Any]") -> list[Stage]:
+    """Stages for `submit_all`, each fed by the one before it and waiting for it.
+
+    Raises ProblemsError `nothing_to_hand_over` where a recipe cannot take what the one before it leaves,
+    and `prune_after_distill`: what distillation taught would be thrown away.
+    """
+    _refuse_order([partial.recipe for partial in partials])
+    stages: list[Stage] = []
+    quantized_by = ""
+    for partial in partials:
+        if stages:
+            stages += _conversion(stages, partial, quantized_by, partials[0])
+        stages.append(_stage(partial, stages))
+        family = RECIPES[partial.recipe].family
+        if family.algorithm in _QUANTIZES or family.name in _EXPORTERS:
+            quantized_by = family.name
+    return stages
+
+
+def _refuse_order(names: Sequence[str]) -> None:
+    algorithms = [RECIPES[name].algorithm for name in names]
+    if "distill" in algorithms and "prune" in algorithms[algorithms.index("distill") :]:
+        cause = "it would throw away what the distillation before it taught"
+        remedy = "Prune first, then distill."
+        value = " -> ".join(names)
+        raise ProblemsError([Problem(name="prune_after_distill", key="chain", value=value, cause=cause, remedy=remedy)])
+
+
+def _conversion(
+    earlier: Sequence[Stage], partial: "run.Partial[Any]", quantized_by: str, first: "run.Partial[Any]"
+) -> list[Stage]:
+    """The stage between two that do not speak of the same kind of checkpoint; none where they do."""
+    before = earlier[-1]
+    made, taken = _made(before.partial), _taken(partial)
+    if made & {kind for _, kind in taken}:
+        return []
+    wanted = {kind for _, kind in taken}
+    if "checkpoint_megatron" in made and "checkpoint_hf" in wanted:
+        name = _EXPORTERS.get(quantized_by, "export") if quantized_by else "megatron_to_hf"
+    elif "checkpoint_hf" in made and "checkpoint_megatron" in wanted:
+        name = "hf_to_megatron"
+    else:
+        left = ", ".join(sorted(made)) or "nothing"
+        cause = f"{before.name} leaves {left}, and {partial.recipe} takes {', '.join(sorted(wanted)) or 'nothing'}"
+        raise ProblemsError([Problem(name="nothing_to_hand_over", key="chain", value=partial.recipe, cause=cause)])
+    converter = RECIPES[name].build()
+    _set_base(converter, _base_of(earlier, first))
+    return [_stage(converter, earlier)]
+
+
+def _base_of(earlier: Sequence[Stage], first: "run.Partial[Any]") -> str | None:
+    """The Hugging Face model whose shape a checkpoint has: the last one that a stage left, else the chain's first."""
+    for stage in reversed(earlier):
+        if "checkpoint_hf" in _made(stage.partial):
+            return f"${{artifact:{stage.name}.checkpoint_hf}}"
+    return next((value for name in _BASES if (value := getattr(first.args, name, None))), None)
+
+
+def _stage(partial: "run.Partial[Any]", stages: Sequence[Stage]) -> Stage:
+    """A stage that takes what the last one leaves, under a name that no other one has."""
+    from fiddle import copy_with
+
+    name = partial.recipe
+    while any(stage.name == name for stage in stages):
+        name += "_again"
+    if not stages:
+        return Stage(name=name, partial=partial)
+    before = stages[-1]
+    made = _made(before.partial)
+    field, kind = next((field, kind) for field, kind in _taken(partial) if kind in made)
+    reference = f"${{artifact:{before.name}.{kind}}}"
+    args = copy_with(partial.args, **{field: [reference] if kind == _DATA else reference})
+    return Stage(name=name, partial=copy_with(partial, args=args), after=[before.name])
+
+
+def _made(partial: "run.Partial[Any]") -> set[str]:
+    """The artifact types that its arguments ask for."""
+    return {
+        meaning.produces
+        for field, meaning in meanings(partial.args.__fn_or_cls__)
+        if meaning.produces and getattr(partial.args, field.name) is not None and _writes(partial, meaning)
+    }
+
+
+def _writes(partial: "run.Partial[Any]", meaning: Meaning) -> bool:
+    """Whether the engine that is to be used writes it; where that is open, the script's outputs count."""
+    hf = partial.engine == "hf" or str(getattr(partial.args, "hf_model_id", "")).startswith("tiny:")
+    return meaning.engine in ("any", "hf" if hf else "script")
+
+
+def _taken(partial: "run.Partial[Any]") -> list[tuple[str, str]]:
+    """The arguments that take what the stage before leaves, with its type; the preferred one first."""
+    names = [
+        (field.name, meaning)
+        for field, meaning in meanings(partial.args.__fn_or_cls__)
+        if meaning.consumes.startswith("checkpoint_") or meaning.consumes == _DATA
+    ]
+    preferred = sorted(names, key=lambda one: not one[1].chained)
+    return [(name, meaning.consumes) for name, meaning in preferred]
+
+
+def _set_base(converter: "run.Partial[Any]", base: str | None) -> None:
+    for field in fields(converter.args.__fn_or_cls__):
+        if field.name in _BASES and base is not None:
+            setattr(converter.args, field.name, base)

@@ -1,0 +1,65 @@
+"""What the fullest process of a job needs, whichever engine carries it out, and whether its device has that much."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from recipes.experiment.job import Spec
+from recipes.planner import hf_memory
+from recipes.planner.layouts import usable
+from recipes.planner.memory import memory_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Need:
+    """Memory of the fullest process in bytes, by what it is for, each with the source of its formula."""
+
+    where: str
+    device: Literal["GPU", "host"]
+    parts: Mapping[str, int]
+    sources: Mapping[str, str]
+    room: int | None  # what a process may use of its device; None: not known
+
+    @property
+    def total(self) -> int:
+        return sum(self.parts.values())
+
+    @property
+    def fits(self) -> bool | None:
+        return None if self.room is None else self.total <= self.room
+
+    def as_data(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {**vars(self), "parts": dict(self.parts), "sources": dict(self.sources), "total": self.total}
+
+
+def need_of(spec: Spec) -> Need | None:
+    """None where nothing of the kind can be told: a tool, an unknown model, a layout that does not divide."""
+    if spec.engine == "script":
+        memory = memory_of(spec)
+        if memory is None or memory.unknown:
+            return None
+        room = usable(spec.gpu) if spec.gpu else None
+        return Need(where=memory.stage, device="GPU", parts=memory.parts, sources=memory.sources, room=room)
+    if spec.engine != "hf":
+        return None
+    predicted = hf_memory.predict(spec)
+    if predicted is None:
+        return None
+    return Need(
+        where=f"its one process, in {predicted.peak_phase}",
+        device=predicted.device,
+        parts=predicted.parts,
+        sources=predicted.sources,
+        room=_room(spec, predicted.device),
+    )
+
+
+def _room(spec: Spec, device: Literal["GPU", "host"]) -> int | None:
+    if device == "GPU":
+        return usable(spec.gpu) if spec.gpu else None
+    if spec.profile.kind != "local":
+        return None
+    import psutil
+
+    return int(psutil.virtual_memory().total)  # all of it: what is free now says little of when the job runs

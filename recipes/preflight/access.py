@@ -1,0 +1,116 @@
+"""Whether a job will get the models that it fetches from the hub. The hub itself is not asked."""
+
+import difflib
+import os
+import posixpath
+import re
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+
+from recipes.experiment.job import Spec
+from recipes.models import hub
+from recipes.models.published import is_gated, published
+from recipes.preflight.frame import Check
+from recipes.preflight.paths import NAMES_A_MODEL, is_below, mounts_of
+from recipes.preflight.quantize import is_local
+from scripts.args.meaning import meanings
+from scripts.run.problems import Problem
+
+_TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+_CACHE_VARIABLES = ("HF_HOME", "HF_HUB_CACHE")
+#: Where a cache lies in a container by default, ~/.cache/huggingface, and what such folders are called elsewhere.
+_HOMES, _CACHE_FOLDERS = ("/root", "/home"), frozenset({".cache", "huggingface"})
+
+
+def _gated(spec: Spec) -> Iterator[Problem]:
+    for field, name in _fetched(spec):
+        if not is_gated(name) or (spec.here and hub.cached_model(name) is not None) or _has_token(spec):
+            continue
+        other = next(_other_ways(spec), None)
+        cause = "its repository is gated, and the job would have no HF_TOKEN"
+        cause += f", unless {other} brings the model or the token" if other else ""
+        yield Problem(
+            name="gated_without_token",
+            key=f"args.{field}",
+            value=name,
+            cause=cause,
+            remedy=_how_to_log_in(spec),
+            severity="warning" if other else "error",
+            can_force=True,
+        )
+
+
+def _other_ways(spec: Spec) -> Iterator[str]:
+    """What of a profile may let the job have the model all the same; nobody can tell from here."""
+    yield from (f"executor.env.{name}" for name in _CACHE_VARIABLES if name in spec.profile.env)
+    for key in ("setup", "pre_launch"):
+        lines = " ".join(getattr(spec.profile, key, ()))
+        if any(name in lines for name in (*_TOKEN_VARIABLES, *_CACHE_VARIABLES)):
+            yield f"executor.{key}"
+    for mount in mounts_of(spec) or ():
+        at_home = any(is_below(mount.target, home) for home in _HOMES)
+        if at_home or _CACHE_FOLDERS & set(PurePosixPath(mount.target).parts):
+            yield f"the mount of {mount.target}"
+
+
+def _nearly_known(spec: Spec) -> Iterator[Problem]:
+    """A hub name that is that of a known model but for a letter; the hub is not asked before the job is."""
+    known = published().configs
+    for field, name in _fetched(spec):
+        if name in known or hub.cached_model(name) is not None:
+            continue
+        close = difflib.get_close_matches(name.lower(), {one.lower(): one for one in known}, n=1, cutoff=0.9)
+        meant = next((one for one in known if [one.lower()] == close), None)
+        if meant is not None and _figures_of(meant) == _figures_of(name):
+            yield Problem(
+                name="model_not_known",
+                key=f"args.{field}",
+                value=name,
+                cause="nothing is known of it here, and a model of nearly that name is",
+                remedy=f"Did you mean {meant}?",
+                severity="warning",
+            )
+
+
+def _figures_of(name: str) -> list[str]:
+    """Versions and sizes: Qwen3-14B is another model than Qwen3-4B, and no misspelling of it."""
+    return re.findall(r"\d+", name)
+
+
+def _fetched(spec: Spec) -> Iterator[tuple[str, str]]:
+    """The arguments that name a model of the hub, each with the name."""
+    for field, meaning in meanings(spec.resolved):
+        name = getattr(spec.resolved, field.name)
+        named = meaning.consumes == "checkpoint_hf" or (field.name in NAMES_A_MODEL and not meaning.produces)
+        if named and isinstance(name, str) and hub.is_hub_name(name) and not is_local(name):
+            yield field.name, name
+
+
+def _has_token(spec: Spec) -> bool:
+    if spec.profile.kind == "lepton":  # its secrets are the workspace's own
+        return any(name in spec.profile.secrets for name in _TOKEN_VARIABLES)
+    passed = _TOKEN_VARIABLES if spec.profile.kind == "local" else spec.profile.secrets
+    return any(os.environ.get(name) for name in _TOKEN_VARIABLES if name in passed) or (
+        spec.here and posixpath.isfile(_login_file())
+    )
+
+
+def _login_file() -> str:
+    """Where `hf auth login` keeps its token (huggingface_hub's constants.HF_TOKEN_PATH)."""
+    cache = os.environ.get("XDG_CACHE_HOME") or posixpath.expanduser("~/.cache")
+    home = os.environ.get("HF_HOME") or posixpath.join(cache, "huggingface")
+    return posixpath.expanduser(os.environ.get("HF_TOKEN_PATH") or posixpath.join(home, "token"))
+
+
+def _how_to_log_in(spec: Spec) -> str:
+    accept = "Accept its licence on the hub, then "
+    if spec.profile.kind == "lepton":
+        return accept + "make a secret HF_TOKEN in the workspace and add HF_TOKEN to executor.secrets."
+    listed = spec.profile.kind == "local" or any(name in spec.profile.secrets for name in _TOKEN_VARIABLES)
+    return accept + ("set HF_TOKEN where you submit." if listed else "add HF_TOKEN to executor.secrets and set it.")
+
+
+CHECKS: tuple[Check, ...] = (
+    Check(name="gated_without_token", run=_gated),
+    Check(name="model_not_known", run=_nearly_known),
+)

@@ -1,0 +1,157 @@
+"""Whether a place's GPUs can do what a job asks of them: their number, their precision, the formats they compute in."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from recipes.experiment.job import Spec
+from recipes.planner.gpus import Gpu, gpus_per_node
+from recipes.preflight.formats import made_format, named_format, read_formats
+from recipes.preflight.frame import Check
+from recipes.preflight.layout import asked, ranked
+from scripts.formats import Format
+from scripts.run.problems import Problem, Severity
+
+#: The least compute capability with BF16 tensor cores, which Transformer Engine takes for granted.
+_BF16 = 80
+#: Algorithms that run a checkpoint on a server's kernels; the others compute in 16 bits and round.
+_DEPLOYING = ("serve", "evaluate", "generate")
+
+
+def _severity(gpu: Gpu) -> Severity:
+    """A GPU that is only what the recipe is made for is nobody's fault."""
+    return "error" if gpu.certain else "warning"
+
+
+def _called(gpu: Gpu) -> str:
+    return f"{gpu.name} has {gpu.sm / 10:.1f} ({gpu.known_by})"
+
+
+def _processes(spec: Spec) -> Iterator[Problem]:
+    gpus = gpus_per_node(spec.profile)
+    for key, value in _wanted(spec):
+        if gpus is not None and value > gpus:
+            name = "more_processes_than_gpus"
+            cause = f"each process takes a GPU, and a machine of {spec.profile.kind} has {gpus}"
+            remedy = f"Use {key}={gpus} and more machines, or raise executor.gpus."
+            yield Problem(name=name, key=key, value=value, cause=cause, remedy=remedy, can_force=True)
+
+
+def _wanted(spec: Spec) -> Iterator[tuple[str, int]]:
+    """The numbers of GPUs that a machine must have, and who says so."""
+    if ranked(spec) and getattr(spec.args, "device", "gpu") != "cpu" and not getattr(spec.args, "cpu", False):
+        yield "torchrun.nproc_per_node", spec.shape.processes
+    if not spec.args.RANKED and hasattr(spec.args, "tensor_parallel_size"):
+        yield "args.tensor_parallel_size", spec.args.tensor_parallel_size
+
+
+def _across(spec: Spec) -> Iterator[Problem]:
+    """Megatron-LM (arXiv:2104.04473, section 5.8): tensor parallelism belongs on NVLink, pipelines between machines."""
+    want, processes = asked(spec), spec.torchrun.nproc_per_node
+    if spec.shape.nodes > 1 and want.layout.tp > processes and want.layout.divides:
+        cause = f"it spans machines of {processes} processes, and every layer waits for the network between them"
+        remedy = f"Use {want.keys['tp']}={processes} and {want.keys['pp']} for the rest." if "pp" in want.keys else ""
+        yield Problem(
+            name="tensor_parallel_across_machines",
+            key=want.keys["tp"],
+            value=want.layout.tp,
+            cause=cause,
+            remedy=remedy,
+            severity="warning",
+        )
+
+
+def _bf16(spec: Spec) -> Iterator[Problem]:
+    """PyTorch emulates BF16 on older GPUs; Transformer Engine, which Megatron's scripts build on, refuses them."""
+    gpu = spec.gpu
+    assert gpu is not None
+    if gpu.sm >= _BF16 or _precision(spec) != "bfloat16":
+        return
+    emulated = spec.engine == "hf"
+    cause = f"BF16 needs compute capability {_BF16 / 10:.1f}, and {_called(gpu)}" + (
+        ": it is emulated, slowly" if emulated else ""
+    )
+    key, value = _gpu_key(gpu)
+    yield Problem(
+        name="gpu_without_bf16",
+        key=key,
+        value=value,
+        cause=cause,
+        remedy="Use an Ampere GPU or a newer one." if not emulated else "Use args.dtype=float16, or a newer GPU.",
+        severity="warning" if emulated else _severity(gpu),
+        can_force=not emulated,
+    )
+
+
+def _precision(spec: Spec) -> str | None:
+    """What a Megatron or Transformers model is computed in; None for a tool that decides by itself."""
+    if spec.engine == "hf":
+        return spec.args.dtype if spec.args.device != "cpu" else None
+    if spec.engine is None or not spec.args.RANKED or getattr(spec.args, "bf16", True) is False:
+        return None
+    return str(getattr(spec.args, "dtype", getattr(spec.args, "torch_dtype", "bfloat16")))
+
+
+def _gpu_key(gpu: Gpu) -> tuple[str, Any]:
+    return (gpu.known_by, gpu.name) if gpu.certain else ("executor.gpu", None)
+
+
+def _kernels(spec: Spec) -> Iterator[Problem]:
+    """Calibration rounds in 16 bits and runs anywhere; kernels that compute in the format do not."""
+    gpu = spec.gpu
+    assert gpu is not None
+    for key, facts in _formats(spec):
+        if gpu.sm < facts.min_sm:
+            deploys = spec.algorithm in _DEPLOYING
+            then = "" if deploys else ": it is calibrated by rounding, and what comes of it cannot be served there"
+            yield Problem(
+                name="format_needs_newer_gpu",
+                key=key,
+                value=facts.name,
+                cause=f"its kernels need compute capability {facts.min_sm / 10:.1f}, and {_called(gpu)}{then}",
+                remedy=_fitting(gpu),
+                severity=_severity(gpu) if deploys else "warning",
+                can_force=deploys,
+            )
+        elif gpu.sm < facts.native_sm:
+            cause = (
+                f"it is computed natively from compute capability {facts.native_sm / 10:.1f} on, and {_called(gpu)}: "
+                "it saves memory there, not time"
+            )
+            yield Problem(
+                name="format_not_native",
+                key=key,
+                value=facts.name,
+                cause=cause,
+                remedy="fp8 is native from 8.9 on.",
+                severity="warning",
+            )
+
+
+def _formats(spec: Spec) -> Iterator[tuple[str, Format]]:
+    if made := made_format(spec):
+        key, name = made
+        facts = named_format(name)
+        if facts is not None:
+            yield key, facts
+    if spec.algorithm in _DEPLOYING:
+        yield from read_formats(spec)
+
+
+def _fitting(gpu: Gpu) -> str:
+    """Formats whose kernels the GPU has."""
+    from scripts.formats import FORMATS
+
+    names = [name for name, facts in FORMATS.items() if facts.min_sm <= gpu.sm]
+    return f"Use another GPU, or another format: {', '.join(names)}." if names else "Use a newer GPU."
+
+
+def _has_format(spec: Spec) -> bool:
+    return next(_formats(spec), None) is not None
+
+
+CHECKS: tuple[Check, ...] = (
+    Check(name="more_processes_than_gpus", run=_processes, applies=lambda spec: next(_wanted(spec), None) is not None),
+    Check(name="tensor_parallel_across_machines", run=_across, applies=ranked),
+    Check(name="gpu_without_bf16", run=_bf16, needs=("gpu",), applies=lambda spec: _precision(spec) is not None),
+    Check(name="format_needs_newer_gpu", run=_kernels, needs=("gpu",), applies=_has_format),
+)

@@ -1,0 +1,138 @@
+"""What a job's inputs went through before: orders that undo work, doubtful data, another model's checkpoint."""
+
+import posixpath
+from collections.abc import Iterator, Sequence
+from pathlib import PurePosixPath
+
+from recipes.experiment.job import Spec, written
+from recipes.preflight.frame import Check
+from recipes.preflight.paths import is_below, overlap, real
+from recipes.preflight.provenance import Find, Origin, lineage, origin_of_spec, recorded_origin
+from recipes.preflight.quality import doubts
+from scripts.args.interpolation import MODEL_FIELDS
+from scripts.args.meaning import meanings
+from scripts.run.problems import Problem
+
+#: Algorithms whose result somebody reads as a model's quality, or ships.
+_JUDGED = ("evaluate", "serve", "export")
+_QUANTIZES = ("quantize", "qat")
+#: What leaves a checkpoint in the shape of the model that its arguments name; pruning changes the shape.
+_KEEPS_SHAPE = ("quantize", "distill", "qat", "convert")
+
+
+def history_problems(spec: Spec) -> Iterator[Problem]:
+    """Problems that the records of earlier runs tell."""
+    for key, origin in lineage(spec):
+        yield from _of_origin(spec, key, origin)
+        if not origin.ended and key.removeprefix("args.") not in spec.promised:
+            yield _unfinished(key, spec, origin)
+    yield from _wrong_base(spec, recorded_origin)
+
+
+def experiment_problems(stages: Sequence[tuple[str, Spec]]) -> Iterator[Problem]:
+    """Problems between the stages of one experiment, parents first: each with its name and its spec."""
+    yield from _collisions(stages)
+    before: list[Origin] = []
+
+    def find(path: str) -> Origin | None:
+        made = (origin for origin in before if any(is_below(path, output) for output in origin.outputs))
+        return next(made, None) or recorded_origin(path)
+
+    for name, spec in stages:
+        for key, origin in lineage(spec, find):
+            yield from _of_origin(spec, key, origin)
+        yield from _wrong_base(spec, find)
+        before.insert(0, origin_of_spec(name, spec))
+
+
+def _collisions(stages: Sequence[tuple[str, Spec]]) -> Iterator[Problem]:
+    """Two stages that would leave something in the same folder."""
+    taken: list[tuple[Origin, str]] = []
+    for name, spec in stages:
+        own = origin_of_spec(name, spec)
+        for key, _, path in written(spec):
+            for other, folder in taken:
+                if other.storage == own.storage and overlap(path, folder):
+                    cause = f"{other.name} leaves something in {folder}"
+                    yield Problem(
+                        name="outputs_collide", key=key, value=path, cause=cause, remedy="Name another folder."
+                    )
+        taken += [(own, output) for output in own.outputs]
+
+
+def _of_origin(spec: Spec, key: str, origin: Origin) -> Iterator[Problem]:
+    value = getattr(spec.resolved, key.removeprefix("args."))
+    if spec.algorithm == "prune" and origin.algorithm == "distill":
+        yield Problem(
+            name="prune_after_distill",
+            key=key,
+            value=value,
+            cause=f"it comes from the distillation {origin.name}, and pruning would throw away what that taught",
+            remedy="Prune first, then distill.",
+            can_force=True,
+        )
+    if spec.algorithm == "prune" and origin.algorithm in _QUANTIZES:
+        yield Problem(
+            name="already_quantized",
+            key=key,
+            value=value,
+            cause=f"it was quantized by {origin.name}, and pruning scores and cuts weights of full precision",
+            remedy="Prune the checkpoint that was quantized, then quantize what is left.",
+            can_force=True,
+        )
+    if spec.algorithm in _JUDGED:
+        for doubt in doubts(origin.algorithm, origin.args, origin.extra_args):
+            cause = f"{origin.name}, which it comes from, ran with args.{doubt.field}"
+            cause += f"={doubt.value}: {doubt.why}" if doubt.value is not None else f": {doubt.why}"
+            yield Problem(name=doubt.name, key=key, value=value, cause=cause, severity="warning")
+
+
+def _unfinished(key: str, spec: Spec, origin: Origin) -> Problem:
+    name = key.removeprefix("args.")
+    cause = f"{origin.name}, which leaves it, is {origin.state} as far as is recorded"
+    remedy = f"Write ${{artifact:{origin.name}}}, and this job waits for it. Or look: nemo experiment status"
+    remedy += f" {origin.name}"
+    value = getattr(spec.resolved, name)
+    return Problem(name="input_of_a_running_run", key=key, value=value, cause=cause, remedy=remedy, can_force=True)
+
+
+def _wrong_base(spec: Spec, find: Find) -> Iterator[Problem]:
+    """A checkpoint of one model with the configuration of another: its shape and its name would be wrong."""
+    base = next((name for name in MODEL_FIELDS if _is_base(spec, name)), None)
+    if base is None:
+        return
+    said = getattr(spec.resolved, base)
+    for field, meaning in meanings(spec.resolved):
+        path = getattr(spec.resolved, field.name)
+        if meaning.consumes != "checkpoint_megatron" or not isinstance(path, str):
+            continue
+        origin = find(path)
+        if origin is None or origin.algorithm not in _KEEPS_SHAPE or origin.base is None:
+            continue
+        if not same_model(said, origin.base):
+            yield Problem(
+                name="wrong_base_model",
+                key=f"args.{base}",
+                value=said,
+                cause=f"args.{field.name} was made of {origin.base} by {origin.name}",
+                remedy=f"Use args.{base}={origin.base}.",
+                can_force=True,
+            )
+
+
+def _is_base(spec: Spec, name: str) -> bool:
+    """Whether an argument says which model the checkpoint was made of, and is no input or output itself."""
+    by_name = {field.name: meaning for field, meaning in meanings(spec.resolved)}
+    meaning = by_name.get(name)
+    named = meaning is not None and not (meaning.consumes or meaning.produces or meaning.card)
+    return named and isinstance(getattr(spec.resolved, name), str)
+
+
+def same_model(one: str, other: str) -> bool:
+    """Whether two names may mean the same model: the same path, or names that end alike (a hub's, and its copy's)."""
+    if posixpath.isabs(one) and posixpath.isabs(other) and real(one) == real(other):
+        return True
+    return PurePosixPath(one).name.lower() == PurePosixPath(other).name.lower()
+
+
+CHECKS: tuple[Check, ...] = (Check(name="prune_after_distill", run=history_problems),)

@@ -1,0 +1,67 @@
+"""Whether the fullest process of a job has room on its device."""
+
+from collections.abc import Iterator
+
+from recipes.experiment.job import Spec
+from recipes.planner.jobs import is_of_gpus
+from recipes.planner.layout import SIZES
+from recipes.planner.layouts import smallest
+from recipes.planner.need import Need, need_of
+from recipes.preflight.frame import Check, Skipped
+from recipes.preflight.layout import asked
+from scripts.run.problems import Problem, Severity
+
+#: What is over by less may fit all the same: the formulas leave out what an allocator wastes, and what it saves.
+_MARGIN = 1.1
+_GIB = 1 << 30
+
+
+def _fits(spec: Spec) -> Iterator[Problem | Skipped]:
+    need = need_of(spec)
+    missing = ("model",) if need is None else () if need.room is not None else ("gpu",)
+    if missing:
+        yield Skipped(name="does_not_fit", missing=missing)
+    if need is None or need.room is None or need.fits:
+        return
+    over = need.total > _MARGIN * need.room
+    assumed = need.device == "GPU" and not (spec.gpu and spec.gpu.certain)
+    severity: Severity = "error" if over and not assumed else "warning"
+    key, value = (
+        ("executor.gpu", spec.gpu.name if spec.gpu else None) if need.device == "GPU" else ("executor", "local")
+    )
+    yield Problem(
+        name="does_not_fit" if over else "may_not_fit",
+        key=key,
+        value=value,
+        cause=_cause(need),
+        remedy=_remedy(spec),
+        severity=severity,
+        can_force=True,
+    )
+
+
+def _cause(need: Need) -> str:
+    assert need.room is not None
+    largest = sorted(need.parts.items(), key=lambda part: -part[1])[:3]
+    parts = ", ".join(f"{name} {size / _GIB:.1f}" for name, size in largest)
+    whose = need.where if need.device == "host" else f"a GPU ({need.where})"
+    return f"{whose} needs {need.total / _GIB:.1f} GiB and has {need.room / _GIB:.1f} GiB: {parts}"
+
+
+def _remedy(spec: Spec) -> str:
+    if spec.engine == "hf":
+        return "Lower args.calib_batch_size or args.calib_seq_length, or use the script engine on several GPUs."
+    proposal = smallest(spec)
+    if proposal is None:
+        return "No layout that was tried fits: use a GPU with more memory, or shorter samples."
+    layout = proposal.layout
+    shape = f"torchrun.nnodes={layout.nodes} torchrun.nproc_per_node={layout.processes}"
+    return f"The smallest that fits: {shape} {asked(spec).written(layout, SIZES)}".rstrip() + "."
+
+
+def _needs_memory(spec: Spec) -> bool:
+    """Jobs that compute; where a layout is impossible, other checks say so, and there is nothing to count."""
+    return spec.engine == "hf" or (is_of_gpus(spec) and spec.layout.divides)
+
+
+CHECKS: tuple[Check, ...] = (Check(name="does_not_fit", run=_fits, applies=_needs_memory),)

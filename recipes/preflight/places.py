@@ -1,0 +1,127 @@
+"""Whether a job's paths are there where it runs: inside a container only what is mounted is."""
+
+import posixpath
+from collections.abc import Iterator
+
+from recipes.experiment.job import Spec, written
+from recipes.preflight.frame import Check
+from recipes.preflight.paths import Mount, Named, inputs_of, is_below, mount_of, mounts_of, path_here, written_beside
+from scripts.run.problems import Problem
+
+#: What an image brings itself, and where the code that travels with a job is put.
+_OF_IMAGE = ("/opt", "/workspace", "/usr", "/nemo_run")
+#: Inputs that nothing else looks for on this machine: other checks know what each of the rest must hold.
+_LOOKED_FOR = frozenset({"sft_dataset_root", "test_image_path", "image_path", "prompts_path", "ground_truth_path"})
+
+
+def _not_mounted(spec: Spec) -> Iterator[Problem]:
+    mounts = mounts_of(spec) or ()
+    for named in inputs_of(spec):
+        if mount_of(named.path, mounts) is None:
+            yield _unseen(named, mounts, spec, of_image=_in_image(named.path))
+    script = spec.script.path
+    if script and posixpath.isabs(script) and not _in_image(script) and mount_of(script, mounts) is None:
+        yield _unseen(Named(key="script.path", field="path", path=script, consumes=""), mounts, spec, of_image=False)
+    for named in _outputs(spec):
+        if mount_of(named.path, mounts) is None:
+            cause = f"the container has no mount there, and what is written vanishes with it{_there_are(mounts, spec)}"
+            yield Problem(
+                name="path_not_mounted",
+                key=named.key,
+                value=named.path,
+                cause=cause,
+                remedy=_how_to_mount(named.path, spec),
+                can_force=True,
+            )
+
+
+def _unseen(named: Named, mounts: tuple[Mount, ...], spec: Spec, *, of_image: bool) -> Problem:
+    if of_image:
+        cause = "no mount brings it into the container: the image must hold it"
+    else:
+        cause = f"the container has no mount there{_there_are(mounts, spec)}"
+    return Problem(
+        name="path_not_mounted",
+        key=named.key,
+        value=named.path,
+        cause=cause,
+        remedy=_how_to_mount(named.path, spec),
+        severity="warning" if of_image else "error",
+        can_force=True,
+    )
+
+
+def _there_are(mounts: tuple[Mount, ...], spec: Spec) -> str:
+    targets = sorted({mount.target for mount in mounts if not is_below(mount.target, str(spec.run_dir.parent))})
+    return f"; it sees {', '.join(targets[:4])}{' ...' if len(targets) > 4 else ''}" if targets else ""
+
+
+def _how_to_mount(path: str, spec: Spec) -> str:
+    if spec.profile.kind == "lepton":
+        return "Name a folder below the mount_path of one of executor.mounts, or mount its storage there."
+    folder = posixpath.dirname(path.rstrip("/")) or "/"
+    return f"Add {folder}:{folder} (or what holds it) to executor.mounts."
+
+
+def _read_only(spec: Spec) -> Iterator[Problem]:
+    mounts = mounts_of(spec) or ()
+    for named in _outputs(spec):
+        mount = mount_of(named.path, mounts)
+        if mount is not None and mount.read_only:
+            cause, remedy = (
+                f"{mount.target} is mounted to be read only",
+                "Leave :ro out of that mount, or write elsewhere.",
+            )
+            if mount.source == str(spec.run_dir.parent):
+                cause = f"{mount.target} holds all runs, and a job may write in its own directory there only"
+                remedy = "Write elsewhere, or mount that folder in executor.mounts."
+            yield Problem(name="output_on_readonly_mount", key=named.key, value=named.path, cause=cause, remedy=remedy)
+
+
+def _missing(spec: Spec) -> Iterator[Problem]:
+    for named in inputs_of(spec):
+        if named.field in spec.promised or (spec.here and not _is_unchecked(named)):
+            continue
+        found = path_here(spec, named.path)
+        if found is not None and not _is_there(str(found)):
+            cause = "there is nothing here" if spec.here else f"there is no {found}, which is mounted there"
+            if named.consumes == "binidx":
+                cause += ", no folder of prepared data and no .bin and .idx of that name"
+            yield Problem(
+                name="missing_input",
+                key=named.key,
+                value=named.path,
+                cause=cause,
+                remedy="Name what is there, or make it first.",
+                can_force=spec.profile.kind == "slurm",  # a node may have disks that the login node has not
+            )
+
+
+def _is_unchecked(named: Named) -> bool:
+    return named.consumes == "binidx" or named.field in _LOOKED_FOR
+
+
+def _is_there(path: str) -> bool:
+    return posixpath.exists(path) or all(posixpath.exists(path + ending) for ending in (".bin", ".idx"))
+
+
+def _outputs(spec: Spec) -> Iterator[Named]:
+    for key, kind, path in written(spec):
+        if path.is_absolute():
+            yield Named(key=key, field=key.removeprefix("args."), path=str(path), consumes=kind)
+    yield from written_beside(spec)
+
+
+def _in_image(path: str) -> bool:
+    return any(is_below(path, folder) for folder in _OF_IMAGE)
+
+
+def _in_container(spec: Spec) -> bool:
+    return mounts_of(spec) is not None
+
+
+CHECKS: tuple[Check, ...] = (
+    Check(name="path_not_mounted", run=_not_mounted, applies=_in_container),
+    Check(name="output_on_readonly_mount", run=_read_only, applies=_in_container),
+    Check(name="missing_input", run=_missing),
+)

@@ -1,0 +1,53 @@
+"""What is wrong with the values of prepare_data, evaluate and serve by themselves: as the node sees it, but here."""
+
+from collections.abc import Iterator
+
+from recipes.experiment.job import Spec
+from scripts.args.data import PrepareDataArgs
+from scripts.args.evaluate import EvaluateArgs
+from scripts.args.serve import ServeArgs
+from scripts.run.errors import JobError
+from scripts.run.problems import Problem
+
+
+def tool_checks(spec: Spec) -> Iterator[Problem]:
+    """Every Problem of a tool's own values; none for what is no tool."""
+    args = spec.resolved
+    if isinstance(args, PrepareDataArgs):
+        from scripts.data.sources import source_problems
+
+        yield from source_problems(args)
+    elif isinstance(args, EvaluateArgs):
+        from scripts.evaluation.checks import evaluate_problems
+
+        yield from evaluate_problems(args)
+    elif isinstance(args, ServeArgs):
+        from scripts.serving.checks import serve_problems
+
+        yield from (problem for problem in serve_problems(args) if problem.name != "missing_input")
+
+
+def installed_checks(spec: Spec) -> Iterator[Problem]:
+    """What a tool needs and this environment, in which a local job runs, does not have."""
+    if spec.profile.kind != "local":
+        return
+    try:
+        _refuse_without(spec)
+    except JobError as error:
+        key, value = ("script.path", spec.script.path) if spec.script.path else ("executor", "local")
+        yield Problem(name=error.name, key=key, value=value, cause=error.cause.rstrip("."), remedy=error.remedy)
+
+
+def _refuse_without(spec: Spec) -> None:
+    if isinstance(spec.args, PrepareDataArgs):
+        from scripts.data.sources import refuse_without_core
+
+        refuse_without_core()
+    elif isinstance(spec.args, EvaluateArgs):
+        from scripts.evaluation.checks import refuse_without_harness
+
+        refuse_without_harness(spec.script)
+    elif isinstance(spec.args, ServeArgs):
+        from scripts.serving.servers import SERVERS, find_program
+
+        find_program(SERVERS[spec.args.server], spec.script.path)

@@ -1,0 +1,152 @@
+"""Setting values on a recipe from files and `key.path=value` words, typed and checked."""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
+
+from scripts.args.typed import convert, parse_yaml
+from scripts.run.problems import Problem, nearest
+
+if TYPE_CHECKING:
+    import nemo_run as run
+
+#: The section of an algorithm's YAML that says which GPU its values are made for.
+HARDWARE = "hardware"
+_TOP_LEVEL: dict[str, Any] = {"extra_args": list[str]}
+
+
+def merge(partial: "run.Partial[Any]", values: Mapping[str, Any]) -> list[Problem]:
+    """Set every value of a parsed YAML document on `partial`; return what does not fit."""
+    problems: list[Problem] = []
+    for section, content in values.items():
+        if section == HARDWARE:  # what the values were made for: a fact about them, not one of them
+            from recipes.planner.gpus import stated_problems
+
+            problems += stated_problems(content)
+        elif section in ("script", "args", "torchrun"):
+            if not isinstance(content, dict):
+                problems.append(_wrong(section, content, "is a section with keys below it"))
+                continue
+            for key, value in content.items():
+                problems += set_value(partial, f"{section}.{key}", value, strict=True)
+        else:
+            problems += set_value(partial, section, content, strict=True)
+    return problems
+
+
+def set_value(partial: "run.Partial[Any]", key: str, value: Any, *, strict: bool = False) -> list[Problem]:
+    """Set one dotted `key`. With `strict`, `value` has its type already (YAML); else it is text to parse."""
+    section, _, name = key.partition(".")
+    fields = field_types(partial)
+    if key not in fields:
+        if (mapping := _mapping_of(key, fields)) is not None:
+            return _set_below(partial, mapping, key, value)
+        return [_unknown(key, section, name, fields)]
+    kind = fields[key]
+    try:
+        converted = convert(kind, value, strict=strict)
+    except ValueError as error:
+        return [_wrong(key, value, str(error))]
+    setattr(getattr(partial, section) if name else partial, name or section, converted)
+    return []
+
+
+def _mapping_of(key: str, fields: Mapping[str, Any]) -> str | None:
+    """The key of a mapping (`args.config`) that a longer key (`args.config.train.lr`) reaches into."""
+    parts = key.split(".")
+    mapping = ".".join(parts[:2])
+    is_mapping = any(get_origin(kind) is dict for kind in (fields.get(mapping), *get_args(fields.get(mapping))))
+    return mapping if len(parts) > 2 and all(parts) and is_mapping else None
+
+
+def _set_below(partial: "run.Partial[Any]", mapping: str, key: str, value: Any) -> list[Problem]:
+    """Set one value inside a mapping; text is read as YAML reads it."""
+    from copy import deepcopy
+
+    import yaml
+
+    section, name = mapping.split(".")
+    whole = deepcopy(getattr(getattr(partial, section), name)) or {}
+    *sections, last = key.removeprefix(f"{mapping}.").split(".")
+    inner = whole
+    for part in sections:
+        inner = inner.setdefault(part, {})
+        if not isinstance(inner, dict):
+            return [_wrong(key, value, f"{part} is a value, not a section")]
+    try:
+        inner[last] = parse_yaml(value) if isinstance(value, str) else value
+    except yaml.YAMLError as error:
+        return [_wrong(key, value, f"does not parse: {' '.join(str(error).split())}")]
+    setattr(getattr(partial, section), name, whole)
+    return []
+
+
+def field_types(partial: "run.Partial[Any]") -> dict[str, Any]:
+    """Every key that the recipe takes, with its type: `engine`, `script.path`, `args.calib_size`, ..."""
+    from scripts.args.meaning import Engine
+
+    types: dict[str, Any] = {"engine": Engine, **_TOP_LEVEL}
+    for section in ("script", "args", "torchrun"):
+        cls = getattr(partial, section).__fn_or_cls__
+        hints = get_type_hints(cls)
+        types |= {f"{section}.{field.name}": hints[field.name] for field in dataclasses.fields(cls)}
+    return types
+
+
+def _unknown(key: str, section: str, name: str, fields: Mapping[str, Any]) -> Problem:
+    siblings = [field for field in fields if name and field.startswith(f"{section}.")]
+    remedy = nearest(key, siblings or [*fields])
+    return Problem(name="unknown_key", key=key, value=None, cause="there is no such key", remedy=remedy)
+
+
+def _wrong(key: str, value: Any, cause: str) -> Problem:
+    return Problem(name="wrong_value", key=key, value=value, cause=cause)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Words:
+    """The `KEY=VALUE` words of a command line, sorted by whom they address."""
+
+    executor: str
+    profile: dict[str, str]
+    recipe: dict[str, str]
+
+
+def parse_words(words: list[str]) -> tuple[Words, list[Problem]]:
+    """Sort command-line words into executor name, `executor.KEY` values and recipe values.
+
+    `run.executor=` is taken like `executor=`. The last word for a key wins, as in a shell.
+    """
+    executor, profile, recipe = "local", {}, {}
+    problems = []
+    for word in words:
+        match = re.match(r"([A-Za-z_][\w.-]*)=(.*)", word, re.DOTALL)
+        if match is None:
+            cause = "a word of the form KEY=VALUE is expected"
+            problems.append(Problem(name="not_an_override", key=word, value=None, cause=cause))
+            continue
+        key, value = match[1].removeprefix("run."), match[2]
+        if key == "executor":
+            executor = value
+        elif key.startswith("executor."):
+            profile[key.removeprefix("executor.")] = value
+        else:
+            recipe[key] = value
+    return Words(executor=executor, profile=profile, recipe=recipe), problems
+
+
+def parse_sweep(words: list[str]) -> tuple[dict[str, list[str]], list[Problem]]:
+    """`KEY=A,B,C` words as a grid of texts; a value that holds a comma is quoted as in CSV."""
+    import csv
+
+    grid: dict[str, list[str]] = {}
+    problems = []
+    for word in words:
+        key, equals, values = word.partition("=")
+        if not equals or not key or not values:
+            cause = "KEY=A,B,C is expected"
+            problems.append(Problem(name="not_a_sweep", key="--sweep", value=word, cause=cause))
+            continue
+        grid[key] = next(csv.reader([values]))
+    return grid, problems

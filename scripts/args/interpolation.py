@@ -1,0 +1,73 @@
+"""Values that are only true on the node: `${oc.env:NEMO_RUN_DIR,...}` and `${run_tag}`."""
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePath
+from typing import Any
+
+from scripts.run.errors import JobError
+
+
+def resolve(values: dict[str, Any], *, run_dir: Path, run_tag: str) -> dict[str, Any]:
+    """Replace every OmegaConf interpolation in string values; everything else passes untouched.
+
+    `run_dir` is what NEMO_RUN_DIR stands for. Raises JobError `unresolved_value` naming the key,
+    for a variable that is not set and has no default, or an interpolation that does not parse.
+    """
+    with _variable("NEMO_RUN_DIR", str(run_dir)):
+        return {key: _resolve(key, value, run_tag) for key, value in values.items()}
+
+
+@contextmanager
+def _variable(name: str, value: str) -> Iterator[None]:
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+def _resolve(key: str, value: Any, run_tag: str) -> Any:
+    if isinstance(value, dict):
+        return {k: _resolve(f"{key}.{k}", v, run_tag) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_resolve(f"{key}[{i}]", v, run_tag) for i, v in enumerate(value)]
+    if not isinstance(value, str) or "${" not in value:
+        return value
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        return OmegaConf.create({"run_tag": run_tag, "value": value}).value
+    except OmegaConfBaseException as error:
+        cause = str(error).splitlines()[0]
+        raise JobError(
+            "unresolved_value", f"{key}={value}: {cause}", "Set the variable, or give it a default."
+        ) from error
+
+
+#: Fields of `args` that name the model an output is made of, and the variant of it; the first that is set counts.
+MODEL_FIELDS = ("hf_model_id", "hf_model_name_or_path", "student_hf_path", "hf_model", "hf_path", "model_card", "model")
+VARIANT_FIELDS = ("export_quant_cfg", "quant_cfg", "recipe")
+
+
+def tag_of(args: Any) -> str:
+    """What `${run_tag}` stands for; empty for an algorithm whose outputs are not named after a model."""
+    model, variant = (
+        next(filter(None, (getattr(args, name, None) for name in names)), "")
+        for names in (MODEL_FIELDS, VARIANT_FIELDS)
+    )
+    return run_tag(model, variant) if model else ""
+
+
+def run_tag(model: str, variant: str) -> str:
+    """A folder name that says what was made of which model: `Qwen/Qwen3-8B`, `fp8` -> `Qwen3-8B-fp8`."""
+    stem = PurePath(variant).stem if variant.endswith((".yaml", ".yml")) else variant
+    name = PurePath(model.rstrip("/")).name.replace(":", "-")
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", f"{name}-{stem}").strip("-.") or "model"

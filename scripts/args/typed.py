@@ -1,0 +1,65 @@
+"""Values from a command line or a YAML file, converted to the type that a field declares."""
+
+import re
+from functools import cache
+from typing import Any, get_args, get_origin
+
+from scripts.run.problems import nearest
+
+#: YAML 1.1 takes 6e9 and 1e-5 for texts; people mean numbers.
+_FLOAT = re.compile(r"[-+]?(?:\d[\d_]*)(?:\.[\d_]*)?[eE][-+]?\d+")
+_NULLS = ("null", "None", "~")
+
+
+def convert(kind: Any, value: Any, *, strict: bool) -> Any:
+    """`value` as a `kind`. With `strict` it has its type already (YAML); else it may be text to parse.
+
+    Text for a string field is taken literally: `1e3`, `yes` and `$(x)` stay what they are; `null`
+    is None where the field allows it. Raises ValueError saying what would be right.
+    """
+    from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+    if not strict and isinstance(value, str):
+        optional = type(None) in get_args(kind)
+        if optional and value in _NULLS:
+            return None
+        if kind is str or (optional and str in get_args(kind)):
+            return value
+        if {list, dict} & {get_origin(one) for one in (kind, *get_args(kind))}:
+            value = _yaml(value)
+    try:
+        adapter = TypeAdapter(kind, config=ConfigDict(allow_inf_nan=False))
+        return adapter.validate_python(value, strict=strict)
+    except ValidationError as error:
+        detail = error.errors()[0]
+        if detail["type"] == "literal_error":
+            choices = [str(choice) for choice in get_args(kind)]
+            raise ValueError(f"is not one of its choices.  {nearest(str(value), choices)}") from error
+        raise ValueError(f"{detail['msg'][0].lower()}{detail['msg'][1:]}") from error
+
+
+def _yaml(text: str) -> Any:
+    import yaml
+
+    try:
+        return parse_yaml(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"does not parse: {' '.join(str(error).split())}") from error
+
+
+def parse_yaml(text: str) -> Any:
+    """A YAML document, in which 6e9 is a number. Raises yaml.YAMLError."""
+    import yaml
+
+    return yaml.load(text, Loader=_loader())
+
+
+@cache
+def _loader() -> Any:
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        """SafeLoader with the floats of YAML 1.2."""
+
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789"))
+    return Loader

@@ -1,0 +1,144 @@
+"""Where calibration and evaluation text comes from: files, data set folders, hub names, the built-in corpus."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from scripts.run.errors import JobError
+
+#: Looked for in this order when no key is named.
+TEXT_KEYS = (
+    "text",
+    "prompt",
+    "content",
+    "article",
+    "document",
+    "instruction",
+    "question",
+    "input",
+    "messages",
+    "conversations",
+)
+DEFAULT_DATASET = "cnn_dailymail"
+_ALIASES = {"cnn_dailymail": ("abisee/cnn_dailymail", "3.0.0")}
+_SUFFIXES: dict[str, Literal["jsonl", "text"]] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".txt": "text", ".md": "text"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A data set by kind and place; `place` is a path, a hub name, or the built-in split."""
+
+    kind: Literal["builtin", "jsonl", "text", "folder", "hub"]
+    place: str
+
+
+def source_of(dataset: str | None, model: str, *, split: Literal["calibration", "eval"] = "calibration") -> Source:
+    """What `dataset` names. None is the built-in text for a tiny model, cnn_dailymail for any other.
+
+    Raises JobError `missing_data` for a path that is not there and `unknown_data` for a file of
+    another kind.
+    """
+    if dataset is None:
+        return (
+            Source(kind="builtin", place=split)
+            if model.startswith("tiny:")
+            else Source(kind="hub", place=DEFAULT_DATASET)
+        )
+    path = Path(dataset).expanduser()
+    if path.is_dir():
+        return Source(kind="folder", place=str(path))
+    kind = _SUFFIXES.get(path.suffix.lower())
+    if path.is_file():
+        if kind is None:
+            raise JobError(
+                "unknown_data", f"{path} is neither JSONL nor text.", f"Known endings: {', '.join(_SUFFIXES)}."
+            )
+        return Source(kind=kind, place=str(path))
+    if kind is not None or dataset.startswith((".", "/", "~")) or dataset.count("/") > 1:
+        raise JobError(
+            "missing_data", f"{path} does not exist.", "Name a JSONL or text file, a data set folder or a hub name."
+        )
+    return Source(kind="hub", place=dataset)
+
+
+def read(source: Source, key: str | None) -> Iterator[str]:
+    """The texts of `source` in order. Raises JobError naming the file, line and key at fault."""
+    if source.kind == "builtin":
+        from scripts.tiny.corpus import passages
+
+        yield from passages("eval" if source.place == "eval" else "calibration")
+    elif source.kind == "jsonl":
+        yield from _read_jsonl(Path(source.place), key)
+    elif source.kind == "text":
+        yield from _read_text(Path(source.place))
+    else:
+        for number, row in enumerate(_rows(source)):
+            yield text_of(row, key, f"{source.place} row {number}")
+
+
+def text_of(row: Any, key: str | None, where: str) -> str:
+    """The text of one row; chat messages are joined by line. Raises JobError `no_text`."""
+    if isinstance(row, str) and key is None:
+        return row
+    keys = list(row) if isinstance(row, dict) else []
+    found = next((name for name in ([key] if key else TEXT_KEYS) if name in keys), None)
+    if found is None:
+        wanted = key or f"one of {', '.join(TEXT_KEYS)}"
+        raise JobError(
+            "no_text",
+            f"{where} has no {wanted}; it has {', '.join(map(str, keys)) or 'no keys'}.",
+            "Set args.calib_text_key.",
+        )
+    value = row[found]
+    if isinstance(value, list):
+        parts = [part.get("content", part.get("value")) if isinstance(part, dict) else part for part in value]
+        value = "\n".join(part for part in parts if isinstance(part, str))
+    if not isinstance(value, str):
+        raise JobError("no_text", f"{where}: {found} is {type(value).__name__}, not text.", "Set args.calib_text_key.")
+    return value
+
+
+def _read_jsonl(path: Path, key: str | None) -> Iterator[str]:
+    with path.open("rb") as handle:
+        for number, line in enumerate(handle, 1):
+            if not line.strip():
+                continue
+            where = f"{path} line {number}"
+            try:
+                row = json.loads(line.decode("utf-8"))
+            except ValueError as error:
+                raise JobError(
+                    "unreadable_data", f"{where} is not JSON: {error}.", "Each line holds one JSON value."
+                ) from error
+            yield text_of(row, key, where)
+
+
+def _read_text(path: Path) -> Iterator[str]:
+    """Paragraphs, where blank lines part them; lines otherwise."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise JobError("unreadable_data", f"{path} is not UTF-8: {error}.", "Convert it first.") from error
+    paragraphs = [part.strip() for part in text.replace("\r\n", "\n").split("\n\n") if part.strip()]
+    yield from paragraphs if len(paragraphs) > 1 else [line for line in text.splitlines() if line.strip()]
+
+
+def _rows(source: Source) -> Iterator[Any]:
+    import datasets
+
+    try:
+        if source.kind == "folder" and any(Path(source.place).rglob("state.json")):
+            loaded = datasets.load_from_disk(source.place)
+        elif source.kind == "folder":
+            loaded = datasets.load_dataset(source.place)
+        else:
+            name, config = _ALIASES.get(source.place, (source.place, None))
+            loaded = datasets.load_dataset(name, config, streaming=True)
+    except Exception as error:  # the library raises a dozen kinds for names it cannot fetch or files it cannot read
+        cause = f"{source.place}: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise JobError("missing_data", cause, "Name a local file with args.calib_dataset.") from error
+    if isinstance(loaded, dict):  # several splits: the training one, else the first
+        loaded = loaded["train"] if "train" in loaded else next(iter(loaded.values()))
+    yield from loaded

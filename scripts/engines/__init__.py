@@ -1,0 +1,1 @@
+"""What carries an algorithm out on the node."""

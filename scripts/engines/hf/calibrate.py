@@ -1,0 +1,203 @@
+"""The forward passes of calibration: as few as possible, and none that the scales could tell from one at a time."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal
+
+from scripts.engines.hf import packing
+from scripts.engines.hf.packing import Forward, Tokens
+from scripts.run.errors import JobError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+#: How samples may share a forward pass without changing what an algorithm computes.
+#: mixed: it takes maxima over tokens. equal: it averages over the tokens of a pass, then over passes.
+#: single: it depends on the order or number of passes, or is unknown.
+Sharing = Literal["mixed", "equal", "single"]
+SHARING: dict[str | None, Sharing] = {"max": "mixed", "smoothquant": "mixed", "awq_lite": "equal"}
+
+
+def calibration_loop(
+    samples: Sequence[Tokens],
+    *,
+    batch_size: int,
+    max_tokens: int,
+    advance: Callable[[int], None],
+    algorithm: str | None = "max",
+) -> "Callable[[nn.Module], None]":
+    """The `forward_loop` for mtq.quantize over tokenized, truncated samples.
+
+    A forward pass has at most `batch_size` samples and `max_tokens` tokens; on CUDA both are halved when memory runs
+    out. `advance` gets the number of samples of each finished pass; AWQ goes through the samples twice. `algorithm` is
+    the method of the ModelOpt configuration; it decides how samples may share a pass. Scales equal those of one
+    unpadded sample at a time up to rounding, because no padding token exists.
+    """
+
+    def loop(model: "nn.Module") -> None:
+        import torch
+
+        device = _device(model)
+        forward = forward_without_head(model)
+        with torch.no_grad(), _without_cache(model), _weights_paused(model):
+            sharing = _sharing(model, algorithm)
+            if sharing == "mixed" and not _packs(model, forward, samples, device):
+                sharing = "equal"
+            _run_groups(model, forward, samples, _groups(samples, batch_size, max_tokens, sharing), advance)
+
+    return loop
+
+
+def _device(model: "nn.Module") -> "torch.device":
+    embedding = getattr(model, "get_input_embeddings", lambda: None)()
+    return next((embedding or model).parameters()).device
+
+
+def forward_without_head(model: "nn.Module") -> Forward:
+    """The model's backbone when the head has nothing to calibrate, else the model itself.
+
+    The head's product with the vocabulary is a fifth of the work of a small model.
+    """
+    from modelopt.torch.quantization.nn import TensorQuantizer
+
+    prefix = getattr(model, "base_model_prefix", "")
+    backbone: Forward | None = getattr(model, prefix, None) if prefix else None
+    hooked = model._forward_hooks or model._forward_pre_hooks or hasattr(model, "_hf_hook") or "forward" in vars(model)
+    if backbone is None or hooked:
+        return model
+    for name, module in model.named_modules():
+        if isinstance(module, TensorQuantizer) and module.is_enabled and not name.startswith(f"{prefix}."):
+            return model
+    return backbone
+
+
+def _quantizers(model: "nn.Module") -> Iterator[tuple[str, Any]]:
+    from modelopt.torch.quantization.nn import TensorQuantizer
+
+    return ((name, module) for name, module in model.named_modules() if isinstance(module, TensorQuantizer))
+
+
+def _sharing(model: "nn.Module", algorithm: str | None) -> Sharing:
+    # A static bias (the affine cache formats) is a running mean over passes, subtracted while it runs.
+    if any(q.is_enabled and q.bias_calibrator is not None for _, q in _quantizers(model)):
+        return "single"
+    # AWQ-lite's first round averages activations in their own precision: any other grouping of the tokens rounds
+    # differently, and a near tie between two exponents then falls the other way. Its costly second round is float32.
+    if any(type(helper).cache_mode for helper in _awq_helpers(model)):
+        return "single"
+    return SHARING.get(algorithm, "single")
+
+
+def _packs(model: "nn.Module", forward: Forward, samples: Sequence[Tokens], device: "torch.device") -> bool:
+    if len({len(sample) for sample in samples}) == 1:
+        return False
+    with _collecting_paused(model):
+        return packing.can_pack(model, forward, samples, device)
+
+
+def _groups(samples: Sequence[Tokens], batch_size: int, max_tokens: int, sharing: Sharing) -> list[list[int]]:
+    if sharing == "single":
+        return [[index] for index in range(len(samples))]
+    lengths = [len(sample) for sample in samples]
+    return packing.plan(lengths, batch_size=batch_size, max_tokens=max_tokens, mixed=sharing == "mixed")
+
+
+def _run_groups(
+    model: "nn.Module",
+    forward: Forward,
+    samples: Sequence[Tokens],
+    groups: list[list[int]],
+    advance: Callable[[int], None],
+) -> None:
+    import torch
+
+    device = _device(model)
+    pending = groups[::-1]
+    largest = max(map(len, groups), default=1)
+    while pending:
+        group = pending.pop()
+        if len(group) > largest:
+            pending += [group[largest:], group[:largest]]
+            continue
+        try:
+            with _counted_as(model, len(group)):
+                packing.run(model, forward, [samples[index] for index in group], device)
+        except torch.cuda.OutOfMemoryError as error:
+            if len(group) == 1:
+                cause = f"A single sample of {len(samples[group[0]])} tokens does not fit into the GPU's memory."
+                raise JobError("out_of_memory", cause, "Lower args.calib_seq_length or take a larger GPU.") from error
+            # Maxima do not mind the layers that already saw the group; AWQ's means count those layers twice.
+            largest = len(group) // 2
+            pending.append(group)
+            torch.cuda.empty_cache()
+        else:
+            advance(len(group))
+
+
+@contextmanager
+def _without_cache(model: "nn.Module") -> Iterator[None]:
+    """Keep key/value caches off for models whose forward overrides the argument with the configuration."""
+    config = getattr(model, "config", None)
+    before = getattr(config, "use_cache", None)
+    if before is None:
+        yield
+        return
+    config.use_cache = False  # type: ignore[union-attr]
+    try:
+        yield
+    finally:
+        config.use_cache = before  # type: ignore[union-attr]
+
+
+@contextmanager
+def _weights_paused(model: "nn.Module") -> Iterator[None]:
+    """Do not take the maximum of every weight again in every pass.
+
+    ModelOpt's max calibration has read each weight once before the first pass. Quantizers that hold no statistics yet
+    (AWQ) and those that are quantizing already are left alone.
+    """
+    paused = []
+    for name, quantizer in _quantizers(model):
+        of_weight = any(part.endswith(("weight_quantizer", "weight_quantizers")) for part in name.split("."))
+        collects = quantizer.is_enabled and quantizer._if_calib and not quantizer._if_quant
+        if of_weight and collects and getattr(quantizer._calibrator, "_calib_amax", None) is not None:
+            quantizer._if_calib = False
+            paused.append(quantizer)
+    try:
+        yield
+    finally:
+        for quantizer in paused:
+            quantizer._if_calib = True
+
+
+@contextmanager
+def _collecting_paused(model: "nn.Module") -> Iterator[None]:
+    paused = [quantizer for _, quantizer in _quantizers(model) if quantizer._if_calib]
+    for quantizer in paused:
+        quantizer._if_calib = False
+    try:
+        yield
+    finally:
+        for quantizer in paused:
+            quantizer._if_calib = True
+
+
+def _awq_helpers(model: "nn.Module") -> list[Any]:
+    return [module.awq_lite for module in model.modules() if hasattr(module, "awq_lite")]
+
+
+@contextmanager
+def _counted_as(model: "nn.Module", passes: int) -> Iterator[None]:
+    """Let AWQ-lite's search count one pass over `passes` samples of equal length as that many passes.
+
+    It sums a mean per pass: the sums are divided before and multiplied after, so the new mean enters `passes` times.
+    """
+    losses = [loss for helper in _awq_helpers(model) for loss in helper.loss.values()] if passes > 1 else []
+    for loss in losses:
+        loss.div_(passes)
+    try:
+        yield
+    finally:
+        for loss in losses:
+            loss.mul_(passes)

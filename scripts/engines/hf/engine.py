@@ -1,0 +1,274 @@
+"""Quantize on the hf engine, from a model's folder to verified checkpoints and a report.
+
+The order is fixed by what ModelOpt does to a model: score it while it is whole, quantize, score
+again, save, then export, which spends it. Nothing is published before it was reopened and checked.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scripts.args.quantize import QuantizeArgs
+from scripts.engines.hf import calibrate, evaluate, figures, load, quantizers, reference, report, save, sqnr, verify
+from scripts.engines.hf.nvfp4 import cpu_kernels
+from scripts.engines.hf.samples import Samples, choose_samples
+from scripts.formats import FITS_ANY_WIDTH, FORMATS, format_problems
+from scripts.run.errors import JobError
+from scripts.run.files import content_of, refuse_existing, staged
+from scripts.run.record import Record
+from scripts.tiny.named import local_model
+
+if TYPE_CHECKING:
+    import torch
+
+_PROBE_TOKENS = 64
+_NOISE_SAMPLES = 4
+_NEW_TOKENS = 32
+#: A forward pass holds this many tokens at most: activations of a wide layer stay below a few GB.
+_MAX_TOKENS = 16384
+
+
+@dataclass(kw_only=True)
+class _State:
+    """What the phases hand on."""
+
+    args: QuantizeArgs
+    record: Record
+    source: Path
+    loaded: load.LoadedModel
+    samples: Samples
+
+    @property
+    def model(self) -> Any:
+        return self.loaded.model
+
+
+def quantize_checkpoint(args: QuantizeArgs, record: Record) -> None:
+    """Run every phase; outputs and figures go into `record`. Raises JobError for what is understood."""
+    for path in (args.modelopt_save_path, args.export_dir):
+        if path:
+            refuse_existing(Path(path))
+    quantizers.refuse_weight_only(args)
+    if args.compress:
+        quantizers.refuse_compress(args)
+    source = _source(args, record)
+    _refuse_misfit(args, source)
+    _silence_bars()
+    with record.phase("load"):
+        loaded = load.load_model(
+            str(source), dtype=args.dtype, device=args.device, trust_remote_code=args.trust_remote_code
+        )
+        samples = choose_samples(args, loaded.tokenizer)
+        record.update(inputs=_inputs(args, source, samples), device=str(loaded.device))
+    state = _State(args=args, record=record, source=source, loaded=loaded, samples=samples)
+    _publish(state, _measure_and_quantize(state))
+
+
+def _source(args: QuantizeArgs, record: Record) -> Path:
+    """The model's folder; a tiny model is trained now if it is not cached, a hub model fetched."""
+    folder = Path(local_model(args.hf_model_id, record))
+    if folder.exists():
+        return folder
+    with record.phase("download"):
+        return _download(args.hf_model_id)
+
+
+def _download(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]
+    try:
+        return Path(snapshot_download(name, allow_patterns=patterns))
+    except Exception as error:  # each transport has errors of its own; all mean that the model cannot be had
+        cause = f"{name} cannot be fetched: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise JobError(
+            "missing_model", cause, "Name a local folder, or set HF_TOKEN where the model is gated."
+        ) from error
+
+
+def _refuse_misfit(args: QuantizeArgs, source: Path) -> None:
+    if args.export_quant_cfg in FORMATS:
+        shapes = load.linear_shapes(str(source), args.trust_remote_code)
+        misfits = format_problems(args.export_quant_cfg, shapes)
+        if misfits:
+            raise JobError("format_does_not_fit", " ".join(misfits), FITS_ANY_WIDTH)
+
+
+def _inputs(args: QuantizeArgs, source: Path, samples: Samples) -> list[dict[str, Any]]:
+    model = {"type": "checkpoint_hf", "name": args.hf_model_id, "path": str(source), **asdict(content_of(source))}
+    return [model, {"type": "calibration_text", "name": samples.calibration_source}]
+
+
+def _measure_and_quantize(state: _State) -> dict[str, Any]:
+    """Everything that needs the model in memory; returns the report without sizes and verification."""
+    args, record, samples = state.args, state.record, state.samples
+    limits: Any = {"batch_size": args.calib_batch_size, "max_tokens": _MAX_TOKENS}
+    config = quantizers.build_config(args)
+    with record.phase("generate before"):
+        prompts = [prompt for prompt in args.prompts.split("|") if prompt]
+        before = _generate(state, prompts)
+    base = None
+    if samples.held_out:
+        with record.phase("score before"):
+            advance = _counter(record, len(samples.held_out))
+            base = evaluate.remember(state.model, samples.held_out, advance=advance, **limits)
+    algorithm = quantizers.algorithm_name(config)
+    with record.phase("calibrate"):
+        advance = _counter(record, len(samples.calibration))
+        loop = calibrate.calibration_loop(samples.calibration, advance=advance, algorithm=algorithm, **limits)
+        quantizers.quantize(state.model, config, loop)
+        record.update(quantizers=asdict(quantizers.summary(state.model)))
+    scores = None
+    if base is not None:
+        with record.phase("score after"):
+            advance = _counter(record, len(samples.held_out))
+            scores = evaluate.score(state.model, base, advance=advance, **limits)
+    with record.phase("layer noise"):
+        probes = (samples.held_out or samples.calibration)[:_NOISE_SAMPLES]
+        layers = [{"name": name, **asdict(noise)} for name, noise in sqnr.layer_noise(state.model, probes).items()]
+    with record.phase("generate after"):
+        after = _generate(state, prompts)
+    rows = zip(prompts, before, after, strict=True)
+    return {
+        "schema": report.SCHEMA,
+        "model": args.hf_model_id,
+        "format": figures.format_name(args),
+        "calibration": figures.calibration_figures(samples, record.values["timings"]["calibrate"]),
+        "evaluation": figures.evaluation_figures(scores, samples),
+        "layers": layers,
+        "generations": [{"prompt": prompt, "before": old, "after": new} for prompt, old, new in rows],
+        "warnings": figures.warnings(args, samples),
+    }
+
+
+def _publish(state: _State, results: dict[str, Any]) -> None:
+    """Write both checkpoints beside their places, reopen and check them, then rename and record them."""
+    args, record = state.args, state.record
+    facts = FORMATS.get(args.export_quant_cfg)
+    expected = reference.reference(state.model)
+    if args.compress:
+        with record.phase("compress"):
+            quantizers.compress(state.model)
+    probe, logits = _probe(state)
+    verified: list[tuple[str, str]] = []
+    with ExitStack() as stack:
+        folders = {
+            kind: stack.enter_context(staged(Path(path)))
+            for kind, path in (("checkpoint_modelopt", args.modelopt_save_path), ("checkpoint_hf", args.export_dir))
+            if path
+        }
+        if "checkpoint_modelopt" in folders:
+            with record.phase("save"):
+                save.save_restorable(state.model, state.loaded.tokenizer, folders["checkpoint_modelopt"])
+        if "checkpoint_hf" in folders:
+            with record.phase("export"):
+                save.export_hf(state.model, state.loaded.tokenizer, folders["checkpoint_hf"], args.dtype)
+        device = state.loaded.device
+        state.loaded = load.LoadedModel(model=None, tokenizer=state.loaded.tokenizer, device=device)
+        with record.phase("verify"):
+            if "checkpoint_hf" in folders:
+                verified += verify.verify_export(
+                    folders["checkpoint_hf"],
+                    facts,
+                    expected,
+                    kv_cache=args.export_kv_cache_quant if facts else None,
+                    weight_only=args.weight_only,
+                    compressed=args.compress,
+                    dtype=args.dtype,
+                )
+            if "checkpoint_modelopt" in folders:
+                verified += verify.verify_restorable(
+                    folders["checkpoint_modelopt"], logits, probe, _opener(args, device)
+                )
+    results |= {"size": figures.sizes(args, state.source), "verified": verified}
+    _record_results(state, results)
+
+
+def _record_results(state: _State, results: dict[str, Any]) -> None:
+    args, record = state.args, state.record
+    with record.phase("report"):
+        for name, value in (results["evaluation"] or {}).items():
+            if isinstance(value, float):
+                record.metric(name, value)
+        for layer in results["layers"]:
+            if layer["output_db"] is not None:
+                record.metric("output_sqnr_db", layer["output_db"], layer=layer["name"])
+        report.write_report(record.dir / "report", results)
+        made_of = {"parents": [record.values["inputs"][0]["digest"]], "format": results["format"]}
+        if args.modelopt_save_path:
+            record.artifact("checkpoint_modelopt", Path(args.modelopt_save_path), **made_of)
+        if args.export_dir:
+            record.artifact("checkpoint_hf", Path(args.export_dir), **made_of)
+        record.artifact("eval_results", record.dir / "report")
+        record.line(report.as_text(results))
+
+
+def _opener(args: QuantizeArgs, device: "torch.device") -> Callable[[Path], Any]:
+    def reopen(folder: Path) -> Any:
+        return verify.open_restorable(folder, dtype=args.dtype, device=device, trust_remote_code=args.trust_remote_code)
+
+    return reopen
+
+
+def _probe(state: _State) -> "tuple[torch.Tensor, torch.Tensor]":
+    import torch
+
+    sample = max(state.samples.calibration, key=len)[:_PROBE_TOKENS]
+    probe = torch.tensor([sample], device=state.loaded.device)
+    with torch.no_grad(), cpu_kernels():
+        return probe, state.model(input_ids=probe, use_cache=False).logits.cpu()
+
+
+def _generate(state: _State, prompts: list[str]) -> list[str]:
+    """Greedy continuations, so that before and after differ by the quantization alone."""
+    import torch
+
+    texts = []
+    tokenizer = state.loaded.tokenizer
+    with _quiet(), torch.no_grad(), cpu_kernels():
+        for prompt in prompts:
+            inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False).to(state.loaded.device)
+            tokens = state.model.generate(
+                **inputs, max_new_tokens=_NEW_TOKENS, do_sample=False, pad_token_id=tokenizer.pad_token_id
+            )
+            new = tokens[0, inputs["input_ids"].shape[1] :]
+            texts.append(tokenizer.decode(new, skip_special_tokens=True))
+    return texts
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Transformers' remarks on sampling options that greedy decoding does not use."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def _silence_bars() -> None:
+    """Progress is ours to show; the libraries' own bars would fill the log."""
+    import datasets
+    from huggingface_hub.utils import disable_progress_bars
+    from transformers.utils import logging
+
+    datasets.disable_progress_bars()
+    disable_progress_bars()
+    logging.disable_progress_bar()
+
+
+def _counter(record: Record, total: int) -> Callable[[int], None]:
+    """Progress over `total` samples; an algorithm that goes through them again starts the count anew."""
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done = done + count if done < total else count
+        record.progress(done, total, "samples")
+
+    return advance

@@ -1,0 +1,177 @@
+"""Perplexity, KL divergence and top-1 agreement of a quantized model with the model it was.
+
+SmoothQuant and AWQ rewrite the weights, so the unquantized model is asked first: `remember` keeps its last hidden
+states (tokens x hidden size, exact, a hundredth of the logits), from which `score` computes its logits again, a few
+tokens at a time.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from scripts.engines.hf import packing
+from scripts.engines.hf.nvfp4 import cpu_kernels
+from scripts.engines.hf.packing import Tokens
+from scripts.run.errors import JobError
+
+if TYPE_CHECKING:
+    import torch
+
+#: Logits computed at a time: 64 MB in float32, for each of the two models.
+LOGITS = 1 << 24
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """Over `tokens` predicted tokens. `mean_kl` is KL(base || quantized) in nats per token."""
+
+    tokens: int
+    base_perplexity: float
+    perplexity: float
+    mean_kl: float
+    top1_agreement: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Base:
+    """What is kept of the unquantized model. `hidden` holds [tokens, hidden size] per sample, in host memory."""
+
+    samples: "list[list[int]]"
+    hidden: "list[torch.Tensor]"
+    weight: "torch.Tensor"
+    bias: "torch.Tensor | None"
+    probe: "torch.Tensor"
+
+
+def _batches(
+    model: Any, samples: Sequence[Tokens], batch_size: int, max_tokens: int
+) -> "Iterator[tuple[list[int], torch.Tensor]]":
+    """Sample indices of each forward pass, and the last hidden states [tokens of all of them, hidden size]."""
+    import torch
+
+    backbone = model.base_model
+    device = model.get_input_embeddings().weight.device
+    lengths = [len(sample) for sample in samples]
+    mixed = len(set(lengths)) > 1 and packing.can_pack(model, backbone, samples, device)
+    for group in packing.plan(lengths, batch_size=batch_size, max_tokens=max_tokens, mixed=mixed):
+        with torch.no_grad():
+            states = packing.run(model, backbone, [samples[index] for index in group], device)[0]
+        yield group, states.reshape(-1, states.shape[-1])
+
+
+def _after_head(model: Any, logits: "torch.Tensor") -> "torch.Tensor":
+    """What the model does to logits after the head, in float32: Cohere's and Granite's scale, Gemma's cap."""
+    import torch
+
+    config = model.config.get_text_config()
+    logits = logits.float() * (getattr(config, "logit_scale", None) or 1.0)
+    logits = logits / (getattr(config, "logits_scaling", None) or 1.0)
+    cap = getattr(config, "final_logit_softcapping", None)
+    return torch.tanh(logits / cap) * cap if cap else logits
+
+
+def _probe(weight: "torch.Tensor") -> "torch.Tensor":
+    return weight.detach()[:: max(1, len(weight) // 16)].clone()
+
+
+def remember(
+    model: Any,
+    samples: Sequence[Tokens],
+    *,
+    batch_size: int,
+    max_tokens: int,
+    advance: Callable[[int], None],
+    head_changes: bool = False,
+) -> Base:
+    """Run the unquantized model over the held-out samples and keep what `score` needs; call it before quantizing.
+
+    `head_changes`: the format also quantizes the output head, so keep a copy of its weight. `advance` gets the number
+    of samples of each pass. Raises JobError('evaluation_unsupported') for a model whose logits are not its head's.
+    """
+    import torch
+
+    kept: dict[int, torch.Tensor] = {}
+    for group, states in _batches(model, samples, batch_size, max_tokens):
+        parts = torch.split(states.cpu(), [len(samples[index]) for index in group])
+        kept.update({index: part.clone() for index, part in zip(group, parts, strict=True)})
+        advance(len(group))
+    head = model.get_output_embeddings()
+    weight = head.weight.detach()
+    base = Base(
+        samples=[list(sample) for sample in samples],
+        hidden=[kept[index] for index in range(len(samples))],
+        weight=weight.clone() if head_changes else weight,
+        bias=getattr(head, "bias", None),
+        probe=_probe(weight),
+    )
+    _check_head(model, base)
+    return base
+
+
+def _check_head(model: Any, base: Base) -> None:
+    import torch
+
+    shortest = min(range(len(base.samples)), key=lambda index: len(base.samples[index]))
+    rows = torch.tensor([base.samples[shortest]], device=base.weight.device)
+    with torch.no_grad():
+        expected = model(input_ids=rows, use_cache=False).logits[0].float()
+    found = _after_head(model, _base_logits(base, base.hidden[shortest]))
+    error = float((found - expected).norm() / expected.norm().clamp(min=1e-12))
+    if not error <= 16 * torch.finfo(base.hidden[shortest].dtype).eps:
+        cause = f"The logits of {type(model).__name__} are not its head's product (off by {error:.1%})."
+        raise JobError("evaluation_unsupported", cause, "Set args.eval_size=0.")
+
+
+def _base_logits(base: Base, hidden: "torch.Tensor") -> "torch.Tensor":
+    import torch
+
+    return torch.nn.functional.linear(hidden.to(base.weight.device), base.weight, base.bias)
+
+
+def score(model: Any, base: Base, *, batch_size: int, max_tokens: int, advance: Callable[[int], None]) -> Scores:
+    """Compare the quantized model with what `remember` kept, on the same samples.
+
+    Logits and their softmax are float32, sums float64. Raises JobError('head_changed') when the head's weight is no
+    longer what it was and `remember` was not told to copy it.
+    """
+    import torch
+
+    head = model.get_output_embeddings()
+    if base.weight.data_ptr() == head.weight.data_ptr() and not torch.equal(_probe(head.weight), base.probe):
+        raise JobError("head_changed", "The format rewrote the output head.", "Set args.eval_size=0.")
+    sums = torch.zeros(5, dtype=torch.float64)
+    with torch.no_grad(), cpu_kernels():
+        for group, states in _batches(model, base.samples, batch_size, max_tokens):
+            parts = torch.split(states, [len(base.samples[index]) for index in group])
+            for index, hidden in zip(group, parts, strict=True):
+                sums += _sample_sums(model, head, base, index, hidden)
+            advance(len(group))
+    tokens, base_loss, loss, kl, agreed = sums.tolist()
+    return Scores(
+        tokens=int(tokens),
+        base_perplexity=math.exp(min(base_loss / tokens, 700.0)),
+        perplexity=math.exp(min(loss / tokens, 700.0)),
+        mean_kl=kl / tokens,
+        top1_agreement=agreed / tokens,
+    )
+
+
+def _sample_sums(model: Any, head: Any, base: Base, index: int, hidden: "torch.Tensor") -> "torch.Tensor":
+    """[tokens, base loss, loss, KL, agreements] of one sample; the last token predicts nothing and is left out."""
+    import torch
+
+    device = hidden.device
+    targets = torch.tensor(base.samples[index][1:], device=device)
+    rows = max(1, LOGITS // base.weight.shape[0])
+    sums = torch.zeros(5, dtype=torch.float64)
+    for start in range(0, len(targets), rows):
+        stop = min(start + rows, len(targets))
+        wanted = targets[start:stop, None]
+        before = _after_head(model, _base_logits(base, base.hidden[index][start:stop])).log_softmax(-1)
+        after = _after_head(model, head(hidden[start:stop])).log_softmax(-1)
+        agreed = (before.argmax(-1) == after.argmax(-1)).sum()
+        losses = [-table.gather(1, wanted).double().sum() for table in (before, after)]
+        divergence = after.neg_().add_(before).mul_(before.exp_()).sum(-1).double().sum()
+        sums += torch.stack([torch.tensor(stop - start), *losses, divergence, agreed]).cpu()
+    return sums

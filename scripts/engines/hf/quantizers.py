@@ -1,0 +1,183 @@
+"""The ModelOpt configuration for the arguments, and quantizing, compressing and summing up a model."""
+
+import contextlib
+import copy
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from scripts.args.quantize import QuantizeArgs
+from scripts.engines.hf.nvfp4 import cpu_kernels
+from scripts.formats import FORMATS, FormatRef, resolve_format
+from scripts.run.errors import JobError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+KV_CONFIGS = {
+    "fp8": "FP8_KV_CFG",
+    "fp8_affine": "FP8_AFFINE_KV_CFG",
+    "nvfp4": "NVFP4_KV_CFG",
+    "nvfp4_affine": "NVFP4_AFFINE_KV_CFG",
+    "nvfp4_rotate": "NVFP4_KV_ROTATE_CFG",
+}
+NO_INPUTS = {"quantizer_name": "*input_quantizer*", "enable": False}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """How many quantizers there are; `kinds` counts the enabled ones by place and number format."""
+
+    enabled: int
+    disabled: int
+    kinds: dict[str, int]
+
+
+def _base_config(ref: FormatRef, weight_only: bool) -> dict[str, Any]:
+    import modelopt.torch.quantization as mtq
+
+    if ref.kind == "format":
+        facts = FORMATS[ref.value]
+        name = facts.config_weight_only if weight_only and facts.config_weight_only else facts.config
+        return copy.deepcopy(getattr(mtq, name))
+    if ref.kind == "config":
+        return copy.deepcopy(getattr(mtq, ref.value))
+    from modelopt.recipe import load_recipe
+    from pydantic import ValidationError
+
+    try:
+        recipe = load_recipe(ref.value)
+    except (ValidationError, ValueError, KeyError, TypeError, OSError) as error:
+        text = str(error).strip().replace("\n", " ")[:300]
+        raise JobError("bad_recipe", f"ModelOpt refuses the recipe {ref.value}: {text}", "Correct the file.") from error
+    section = getattr(recipe, "quantize", None)
+    if section is None or type(recipe).__name__ != "ModelOptPTQRecipe":
+        cause = f"{ref.value} is a {type(recipe).__name__}, not a recipe for post-training quantization."
+        raise JobError("bad_recipe", cause, "Take one from general/ptq.")
+    return dict(section.model_dump())
+
+
+def refuse_weight_only(args: QuantizeArgs) -> None:
+    """Raise JobError `weight_only_meaningless` where leaving activations alone makes no format of its own."""
+    ref = resolve_format(args.export_quant_cfg)
+    if args.weight_only and ref.kind == "format" and not FORMATS[ref.value].weight_only:
+        cause = f"weight_only with {ref.value} leaves 4-bit weights rounded twice, labelled as if inputs were FP8."
+        raise JobError("weight_only_meaningless", cause, "Use int4_awq, which is the same without FP8 inputs.")
+
+
+def build_config(args: QuantizeArgs) -> dict[str, Any]:
+    """The ModelOpt quantization config for format, weight_only and key/value cache.
+
+    Raises JobError: unknown_format, bad_recipe, weight_only_meaningless.
+    """
+    import modelopt.torch.quantization as mtq
+
+    ref = resolve_format(args.export_quant_cfg)
+    refuse_weight_only(args)
+    config = _base_config(ref, args.weight_only)
+    rules = list(config["quant_cfg"])
+    if args.weight_only:
+        rules.append(dict(NO_INPUTS))
+    if args.export_kv_cache_quant != "none":
+        rules += copy.deepcopy(getattr(mtq, KV_CONFIGS[args.export_kv_cache_quant])["quant_cfg"])
+    config["quant_cfg"] = rules
+    return config
+
+
+def algorithm_name(config: dict[str, Any]) -> str | None:
+    """The calibration method of a config: 'max', 'smoothquant', 'awq_lite', ...; None when it calibrates nothing.
+
+    A list of methods gives their names joined by '+', which no calibration loop takes for a known one.
+    """
+    algorithm = config.get("algorithm")
+    if isinstance(algorithm, list):
+        names = [algorithm_name({"algorithm": entry}) for entry in algorithm]
+        return "+".join(str(name) for name in names)
+    if isinstance(algorithm, dict):
+        method = algorithm.get("method")
+        layerwise = algorithm.get("layerwise") or {}
+        return f"{method}+layerwise" if isinstance(layerwise, dict) and layerwise.get("enable") else method
+    return None if algorithm is None else str(getattr(algorithm, "method", algorithm))
+
+
+@contextlib.contextmanager
+def _linear_restored() -> Iterator[None]:
+    """Put torch's linear function back when ModelOpt's expert layers fail and leave theirs behind."""
+    import torch.nn.functional as functions
+
+    original = functions.linear
+    try:
+        yield
+    finally:
+        functions.linear = original
+
+
+def quantize(model: "nn.Module", config: dict[str, Any], loop: "Callable[[nn.Module], None]") -> "nn.Module":
+    """Insert and calibrate quantizers in place; `loop` from calibrate.calibration_loop.
+
+    Raises JobError('nothing_quantized') when no weight matches the format.
+    """
+    import modelopt.torch.quantization as mtq
+
+    with cpu_kernels(), _linear_restored():
+        mtq.quantize(model, config, loop)
+    if not any(kind.startswith("weight") for kind in summary(model).kinds):
+        raise JobError("nothing_quantized", "The format matches no weight of this model.", "Take another format.")
+    return model
+
+
+def _bits(quantizer: Any) -> str:
+    bits = quantizer.num_bits
+    name = f"E{bits[0]}M{bits[1]}" if isinstance(bits, tuple) else f"INT{bits}"
+    sizes = [size for key, size in (quantizer.block_sizes or {}).items() if isinstance(key, int) and size]
+    return f"{name} block {'x'.join(map(str, sizes))}" if sizes else name
+
+
+def summary(model: "nn.Module") -> Summary:
+    """Counts of quantizers, for the terminal and the report."""
+    from modelopt.torch.quantization.nn import TensorQuantizer
+
+    kinds: Counter[str] = Counter()
+    enabled = disabled = 0
+    for name, module in model.named_modules():
+        if not isinstance(module, TensorQuantizer):
+            continue
+        if not module.is_enabled:
+            disabled += 1
+            continue
+        enabled += 1
+        part = next(part for part in reversed(name.split(".")) if "quantizer" in part)
+        place = part.replace("_quantizers", "").replace("_quantizer", "")
+        kinds[f"{place} {_bits(module)}"] += 1
+    ordered = sorted(kinds.items(), key=lambda kind: ("weight" not in kind[0], kind[0]))
+    return Summary(enabled=enabled, disabled=disabled, kinds=dict(ordered))
+
+
+def refuse_compress(args: QuantizeArgs) -> None:
+    """Raise JobError for what mtq.compress cannot do; by name, before any work."""
+    ref = resolve_format(args.export_quant_cfg)
+    if ref.kind != "format":
+        return
+    if not FORMATS[ref.value].compress:
+        cause = f"ModelOpt packs only the first of the two steps of {ref.value}; the compressed model cannot run."
+        raise JobError("compress_unsupported", cause, "Set args.compress=false; the export is packed anyway.")
+    if ref.value == "int4_awq" and args.export_dir:
+        cause = "ModelOpt's exporter scales packed INT4 weights as if they were not packed, and fails."
+        raise JobError("compress_unsupported", cause, "Set args.compress=false, or args.export_dir=null.")
+
+
+def compress(model: "nn.Module") -> None:
+    """Replace the fake-quantized weights by packed ones, in place. Raises JobError('compress_unsupported')."""
+    import modelopt.torch.quantization as mtq
+    from modelopt.torch.quantization.nn import SequentialQuantizer
+
+    for name, module in model.named_modules():
+        if isinstance(module, SequentialQuantizer):
+            cause = f"{name} quantizes in {len(module)} steps, of which ModelOpt packs only the first."
+            raise JobError("compress_unsupported", cause, "Set args.compress=false; the export is packed anyway.")
+        if name.endswith("experts") and any("weight_quantizers" in child for child, _ in module.named_children()):
+            cause = f"ModelOpt cannot compute with packed weights in {name}, where experts share one tensor."
+            raise JobError("compress_unsupported", cause, "Set args.compress=false; the export is packed anyway.")
+    with cpu_kernels():
+        mtq.compress(model)

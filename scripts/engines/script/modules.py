@@ -1,0 +1,71 @@
+"""Python modules as files: where an import would find one, parsed and never run."""
+
+import ast
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from scripts.run.errors import JobError
+
+_MAX_BYTES = 8 << 20
+#: A script whose flags lie in more modules than this is not followed further.
+_MOST_MODULES = 32
+_CHECKOUT = ("pyproject.toml", "setup.py", ".git")
+
+
+def parse(path: Path) -> ast.Module:
+    """The syntax tree of a file. Raises JobError `script_not_found`, `script_unreadable`."""
+    if not path.is_file():
+        raise JobError("script_not_found", f"{path} is not a file.", "Give the script's path as the node sees it.")
+    remedy = "It is read as Python's own parser reads it; a script for Python 2 or a later Python is not understood."
+    if path.stat().st_size > _MAX_BYTES:
+        raise JobError("script_unreadable", f"{path} is larger than any script ({_MAX_BYTES >> 20} MiB).", remedy)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what a compiler warns of is upstream's affair
+            return ast.parse(path.read_bytes(), filename=str(path))
+    except (SyntaxError, ValueError, RecursionError, MemoryError, OSError) as error:
+        raise JobError("script_unreadable", f"{path}: {error}.", remedy) from error
+
+
+class Library:
+    """The modules that a script would import: beside it, in `roots`, in the checkout that holds it and its src/."""
+
+    def __init__(self, script: Path, roots: Sequence[Path]) -> None:
+        self._folders = (script.parent, *roots, *_checkout(script))
+        self._found: dict[tuple[Path | None, str], Path | None] = {}
+        self._trees: dict[Path, ast.Module | None] = {}
+
+    def find(self, dotted: str, origin: Path) -> Path | None:
+        """The file of module `dotted` as `origin` imports it; leading dots are relative to its package."""
+        level = len(dotted) - len(dotted.lstrip("."))
+        key = (origin.parent if level else None, dotted)
+        if key not in self._found:
+            folders = (origin.parents[level - 1],) if 0 < level <= len(origin.parents) else self._folders
+            self._found[key] = next(self._candidates(folders, dotted[level:]), None)
+        return self._found[key]
+
+    def tree(self, path: Path) -> ast.Module | None:
+        """The module's syntax tree; None where it cannot be read, which is as good as not there."""
+        if path not in self._trees and len(self._trees) < _MOST_MODULES:
+            try:
+                self._trees[path] = parse(path)
+            except JobError:
+                self._trees[path] = None
+        return self._trees.get(path)
+
+    @staticmethod
+    def _candidates(folders: Sequence[Path], dotted: str) -> Iterator[Path]:
+        parts = [part for part in dotted.split(".") if part]
+        for folder in folders:
+            base = folder.joinpath(*parts)
+            for path in ((base.with_name(base.name + ".py"),) if parts else ()) + (base / "__init__.py",):
+                if path.is_file():
+                    yield path
+
+
+def _checkout(script: Path) -> tuple[Path, ...]:
+    for folder in script.parents:
+        if any((folder / mark).exists() for mark in _CHECKOUT):
+            return (folder, folder / "src")
+    return ()

@@ -1,0 +1,127 @@
+"""What a script is to leave behind: where it writes, and whether it is there when the script says that it is done."""
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scripts.args.meaning import meanings
+from scripts.run.errors import JobError
+from scripts.run.files import publish, refuse_existing, write_text
+from scripts.run.record import Record
+
+if TYPE_CHECKING:
+    from scripts.checkpoints import Checkpoint
+
+#: In an output that grows in place: which run it belongs to.
+_OWNER = ".modelopt-recipes-run"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """One folder that a script writes."""
+
+    field: str
+    kind: str  # the artifact type that it must turn out to be
+    quantized: bool  # and whether it must be quantized
+    final: Path
+    within: str  # the folder of it that holds the checkpoint; empty for itself
+    written: Path  # beside `final`, and renamed once it is verified; `final` itself where the script goes on with it
+
+
+def outputs_of(args: Any, run_dir: Path) -> list[Output]:
+    """The outputs that `args` names. Where they are written depends on the run alone, so that every rank knows it."""
+    return list(_outputs(args, run_dir))
+
+
+def _outputs(args: Any, run_dir: Path) -> Iterator[Output]:
+    tag = sha256(run_dir.name.encode()).hexdigest()[:8]
+    for field, meaning in meanings(args):
+        value = getattr(args, field.name)
+        if meaning.produces and meaning.engine != "hf" and value is not None:
+            final = Path(value)
+            quantized = bool(meaning.quantized) and not getattr(args, "skip_quantization", False)
+            written = final if meaning.in_place else final.with_name(f".{final.name}.partial-{tag}")
+            yield Output(
+                field=field.name,
+                kind=meaning.produces,
+                quantized=quantized,
+                final=final,
+                within=meaning.within,
+                written=written,
+            )
+
+
+def prepare(outputs: list[Output], record: Record) -> None:
+    """Make room for every output; what an ended attempt of this run left of one that goes on is taken up again.
+
+    Raises JobError `output_exists` for a place that holds something else.
+    """
+    for output in outputs:
+        output.final.parent.mkdir(parents=True, exist_ok=True)
+        if output.written != output.final:
+            refuse_existing(output.final)
+            shutil.rmtree(output.written, ignore_errors=True)  # of an attempt that was killed
+            continue
+        _take_up(output, record)
+        if not _is_own(output, record):
+            refuse_existing(output.final)
+            output.final.mkdir(exist_ok=True)
+            write_text(output.final / _OWNER, record.dir.name)
+
+
+def _take_up(output: Output, record: Record) -> None:
+    attempts = len(record.values.get("attempts", []))
+    if not attempts or not output.final.is_relative_to(record.dir) or output.final.exists():
+        return
+    left = record.dir / "attempts" / str(attempts) / output.final.relative_to(record.dir)
+    if left.is_dir():
+        left.rename(output.final)
+
+
+def _is_own(output: Output, record: Record) -> bool:
+    owner = output.final / _OWNER
+    return owner.is_file() and owner.read_text(encoding="utf-8") == record.dir.name
+
+
+def finish(outputs: list[Output], record: Record) -> None:
+    """Verify every output, then publish and record all. Raises JobError; then nothing is published."""
+    found = [_verified(output) for output in outputs]
+    for output, checkpoint in zip(outputs, found, strict=True):
+        if output.written != output.final:
+            publish(output.written, output.final)
+        record.artifact(output.kind, output.final / output.within, **_facts(checkpoint))
+
+
+def _verified(output: Output) -> "Checkpoint":
+    """What an output is. Raises JobError `output_missing`, `output_incomplete` or `output_of_another_kind`."""
+    from scripts.checkpoints import look
+
+    key = f"args.{output.field}"
+    remedy = "The script said that it had succeeded; its output is in logs/rank0.log."
+    if not output.written.exists() or not _files(output.written):
+        raise JobError("output_missing", f"{key}: the script wrote nothing to {output.written}.", remedy)
+    try:
+        checkpoint = look(output.written / output.within)
+    except JobError as error:
+        raise JobError("output_incomplete", f"{key}: {error.cause}", remedy) from error
+    if checkpoint.kind != output.kind:
+        cause = f"{key}: {output.written} holds {checkpoint.kind}, not {output.kind}."
+        raise JobError("output_of_another_kind", cause, remedy)
+    if output.quantized and checkpoint.quantization is None:
+        cause = f"{key}: nothing in {output.written} is quantized."
+        raise JobError("output_not_quantized", cause, remedy)
+    if checkpoint.problems:
+        raise JobError("output_incomplete", f"{key}: {'; '.join(checkpoint.problems)}", remedy)
+    return checkpoint
+
+
+def _files(path: Path) -> bool:
+    return any(file.is_file() and file.name != _OWNER for file in path.rglob("*"))
+
+
+def _facts(checkpoint: "Checkpoint") -> dict[str, Any]:
+    names = ("layout", "parameters", "iteration", "quantization", "modelopt_state")
+    return {name: value for name in names if (value := getattr(checkpoint, name)) is not None}

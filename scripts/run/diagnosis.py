@@ -1,0 +1,278 @@
+"""Why a run failed, found in what it printed: the first cause, the line that shows it, and what to do.
+
+Logs are searched for the signatures of configs/diagnosis.yaml, the rank that failed first before the
+others. Nothing here raises for what a log holds, and nothing reads more of it than its end.
+"""
+
+import os
+import re
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from scripts.run.signatures import Signature, catalogue
+
+#: A log that an earlier attempt began holds this line where the next one starts.
+NEXT_ATTEMPT = "--- the next attempt of this run ---"
+#: How much of the end of each log is searched: what was printed long before is not why it ended.
+LOG_BYTES = 256 << 10
+_FILES = 64
+_SECONDS = 5.0
+_CLOCK_SKEW_SECONDS = 5.0
+#: Tracebacks that chain to each other lie within this many characters of the last line that tells something.
+_LAST_WORDS = 16 << 10
+#: Of lines that repeat, so many of the last ones are looked at.
+_HITS = 100
+_EVIDENCE = 300
+_UNTOLD = ("warnings.log", "supervisor.log")
+#: Lines of ours repeat the cause without its place; what they repeat stands above them.
+_OWN = re.compile(r"\[\d\d:\d\d:\d\d\] (?:failed|diagnosis): |scripts\.errors\.JobError: ")
+#: A frame of a traceback, and the source below it, which a rank's name may precede; a long call takes several lines.
+_FRAME = re.compile(r'File "[^"\n]{1,500}", line \d{1,9}, in ')
+_INDENTED = re.compile(r"(?:\[[^\]\n]{1,40}\]:? ?|\d{1,5}: ){0,2} {4}")
+_QUOTED_LINES = 12
+_ESCAPE = re.compile(r"\x1b(?:\[[0-9;?]{0,20}[ -/]?[@-~]|\][^\x07\x1b\n]{0,200}(?:\x07|\x1b\\)?)")
+_TOKEN = re.compile(
+    r"\b(?:hf_|nvapi-|ghp_|glpat-|sk-|AKIA)[A-Za-z0-9_-]{6,200}|(?<=://)[^/\s@]{1,200}(?=@)|(?<=[Bb]earer )\S{1,300}"
+    r"|(?i:(?<=token=)|(?<=token: )|(?<=password=)|(?<=password: )|(?<=api_key=)|(?<=secret=))[^\s&,;'\"]{1,300}"
+)
+_SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSWORD|API_KEY")
+_SECRET_LENGTH = 8  # a shorter value stands in any text
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diagnosis:
+    """A failure that the catalogue knows; `file` is a log's name, with the number of the line where it has one."""
+
+    name: str
+    evidence: str
+    file: str | None
+    line: int | None
+    remedy: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Log:
+    """The end of a log; `path` is None for one that was read elsewhere, whose lines have no numbers here."""
+
+    name: str
+    text: str
+    path: Path | None
+    start: int  # the byte at which the text begins
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Hit:
+    signature: Signature
+    order: int  # in the catalogue
+    match: re.Match[str]
+
+
+def diagnose(
+    logs: Path,
+    *,
+    since: float,
+    error: Mapping[str, Any],
+    phase: str | None = None,
+    scheduler: str | None = None,
+    printed: Mapping[str, bytes] | None = None,
+) -> Diagnosis | None:
+    """What the catalogue makes of a failed run; None where its `error` says enough, or nothing is known.
+
+    `logs` is the run directory's folder of logs, of which files older than `since` (seconds since the
+    epoch) belong to another attempt. `printed` are logs that lie elsewhere. `scheduler` is the
+    scheduler's word (JobState.name), which nothing in a log contradicts.
+    """
+    if not is_vague(error):
+        return None
+    known = catalogue()
+    deadline = time.monotonic() + _SECONDS
+    ordered = known.of_scheduler(scheduler)
+    signatures = known.signatures if ordered is None else (ordered,)
+    consequence: Diagnosis | None = None
+    for log in chain(_logs(logs, since), _elsewhere(printed or {})):
+        if time.monotonic() > deadline:
+            break
+        hit = _best(log.text, signatures, phase)
+        if hit is None:
+            continue
+        found = _diagnosis(hit, log, phase)
+        if not hit.signature.consequence or ordered is not None:
+            return found
+        consequence = consequence or found
+    if consequence is not None:
+        return consequence
+    return _of_words(str(error["message"]), signatures, ordered, phase)
+
+
+def diagnose_unbegun(error: Mapping[str, Any]) -> Diagnosis | None:
+    """The same for a run that never began: logs in its directory are an earlier attempt's, only its error tells."""
+    return _of_words(str(error["message"]), catalogue().signatures, None, None) if is_vague(error) else None
+
+
+def is_vague(error: Mapping[str, Any]) -> bool:
+    """Whether an error says only that a job failed. One that names its own cause is not to be contradicted."""
+    return error["name"] in catalogue().vague
+
+
+def _of_words(
+    message: str, signatures: tuple[Signature, ...], ordered: Signature | None, phase: str | None
+) -> Diagnosis | None:
+    """From the error's own message, where no log says more."""
+    if ordered is not None:
+        remedy = ordered.remedy.format(phase=phase or "the run")
+        return Diagnosis(name=ordered.name, evidence=clean(message), file=None, line=None, remedy=remedy)
+    hit = _best(message, signatures, phase)
+    words = _Log(name="", text=message, path=None, start=0)
+    return None if hit is None else _diagnosis(hit, words, phase)
+
+
+def clean(line: str, around: str = "") -> str:
+    """A line of a log as it can be shown: no control characters, no tokens, at most 300 characters.
+
+    Of a longer line it is the part where `around` stands, else its beginning.
+    """
+    text = _ESCAPE.sub("", line)
+    for name, value in os.environ.items():
+        if len(value) >= _SECRET_LENGTH and _SECRET_NAME.search(name):
+            text = text.replace(value, "***")
+    text = _TOKEN.sub("***", text)
+    text = "".join(letter if letter.isprintable() else " " for letter in text).strip()
+    begin = max(0, text.find(around) - _EVIDENCE // 3) if len(text) > _EVIDENCE else 0
+    text = f"...{text[begin:]}" if begin else text
+    return text if len(text) <= _EVIDENCE else text[: _EVIDENCE - 3] + "..."
+
+
+def _best(text: str, signatures: tuple[Signature, ...], phase: str | None) -> _Hit | None:
+    """The most specific cause among the last words of a log; a consequence only where there is no cause."""
+    hits = list(_hits(text, signatures))
+    for consequence in (False, True):
+        among = [hit for hit in hits if hit.signature.consequence is consequence]
+        if not among:
+            continue
+        last = max(hit.match.start() for hit in among) - _LAST_WORDS
+        near = [hit for hit in among if hit.match.start() >= last]
+        near.sort(key=lambda hit: (hit.order, hit.match.start()))
+        found = next((hit for hit in near if _applies(hit, text, phase)), None)
+        if found is not None:
+            return found
+    return None
+
+
+def _hits(text: str, signatures: tuple[Signature, ...]) -> Iterator[_Hit]:
+    for order, signature in enumerate(signatures):
+        for pattern in signature.patterns:
+            for match in deque(pattern.finditer(text), maxlen=_HITS):
+                if "\n" in match[0] or _OWN.search(_line(text, match)) or _is_source(text, match.start()):
+                    continue
+                yield _Hit(signature=signature, order=order, match=match)
+
+
+def _is_source(text: str, at: int) -> bool:
+    """Whether a traceback quotes this line from a program: what a program can say is not what it said."""
+    begin = text.rfind("\n", 0, at) + 1
+    for _ in range(_QUOTED_LINES):
+        if begin == 0 or not _INDENTED.match(text, begin):
+            return False
+        above = text.rfind("\n", 0, begin - 1) + 1
+        if _FRAME.search(text, above, begin):
+            return True
+        begin = above
+    return False
+
+
+def _applies(hit: _Hit, text: str, phase: str | None) -> bool:
+    at = hit.match.start()
+    before = text[max(0, at - _LAST_WORDS) : at]
+    return hit.signature.applies(before[before.rfind("Traceback (most recent call last)") :], phase)
+
+
+def _line(text: str, match: re.Match[str]) -> str:
+    """The line of a match; a progress bar that was drawn over itself counts as several."""
+    begin = max(text.rfind("\n", 0, match.start()), text.rfind("\r", 0, match.start())) + 1
+    ends = [end for end in (text.find("\n", match.end()), text.find("\r", match.end())) if end >= 0]
+    return text[begin : min(ends, default=len(text))]
+
+
+def _diagnosis(hit: _Hit, log: _Log, phase: str | None) -> Diagnosis:
+    groups = {name: clean(value or "it") for name, value in hit.match.groupdict().items()}
+    return Diagnosis(
+        name=hit.signature.name,
+        evidence=clean(_line(log.text, hit.match), hit.match[0]),
+        file=log.name or None,
+        line=_number(log, hit.match.start()),
+        remedy=hit.signature.remedy.format_map({**groups, "phase": phase or "the run"}),
+    )
+
+
+def _number(log: _Log, at: int) -> int | None:
+    """The number of a line, counted from the beginning of its file."""
+    if log.path is None:
+        return None
+    before, left = 0, log.start
+    with suppress(OSError), log.path.open("rb") as handle:
+        while left and (chunk := handle.read(min(left, 1 << 20))):
+            before += chunk.count(b"\n")
+            left -= len(chunk)
+        return before + log.text.count("\n", 0, at) + 1
+    return None
+
+
+def _logs(folder: Path, since: float) -> Iterator[_Log]:
+    """The ends of a run's logs, those of the rank that failed first before the others'."""
+    failed: dict[str, float] = {}
+    files: list[Path] = []
+    with suppress(OSError):
+        for path in sorted(folder.iterdir()):
+            with suppress(OSError):
+                written = path.stat().st_mtime
+                if written < since - _CLOCK_SKEW_SECONDS:
+                    continue
+                if path.name.endswith(".error.json"):
+                    failed[_rank(path.name)] = written
+                elif path.suffix in (".log", ".txt") and path.name not in _UNTOLD:
+                    files.append(path)
+    late = max(failed.values(), default=0.0) + 1
+    files.sort(key=lambda path: (*_place(path.name), path.name))
+    files.sort(key=lambda path: failed.get(_rank(path.name), late))
+    for path in files[:_FILES]:
+        with suppress(OSError):
+            yield _end_of(path)
+
+
+def _rank(name: str) -> str:
+    """The rank whose file this is: `rank3.log`, `rank3.error.json`, `traceback.rank3.txt`; rank 0's is plain."""
+    found = re.search(r"rank\d+", name)
+    return found[0] if found else "rank0" if name == "traceback.txt" else ""
+
+
+def _place(name: str) -> tuple[int, int, int]:
+    """Ranks by number, before what their launcher printed; what a rank printed before how it ended."""
+    rank = _rank(name)
+    return (0 if rank else 1, int(rank.removeprefix("rank") or 0), 1 if name.startswith("traceback") else 0)
+
+
+def _end_of(path: Path) -> _Log:
+    with path.open("rb") as handle:
+        size = handle.seek(0, os.SEEK_END)
+        handle.seek(max(0, size - LOG_BYTES))
+        data = handle.read(LOG_BYTES)
+    return _log(path.name, data, max(0, size - LOG_BYTES), path)
+
+
+def _elsewhere(printed: Mapping[str, bytes]) -> Iterator[_Log]:
+    for name, data in printed.items():
+        yield _log(name, data[-LOG_BYTES:], 0, None)
+
+
+def _log(name: str, data: bytes, start: int, path: Path | None) -> _Log:
+    marker = NEXT_ATTEMPT.encode()
+    if marker in data:
+        cut = data.rindex(marker)
+        data, start = data[cut:], start + cut
+    return _Log(name=name, text=_ESCAPE.sub("", data.decode("utf-8", "replace")), path=path, start=start)

@@ -1,0 +1,145 @@
+"""Files that appear whole or not at all, and what a folder's content amounts to."""
+
+import fcntl
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scripts.run.errors import JobError
+
+_CHUNK = 1 << 20
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace `path` with `text`: a reader, or a crash, sees the old content or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
+    try:
+        with beside.open("w", encoding="utf-8") as handle:
+            handle.write(text)
+            handle.flush()
+            os.fsync(handle.fileno())
+        beside.replace(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+
+
+def write_private(path: Path, content: bytes) -> None:
+    """Replace `path` with `content`, readable by its owner only; the folders made for it too."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
+    handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        beside.replace(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace `path` with `value` as indented JSON."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def staged(final: Path) -> Iterator[Path]:
+    """A folder to write in that becomes `final` by one rename when the block ends well.
+
+    Leftovers of a killed writer beside `final` are removed first; a live writer's are not (it
+    holds a lock that the kernel drops with the process). Raises JobError `output_exists` when
+    `final` is there with something in it, before or after the work.
+    """
+    refuse_existing(final)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    _remove_stale(final)
+    partial = final.with_name(f".{final.name}.partial-{secrets.token_hex(4)}")
+    lock = partial.with_name(partial.name + ".lock")
+    with lock.open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        partial.mkdir()
+        try:
+            yield partial
+            publish(partial, final)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+            lock.unlink(missing_ok=True)
+
+
+def publish(partial: Path, final: Path) -> None:
+    """Make the whole folder `partial` appear as `final`, by one rename. Raises JobError `output_exists`."""
+    refuse_existing(final)
+    _sync(partial)
+    with suppress(FileNotFoundError):
+        final.rmdir()
+    partial.rename(final)
+    _sync_one(final.parent)
+
+
+def _sync(folder: Path) -> None:
+    """Bring a folder's content to the disk, so that a rename that survives a power cut names whole files."""
+    for path in (*folder.rglob("*"), folder):
+        _sync_one(path)
+
+
+def _sync_one(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def refuse_existing(final: Path) -> None:
+    """Raise JobError `output_exists` unless `final` is absent or an empty folder."""
+    if final.is_file() or (final.is_dir() and any(final.iterdir())):
+        raise JobError("output_exists", f"{final} already holds something.", "Name another folder, or remove it.")
+
+
+def _remove_stale(final: Path) -> None:
+    for lock in final.parent.glob(f".{final.name}.partial-*.lock"):
+        with lock.open("w") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue  # its writer is alive
+            shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
+            lock.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Content:
+    """What a file or folder holds: bytes, number of files, and a SHA-256 over names and contents."""
+
+    bytes: int
+    files: int
+    digest: str
+
+
+def content_of(path: Path) -> Content:
+    """Measure `path`; the digest depends on relative names and contents, never on time or place."""
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    total, tree = 0, hashlib.sha256()
+    for file in files:
+        digest = hashlib.sha256()
+        with file.open("rb") as handle:
+            while chunk := handle.read(_CHUNK):
+                digest.update(chunk)
+                total += len(chunk)
+        name = file.name if path.is_file() else file.relative_to(path).as_posix()
+        tree.update(f"{name}\0{digest.hexdigest()}\n".encode())
+    return Content(bytes=total, files=len(files), digest=f"sha256:{tree.hexdigest()}")
+
+
+def weight_bytes(folder: Path) -> int:
+    """Bytes of the checkpoint's safetensors."""
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))

@@ -1,0 +1,243 @@
+"""The run directory: run.json, its state machine, progress, metrics and artifacts.
+
+run.json is the truth about a run. It is replaced, never edited in place; whoever dies leaves the
+last complete version. `observe` turns a record whose process is gone into state `lost`.
+"""
+
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from scripts.run import identity as process
+from scripts.run.errors import JobError
+from scripts.run.files import content_of, write_json
+from scripts.run.provenance import peak_memory
+
+SCHEMA = 1
+STATES = ("submitted", "running", "succeeded", "failed", "cancelled", "lost")
+FINAL_STATES = frozenset({"succeeded", "failed", "cancelled", "lost"})
+#: What a new attempt of the same run does not inherit, in run.json and in the run directory.
+_OF_ONE_ATTEMPT = (
+    *("started_at", "finished_at", "error", "outputs", "timings", "phase", "peak_memory", "process"),
+    *("job", "scheduler", "diagnosis"),
+)
+#: What belongs to the submitting machine, where the two directories are one, or to every attempt.
+_KEPT = frozenset({"run.json", "job.json", ".job.lock", "partial.zlib", "code.tar.gz", "logs", "attempts"})
+#: The heartbeat file is this large while the run lasts, so that a full disk has room for how it ended.
+_ROOM_BYTES = 64 << 10
+_LINE_SECONDS = 5.0
+_PROGRESS_SECONDS = 0.5
+
+
+class DamagedRecordError(ValueError):
+    """A run.json that is absent, unreadable or not a record of ours; says which file and why."""
+
+
+def now() -> str:
+    """The time in UTC as ISO 8601, to the millisecond."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def read_record(run_dir: Path) -> dict[str, Any]:
+    """The record as it was last written. Raises DamagedRecordError."""
+    path = run_dir / "run.json"
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DamagedRecordError(f"{path}: {error}") from error
+    if not isinstance(value, dict) or value.get("schema") != SCHEMA or value.get("state") not in STATES:
+        raise DamagedRecordError(f"{path}: not a run record of schema {SCHEMA}")
+    if value["state"] not in FINAL_STATES and not isinstance(value.get("process"), dict):
+        raise DamagedRecordError(f"{path}: state {value['state']} without a process")
+    return value
+
+
+def observe(run_dir: Path) -> dict[str, Any]:
+    """The record as it truly stands: a run whose process is gone is `lost`, not running.
+
+    Raises DamagedRecordError. Writes nothing.
+    """
+    value = read_record(run_dir)
+    if value["state"] in FINAL_STATES:
+        return value
+    owner = value["process"]
+    if not process.is_alive(owner, run_dir / "heartbeat"):
+        value["error"] = {
+            "name": "lost",
+            "message": f"process {owner.get('pid')} on {owner.get('host')} ended without recording how",
+            "remedy": "Nothing half-written was published; run it again.",
+        }
+        value["state"] = "lost"
+    return value
+
+
+class Record:
+    """Writes one run directory. One process at a time owns it."""
+
+    def __init__(self, run_dir: Path, values: dict[str, Any]) -> None:
+        self.dir = run_dir
+        self.values = values
+        self._progress_at = 0.0
+        self._line_at = 0.0
+
+    @classmethod
+    def submit(cls, run_dir: Path, /, **facts: Any) -> "Record":
+        """Make the run directory and its record in state `submitted`. Raises JobError `run_dir_taken`."""
+        run_dir.mkdir(parents=True, exist_ok=True)
+        path = run_dir / "run.json"
+        if path.exists():
+            raise JobError(
+                "run_dir_taken", f"{run_dir} already records a run.", "Every run has a directory of its own."
+            )
+        record = cls(run_dir, {"schema": SCHEMA, "state": "submitted", "submitted_at": now(), **facts})
+        record.update(process=process.identity())
+        return record
+
+    @classmethod
+    def resume(cls, run_dir: Path) -> "Record":
+        """Take over a submitted record, as its owner's child. Raises DamagedRecordError or JobError `run_dir_taken`."""
+        values = observe(run_dir)
+        if values["state"] not in ("submitted", "lost") or "started_at" in values:
+            cause = f"{run_dir} records a run that is {values['state']}."
+            raise JobError("run_dir_taken", cause, "Submit again; a new run gets a new directory.")
+        values.pop("error", None)
+        return cls(run_dir, values | {"state": "submitted"})
+
+    @classmethod
+    def reopen(cls, run_dir: Path) -> "Record":
+        """Start a run that ended badly over, in its own directory. Raises DamagedRecordError or JobError.
+
+        What the ended attempt left is moved to attempts/<n>, so that the next one finds its outputs
+        free; how it ended stays in run.json under `attempts`.
+        """
+        values = observe(run_dir)
+        if values["state"] not in ("failed", "cancelled", "lost"):
+            cause = f"{run_dir} records a run that is {values['state']}."
+            raise JobError("run_dir_taken", cause, "Only a run that ended badly can be started over.")
+        ended = {key: values.pop(key) for key in _OF_ONE_ATTEMPT if key in values} | {"state": values["state"]}
+        attempts = [*values.get("attempts", []), ended]
+        aside = run_dir / "attempts" / str(len(attempts))
+        aside.mkdir(parents=True, exist_ok=True)
+        for path in run_dir.iterdir():
+            if path.name not in _KEPT:
+                path.rename(aside / path.name)
+        record = cls(run_dir, values | {"state": "submitted"})
+        record.update(attempts=attempts, reopened_at=now(), process=process.identity())
+        return record
+
+    def update(self, **fields: Any) -> None:
+        """Merge `fields` and replace run.json."""
+        self.values.update(fields)
+        write_json(self.dir / "run.json", self.values)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Own the run while the block lasts: state `running`, with a heartbeat for observers on other machines."""
+        stop = threading.Event()
+        beat = self.dir / "heartbeat"
+
+        def pulse() -> None:
+            while not stop.wait(process.HEARTBEAT_SECONDS):
+                with suppress(OSError):  # a full disk must not kill the run; observers here ask the kernel
+                    beat.touch()
+
+        beat.write_bytes(bytes(_ROOM_BYTES))
+        self.update(state="running", started_at=now(), process=process.identity())
+        thread = threading.Thread(target=pulse, name="heartbeat", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+
+    def finish(self, state: str, error: dict[str, Any] | None = None) -> None:
+        """Write the final state."""
+        assert state in FINAL_STATES, state
+        with suppress(OSError):
+            os.truncate(self.dir / "heartbeat", 0)
+        self.update(state=state, finished_at=now(), error=error, peak_memory=peak_memory())
+        (self.dir / "progress.json").unlink(missing_ok=True)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Time a phase; its seconds stand in run.json under `timings`."""
+        self.line(name)
+        self.update(phase=name)
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            seconds = round(time.perf_counter() - began, 3)
+            self.update(timings=self.values.get("timings", {}) | {name: seconds})
+
+    def progress(self, done: int, total: int, unit: str) -> None:
+        """Say how far the present phase is: progress.json for whoever follows, plain lines in the log."""
+        at = time.monotonic()
+        if at - self._progress_at >= _PROGRESS_SECONDS or done >= total:
+            self._progress_at = at
+            state = {"phase": self.values["phase"], "done": done, "total": total, "unit": unit}
+            with suppress(OSError):  # for show only; the record itself is written elsewhere
+                write_json(self.dir / "progress.json", state)
+        if at - self._line_at >= _LINE_SECONDS or done >= total:
+            self._line_at = at
+            self.line(f"{self.values['phase']}: {done}/{total} {unit}")
+
+    def line(self, text: str) -> None:
+        """One plain line in the job's log."""
+        print(f"[{datetime.now(UTC):%H:%M:%S}] {text}", file=sys.stdout, flush=True)
+
+    def metric(self, name: str, value: float, **tags: Any) -> None:
+        """Append one number to metrics.jsonl."""
+        row = json.dumps({"time": now(), "name": name, "value": value, **tags})
+        with (self.dir / "metrics.jsonl").open("a", encoding="utf-8") as handle:
+            handle.write(row + "\n")
+
+    def artifact(self, kind: str, path: Path, **facts: Any) -> None:
+        """Record an output: type, path, bytes, files, content digest, and whatever else is known of it."""
+        content = content_of(path)
+        entry = {"type": kind, "path": str(path), "bytes": content.bytes, "files": content.files}
+        entry |= {"digest": content.digest, **facts}
+        self.update(outputs=[*self.values.get("outputs", []), entry])
+
+
+class Follower(Record):
+    """What a rank other than 0 holds: the same interface, and nothing written but lines in its own log."""
+
+    def update(self, **fields: Any) -> None:
+        self.values.update(fields)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        yield
+
+    def finish(self, state: str, error: dict[str, Any] | None = None) -> None:
+        """Leave the cause of a failure where rank 0 and the launcher's side find it."""
+        if state == "failed" and error:
+            write_json(self.dir / "logs" / f"rank{self.values['rank']}.error.json", error)
+
+    def progress(self, done: int, total: int, unit: str) -> None: ...
+
+    def metric(self, name: str, value: float, **tags: Any) -> None: ...
+
+    def artifact(self, kind: str, path: Path, **facts: Any) -> None: ...
+
+
+def default_run_dir(name: str) -> Path:
+    """Where a run records itself when no executor says: `$PWD/output/<name>-<time>-<pid>`."""
+    return Path.cwd() / "output" / f"{name}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{os.getpid()}"
+
+
+def read_json(path: Path) -> Any:
+    """Parse a JSON file; None when it is absent or half a file (a follower may come too early)."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,268 @@
+"""The frame around every entrypoint: open the record, run the job, record success or the cause of failure."""
+
+import io
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType
+from typing import Any, TextIO
+
+from scripts.run import identity as process
+from scripts.run.diagnosis import NEXT_ATTEMPT, diagnose, is_vague
+from scripts.run.errors import JobError
+from scripts.run.provenance import job_facts, versions
+from scripts.run.record import DamagedRecordError, Follower, Record, default_run_dir, observe, read_record
+from scripts.run.secrets import forget_secrets, load_secrets
+
+_DISK_FULL = 28
+#: Set where the run directory cannot be read from the submitting machine: the record goes to the log as well.
+PRINT_RECORD = "MODELOPT_RECIPES_PRINT_RECORD"
+_CLOCK_SKEW_SECONDS = 5.0
+#: Between one rank's failure and the launcher's SIGTERM to the others, its cause reaches shared storage.
+_RANK_GRACE_SECONDS = 1.0
+
+
+class Cancelled(BaseException):
+    """SIGTERM arrived. Not an Exception, so that no engine's handler takes it for a failure."""
+
+
+def run_job(*, name: str, algorithm: str, values: dict[str, Any], job: Callable[[Record], None]) -> None:
+    """Run `job` inside its run directory and exit non-zero unless it succeeded.
+
+    The directory is `NEMO_RUN_DIR`, else one of its own under `$PWD/output`. Of several ranks, rank 0
+    writes the record; the others leave a log each, and the cause if they fail. Raises SystemExit: 1
+    (or the error's own status) after a failure, 143 after SIGTERM, 130 after Ctrl-C. The traceback of
+    a failure goes to logs/traceback.txt, not to the terminal.
+    """
+    rank = int(os.environ.get("RANK", "0"))
+    try:
+        record = _open(name, algorithm, values, rank)
+    except (JobError, DamagedRecordError) as error:  # the directory is another run's
+        print(f"failed: {error}", file=sys.stderr, flush=True)
+        raise SystemExit(1) from None
+    with _sigterm_cancels(), _logged(record.dir / "logs", rank), record.running():
+        try:
+            load_secrets()
+            job(record)
+        except (Cancelled, KeyboardInterrupt) as stop:
+            raise SystemExit(_stopped(record, stop)) from None
+        except Exception as error:
+            _write_traceback(record, error, rank)
+            cause = _cause(error)
+            record.line(f"failed: {error_line(cause)}")
+            _finish(record, "failed", cause)
+            raise SystemExit(error.exit_code if isinstance(error, JobError) else 1) from None
+        _finish(record, "succeeded", None)
+        record.line(f"succeeded: {record.dir}")
+
+
+def values_given(engine: str, script: Any, args: Any, torchrun: Any, extra_args: list[str]) -> dict[str, Any]:
+    """What an entrypoint was called with, as the record keeps it: section by section, as a YAML file has it."""
+    sections = {"script": asdict(script), "args": asdict(args), "torchrun": asdict(torchrun)}
+    return {"engine": engine, **sections, "extra_args": list(extra_args)}
+
+
+def error_line(error: dict[str, Any]) -> str:
+    """A recorded error as one line: name, message, remedy."""
+    return " ".join(part for part in (f"{error['name']}:", error["message"], error["remedy"]) if part)
+
+
+def rank_error(logs: Path, since: float) -> dict[str, Any] | None:
+    """Why another rank failed, as it wrote down after `since` (seconds since the epoch)."""
+    for file in sorted(logs.glob("rank*.error.json")):
+        with suppress(OSError, ValueError):
+            if file.stat().st_mtime >= since - _CLOCK_SKEW_SECONDS:
+                error: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+                rank = file.name.removesuffix(".error.json")
+                return error | {"message": f"{rank}: {error['message']}"}
+    return None
+
+
+def _open(name: str, algorithm: str, values: dict[str, Any], rank: int) -> Record:
+    facts = {"recipe": name, "algorithm": algorithm, "values": values}
+    given = os.environ.get("NEMO_RUN_DIR")
+    run_dir = Path(given) if given else default_run_dir(name)
+    if rank:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        with suppress(DamagedRecordError):  # rank 0 may not have got that far
+            facts["attempts"] = read_record(run_dir).get("attempts", [])
+        return Follower(run_dir, {"rank": rank, **facts})
+    if not (run_dir / "run.json").exists():
+        record = Record.submit(run_dir, id=run_dir.name, **facts)
+    elif _requeued() and observe(run_dir).get("started_at"):
+        record = Record.reopen(run_dir)
+    else:
+        record = Record.resume(run_dir)
+    record.update(versions=versions(), command=sys.argv, cwd=str(Path.cwd()), job=job_facts())
+    return record
+
+
+def _requeued() -> bool:
+    """Whether Slurm started this same job before: then the run directory is our own, from that attempt."""
+    return int(os.environ.get("SLURM_RESTART_COUNT", "0")) > 0
+
+
+def _retry_left() -> bool:
+    """Whether the job's script will have Slurm start it again after a failure (NeMo-Run sets the first variable)."""
+    return int(os.environ.get("TORCHX_MAX_RETRIES", "0")) > int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+
+
+def _stopped(record: Record, stop: BaseException) -> int:
+    """Record why the job was told to stop, and return its exit status."""
+    by_signal = "SIGTERM" if isinstance(stop, Cancelled) else "SIGINT"
+    status = 143 if isinstance(stop, Cancelled) else 130
+    if not isinstance(record, Follower):
+        time.sleep(_RANK_GRACE_SECONDS if os.environ.get("WORLD_SIZE", "1") != "1" else 0)
+        other = rank_error(record.dir / "logs", _process_start())
+        if other:  # the launcher ends all ranks when one fails
+            record.line(f"failed: {error_line(other)}")
+            _finish(record, "failed", other)
+            return 1
+    record.line(f"cancelled by {by_signal}")
+    _finish(record, "cancelled", {"name": "cancelled", "message": f"stopped by {by_signal}", "remedy": ""})
+    return status
+
+
+def _finish(record: Record, state: str, error: dict[str, Any] | None) -> None:
+    record.finish(state, error)
+    if isinstance(record, Follower):
+        return
+    # A scheduler may start a stopped job again, and it needs them then; `cancel` removes them itself.
+    if not (state == "cancelled" and "SLURM_JOB_ID" in os.environ) and not (state == "failed" and _retry_left()):
+        forget_secrets()
+    if state == "failed" and error and is_vague(error):
+        _diagnose(record, error)
+    if os.environ.get(PRINT_RECORD):
+        # One write past our own buffers and log: another rank's output must not split the line.
+        sys.stdout.flush()
+        os.write(1, f"\nrun.json: {json.dumps(record.values)}\n".encode())
+
+
+def _diagnose(record: Record, error: dict[str, Any]) -> None:
+    """Add to a failure that is recorded what the logs of all ranks say about it."""
+    with _sigterm_waits():
+        if os.environ.get("WORLD_SIZE", "1") != "1":
+            time.sleep(_RANK_GRACE_SECONDS)  # the rank whose failure ended this one may not have said so yet
+        found = diagnose(record.dir / "logs", since=_process_start(), error=error, phase=record.values.get("phase"))
+        if found is None:
+            return
+        record.line(f"diagnosis: {found.name}: {found.remedy}")
+        with suppress(OSError):  # a full disk, which may be the very cause; that the run failed is recorded
+            record.update(diagnosis=asdict(found))
+
+
+def _process_start() -> float:
+    return float(process.identity()["started"])
+
+
+class _Tee(io.TextIOBase):
+    """Writes to two text streams; asks the first what a terminal is."""
+
+    def __init__(self, first: TextIO, second: TextIO) -> None:
+        self._first, self._second = first, second
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):  # a full disk must not hide the message that says so
+            self._second.write(text)
+        return self._first.write(text)
+
+    def flush(self) -> None:
+        self._first.flush()
+        with suppress(OSError):
+            self._second.flush()
+
+    def isatty(self) -> bool:
+        return self._first.isatty()
+
+    def fileno(self) -> int:
+        return self._first.fileno()
+
+
+@contextmanager
+def _logged(logs: Path, rank: int) -> Iterator[None]:
+    """Copy standard output and error of this rank to logs/rank<N>.log, wherever else they go."""
+    logs.mkdir(exist_ok=True)
+    before = sys.stdout, sys.stderr
+    with (logs / f"rank{rank}.log").open("a", encoding="utf-8", errors="backslashreplace", buffering=1) as log:
+        if log.tell():
+            log.write(f"{NEXT_ATTEMPT}\n")
+        sys.stdout, sys.stderr = _Tee(before[0], log), _Tee(before[1], log)
+        try:
+            with _warnings_to(logs / "warnings.log"):
+                yield
+        finally:
+            sys.stdout, sys.stderr = before
+
+
+@contextmanager
+def _warnings_to(path: Path) -> Iterator[None]:
+    """Python warnings of the libraries go to a file of their own, each once."""
+    with warnings.catch_warnings(), path.open("a", encoding="utf-8") as log:
+        show = warnings.showwarning
+
+        def write(
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:
+            log.write(warnings.formatwarning(message, category, filename, lineno, line))
+            log.flush()
+
+        warnings.showwarning = write
+        try:
+            yield
+        finally:
+            warnings.showwarning = show
+
+
+@contextmanager
+def _sigterm_cancels() -> Iterator[None]:
+    def handler(_signal: int, _frame: FrameType | None) -> None:
+        raise Cancelled
+
+    before = signal.signal(signal.SIGTERM, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _sigterm_waits() -> Iterator[None]:
+    """How the run ended is recorded; the launcher's SIGTERM must not cut short what is said about it."""
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _cause(error: Exception) -> dict[str, Any]:
+    if isinstance(error, JobError):
+        return {"name": error.name, "message": error.cause, "remedy": error.remedy}
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        remedy = "Lower args.calib_batch_size or args.calib_seq_length, or use a machine with more memory."
+        return {"name": "out_of_memory", "message": str(error) or "memory ran out", "remedy": remedy}
+    if isinstance(error, OSError) and error.errno == _DISK_FULL:
+        return {"name": "disk_full", "message": str(error), "remedy": "Free some space, or write elsewhere."}
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    message = f"{type(error).__name__}: {error} ({Path(last.filename).name}:{last.lineno})"
+    return {"name": "unexpected_error", "message": message, "remedy": "The traceback is in logs/traceback.txt."}
+
+
+def _write_traceback(record: Record, error: Exception, rank: int) -> None:
+    logs = record.dir / "logs"
+    name = f"traceback.rank{rank}.txt" if rank else "traceback.txt"
+    with suppress(OSError):  # a full disk, which may be the error itself
+        (logs / name).write_text("".join(traceback.format_exception(error)), encoding="utf-8")
