@@ -114,7 +114,8 @@ def test_the_packed_packages_are_imported_without_the_checkout(folder: Path) -> 
     write(folder, {"scripts/__init__.py": "raise SystemExit('the wrong scripts')", "mine.py": ""})
     _, unpacked = pack(folder, "pattern", ["**/*.py"])
     env = {**os.environ, "PYTHONSAFEPATH": "1", "PYTHONPATH": f"{unpacked}/.recipes:{unpacked}"}
-    code = "import scripts.run.record, recipes, executors.profiles.load as p, mine; print(p.__file__); print(p.profile_names())"
+    code = "import scripts.run.record, recipes, executors.profiles.load as p, mine\n"
+    code += "print(p.__file__); print(p.profile_names())"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=unpacked, env=env, capture_output=True, text=True, timeout=60
     )
