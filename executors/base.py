@@ -69,7 +69,7 @@ class Launch:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class SchedulerJob:
     """A submitted job, as job.json keeps it for whoever asks hours later."""
 
     run_id: str
@@ -107,7 +107,7 @@ class SubmitError(JobError):
     `job` is set when nobody knows: the place went silent, and will find the job by its name, if it is there.
     """
 
-    job: "Job | None" = None
+    job: "SchedulerJob | None" = None
 
 
 class Place(Protocol):
@@ -140,25 +140,25 @@ class Place(Protocol):
     def unstage(self, paths: Sequence[str]) -> None:
         """Remove files that `stage` put; those already gone are no error."""
 
-    def expected(self, experiment: Any, launch: Launch) -> Job | None:
+    def expected(self, experiment: Any, launch: Launch) -> SchedulerJob | None:
         """What a submission is going to return, or how its job will be found; None where only NeMo-Run decides.
 
         Noted before the submission, so that no job is lost with a process that dies in the middle of it.
         """
 
-    def submit(self, experiment: Any, launch: Launch) -> Job:
+    def submit(self, experiment: Any, launch: Launch) -> SchedulerJob:
         """Run an experiment of one task, return when the scheduler has it. Raises SubmitError."""
 
-    def states(self, jobs: Sequence[Job]) -> dict[str, JobState | None]:
+    def states(self, jobs: Sequence[SchedulerJob]) -> dict[str, JobState | None]:
         """By run id; None for a job that the scheduler does not know (any more)."""
 
-    def records(self, jobs: Sequence[Job]) -> dict[str, dict[str, Any]]:
+    def records(self, jobs: Sequence[SchedulerJob]) -> dict[str, dict[str, Any]]:
         """run.json by run id, of those that can be read."""
 
-    def log(self, job: Job, name: str, offset: int) -> bytes:
+    def log(self, job: SchedulerJob, name: str, offset: int) -> bytes:
         """What logs/`name` of the run directory (or, before it exists, the launcher) holds from byte `offset` on."""
 
-    def cancel(self, job: Job) -> None:
+    def cancel(self, job: SchedulerJob) -> None:
         """Ask for the end of a job; returns when that is under way."""
 
     def probes(self) -> Iterator[Probe]:

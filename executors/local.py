@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from executors.base import Capabilities, Job, JobState, Launch, Probe, Profile, SubmitError, UnreachableError
+from executors.base import Capabilities, JobState, Launch, Probe, Profile, SchedulerJob, SubmitError, UnreachableError
 from scripts.run.identity import is_alive
 from scripts.run.problems import Problem
 from scripts.run.record import DamagedRecordError, read_record
@@ -97,23 +97,23 @@ class LocalPlace:
         for path in paths:
             Path(path).unlink(missing_ok=True)
 
-    def expected(self, experiment: Any, launch: Launch) -> Job | None:
+    def expected(self, experiment: Any, launch: Launch) -> SchedulerJob | None:
         return None  # the job says itself, in its run directory, that it is there
 
-    def submit(self, experiment: Any, launch: Launch) -> Job:
+    def submit(self, experiment: Any, launch: Launch) -> SchedulerJob:
         try:
             experiment.run()
         except Exception as error:
             raise SubmitError("launch_failed", f"{type(error).__name__}: {error}") from error
         self._experiments[launch.run_id] = experiment
         folder = str(Path(experiment._exp_dir) / launch.task)
-        return Job(run_id=launch.run_id, id=experiment.jobs[0].handle, run_dir=launch.run_dir, folder=folder)
+        return SchedulerJob(run_id=launch.run_id, id=experiment.jobs[0].handle, run_dir=launch.run_dir, folder=folder)
 
-    def states(self, jobs: Sequence[Job]) -> dict[str, JobState | None]:
+    def states(self, jobs: Sequence[SchedulerJob]) -> dict[str, JobState | None]:
         """NeMo-Run's answer in the process that started the job; elsewhere None, and the record decides."""
         return {job.run_id: self._state(job) for job in jobs}
 
-    def _state(self, job: Job) -> JobState | None:
+    def _state(self, job: SchedulerJob) -> JobState | None:
         experiment = self._experiments.get(job.run_id)
         if experiment is None:
             return None
@@ -125,13 +125,13 @@ class LocalPlace:
         }
         return known.get(state, JobState(state="running"))
 
-    def records(self, jobs: Sequence[Job]) -> dict[str, dict[str, Any]]:
+    def records(self, jobs: Sequence[SchedulerJob]) -> dict[str, dict[str, Any]]:
         return local_records(jobs)
 
-    def log(self, job: Job, name: str, offset: int) -> bytes:
+    def log(self, job: SchedulerJob, name: str, offset: int) -> bytes:
         return local_log(Path(job.run_dir) / "logs" / name, offset)
 
-    def cancel(self, job: Job) -> None:
+    def cancel(self, job: SchedulerJob) -> None:
         """SIGTERM to the job's process; it records that it was cancelled."""
         experiment = self._experiments.get(job.run_id)
         if experiment is not None:
@@ -159,7 +159,7 @@ class LocalPlace:
         yield Probe(name="disk", passed=free > 1 << 30, detail=f"{free / 1e9:.1f} GB free", remedy="Free some space.")
 
 
-def local_records(jobs: Sequence[Job]) -> dict[str, dict[str, Any]]:
+def local_records(jobs: Sequence[SchedulerJob]) -> dict[str, dict[str, Any]]:
     """run.json of jobs whose run directories lie on this machine (or on storage that it shares)."""
     found = {}
     for job in jobs:

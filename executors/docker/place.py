@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from executors.base import Capabilities, Job, JobState, Launch, Probe, SubmitError, UnreachableError
+from executors.base import Capabilities, JobState, Launch, Probe, SchedulerJob, SubmitError, UnreachableError
 from executors.docker.engine import (
     LABEL,
     address,
@@ -129,11 +129,11 @@ class DockerPlace:
             with suppress(OSError):  # a folder that holds something else, or is gone
                 Path(path).parent.rmdir()
 
-    def expected(self, experiment: Any, launch: Launch) -> Job:
+    def expected(self, experiment: Any, launch: Launch) -> SchedulerJob:
         folder = experiment.jobs[0].executor.job_dir
-        return Job(run_id=launch.run_id, id=container_name(launch), run_dir=launch.run_dir, folder=folder)
+        return SchedulerJob(run_id=launch.run_id, id=container_name(launch), run_dir=launch.run_dir, folder=folder)
 
-    def submit(self, experiment: Any, launch: Launch) -> Job:
+    def submit(self, experiment: Any, launch: Launch) -> SchedulerJob:
         """Start the container. All that can be known to fail is tried before anything is made."""
         executor, container = experiment.jobs[0].executor, container_name(launch)
         _refuse_missing_sources(self.profile)
@@ -168,7 +168,7 @@ class DockerPlace:
             self._give(Path(launch.secrets).parent)
         self._give(Path(launch.run_dir), *Path(launch.run_dir).rglob("*"))
 
-    def states(self, jobs: Sequence[Job]) -> dict[str, JobState | None]:
+    def states(self, jobs: Sequence[SchedulerJob]) -> dict[str, JobState | None]:
         """From the exit status that a job left, else from the engine; the engine is asked once for all of them."""
         codes = {job.run_id: exit_status(job) for job in jobs}
         states = {job.run_id: ended(job, codes[job.run_id], False) for job in jobs}
@@ -185,7 +185,7 @@ class DockerPlace:
                 raise
         return states
 
-    def _ask(self, client: Any, job: Job, seen_as: str | None) -> JobState | None:
+    def _ask(self, client: Any, job: SchedulerJob, seen_as: str | None) -> JobState | None:
         code = exit_status(job)
         if code is None and seen_as in ("created", "running", "paused", "restarting"):
             state: Any = "submitted" if seen_as == "created" else "running"
@@ -193,14 +193,14 @@ class DockerPlace:
         died_with, out_of_memory = exit_of(client, job.id)
         return ended(job, died_with if code is None else code, out_of_memory)
 
-    def records(self, jobs: Sequence[Job]) -> dict[str, dict[str, Any]]:
+    def records(self, jobs: Sequence[SchedulerJob]) -> dict[str, dict[str, Any]]:
         return local_records(jobs)
 
-    def log(self, job: Job, name: str, offset: int) -> bytes:
+    def log(self, job: SchedulerJob, name: str, offset: int) -> bytes:
         logs = Path(job.run_dir) / "logs"
         return local_log(logs / name if (logs / name).exists() else logs / LOG, offset)
 
-    def cancel(self, job: Job) -> None:
+    def cancel(self, job: SchedulerJob) -> None:
         """Let the job record that it was cancelled, then remove its container; returns when both are done."""
         if exit_status(job) is not None:
             return

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from executors.base import Job, Launch, Probe, SubmitError, UnreachableError
+from executors.base import Launch, Probe, SchedulerJob, SubmitError, UnreachableError
 from executors.docker.engine import address, engine, explain, hint, image_id, remove
 from executors.docker.job import container_name
 from executors.docker.place import DockerPlace
@@ -159,7 +159,7 @@ class Probes:
             executor=executor,
             extra_env={},
         )
-        job = Job(run_id=launch.run_id, id=container.name, run_dir=launch.run_dir, folder=str(job_dir))
+        job = SchedulerJob(run_id=launch.run_id, id=container.name, run_dir=launch.run_dir, folder=str(job_dir))
         try:
             container.run(client=client, id=launch.run_id)
             return self._outcome(job, launch)
@@ -168,7 +168,7 @@ class Probes:
         finally:
             remove(client, container.name)
 
-    def _outcome(self, job: Job, launch: Launch) -> _Outcome:
+    def _outcome(self, job: SchedulerJob, launch: Launch) -> _Outcome:
         deadline = time.monotonic() + _SECONDS
         while (state := self._place.states([job])[job.run_id]) is not None and state.state in ("submitted", "running"):
             if time.monotonic() > deadline:

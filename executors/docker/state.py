@@ -3,13 +3,13 @@
 import json
 from pathlib import Path
 
-from executors.base import Job, JobState
+from executors.base import JobState, SchedulerJob
 
 #: In logs/ of the run directory: what the job printed, its exit status, and whether it was to end before its time.
 LOG, STATUS, CANCELLED = "launcher.log", "launcher.status", "launcher.cancelled"
 
 
-def exit_status(job: Job) -> int | None:
+def exit_status(job: SchedulerJob) -> int | None:
     """The exit status that the job's command left; None before, and for one that was killed with its container."""
     try:
         return int(json.loads((Path(job.run_dir) / "logs" / STATUS).read_text(encoding="utf-8"))["exit_code"])
@@ -17,7 +17,7 @@ def exit_status(job: Job) -> int | None:
         return None
 
 
-def ended(job: Job, code: int | None, out_of_memory: bool) -> JobState | None:
+def ended(job: SchedulerJob, code: int | None, out_of_memory: bool) -> JobState | None:
     cancelled = (Path(job.run_dir) / "logs" / CANCELLED).exists()
     if code is None:
         return JobState(state="cancelled", detail="its container was removed") if cancelled else None

@@ -21,10 +21,10 @@ from executors.base import (
     OWN_CODE,
     SECRETS_VARIABLE,
     Capabilities,
-    Job,
     JobState,
     Launch,
     Probe,
+    SchedulerJob,
     SubmitError,
     UnreachableError,
 )
@@ -147,10 +147,12 @@ class LeptonPlace:
     def unstage(self, paths: Sequence[str]) -> None:
         """Nothing: `stage` put nothing."""
 
-    def expected(self, experiment: Any, launch: Launch) -> Job:
-        return Job(run_id=launch.run_id, id=job_name(launch.run_id), run_dir=launch.run_dir, folder="/nemo_run")
+    def expected(self, experiment: Any, launch: Launch) -> SchedulerJob:
+        return SchedulerJob(
+            run_id=launch.run_id, id=job_name(launch.run_id), run_dir=launch.run_dir, folder="/nemo_run"
+        )
 
-    def submit(self, experiment: Any, launch: Launch) -> Job:
+    def submit(self, experiment: Any, launch: Launch) -> SchedulerJob:
         executor = experiment.jobs[0].executor
         created: list[str] = []
 
@@ -174,7 +176,7 @@ class LeptonPlace:
             # The job is there. NeMo-Run failed only to note it in books of its own, which nothing of ours reads.
         return replace(self.expected(experiment, launch), id=created[0])
 
-    def states(self, jobs: Sequence[Job]) -> dict[str, JobState | None]:
+    def states(self, jobs: Sequence[SchedulerJob]) -> dict[str, JobState | None]:
         listed = {} if len(jobs) <= _FEW else {job.metadata.id_: job for job in self.api.jobs()}
         states: dict[str, JobState | None] = {}
         for job in jobs:
@@ -182,7 +184,7 @@ class LeptonPlace:
             states[job.run_id] = _state(known.status) if known and known.status else None
         return states
 
-    def records(self, jobs: Sequence[Job]) -> dict[str, dict[str, Any]]:
+    def records(self, jobs: Sequence[SchedulerJob]) -> dict[str, dict[str, Any]]:
         """From the logs of those that have ended: a job prints its final record as one line."""
         states = self.states(jobs)
         found = {}
@@ -194,7 +196,7 @@ class LeptonPlace:
                     found[job.run_id] = record
         return found
 
-    def log(self, job: Job, name: str, offset: int) -> bytes:
+    def log(self, job: SchedulerJob, name: str, offset: int) -> bytes:
         """What a whole node printed: `rank0.log` is the first one's, `node<N>.log` any other's."""
         match = re.fullmatch(r"(rank0|node(\d+))\.log", name)
         if not match:
@@ -202,7 +204,7 @@ class LeptonPlace:
         printed = self.api.log(job.id, int(match[2] or 0), 0)
         return re.sub(rb"^run\.json: .*\n?", b"", printed, flags=re.MULTILINE)[offset:]  # for `records` alone
 
-    def cancel(self, job: Job) -> None:
+    def cancel(self, job: SchedulerJob) -> None:
         state = self.states([job])[job.run_id]
         if state and state.state in ("submitted", "running"):  # stopping an ended job might rename how it ended
             self.api.stop(job.id)

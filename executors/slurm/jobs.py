@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from executors.base import Job, JobState, UnreachableError
+from executors.base import JobState, SchedulerJob, UnreachableError
 from executors.shell import Shell
 
-#: Job.id of a submission whose answer was lost: the job is looked for by its name.
+#: SchedulerJob.id of a submission whose answer was lost: the job is looked for by its name.
 UNKNOWN_ID = "?"
 _State = Literal["submitted", "running", "succeeded", "failed", "cancelled"]
 _STATES: dict[str, tuple[_State, str]] = {
@@ -64,17 +64,17 @@ class Row:
     name: str
 
 
-def job_name(job: Job) -> str:
+def job_name(job: SchedulerJob) -> str:
     """The job's unique name at Slurm: the experiment's id and the task, which its folder is called after."""
     return ".".join(job.folder.rsplit("/", 2)[-2:])
 
 
-def is_unknown(job: Job) -> bool:
+def is_unknown(job: SchedulerJob) -> bool:
     """Whether only the job's name is known; of an array element also its number (`?_4`)."""
     return job.id.startswith(UNKNOWN_ID)
 
 
-def job_states(shell: Shell, jobs: Sequence[Job]) -> dict[str, JobState | None]:
+def job_states(shell: Shell, jobs: Sequence[SchedulerJob]) -> dict[str, JobState | None]:
     """How `jobs` stand, by run id; None for one that Slurm does not know. One round trip."""
     if not jobs:
         return {}
@@ -82,12 +82,12 @@ def job_states(shell: Shell, jobs: Sequence[Job]) -> dict[str, JobState | None]:
     return {run_id: state_of(row) if row else None for run_id, row in rows.items()}
 
 
-def row_of(shell: Shell, job: Job) -> Row | None:
+def row_of(shell: Shell, job: SchedulerJob) -> Row | None:
     """What Slurm says of one job; None when it does not know it."""
     return _rows_of(shell, [job])[job.run_id]
 
 
-def _rows_of(shell: Shell, jobs: Sequence[Job]) -> dict[str, Row | None]:
+def _rows_of(shell: Shell, jobs: Sequence[SchedulerJob]) -> dict[str, Row | None]:
     rows = _ask(shell, jobs)
     by_id = {row.id: row for row in rows}
     by_name = {(row.name, row.id.partition("_")[2]): row for row in rows}
@@ -111,7 +111,7 @@ def unfit_parent(shell: Shell, ids: Sequence[str]) -> str | None:
 
     Slurm takes a job that it has forgotten for one that succeeded.
     """
-    asked = [Job(run_id=id_, id=id_, run_dir="", folder="") for id_ in ids]
+    asked = [SchedulerJob(run_id=id_, id=id_, run_dir="", folder="") for id_ in ids]
     rows = _ask(shell, asked)
     for id_ in ids:
         of_job = [state_of(row) for row in rows if row.id == id_ or row.id.startswith(f"{id_}_")]
@@ -123,7 +123,7 @@ def unfit_parent(shell: Shell, ids: Sequence[str]) -> str | None:
     return None
 
 
-def raw_id(shell: Shell, job: Job) -> str:
+def raw_id(shell: Shell, job: SchedulerJob) -> str:
     """The number that launcher logs carry: of an array element it differs from its id."""
     if "_" not in job.id and not is_unknown(job):
         return job.id
@@ -145,7 +145,7 @@ def state_of(row: Row) -> JobState:
     return JobState(state=state, name=name, detail=" ".join(said))
 
 
-def _ask(shell: Shell, jobs: Sequence[Job]) -> list[Row]:
+def _ask(shell: Shell, jobs: Sequence[SchedulerJob]) -> list[Row]:
     ids = sorted({job.id for job in jobs if not is_unknown(job)})
     names = ",".join(sorted({job_name(job) for job in jobs if is_unknown(job)}))
     sacct, squeue = [], []

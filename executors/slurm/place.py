@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
-from executors.base import Capabilities, Job, JobState, Launch, Probe, UnreachableError
+from executors.base import Capabilities, JobState, Launch, Probe, SchedulerJob, UnreachableError
 from executors.shell import Shell
 from executors.slurm.jobs import is_unknown, job_states, raw_id, row_of
 from executors.slurm.profile import SlurmProfile, root_folder, sbatch_values, wrong_values
@@ -109,20 +109,20 @@ class SlurmPlace:
     def unstage(self, paths: Sequence[str]) -> None:
         self.shell.remove(paths)
 
-    def expected(self, experiment: Any, launch: Launch) -> Job:
+    def expected(self, experiment: Any, launch: Launch) -> SchedulerJob:
         from executors.slurm.submit import unnumbered
 
         return unnumbered(experiment, launch)
 
-    def submit(self, experiment: Any, launch: Launch) -> Job:
+    def submit(self, experiment: Any, launch: Launch) -> SchedulerJob:
         from executors.slurm.submit import submit
 
         return submit(self.profile, self.shell, experiment, launch)
 
-    def states(self, jobs: Sequence[Job]) -> dict[str, JobState | None]:
+    def states(self, jobs: Sequence[SchedulerJob]) -> dict[str, JobState | None]:
         return job_states(self.shell, jobs)
 
-    def records(self, jobs: Sequence[Job]) -> dict[str, dict[str, Any]]:
+    def records(self, jobs: Sequence[SchedulerJob]) -> dict[str, dict[str, Any]]:
         import json
 
         texts = self.shell.read([posixpath.join(job.run_dir, "run.json") for job in jobs])
@@ -136,13 +136,13 @@ class SlurmPlace:
                 found[job.run_id] = value
         return found
 
-    def log(self, job: Job, name: str, offset: int) -> bytes:
+    def log(self, job: SchedulerJob, name: str, offset: int) -> bytes:
         shell = self.shell
         own = posixpath.join(job.run_dir, "logs", name)
         raw = raw_id(shell, job)
         return shell.sh(_LOG, own, job.folder, raw, raw if is_unknown(job) else job.id, str(offset + 1)).out
 
-    def cancel(self, job: Job) -> None:
+    def cancel(self, job: SchedulerJob) -> None:
         shell, target = self.shell, job.id
         if is_unknown(job):
             row = row_of(shell, job)

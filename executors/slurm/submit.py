@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from executors.base import Job, Launch, SubmitError, UnreachableError
+from executors.base import Launch, SchedulerJob, SubmitError, UnreachableError
 from executors.shell import Answer, Shell
 from executors.slurm.jobs import UNKNOWN_ID, find_job, unfit_parent
 from executors.slurm.profile import SlurmProfile, sbatch_values
@@ -58,7 +58,7 @@ _UNDECIDED = ("timed out", "Zero Bytes were transmitted", "communication failure
 class SubmissionUnknownError(SubmitError):
     """The cluster went silent while it was handed a job; `job` has no id, and `states` finds it by its name."""
 
-    def __init__(self, name: str, cause: str, remedy: str, job: Job) -> None:
+    def __init__(self, name: str, cause: str, remedy: str, job: SchedulerJob) -> None:
         super().__init__(name, cause, remedy)
         self.job = job
 
@@ -124,7 +124,7 @@ class Session:
     clear = close
 
 
-def submit(profile: SlurmProfile, shell: Shell, experiment: Any, launch: Launch) -> Job:
+def submit(profile: SlurmProfile, shell: Shell, experiment: Any, launch: Launch) -> SchedulerJob:
     """Submit the experiment's one job. Raises SubmitError, after which nothing of it is left unless it says so."""
     if launch.after and profile.dependency_type == "afterok":
         cause = unfit_parent(shell, launch.after)
@@ -152,11 +152,11 @@ def submit(profile: SlurmProfile, shell: Shell, experiment: Any, launch: Launch)
     return replace(lost, id=job_id)
 
 
-def unnumbered(experiment: Any, launch: Launch) -> Job:
+def unnumbered(experiment: Any, launch: Launch) -> SchedulerJob:
     """The experiment's job before it has a number: it is found by its name, which `folder` tells."""
     executor = experiment.jobs[0].executor
     folder = posixpath.join(executor.tunnel.job_dir, Path(executor.job_dir).name)
-    return Job(run_id=launch.run_id, id=UNKNOWN_ID, run_dir=launch.run_dir, folder=folder)
+    return SchedulerJob(run_id=launch.run_id, id=UNKNOWN_ID, run_dir=launch.run_dir, folder=folder)
 
 
 def script_of(experiment: Any) -> str:
@@ -210,7 +210,7 @@ def _words(error: BaseException | None) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
-def _look_for(shell: Shell, name: str, launch: Launch, lost: Job, error: BaseException | None) -> str:
+def _look_for(shell: Shell, name: str, launch: Launch, lost: SchedulerJob, error: BaseException | None) -> str:
     """The id of a job whose submission was cut off. Raises SubmitError when there is none, or nobody to ask."""
     deadline = time.monotonic() + _SETTLE_SECONDS
     try:

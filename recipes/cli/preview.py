@@ -3,7 +3,7 @@
 from typing import Any
 
 from recipes.experiment.examine import Submission
-from recipes.experiment.job import Spec
+from recipes.experiment.job import Job
 from recipes.experiment.submit import values_of
 from recipes.preflight.registry import notes
 from recipes.preflight.scripts import command
@@ -14,19 +14,19 @@ def preview_of(submission: Submission, *, full: bool) -> dict[str, Any]:
     """A prepared submission as plain data; with `full`, with the exact text that would be sent."""
     import dataclasses
 
-    spec = submission.spec
+    job = submission.job
     plan = {
         "id": submission.id,
-        "recipe": spec.recipe,
+        "recipe": job.recipe,
         "executor": {"name": submission.executor, **dataclasses.asdict(submission.place.profile)},
-        "engine": spec.engine,
-        "script": _script_of(spec),
-        "shape": dataclasses.asdict(spec.shape),
+        "engine": job.engine,
+        "script": _script_of(job),
+        "shape": dataclasses.asdict(job.shape),
         "after": list(submission.after),
-        "run_dir": str(spec.run_dir),
+        "run_dir": str(job.run_dir),
         "values": values_of(submission.partial),
-        "resolved": dataclasses.asdict(spec.resolved),
-        "notes": notes(spec),
+        "resolved": dataclasses.asdict(job.resolved),
+        "notes": notes(job),
         "warnings": [problem.as_data() for problem in submission.warnings],
         "skipped": [vars(skipped) for skipped in submission.skipped],
     }
@@ -37,16 +37,16 @@ def preview_of(submission: Submission, *, full: bool) -> dict[str, Any]:
     return plan
 
 
-def _script_of(spec: Spec) -> dict[str, Any] | None:
+def _script_of(job: Job) -> dict[str, Any] | None:
     """The script that the job is written for, and what every rank would run."""
-    if spec.addressed is None:
+    if job.addressed is None:
         return None
-    words = command(spec)
+    words = command(job)
     return {
-        "name": spec.addressed.script,
-        "path": spec.addressed.path,
-        "release": spec.addressed.release,
-        "known_by": spec.addressed.known_by or None,
+        "name": job.addressed.script,
+        "path": job.addressed.path,
+        "release": job.addressed.release,
+        "known_by": job.addressed.known_by or None,
         "argv": list(words.words),
         "left_out": list(words.left_out),
     }

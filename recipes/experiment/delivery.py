@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from executors.base import Job, Launch, Place, SubmitError
+from executors.base import Launch, Place, SchedulerJob, SubmitError
 from recipes.experiment.store import RunFolder, handle_of
 from scripts.run.errors import JobError, of_os_error
 from scripts.run.secrets import pack_secrets
@@ -37,7 +37,7 @@ def disk_failures() -> Iterator[None]:
         raise of_os_error(error) from error
 
 
-def deliver(folders: Sequence[RunFolder], place: Place, launch: Launch, experiment: Any) -> Job:
+def deliver(folders: Sequence[RunFolder], place: Place, launch: Launch, experiment: Any) -> SchedulerJob:
     """Put what the job needs where it runs, submit it, and note what the scheduler calls it.
 
     Several folders are the elements of one job array. Nothing stays behind where that fails.
@@ -63,7 +63,7 @@ def deliver(folders: Sequence[RunFolder], place: Place, launch: Launch, experime
     return job
 
 
-def _note(folders: Sequence[RunFolder], launch: Launch, job: Job, *, submitting: bool = False) -> None:
+def _note(folders: Sequence[RunFolder], launch: Launch, job: SchedulerJob, *, submitting: bool = False) -> None:
     for index, folder in enumerate(folders):
         own = replace(job, run_id=folder.id, run_dir=handle_of(folder).as_launch().run_dir)
         element = own if len(folders) == 1 and not launch.array else replace(own, id=f"{job.id}_{index}")

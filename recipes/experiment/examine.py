@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from executors import load_profile, place_of
 from executors.base import Launch, Place
-from recipes.experiment.job import Spec, outputs_of, spec_of
+from recipes.experiment.job import Job, job_of, outputs_of
 from recipes.experiment.references import Outputs, names_in, with_paths
 from recipes.experiment.runs import find_run
 from recipes.experiment.store import RunFolder
@@ -42,7 +42,7 @@ class Submission:
     partial: "run.Partial[Any]"
     executor: str
     place: Place
-    spec: Spec
+    job: Job
     after: tuple[str, ...] = ()  # run ids
     force_squash: bool = False
     element: tuple[str, int] | None = None  # of a job array: its run id, and which one
@@ -52,7 +52,7 @@ class Submission:
     @property
     def run_dir(self) -> Path:
         """Where the job will record itself, as it sees it."""
-        return self.spec.run_dir
+        return self.job.run_dir
 
     @property
     def folder(self) -> RunFolder:
@@ -61,11 +61,11 @@ class Submission:
 
     def launch(self, archive: Path | None) -> Launch:
         """The job's names and shape."""
-        shape = self.spec.shape
+        shape = self.job.shape
         secrets = self.place.secrets_path(self.element[0] if self.element else self.id)
         return Launch(
             run_id=self.id,
-            task=self.spec.recipe,
+            task=self.job.recipe,
             run_dir=str(self.run_dir),
             nodes=shape.nodes,
             processes=shape.processes,
@@ -126,12 +126,12 @@ def examine(stages: Sequence[Stage], executor: str = "local", options: Options =
     places = {name: _place_of(name, options) for name in {stage.executor or executor for stage in stages}}
     for stage in _in_order(stages, problems):
         name = stage.executor or executor
-        made = {submission.name: outputs_of(submission.spec) for submission in submissions}
+        made = {submission.name: outputs_of(submission.job) for submission in submissions}
         submission, found = _prepare_one(stage, name, *places[name], ids, options, made)
         problems += [problem for problem in found if problem not in problems]
         submissions += [submission] if submission else []
     if len(submissions) > 1:  # a stage by itself was looked at with its other checks
-        together = experiment_problems([(submission.name, submission.spec) for submission in submissions])
+        together = experiment_problems([(submission.name, submission.job) for submission in submissions])
         problems += [problem for problem in together if problem not in problems]
     problems = [_forced(problem, options.force) for problem in problems]
     return Examined(submissions=tuple(submissions), problems=(*problems, *_idle(problems, options.force)))
@@ -186,7 +186,7 @@ def _prepare_one(
             after.append(ids[name] if name in ids else find_run(name).id)
         except ProblemsError as error:
             problems += error.problems
-    spec, unresolved = spec_of(
+    job, unresolved = job_of(
         referenced.partial,
         place,
         options.overrides,
@@ -195,19 +195,19 @@ def _prepare_one(
         promised=referenced.promised,
     )
     problems += unresolved
-    if spec is None:
+    if job is None:
         return None, problems
-    findings = preflight(spec)
+    findings = preflight(job)
     problems += findings.problems
     if not findings.usable:
         return None, problems
     submission = Submission(
         id=ids[stage.name],
         name=stage.name,
-        partial=_with_engine(referenced.partial, spec),
+        partial=_with_engine(referenced.partial, job),
         executor=executor,
         place=place,
-        spec=spec,
+        job=job,
         after=tuple(after),
         force_squash=options.force_squash,
         warnings=tuple(one for found in problems if (one := _forced(found, options.force)).severity != "error"),
@@ -216,15 +216,15 @@ def _prepare_one(
     return submission, problems
 
 
-def _with_engine(partial: "run.Partial[Any]", spec: Spec) -> "run.Partial[Any]":
+def _with_engine(partial: "run.Partial[Any]", job: Job) -> "run.Partial[Any]":
     """The recipe as the job gets it: what was decided here is not decided again on the node."""
     from fiddle import copy_with
 
-    if spec.engine is None:
+    if job.engine is None:
         return partial
-    if getattr(spec.args, "ep", None) != getattr(partial.args, "ep", None):
-        partial = copy_with(partial, args=copy_with(partial.args, ep=spec.args.ep))
-    return copy_with(partial, engine=spec.engine)
+    if getattr(job.args, "ep", None) != getattr(partial.args, "ep", None):
+        partial = copy_with(partial, args=copy_with(partial.args, ep=job.args.ep))
+    return copy_with(partial, engine=job.engine)
 
 
 def _new_id(recipe: str) -> str:

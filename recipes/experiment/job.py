@@ -10,7 +10,7 @@ from recipes.models import ModelFacts, facts_of
 from recipes.planner.gpus import Gpu, gpu_of
 from recipes.planner.layout import Layout, default_ep, layout_of, sizes_of
 from scripts.args.interpolation import MODEL_FIELDS, resolve, tag_of
-from scripts.args.meaning import Engine, ScriptSpec, Torchrun, meanings
+from scripts.args.meaning import Engine, Role, ScriptSpec, Torchrun, field_of, meanings, value_of
 from scripts.engines.script.locate import installed
 from scripts.engines.script.tables import releases_in
 from scripts.run.errors import JobError
@@ -32,7 +32,7 @@ class Shape:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Spec:
+class Job:
     """A job about to be submitted: its values, where it runs, and the run directory it would get."""
 
     recipe: str
@@ -53,6 +53,15 @@ class Spec:
     online: bool
     models: Mapping[str, ModelFacts]  # of each argument that names a model of which something is known
     gpu: Gpu | None  # what a process gets one of; None: not known, or the job needs none
+
+    def get(self, role: Role, default: Any = None) -> Any:
+        """The resolved value of the argument that has a role; `default` where there is none, or it is null."""
+        return value_of(self.resolved, role, default)
+
+    def key(self, role: Role) -> str | None:
+        """What the user calls it: `args.calib_size`; None where no argument has the role."""
+        name = field_of(self.resolved, role)
+        return None if name is None else f"args.{name}"
 
     @property
     def model(self) -> ModelFacts | None:
@@ -77,7 +86,7 @@ class Spec:
         return self.capabilities.local_files
 
 
-def spec_of(
+def job_of(
     partial: "run.Partial[Any]",
     place: "Place",
     overrides: Mapping[str, str],
@@ -85,7 +94,7 @@ def spec_of(
     *,
     online: bool,
     promised: frozenset[str],
-) -> tuple[Spec | None, list[Problem]]:
+) -> tuple[Job | None, list[Problem]]:
     """Build the typed values of `partial` and resolve its late values as they will be on the node."""
     from fiddle import build
 
@@ -103,7 +112,7 @@ def spec_of(
     except JobError as error:
         return None, [Problem(name=error.name, key="args", value=None, cause=error.cause, remedy=error.remedy)]
     addressed, problems = address(args, script, place.profile) if engine == "script" else (None, [])
-    spec = Spec(
+    job = Job(
         recipe=partial.recipe,
         algorithm=algorithm,
         args=args,
@@ -123,7 +132,7 @@ def spec_of(
         models=_models(resolved),
         gpu=gpu_of(place.profile, stated_hardware(partial.recipe)),
     )
-    return spec, [*_contradiction(torchrun, overrides), *problems]
+    return job, [*_contradiction(torchrun, overrides), *problems]
 
 
 def engine_of(
@@ -150,17 +159,17 @@ def engine_of(
     return "script" if spread or (image and releases_in(image)) else "hf"
 
 
-def written(spec: Spec) -> Iterator[tuple[str, str, Path]]:
+def written(job: Job) -> Iterator[tuple[str, str, Path]]:
     """The outputs of the engine that is to be used: the key that names each, its artifact type, its path."""
-    for field, meaning in meanings(spec.resolved):
-        value = getattr(spec.resolved, field.name)
-        if meaning.produces and meaning.engine in ("any", spec.engine) and value:
+    for field, meaning in meanings(job.resolved):
+        value = getattr(job.resolved, field.name)
+        if meaning.produces and meaning.engine in ("any", job.engine) and value:
             yield f"args.{field.name}", meaning.produces, Path(value) / meaning.within
 
 
-def outputs_of(spec: Spec) -> list[dict[str, str]]:
+def outputs_of(job: Job) -> list[dict[str, str]]:
     """What the job is going to leave, by type and path."""
-    return [{"type": kind, "path": str(path)} for _, kind, path in written(spec)]
+    return [{"type": kind, "path": str(path)} for _, kind, path in written(job)]
 
 
 def _models(args: Any) -> dict[str, ModelFacts]:

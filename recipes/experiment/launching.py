@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, replace
 from types import FrameType
 
-from executors.base import Job, Place, SubmitError, UnreachableError
+from executors.base import Place, SchedulerJob, SubmitError, UnreachableError
 from recipes.experiment.delivery import deliver, named_failures, opened_experiment, partial_of
 from recipes.experiment.standing import Run, look
 from recipes.experiment.store import Handle, RunFolder, handle_of, scheduler_of
@@ -145,7 +145,7 @@ def _how(state: str) -> str:
     return {"failed": "failed", "cancelled": "was cancelled", "lost": "was lost"}.get(state, f"is {state}")
 
 
-def _see_to_its_end(folder: RunFolder, place: Place, job: Job, watch: Watcher | None) -> None:
+def _see_to_its_end(folder: RunFolder, place: Place, job: SchedulerJob, watch: Watcher | None) -> None:
     """Follow a job whose end nobody else will see; Ctrl-C cancels it."""
     places = {folder.id: place}
     try:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from executors.base import Job, Launch, Place
+from executors.base import Launch, Place, SchedulerJob
 from scripts.run.errors import JobError
 from scripts.run.files import write_json
 from scripts.run.record import DamagedRecordError
@@ -42,9 +42,9 @@ class Handle:
     settled: bool = False  # nothing about it can change any more
 
     @property
-    def known_job(self) -> Job | None:
+    def known_job(self) -> SchedulerJob | None:
         """The scheduler's job; None before submission."""
-        return Job(**self.job) if self.job else None
+        return SchedulerJob(**self.job) if self.job else None
 
     @property
     def scheduler(self) -> tuple[Any, ...]:

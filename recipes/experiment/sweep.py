@@ -75,7 +75,7 @@ def is_array(submissions: Sequence[Submission]) -> bool:
 def as_elements(submissions: Sequence[Submission]) -> list[Submission]:
     """The same submissions as the elements of one job array, whose run id no run has."""
     first = submissions[0]
-    array = f"{first.spec.recipe}_{first.id.rpartition('_')[2]}-array"
+    array = f"{first.job.recipe}_{first.id.rpartition('_')[2]}-array"
     return [replace(submission, element=(array, index)) for index, submission in enumerate(submissions)]
 
 

@@ -6,7 +6,7 @@ from math import ceil
 from types import MappingProxyType
 from typing import Any, Literal
 
-from recipes.experiment.job import Spec, written
+from recipes.experiment.job import Job, written
 from recipes.models import ModelFacts, facts_of
 from recipes.planner.matrices import Matrices, Matrix, matrices_of, of_facts
 from scripts.args.convert import HfToMegatronArgs, MegatronToHfArgs, MergeLoraArgs
@@ -67,10 +67,10 @@ def checkpoint_bytes(
     return _restorable(model, facts, width, compress=compress) + beside
 
 
-def outputs_bytes(spec: Spec) -> dict[str, int]:
+def outputs_bytes(job: Job) -> dict[str, int]:
     """Bytes of what a job is going to leave, by the key that names each output; what cannot be told is absent."""
-    reader = _READERS.get(type(spec.resolved))
-    sizes = {key: reader(spec, kind) for key, kind, _ in written(spec)} if reader else {}
+    reader = _READERS.get(type(job.resolved))
+    sizes = {key: reader(job, kind) for key, kind, _ in written(job)} if reader else {}
     return {key: size for key, size in sizes.items() if size is not None}
 
 
@@ -114,21 +114,21 @@ def _elements(shape: str, matrix: Matrix, facts: Format) -> int:
     return {"scalar": 1, "per_output": matrix.outputs}.get(shape, blocks)
 
 
-def model_matrices(spec: Spec) -> Matrices | None:
+def model_matrices(job: Job) -> Matrices | None:
     """The weights of the model that the outputs are made of."""
-    return next((_matrices(spec, field) for field in MODEL_FIELDS if hasattr(spec.resolved, field)), None)
+    return next((_matrices(job, field) for field in MODEL_FIELDS if hasattr(job.resolved, field)), None)
 
 
-def _matrices(spec: Spec, field: str) -> Matrices | None:
-    name = getattr(spec.resolved, field)
-    return matrices_of(name, _facts(spec, field)) if isinstance(name, str) else None
+def _matrices(job: Job, field: str) -> Matrices | None:
+    name = getattr(job.resolved, field)
+    return matrices_of(name, _facts(job, field)) if isinstance(name, str) else None
 
 
-def _facts(spec: Spec, field: str) -> ModelFacts | None:
-    return spec.models.get(field) or facts_of(getattr(spec.resolved, field))
+def _facts(job: Job, field: str) -> ModelFacts | None:
+    return job.models.get(field) or facts_of(getattr(job.resolved, field))
 
 
-_Size = Callable[[Spec, str], int | None]
+_Size = Callable[[Job, str], int | None]
 _KINDS: Mapping[str, Kind] = MappingProxyType(
     {"checkpoint_hf": "hf", "checkpoint_modelopt": "modelopt", "checkpoint_megatron": "megatron"}
 )
@@ -137,8 +137,8 @@ _KINDS: Mapping[str, Kind] = MappingProxyType(
 def _quantized(format_field: str) -> _Size:
     """In the format that a field names; a recipe's is not known."""
 
-    def size(spec: Spec, kind: str) -> int | None:
-        args, model = spec.resolved, model_matrices(spec)
+    def size(job: Job, kind: str) -> int | None:
+        args, model = job.resolved, model_matrices(job)
         format_ = getattr(args, format_field)
         if model is None or format_ is None or getattr(args, "recipe", None):
             return None
@@ -157,25 +157,25 @@ def _quantized(format_field: str) -> _Size:
 def _plain(*dtype_fields: str, model: str | None = None) -> _Size:
     """The same model in another layout, in the precision that the first of the fields with a value names."""
 
-    def size(spec: Spec, kind: str) -> int | None:
-        matrices = _matrices(spec, model) if model else model_matrices(spec)
-        said = (getattr(spec.resolved, field) for field in dtype_fields)
+    def size(job: Job, kind: str) -> int | None:
+        matrices = _matrices(job, model) if model else model_matrices(job)
+        said = (getattr(job.resolved, field) for field in dtype_fields)
         dtype = next(filter(None, said), DTYPE)
         return checkpoint_bytes(matrices, None, kind=_KINDS[kind], dtype=dtype) if matrices else None
 
     return size
 
 
-def _converted_mlm(spec: Spec, kind: str) -> int | None:
+def _converted_mlm(job: Job, kind: str) -> int | None:
     """Heads for speculative decoding have an architecture of their own."""
-    return None if spec.resolved.algorithm else _plain()(spec, kind)
+    return None if job.resolved.algorithm else _plain()(job, kind)
 
 
-def _pruned(spec: Spec, kind: str) -> int | None:
+def _pruned(job: Job, kind: str) -> int | None:
     """As many parameters as asked for, or those of the architecture asked for."""
-    args, model = spec.resolved, model_matrices(spec)
+    args, model = job.resolved, model_matrices(job)
     if args.prune_export_config and model is not None:
-        facts = _facts(spec, "hf_model_name_or_path")
+        facts = _facts(job, "hf_model_name_or_path")
         left = _cut(facts, args.prune_export_config) if facts else None
         pruned = of_facts(left) if left else None
         whole = replace(pruned, tokenizer=model.tokenizer) if pruned else None
@@ -215,9 +215,9 @@ def _cut(facts: ModelFacts, sizes: Mapping[str, Any]) -> ModelFacts | None:
     return replace(facts, **changes)
 
 
-def _distilled(spec: Spec, kind: str) -> int | None:
+def _distilled(job: Job, kind: str) -> int | None:
     """Every checkpoint of the training that is kept, or the student that is exported at its end."""
-    args, model = spec.resolved, model_matrices(spec)
+    args, model = job.resolved, model_matrices(job)
     if model is None:
         return None
     if kind == "checkpoint_hf":
@@ -228,8 +228,8 @@ def _distilled(spec: Spec, kind: str) -> int | None:
     return kept and _training_bytes(model, kept)
 
 
-def _finetuned(spec: Spec, _: str) -> int | None:
-    args, model = spec.resolved, model_matrices(spec)
+def _finetuned(job: Job, _: str) -> int | None:
+    args, model = job.resolved, model_matrices(job)
     iterations = args.train_iters or (args.train_samples or 0) // args.global_batch_size
     saves = _saves(iterations, args.save_interval)
     return None if model is None or saves is None else _training_bytes(model, saves)

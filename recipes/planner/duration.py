@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import ceil
 
-from recipes.experiment.job import Spec
+from recipes.experiment.job import Job
 from recipes.planner.gpus import Gpu
 from recipes.planner.jobs import work_of
 from recipes.planner.layout import Layout
@@ -68,17 +68,17 @@ class Load:
         return share / (self.gpu.bandwidth * 1e12)
 
 
-def hours_of(spec: Spec) -> Estimate | None:
+def hours_of(job: Job) -> Estimate | None:
     """How long a job takes, waiting in a queue left out; None where its work, parameters or GPU are not known.
 
     Its first checkpoint is in it, further ones while it trains are not.
     """
-    work = work_of(spec)
+    work = work_of(job)
     model = None if work is None else count(work.model)
-    if work is None or model is None or spec.gpu is None:
+    if work is None or model is None or job.gpu is None:
         return None
     teacher = None if work.teacher is None else count(work.teacher)
-    load = Load(work=work, layout=layout_of_work(spec), model=model, teacher=teacher, gpu=spec.gpu)
+    load = Load(work=work, layout=layout_of_work(job), model=model, teacher=teacher, gpu=job.gpu)
     read = _BF16 * (model.total + (teacher.total if teacher else 0))
     written = {"training": _TRAINED, "generation": 0}.get(work.kind, _BF16) * model.total
     seconds = {

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
-from recipes.experiment.job import Spec
+from recipes.experiment.job import Job
 from recipes.models import ModelFacts
 from recipes.planner.disk import model_matrices
 from recipes.planner.hf_sizes import Sizes
@@ -55,15 +55,15 @@ class Memory:
         return {part: SOURCES[part] for part in self.parts}
 
 
-def predict(spec: Spec) -> Memory | None:
+def predict(job: Job) -> Memory | None:
     """The peak of a job of the hf engine; None for another engine, or where too little is known of the model."""
-    args, facts = spec.resolved, spec.model
-    if spec.engine != "hf" or not isinstance(args, QuantizeArgs):
+    args, facts = job.resolved, job.model
+    if job.engine != "hf" or not isinstance(args, QuantizeArgs):
         return None
-    model = model_matrices(spec)
+    model = model_matrices(job)
     if model is None or facts is None or facts.hidden_size is None or facts.vocab_size is None:
         return None
-    return predict_for(args, model, facts, _device(spec, args))
+    return predict_for(args, model, facts, _device(job, args))
 
 
 def predict_for(args: QuantizeArgs, model: Matrices, facts: ModelFacts, device: Device) -> Memory:
@@ -73,9 +73,9 @@ def predict_for(args: QuantizeArgs, model: Matrices, facts: ModelFacts, device: 
     return Memory(parts={part: size for part, size in parts.items() if size}, peak_phase=name, device=device)
 
 
-def _device(spec: Spec, args: QuantizeArgs) -> Device:
+def _device(job: Job, args: QuantizeArgs) -> Device:
     """Where `auto` leads: to a GPU where the place is known to have one, or is a cluster and the recipe is for one."""
-    has_gpu = spec.gpu is not None and (spec.gpu.certain or spec.profile.kind in ("slurm", "lepton"))
+    has_gpu = job.gpu is not None and (job.gpu.certain or job.profile.kind in ("slurm", "lepton"))
     return "GPU" if args.device == "cuda" or (args.device == "auto" and has_gpu) else "host"
 
 

@@ -6,7 +6,7 @@ from functools import partial
 from math import ceil
 from typing import Any
 
-from recipes.experiment.job import Spec
+from recipes.experiment.job import Job
 from recipes.models import ModelFacts, facts_of
 from recipes.planner.configured import configured
 from recipes.planner.divisibility import Stages
@@ -41,27 +41,27 @@ _CALIBRATION_TOKENS = 512
 _ASKED = 0.05
 
 
-def work_of(spec: Spec) -> Work | None:
+def work_of(job: Job) -> Work | None:
     """The work of a job; None where it has none for a GPU of ours, nothing is known of its model, or sizes are none."""
-    reader = _READERS.get(type(spec.resolved))
-    model = None if reader is None else _facts(spec, reader.model)
-    if reader is None or model is None or _on_cpu(spec.resolved):
+    reader = _READERS.get(type(job.resolved))
+    model = None if reader is None else _facts(job, reader.model)
+    if reader is None or model is None or _on_cpu(job.resolved):
         return None
-    work = reader.read(spec, model)
-    return work if work.is_possible and layout_of_work(spec).is_possible else None
+    work = reader.read(job, model)
+    return work if work.is_possible and layout_of_work(job).is_possible else None
 
 
-def is_of_gpus(spec: Spec) -> bool:
+def is_of_gpus(job: Job) -> bool:
     """Whether it is a job of the script engine whose work on GPUs is described here."""
-    return spec.engine == "script" and type(spec.resolved) in _READERS and not _on_cpu(spec.resolved)
+    return job.engine == "script" and type(job.resolved) in _READERS and not _on_cpu(job.resolved)
 
 
-def _facts(spec: Spec, name: str) -> ModelFacts | None:
+def _facts(job: Job, name: str) -> ModelFacts | None:
     """Of the model that an argument names; a name with a slash that no argument has is the model itself."""
     if "/" in name:
         return facts_of(name)
-    value = getattr(spec.resolved, name)
-    return spec.models.get(name) or (facts_of(value) if isinstance(value, str) else None)
+    value = getattr(job.resolved, name)
+    return job.models.get(name) or (facts_of(value) if isinstance(value, str) else None)
 
 
 def _on_cpu(args: Any) -> bool:
@@ -72,9 +72,9 @@ def _searched(format_name: str | None) -> bool:
     return "awq" in (format_name or "").lower()
 
 
-def _quantize(spec: Spec, model: ModelFacts) -> Work:
+def _quantize(job: Job, model: ModelFacts) -> Work:
     """Also of the hf engine. Releases whose script has no such flags take shorter samples, one at a time."""
-    args: QuantizeArgs = spec.resolved
+    args: QuantizeArgs = job.resolved
     return Work(
         kind="calibration",
         model=model,
@@ -87,8 +87,8 @@ def _quantize(spec: Spec, model: ModelFacts) -> Work:
     )
 
 
-def _quantize_vlm(spec: Spec, model: ModelFacts) -> Work:
-    args: QuantizeVlmArgs = spec.resolved
+def _quantize_vlm(job: Job, model: ModelFacts) -> Work:
+    args: QuantizeVlmArgs = job.resolved
     return Work(
         kind="calibration",
         model=model,
@@ -99,8 +99,8 @@ def _quantize_vlm(spec: Spec, model: ModelFacts) -> Work:
     )
 
 
-def _quantize_modelopt(spec: Spec, model: ModelFacts) -> Work:
-    args: QuantizeModelOptArgs = spec.resolved
+def _quantize_modelopt(job: Job, model: ModelFacts) -> Work:
+    args: QuantizeModelOptArgs = job.resolved
     return Work(
         kind="calibration",
         model=model,
@@ -112,8 +112,8 @@ def _quantize_modelopt(spec: Spec, model: ModelFacts) -> Work:
     )
 
 
-def _prune(spec: Spec, model: ModelFacts) -> Work:
-    args: PruneArgs = spec.resolved
+def _prune(job: Job, model: ModelFacts) -> Work:
+    args: PruneArgs = job.resolved
     return Work(
         kind="scoring",
         model=model,
@@ -125,12 +125,12 @@ def _prune(spec: Spec, model: ModelFacts) -> Work:
     )
 
 
-def _distill(spec: Spec, model: ModelFacts) -> Work:
-    args: DistillArgs = spec.resolved
+def _distill(job: Job, model: ModelFacts) -> Work:
+    args: DistillArgs = job.resolved
     return Work(
         kind="training",
         model=model,
-        teacher=_facts(spec, "teacher_hf_path"),
+        teacher=_facts(job, "teacher_hf_path"),
         tokens=args.seq_length,
         batch=args.mbs,
         samples=(args.train_iters or 0) * args.gbs,
@@ -141,11 +141,11 @@ def _distill(spec: Spec, model: ModelFacts) -> Work:
     )
 
 
-def _bridge_training(spec: Spec, model: ModelFacts) -> Work:
+def _bridge_training(job: Job, model: ModelFacts) -> Work:
     """What the configuration leaves out is as Megatron-Bridge's Llama recipes have it."""
-    read = partial(configured, spec.resolved.config, spec.extra_args)
+    read = partial(configured, job.resolved.config, job.extra_args)
     batch = read("train.global_batch_size", 512)
-    distills = isinstance(spec.resolved, DistillBridgeArgs)
+    distills = isinstance(job.resolved, DistillBridgeArgs)
     full = read("model.recompute_granularity", "") == "full"
     return Work(
         kind="training",
@@ -162,26 +162,26 @@ def _bridge_training(spec: Spec, model: ModelFacts) -> Work:
     )
 
 
-def _generate(spec: Spec, model: ModelFacts, *, image: int = 0) -> Work:
-    prompts = spec.resolved.prompts.split("|")
+def _generate(job: Job, model: ModelFacts, *, image: int = 0) -> Work:
+    prompts = job.resolved.prompts.split("|")
     return Work(
         kind="generation",
         model=model,
         tokens=image + max(map(len, prompts)),  # in characters: a token has at least one
         samples=len(prompts),
-        new_tokens=spec.resolved.osl,
+        new_tokens=job.resolved.osl,
         fake_quantized=True,
     )
 
 
-def _transfer(spec: Spec, model: ModelFacts) -> Work:
-    ends = (getattr(spec.resolved, f"num_layers_in_{end}_pipeline_stage", None) for end in ("first", "last"))
+def _transfer(job: Job, model: ModelFacts) -> Work:
+    ends = (getattr(job.resolved, f"num_layers_in_{end}_pipeline_stage", None) for end in ("first", "last"))
     return Work(kind="transfer", model=model, tokens=0, stages=(next(ends), next(ends)))
 
 
-def _mlm(spec: Spec, model: ModelFacts, *, kind: Kind, read: Callable[[Any], dict[str, Any]]) -> Work:
+def _mlm(job: Job, model: ModelFacts, *, kind: Kind, read: Callable[[Any], dict[str, Any]]) -> Work:
     """A script of the Megatron-LM family."""
-    args: MegatronLmArgs = spec.resolved
+    args: MegatronLmArgs = job.resolved
     parallel = getattr(args, "sequence_parallel", False)
     return Work(kind=kind, model=model, stages=_mlm_stages(args), sequence_parallel=parallel, **read(args))
 
@@ -190,9 +190,9 @@ def _mlm_stages(args: MegatronLmArgs) -> Stages:
     return args.decoder_first_pipeline_num_layers, args.decoder_last_pipeline_num_layers
 
 
-def _mlm_finetune(spec: Spec, model: ModelFacts) -> Work:
+def _mlm_finetune(job: Job, model: ModelFacts) -> Work:
     """SFT, QAT, KD or QAD. A teacher's card is not said: it counts as large as the student, which it mostly is not."""
-    args: MlmFinetuneArgs = spec.resolved
+    args: MlmFinetuneArgs = job.resolved
     return Work(
         kind="training",
         model=model,
@@ -203,7 +203,7 @@ def _mlm_finetune(spec: Spec, model: ModelFacts) -> Work:
         global_batch=args.global_batch_size,
         stages=_mlm_stages(args),
         sequence_parallel=args.sequence_parallel,
-        distributed_optimizer="--use-distributed-optimizer" in spec.extra_args,
+        distributed_optimizer="--use-distributed-optimizer" in job.extra_args,
         fake_quantized=True,
     )
 
@@ -240,7 +240,7 @@ class _Reader:
     """`model`: the argument that names the model, or the name of the model that the script itself has."""
 
     model: str
-    read: Callable[[Spec, ModelFacts], Work]
+    read: Callable[[Job, ModelFacts], Work]
 
 
 def _mlm_reader(kind: Kind, read: Callable[[Any], dict[str, Any]]) -> _Reader:

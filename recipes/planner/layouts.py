@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from itertools import combinations, product
 from math import log2
 
-from recipes.experiment.job import Spec
+from recipes.experiment.job import Job
 from recipes.models import ModelFacts
 from recipes.planner.divisibility import violations
 from recipes.planner.gpus import Gpu, gpus_per_node
@@ -41,13 +41,13 @@ def usable(gpu: Gpu) -> int:
     return int(gpu.memory * _USABLE)
 
 
-def smallest(spec: Spec) -> Proposal | None:
+def smallest(job: Job) -> Proposal | None:
     """The layout of fewest GPUs, then of fewest pipeline stages, then of least tensor parallelism that a job fits in.
 
     Tensor parallelism stays within a machine. None where a fact or the GPU is not known, or nothing that
     was tried fits.
     """
-    search = _search(spec)
+    search = _search(job)
     if search is None:
         return None
     smaller: int | None = None
@@ -82,29 +82,29 @@ def is_valid(layout: Layout, models: Sequence[ModelFacts]) -> bool:
     )
 
 
-def _search(spec: Spec) -> Search | None:
-    work = work_of(spec) if spec.engine == "script" else None
-    if work is None or spec.gpu is None or unknown_of(work):
+def _search(job: Job) -> Search | None:
+    work = work_of(job) if job.engine == "script" else None
+    if work is None or job.gpu is None or unknown_of(work):
         return None
-    args = spec.resolved
-    ranked = args.RANKED and not (spec.addressed and spec.addressed.script in args.ONE_PROCESS)
+    args = job.resolved
+    ranked = args.RANKED and not (job.addressed and job.addressed.script in args.ONE_PROCESS)
     return Search(
         work=work,
-        asked=layout_of_work(spec),
-        room=usable(spec.gpu),
-        machine=(gpus_per_node(spec.profile) or max(_MACHINE, spec.torchrun.nproc_per_node)) if ranked else 1,
-        machines=_MACHINES if ranked and spec.capabilities.multi_node else 1,
-        sizes=_settable(spec),
+        asked=layout_of_work(job),
+        room=usable(job.gpu),
+        machine=(gpus_per_node(job.profile) or max(_MACHINE, job.torchrun.nproc_per_node)) if ranked else 1,
+        machines=_MACHINES if ranked and job.capabilities.multi_node else 1,
+        sizes=_settable(job),
         copies=args.DATA_PARALLEL,
         padded=isinstance(args, MegatronLmArgs),
     )
 
 
-def _settable(spec: Spec) -> frozenset[str]:
+def _settable(job: Job) -> frozenset[str]:
     """Sizes that the job's script takes. An exporter takes tensor parallelism, and writes nonsense with it."""
-    if hasattr(spec.resolved, "config"):
+    if hasattr(job.resolved, "config"):
         return frozenset(_SIZES)
-    return frozenset(sizes_of(spec.args)) - (set() if spec.args.DATA_PARALLEL else {"tp", "etp"})
+    return frozenset(sizes_of(job.args)) - (set() if job.args.DATA_PARALLEL else {"tp", "etp"})
 
 
 def _varied(layout: Layout, changed: int) -> Iterator[Layout]:

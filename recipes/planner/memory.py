@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from recipes.experiment.job import Spec
+from recipes.experiment.job import Job
 from recipes.planner.jobs import work_of
 from recipes.planner.layout import Layout
 from recipes.planner.parameters import missing
@@ -30,13 +30,13 @@ class RankMemory:
         return {part: SOURCES[part] for part in self.parts}
 
 
-def memory_of(spec: Spec) -> RankMemory | None:
+def memory_of(job: Job) -> RankMemory | None:
     """What a job of the script engine needs of each GPU.
 
     None where it needs none, its layout does not divide, or nothing at all is known of its model.
     """
-    work = work_of(spec) if spec.engine == "script" else None
-    return None if work is None else rank_memory(work, layout_of_work(spec))
+    work = work_of(job) if job.engine == "script" else None
+    return None if work is None else rank_memory(work, layout_of_work(job))
 
 
 def rank_memory(work: Work, layout: Layout) -> RankMemory | None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from recipes.experiment.job import Spec
+from recipes.experiment.job import Job
 from recipes.planner import hf_memory
 from recipes.planner.layouts import usable
 from recipes.planner.memory import memory_of
@@ -33,17 +33,17 @@ class Need:
         return {**vars(self), "parts": dict(self.parts), "sources": dict(self.sources), "total": self.total}
 
 
-def need_of(spec: Spec) -> Need | None:
+def need_of(job: Job) -> Need | None:
     """None where nothing of the kind can be told: a tool, an unknown model, a layout that does not divide."""
-    if spec.engine == "script":
-        memory = memory_of(spec)
+    if job.engine == "script":
+        memory = memory_of(job)
         if memory is None or memory.unknown:
             return None
-        room = usable(spec.gpu) if spec.gpu else None
+        room = usable(job.gpu) if job.gpu else None
         return Need(where=memory.stage, device="GPU", parts=memory.parts, sources=memory.sources, room=room)
-    if spec.engine != "hf":
+    if job.engine != "hf":
         return None
-    predicted = hf_memory.predict(spec)
+    predicted = hf_memory.predict(job)
     if predicted is None:
         return None
     return Need(
@@ -51,14 +51,14 @@ def need_of(spec: Spec) -> Need | None:
         device=predicted.device,
         parts=predicted.parts,
         sources=predicted.sources,
-        room=_room(spec, predicted.device),
+        room=_room(job, predicted.device),
     )
 
 
-def _room(spec: Spec, device: Literal["GPU", "host"]) -> int | None:
+def _room(job: Job, device: Literal["GPU", "host"]) -> int | None:
     if device == "GPU":
-        return usable(spec.gpu) if spec.gpu else None
-    if spec.profile.kind != "local":
+        return usable(job.gpu) if job.gpu else None
+    if job.profile.kind != "local":
         return None
     import psutil
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from recipes.experiment.examine import Examined, Options, Stage, examine
-from recipes.experiment.job import Spec, written
+from recipes.experiment.job import Job, written
 from recipes.planner.disk import outputs_bytes
 from recipes.planner.duration import Estimate, hours_of
 from recipes.planner.gpus import Gpu
@@ -137,45 +137,45 @@ def plan_of(examined: Examined, others: Sequence[Problem] = ()) -> Plan:
     if not examined.submissions:
         raise ProblemsError(problems)
     (submission,) = examined.submissions
-    spec = submission.spec
-    layout, memory = layout_of_work(spec), need_of(spec)
+    job = submission.job
+    layout, memory = layout_of_work(job), need_of(job)
     on_gpus = memory is None or memory.device == "GPU"
     return Plan(
-        recipe=spec.recipe,
+        recipe=job.recipe,
         executor=submission.executor,
-        engine=spec.engine,
-        script=spec.addressed.script if spec.addressed else None,
-        release=spec.addressed.release if spec.addressed else None,
-        command=_command(spec),
+        engine=job.engine,
+        script=job.addressed.script if job.addressed else None,
+        release=job.addressed.release if job.addressed else None,
+        command=_command(job),
         layout=layout,
-        ranks=ranks_of(spec, layout) if spec.engine == "script" else (),
-        gpu=spec.gpu if on_gpus else None,
-        models=tuple(_models(spec)),
+        ranks=ranks_of(job, layout) if job.engine == "script" else (),
+        gpu=job.gpu if on_gpus else None,
+        models=tuple(_models(job)),
         memory=memory,
-        proposal=smallest(spec),
-        time=hours_of(spec) if on_gpus else None,
-        run_dir=str(spec.run_dir),
-        outputs=tuple(_outputs(spec)),
+        proposal=smallest(job),
+        time=hours_of(job) if on_gpus else None,
+        run_dir=str(job.run_dir),
+        outputs=tuple(_outputs(job)),
         problems=problems,
         skipped=submission.skipped,
-        notes=tuple(notes(spec)),
+        notes=tuple(notes(job)),
     )
 
 
-def _command(spec: Spec) -> tuple[str, ...] | None:
+def _command(job: Job) -> tuple[str, ...] | None:
     """Without the launcher: what a person would type on one rank. None where there is no script, or no such card."""
-    if spec.addressed is None:
+    if job.addressed is None:
         return None
     try:
-        return ("python", *spec.addressed.path.split(" ", 1), *command(spec).words)
+        return ("python", *job.addressed.path.split(" ", 1), *command(job).words)
     except JobError:
         return None
 
 
-def _models(spec: Spec) -> Iterator[Model]:
-    for key, facts in spec.models.items():
-        counted, name = count(facts), getattr(spec.resolved, key)
-        folder = model_folder(spec, name) if counted is None else None
+def _models(job: Job) -> Iterator[Model]:
+    for key, facts in job.models.items():
+        counted, name = count(facts), getattr(job.resolved, key)
+        folder = model_folder(job, name) if counted is None else None
         yield Model(
             key=f"args.{key}",
             name=name,
@@ -187,9 +187,9 @@ def _models(spec: Spec) -> Iterator[Model]:
         )
 
 
-def _outputs(spec: Spec) -> Iterator[Output]:
-    sizes = outputs_bytes(spec)
-    for key, kind, path in written(spec):
+def _outputs(job: Job) -> Iterator[Output]:
+    sizes = outputs_bytes(job)
+    for key, kind, path in written(job):
         yield Output(key=key, type=kind, path=str(path), bytes=sizes.get(key))
 
 

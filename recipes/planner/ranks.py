@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from recipes.experiment.job import Spec
+from recipes.experiment.job import Job
 from recipes.planner.jobs import work_of
 from recipes.planner.layout import Layout
 from recipes.planner.stages import anatomy
@@ -21,12 +21,12 @@ class Ranks:
         return ranks if self.holds is None else f"{ranks}: {self.holds}"
 
 
-def ranks_of(spec: Spec, layout: Layout) -> tuple[Ranks, ...]:
+def ranks_of(job: Job, layout: Layout) -> tuple[Ranks, ...]:
     """The ranks of each pipeline stage, in Megatron-Core's order (tp-cp-ep-dp-pp: the pipeline varies slowest)."""
     if not layout.divides:
         return ()
     each = layout.world // layout.pp
-    work = work_of(spec)
+    work = work_of(job)
     model = work and anatomy(work.model, quantized=work.fake_quantized)
     stages = model.stages(layout.pp, work.stages) if work and model else None
     held = [str(stage) for stage in stages] if stages else [None] * layout.pp

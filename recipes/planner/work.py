@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from recipes.experiment.job import Spec
+from recipes.experiment.job import Job
 from recipes.models import ModelFacts
 from recipes.planner.configured import configured
 from recipes.planner.layout import Layout
@@ -42,17 +42,17 @@ class Work:
         return min(self.batch, self.global_batch) > 0 and min(self.tokens, self.samples, self.new_tokens) >= 0
 
 
-def layout_of_work(spec: Spec) -> Layout:
+def layout_of_work(job: Job) -> Layout:
     """The layout of a job, whose sizes may be in a configuration of the script instead of in its arguments.
 
     What a configuration leaves out is 1, as in a model that Megatron-Bridge builds from Hugging Face; its own recipe
     for Llama 3 8B, which `qat` starts from where it is given no model, has context parallel 2.
     """
-    layout = spec.layout
-    if not isinstance(spec.resolved, DistillBridgeArgs | QatArgs):
+    layout = job.layout
+    if not isinstance(job.resolved, DistillBridgeArgs | QatArgs):
         return layout
-    own = isinstance(spec.resolved, QatArgs) and spec.resolved.hf_path is None
-    read = partial(configured, spec.resolved.config, spec.extra_args)
+    own = isinstance(job.resolved, QatArgs) and job.resolved.hf_path is None
+    read = partial(configured, job.resolved.config, job.extra_args)
     return Layout(
         nodes=layout.nodes,
         processes=layout.processes,

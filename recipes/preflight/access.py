@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 
-from recipes.experiment.job import Spec
+from recipes.experiment.job import Job
 from recipes.models import hub
 from recipes.models.published import is_gated, published
 from recipes.preflight.frame import Check
@@ -22,11 +22,11 @@ _CACHE_VARIABLES = ("HF_HOME", "HF_HUB_CACHE")
 _HOMES, _CACHE_FOLDERS = ("/root", "/home"), frozenset({".cache", "huggingface"})
 
 
-def _gated(spec: Spec) -> Iterator[Problem]:
-    for field, name in _fetched(spec):
-        if not is_gated(name) or (spec.here and hub.cached_model(name) is not None) or _has_token(spec):
+def _gated(job: Job) -> Iterator[Problem]:
+    for field, name in _fetched(job):
+        if not is_gated(name) or (job.here and hub.cached_model(name) is not None) or _has_token(job):
             continue
-        other = next(_other_ways(spec), None)
+        other = next(_other_ways(job), None)
         cause = "its repository is gated, and the job would have no HF_TOKEN"
         cause += f", unless {other} brings the model or the token" if other else ""
         yield Problem(
@@ -34,29 +34,29 @@ def _gated(spec: Spec) -> Iterator[Problem]:
             key=f"args.{field}",
             value=name,
             cause=cause,
-            remedy=_how_to_log_in(spec),
+            remedy=_how_to_log_in(job),
             severity="warning" if other else "error",
             can_force=True,
         )
 
 
-def _other_ways(spec: Spec) -> Iterator[str]:
+def _other_ways(job: Job) -> Iterator[str]:
     """What of a profile may let the job have the model all the same; nobody can tell from here."""
-    yield from (f"executor.env.{name}" for name in _CACHE_VARIABLES if name in spec.profile.env)
+    yield from (f"executor.env.{name}" for name in _CACHE_VARIABLES if name in job.profile.env)
     for key in ("setup", "pre_launch"):
-        lines = " ".join(getattr(spec.profile, key, ()))
+        lines = " ".join(getattr(job.profile, key, ()))
         if any(name in lines for name in (*_TOKEN_VARIABLES, *_CACHE_VARIABLES)):
             yield f"executor.{key}"
-    for mount in mounts_of(spec) or ():
+    for mount in mounts_of(job) or ():
         at_home = any(is_below(mount.target, home) for home in _HOMES)
         if at_home or _CACHE_FOLDERS & set(PurePosixPath(mount.target).parts):
             yield f"the mount of {mount.target}"
 
 
-def _nearly_known(spec: Spec) -> Iterator[Problem]:
+def _nearly_known(job: Job) -> Iterator[Problem]:
     """A hub name that is that of a known model but for a letter; the hub is not asked before the job is."""
     known = published().configs
-    for field, name in _fetched(spec):
+    for field, name in _fetched(job):
         if name in known or hub.cached_model(name) is not None:
             continue
         close = difflib.get_close_matches(name.lower(), {one.lower(): one for one in known}, n=1, cutoff=0.9)
@@ -77,21 +77,21 @@ def _figures_of(name: str) -> list[str]:
     return re.findall(r"\d+", name)
 
 
-def _fetched(spec: Spec) -> Iterator[tuple[str, str]]:
+def _fetched(job: Job) -> Iterator[tuple[str, str]]:
     """The arguments that name a model of the hub, each with the name."""
-    for field, meaning in meanings(spec.resolved):
-        name = getattr(spec.resolved, field.name)
+    for field, meaning in meanings(job.resolved):
+        name = getattr(job.resolved, field.name)
         named = meaning.consumes == "checkpoint_hf" or (field.name in NAMES_A_MODEL and not meaning.produces)
         if named and isinstance(name, str) and hub.is_hub_name(name) and not is_local(name):
             yield field.name, name
 
 
-def _has_token(spec: Spec) -> bool:
-    if spec.profile.kind == "lepton":  # its secrets are the workspace's own
-        return any(name in spec.profile.secrets for name in _TOKEN_VARIABLES)
-    passed = _TOKEN_VARIABLES if spec.profile.kind == "local" else spec.profile.secrets
+def _has_token(job: Job) -> bool:
+    if job.profile.kind == "lepton":  # its secrets are the workspace's own
+        return any(name in job.profile.secrets for name in _TOKEN_VARIABLES)
+    passed = _TOKEN_VARIABLES if job.profile.kind == "local" else job.profile.secrets
     return any(os.environ.get(name) for name in _TOKEN_VARIABLES if name in passed) or (
-        spec.here and posixpath.isfile(_login_file())
+        job.here and posixpath.isfile(_login_file())
     )
 
 
@@ -102,11 +102,11 @@ def _login_file() -> str:
     return posixpath.expanduser(os.environ.get("HF_TOKEN_PATH") or posixpath.join(home, "token"))
 
 
-def _how_to_log_in(spec: Spec) -> str:
+def _how_to_log_in(job: Job) -> str:
     accept = "Accept its licence on the hub, then "
-    if spec.profile.kind == "lepton":
+    if job.profile.kind == "lepton":
         return accept + "make a secret HF_TOKEN in the workspace and add HF_TOKEN to executor.secrets."
-    listed = spec.profile.kind == "local" or any(name in spec.profile.secrets for name in _TOKEN_VARIABLES)
+    listed = job.profile.kind == "local" or any(name in job.profile.secrets for name in _TOKEN_VARIABLES)
     return accept + ("set HF_TOKEN where you submit." if listed else "add HF_TOKEN to executor.secrets and set it.")
 
 

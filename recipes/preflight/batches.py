@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import lcm
 
-from recipes.experiment.job import Spec
+from recipes.experiment.job import Job
 from recipes.planner.configured import configured
 from recipes.preflight.frame import Check
 from recipes.preflight.layout import asked, ranked, split
@@ -29,31 +29,31 @@ class Training:
     sequence_parallel: bool
 
 
-def training_of(spec: Spec) -> Training | None:
-    """The batches of `spec`; None where it trains nothing."""
-    args = spec.args
+def training_of(job: Job) -> Training | None:
+    """The batches of `job`; None where it trains nothing."""
+    args = job.args
     if hasattr(args, "gbs"):
-        return _training(spec, "seq_length", "mbs", "gbs", sequence_parallel=True)
+        return _training(job, "seq_length", "mbs", "gbs", sequence_parallel=True)
     if isinstance(args, MlmFinetuneArgs):
         names = ("seq_length", "micro_batch_size", "global_batch_size")
-        return _training(spec, *names, sequence_parallel=args.sequence_parallel)
+        return _training(job, *names, sequence_parallel=args.sequence_parallel)
     if not hasattr(args, "config"):
         return None
-    config, words = spec.resolved.config, spec.extra_args
+    config, words = job.resolved.config, job.extra_args
     keys = ("model.seq_length", "train.micro_batch_size", "train.global_batch_size")
     length, micro, batch = ((f"args.config.{key}", configured(config, words, key, 0) or None) for key in keys)
     parallel = configured(config, words, "model.sequence_parallel", False)
     return Training(length=length, micro=micro, batch=batch, sequence_parallel=parallel)
 
 
-def _training(spec: Spec, *names: str, sequence_parallel: bool) -> Training:
-    length, micro, batch = ((f"args.{name}", getattr(spec.args, name)) for name in names)
+def _training(job: Job, *names: str, sequence_parallel: bool) -> Training:
+    length, micro, batch = ((f"args.{name}", getattr(job.args, name)) for name in names)
     return Training(length=length, micro=micro, batch=batch, sequence_parallel=sequence_parallel)
 
 
-def _batch(spec: Spec) -> Iterator[Problem]:
+def _batch(job: Job) -> Iterator[Problem]:
     """Megatron-Core's number of micro-batches is a whole number."""
-    training, layout = training_of(spec), asked(spec).layout
+    training, layout = training_of(job), asked(job).layout
     if training is None or not layout.divides:
         return
     (_, micro), (key, batch) = training.micro, training.batch
@@ -65,9 +65,9 @@ def _batch(spec: Spec) -> Iterator[Problem]:
         yield Problem(name="batch_not_divisible", key=key, value=batch, cause=cause, remedy=remedy)
 
 
-def _sequence(spec: Spec) -> Iterator[Problem]:
+def _sequence(job: Job) -> Iterator[Problem]:
     """Context parallelism cuts a sequence into 2 cp parts, sequence parallelism each rank's into tp."""
-    training, layout = training_of(spec), asked(spec).layout
+    training, layout = training_of(job), asked(job).layout
     if training is None or training.length[1] is None:
         return
     key, length = training.length
@@ -84,17 +84,17 @@ def _sequence(spec: Spec) -> Iterator[Problem]:
             return
 
 
-def _context(spec: Spec) -> Iterator[Problem]:
+def _context(job: Job) -> Iterator[Problem]:
     """Rotary positions go on beyond what a model was trained for, but what it says there is not its quality."""
-    assert spec.model is not None
+    assert job.model is not None
     for name in _LENGTHS:
-        value = getattr(spec.args, name, None)
-        if value is not None and value > (spec.model.context or value):
-            refused = isinstance(spec.args, MegatronLmArgs) and name == "seq_length"
-            cause = f"the model has {spec.model.context} positions" + (
+        value = getattr(job.args, name, None)
+        if value is not None and value > (job.model.context or value):
+            refused = isinstance(job.args, MegatronLmArgs) and name == "seq_length"
+            cause = f"the model has {job.model.context} positions" + (
                 ", and Megatron-LM refuses more" if refused else ""
             )
-            remedy = f"Use args.{name}={spec.model.context} or fewer."
+            remedy = f"Use args.{name}={job.model.context} or fewer."
             yield Problem(
                 name="sequence_longer_than_context",
                 key=f"args.{name}",
@@ -106,22 +106,22 @@ def _context(spec: Spec) -> Iterator[Problem]:
             )
 
 
-def _sequence_parallel(spec: Spec) -> Iterator[Problem]:
+def _sequence_parallel(job: Job) -> Iterator[Problem]:
     """Megatron-Core's moe_layer raises in the first training step."""
-    assert spec.model is not None
-    if spec.model.experts:
+    assert job.model is not None
+    if job.model.experts:
         cause = "experts cannot be trained with tensor parallelism alone"
         remedy = "Use args.sequence_parallel=true."
         key = "args.sequence_parallel"
         yield Problem(name="experts_need_sequence_parallel", key=key, value=False, cause=cause, remedy=remedy)
 
 
-def _trains_without_sequence_parallel(spec: Spec) -> bool:
-    return isinstance(spec.args, MlmFinetuneArgs) and not spec.args.sequence_parallel and split("tp", spec)
+def _trains_without_sequence_parallel(job: Job) -> bool:
+    return isinstance(job.args, MlmFinetuneArgs) and not job.args.sequence_parallel and split("tp", job)
 
 
-def _trains(spec: Spec) -> bool:
-    return ranked(spec) and training_of(spec) is not None
+def _trains(job: Job) -> bool:
+    return ranked(job) and training_of(job) is not None
 
 
 CHECKS: tuple[Check, ...] = (
@@ -131,7 +131,7 @@ CHECKS: tuple[Check, ...] = (
         name="sequence_longer_than_context",
         run=_context,
         needs=("model.context",),
-        applies=lambda spec: any(getattr(spec.args, name, None) is not None for name in _LENGTHS),
+        applies=lambda job: any(getattr(job.args, name, None) is not None for name in _LENGTHS),
     ),
     Check(
         name="experts_need_sequence_parallel",

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from recipes.experiment.job import Spec
+from recipes.experiment.job import Job
 from recipes.planner.configured import configured
 from scripts.args.distill import DistillBridgeArgs, QatArgs
 from scripts.run.problems import Problem, Severity
@@ -29,20 +29,20 @@ _NOT_CONFIGURED_WITH_KD: tuple[tuple[str, int | bool, str, Severity], ...] = (
 _INTERLEAVED = frozenset(flag for flag, why in _NOT_WITH_KD.items() if why.startswith("interleaved"))
 
 
-def family_checks(spec: Spec) -> Iterator[Problem]:
+def family_checks(job: Job) -> Iterator[Problem]:
     """Every Problem that comes of what the algorithm is."""
     for check in (_prune, _distill, _wandb, _card, _interleaved):
-        yield from check(spec)
+        yield from check(job)
 
 
 _TARGETS = ("prune_target_params", "prune_target_active_params", "prune_target_memory_mb")
 
 
-def _prune(spec: Spec) -> Iterator[Problem]:
-    if not hasattr(spec.args, "prune_target_params"):
+def _prune(job: Job) -> Iterator[Problem]:
+    if not hasattr(job.args, "prune_target_params"):
         return
-    targets = [name for name in _TARGETS if getattr(spec.args, name) is not None]
-    fixed = spec.args.prune_export_config
+    targets = [name for name in _TARGETS if getattr(job.args, name) is not None]
+    fixed = job.args.prune_export_config
     if targets and fixed is not None:
         cause = f"args.{targets[0]} asks for a search, and this names the architecture"
         remedy = f"Set one of them to null: args.{targets[0]}=null for this architecture."
@@ -57,16 +57,16 @@ def _prune(spec: Spec) -> Iterator[Problem]:
             cause=cause,
             remedy="Set a target, or prune_export_config.",
         )
-    outputs = [name for name in ("output_hf_path", "output_megatron_path") if getattr(spec.args, name)]
+    outputs = [name for name in ("output_hf_path", "output_megatron_path") if getattr(job.args, name)]
     if len(outputs) != 1:
         cause = "the script writes one of output_hf_path and output_megatron_path"
         remedy = "Set the other one to null." if outputs else "Set one of them."
-        value = getattr(spec.args, outputs[-1]) if outputs else None
+        value = getattr(job.args, outputs[-1]) if outputs else None
         yield Problem(name="not_one_output", key="args.output_megatron_path", value=value, cause=cause, remedy=remedy)
 
 
-def _distill(spec: Spec) -> Iterator[Problem]:
-    args = spec.args
+def _distill(job: Job) -> Iterator[Problem]:
+    args = job.args
     if hasattr(args, "use_mock_data"):
         sources = [name for name in ("data_paths", "use_mock_data", "sft") if getattr(args, name)]
         if not sources:
@@ -80,25 +80,25 @@ def _distill(spec: Spec) -> Iterator[Problem]:
                 name="two_kinds_of_data", key=key, value=getattr(args, sources[1]), cause=cause, remedy="Choose one."
             )
         yield from _blend(args.data_paths or [])
-    if spec.recipe.startswith("qad") and hasattr(args, "student_megatron_path") and args.student_megatron_path is None:
+    if job.recipe.startswith("qad") and hasattr(args, "student_megatron_path") and args.student_megatron_path is None:
         cause = "QAD needs the quantized student; without it this is plain distillation"
         key = "args.student_megatron_path"
         yield Problem(
             name="missing_input", key=key, value=None, cause=cause, remedy="Set it to what quantize_modelopt left."
         )
-    if spec.algorithm == "distill" or getattr(args, "export_kd_teacher_load", None):
-        for word in spec.extra_args:
+    if job.algorithm == "distill" or getattr(args, "export_kd_teacher_load", None):
+        for word in job.extra_args:
             if (why := _NOT_WITH_KD.get(word.partition("=")[0].replace("_", "-"))) is not None:
                 yield Problem(
                     name="kd_incompatible", key="extra_args", value=word, cause=f"not with distillation: {why}"
                 )
     if isinstance(args, DistillBridgeArgs):
-        yield from _configured_kd(spec)
+        yield from _configured_kd(job)
 
 
-def _configured_kd(spec: Spec) -> Iterator[Problem]:
+def _configured_kd(job: Job) -> Iterator[Problem]:
     for key, off, flag, severity in _NOT_CONFIGURED_WITH_KD:
-        value = configured(spec.resolved.config, spec.extra_args, key, off)
+        value = configured(job.resolved.config, job.extra_args, key, off)
         if value:
             cause = f"not with distillation: {_NOT_WITH_KD[flag]}"
             yield Problem(name="kd_incompatible", key=f"args.config.{key}", value=value, cause=cause, severity=severity)
@@ -116,41 +116,41 @@ def _blend(paths: list[Any]) -> Iterator[Problem]:
             return
 
 
-def _wandb(spec: Spec) -> Iterator[Problem]:
-    project = getattr(spec.args, "wandb_project", None)
+def _wandb(job: Job) -> Iterator[Problem]:
+    project = getattr(job.args, "wandb_project", None)
     if project is None:
         return
     name = "WANDB_API_KEY"
-    if name not in spec.profile.secrets and spec.profile.kind != "local":
+    if name not in job.profile.secrets and job.profile.kind != "local":
         cause = f"the job is not given {name}: the profile's secrets do not name it"
         remedy = f"Add {name} to the secrets of the profile."
         yield Problem(name="wandb_not_inherited", key="args.wandb_project", value=project, cause=cause, remedy=remedy)
-    elif name not in os.environ and spec.profile.kind != "lepton":  # Lepton keeps secrets of its own
+    elif name not in os.environ and job.profile.kind != "lepton":  # Lepton keeps secrets of its own
         cause = f"the job is to be given {name}, and it is not set here"
         yield Problem(
             name="wandb_not_inherited", key="args.wandb_project", value=project, cause=cause, remedy=f"Set {name}."
         )
 
 
-def _card(spec: Spec) -> Iterator[Problem]:
+def _card(job: Job) -> Iterator[Problem]:
     from scripts.engines.script.cards import REMOTE_CODE, cards
 
-    card = getattr(spec.args, "model_card", "")
-    if card in cards() and REMOTE_CODE in cards()[card] and not spec.args.trust_remote_code:
+    card = getattr(job.args, "model_card", "")
+    if card in cards() and REMOTE_CODE in cards()[card] and not job.args.trust_remote_code:
         cause = f"{card} brings Python code of its own, which is not run unless it is trusted"
         remedy = "Look at that code, then set args.trust_remote_code=true."
         yield Problem(name="remote_code_not_trusted", key="args.model_card", value=card, cause=cause, remedy=remedy)
 
 
-def _interleaved(spec: Spec) -> Iterator[Problem]:
+def _interleaved(job: Job) -> Iterator[Problem]:
     """ModelOpt's state is not kept for them. Megatron-LM's scripts say so and end with status 0, nothing done."""
-    trains = isinstance(spec.args, QatArgs)
-    value = configured(spec.resolved.config, spec.extra_args, _VIRTUAL_STAGES, 0) if trains else 0
+    trains = isinstance(job.args, QatArgs)
+    value = configured(job.resolved.config, job.extra_args, _VIRTUAL_STAGES, 0) if trains else 0
     if value:
         cause = "a checkpoint with ModelOpt's state cannot have virtual stages (Megatron-Bridge raises)"
         name, key = "pipeline_not_interleaved", f"args.config.{_VIRTUAL_STAGES}"
         yield Problem(name=name, key=key, value=value, cause=cause, remedy="Leave it out.")
-    for word in spec.extra_args if hasattr(spec.args, "model_card") else ():
+    for word in job.extra_args if hasattr(job.args, "model_card") else ():
         if word.partition("=")[0] in _INTERLEAVED:
             cause = "the script would end at once, with status 0 and nothing done"
             yield Problem(

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import Literal
 
-from recipes.experiment.job import Spec
+from recipes.experiment.job import Job
 from recipes.models import ModelFacts
 from recipes.models.model import Part
 from recipes.planner.layout import Layout
@@ -64,12 +64,12 @@ _MATRICES: tuple[Matrix, ...] = (
 )
 
 
-def made_format(spec: Spec) -> tuple[str, str] | None:
+def made_format(job: Job) -> tuple[str, str] | None:
     """The key and the name of the format that a job quantizes to; a ModelOpt recipe instead of one is not a name."""
-    if spec.algorithm != "quantize" or getattr(spec.args, "recipe", None):
+    if job.algorithm != "quantize" or getattr(job.args, "recipe", None):
         return None
     for name in _KEYS:
-        value = getattr(spec.resolved, name, None)
+        value = getattr(job.resolved, name, None)
         if isinstance(value, str):
             return f"args.{name}", value
     return None
@@ -90,21 +90,21 @@ def exact_format(name: str) -> Format | None:
     return FORMATS.get(name) or by_config.get(name)
 
 
-def read_formats(spec: Spec) -> Iterator[tuple[str, Format]]:
+def read_formats(job: Job) -> Iterator[tuple[str, Format]]:
     """The formats of the checkpoints that a job reads, as far as their facts say."""
-    for field, facts in spec.models.items():
+    for field, facts in job.models.items():
         found = FORMATS.get(facts.quantized or "")
         if found is not None:
             yield f"args.{field}", found
 
 
-def _fits(spec: Spec) -> Iterator[Problem]:
+def _fits(job: Job) -> Iterator[Problem]:
     """Calibration fills a last block up with zeros (ModelOpt quantization.utils); the exporter refuses to."""
-    made = made_format(spec)
+    made = made_format(job)
     facts = exact_format(made[1]) if made else None
     if made is None or facts is None:
         return
-    want, model = asked(spec), spec.model
+    want, model = asked(job), job.model
     assert model is not None
     sides: dict[Side, int] = {"output": facts.block[0], "input": facts.block[1]}
     for matrix in _MATRICES:
@@ -136,9 +136,9 @@ def _smaller(matrix: Matrix, model: ModelFacts, layout: Layout, block: int, keys
     return FITS_ANY_WIDTH
 
 
-def _exportable(spec: Spec) -> Iterator[Problem]:
+def _exportable(job: Job) -> Iterator[Problem]:
     """The checkpoint itself is sound: it can be trained on and generate."""
-    made = made_format(spec)
+    made = made_format(job)
     facts = exact_format(made[1]) if made else None
     if made and facts and facts.name in NOT_EXPORTABLE:
         cause = "Megatron's exporter cannot write it: no Hugging Face checkpoint can be made of what this leaves"
@@ -149,11 +149,11 @@ def _exportable(spec: Spec) -> Iterator[Problem]:
         )
 
 
-def _already(spec: Spec) -> Iterator[Problem]:
+def _already(job: Job) -> Iterator[Problem]:
     """What ModelOpt quantized is packed; other tools' checkpoints some loaders unpack."""
-    sources = {field.name for field, meaning in meanings(spec.args) if meaning.consumes == "checkpoint_hf"}
-    for field in sorted(sources & spec.models.keys()):
-        found = spec.models[field].quantized
+    sources = {field.name for field, meaning in meanings(job.args) if meaning.consumes == "checkpoint_hf"}
+    for field in sorted(sources & job.models.keys()):
+        found = job.models[field].quantized
         if found is not None:
             ours = found in FORMATS
             cause = f"it is quantized already, in {found}" + (
@@ -162,7 +162,7 @@ def _already(spec: Spec) -> Iterator[Problem]:
             yield Problem(
                 name="already_quantized",
                 key=f"args.{field}",
-                value=getattr(spec.args, field),
+                value=getattr(job.args, field),
                 cause=cause,
                 remedy="Name the model that it was made of." if ours else "Name a BF16 version, where there is one.",
                 severity="error" if ours else "warning",
@@ -170,8 +170,8 @@ def _already(spec: Spec) -> Iterator[Problem]:
             )
 
 
-def _quantizes_by_script(spec: Spec) -> bool:
-    return spec.engine == "script" and made_format(spec) is not None
+def _quantizes_by_script(job: Job) -> bool:
+    return job.engine == "script" and made_format(job) is not None
 
 
 CHECKS: tuple[Check, ...] = (
@@ -179,12 +179,12 @@ CHECKS: tuple[Check, ...] = (
         name="format_does_not_fit",
         run=_fits,
         needs=("model.blocks", "model.hidden_size"),
-        applies=lambda spec: _quantizes_by_script(spec) and ranked(spec) and asked(spec).layout.divides,
+        applies=lambda job: _quantizes_by_script(job) and ranked(job) and asked(job).layout.divides,
     ),
     Check(name="format_not_exportable", run=_exportable, applies=_quantizes_by_script),
     Check(
         name="already_quantized",
         run=_already,
-        applies=lambda spec: spec.algorithm in ("quantize", "prune", "distill"),
+        applies=lambda job: job.algorithm in ("quantize", "prune", "distill"),
     ),
 )

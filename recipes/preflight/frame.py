@@ -1,9 +1,9 @@
-"""What a check is: a pure function over a Spec, the Problems that it may report, and the facts that it needs."""
+"""What a check is: a pure function over a Job, the Problems that it may report, and the facts that it needs."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from recipes.experiment.job import Spec
+from recipes.experiment.job import Job
 from scripts.run.problems import Problem
 
 
@@ -27,9 +27,9 @@ class Check:
     """
 
     name: str  # of the Problem that it reports; its main one, where there are several
-    run: Callable[[Spec], Iterator[Problem | Skipped]]  # Skipped: a fact turned out to be missing on the way
+    run: Callable[[Job], Iterator[Problem | Skipped]]  # Skipped: a fact turned out to be missing on the way
     needs: tuple[str, ...] = ()
-    applies: Callable[[Spec], bool] = lambda _: True
+    applies: Callable[[Job], bool] = lambda _: True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,18 +41,18 @@ class Findings:
     usable: bool = True  # else the values are such that nothing more can be said of the job
 
 
-def carry_out(checks: Sequence[Check], spec: Spec) -> Findings:
+def carry_out(checks: Sequence[Check], job: Job) -> Findings:
     """Run every check that applies and whose facts are known."""
     problems: list[Problem] = []
     skipped: list[Skipped] = []
     for check in checks:
-        if not check.applies(spec):
+        if not check.applies(job):
             continue
-        missing = tuple(need for need in check.needs if not _known(need, spec))
+        missing = tuple(need for need in check.needs if not _known(need, job))
         if missing:
             skipped.append(Skipped(name=check.name, missing=missing))
             continue
-        for found in check.run(spec):
+        for found in check.run(job):
             if isinstance(found, Skipped):
                 skipped.append(found)
             else:
@@ -60,7 +60,7 @@ def carry_out(checks: Sequence[Check], spec: Spec) -> Findings:
     return Findings(problems=tuple(problems), skipped=tuple(skipped))
 
 
-def _known(need: str, spec: Spec) -> bool:
+def _known(need: str, job: Job) -> bool:
     owner, _, field = need.partition(".")
-    value = getattr(spec, owner)
+    value = getattr(job, owner)
     return value is not None and (not field or getattr(value, field) is not None)

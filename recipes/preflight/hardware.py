@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from recipes.experiment.job import Spec
+from recipes.experiment.job import Job
 from recipes.planner.gpus import Gpu, gpus_per_node
 from recipes.preflight.formats import made_format, named_format, read_formats
 from recipes.preflight.frame import Check
@@ -26,28 +26,28 @@ def _called(gpu: Gpu) -> str:
     return f"{gpu.name} has {gpu.sm / 10:.1f} ({gpu.known_by})"
 
 
-def _processes(spec: Spec) -> Iterator[Problem]:
-    gpus = gpus_per_node(spec.profile)
-    for key, value in _wanted(spec):
+def _processes(job: Job) -> Iterator[Problem]:
+    gpus = gpus_per_node(job.profile)
+    for key, value in _wanted(job):
         if gpus is not None and value > gpus:
             name = "more_processes_than_gpus"
-            cause = f"each process takes a GPU, and a machine of {spec.profile.kind} has {gpus}"
+            cause = f"each process takes a GPU, and a machine of {job.profile.kind} has {gpus}"
             remedy = f"Use {key}={gpus} and more machines, or raise executor.gpus."
             yield Problem(name=name, key=key, value=value, cause=cause, remedy=remedy, can_force=True)
 
 
-def _wanted(spec: Spec) -> Iterator[tuple[str, int]]:
+def _wanted(job: Job) -> Iterator[tuple[str, int]]:
     """The numbers of GPUs that a machine must have, and who says so."""
-    if ranked(spec) and getattr(spec.args, "device", "gpu") != "cpu" and not getattr(spec.args, "cpu", False):
-        yield "torchrun.nproc_per_node", spec.shape.processes
-    if not spec.args.RANKED and hasattr(spec.args, "tensor_parallel_size"):
-        yield "args.tensor_parallel_size", spec.args.tensor_parallel_size
+    if ranked(job) and getattr(job.args, "device", "gpu") != "cpu" and not getattr(job.args, "cpu", False):
+        yield "torchrun.nproc_per_node", job.shape.processes
+    if not job.args.RANKED and hasattr(job.args, "tensor_parallel_size"):
+        yield "args.tensor_parallel_size", job.args.tensor_parallel_size
 
 
-def _across(spec: Spec) -> Iterator[Problem]:
+def _across(job: Job) -> Iterator[Problem]:
     """Megatron-LM (arXiv:2104.04473, section 5.8): tensor parallelism belongs on NVLink, pipelines between machines."""
-    want, processes = asked(spec), spec.torchrun.nproc_per_node
-    if spec.shape.nodes > 1 and want.layout.tp > processes and want.layout.divides:
+    want, processes = asked(job), job.torchrun.nproc_per_node
+    if job.shape.nodes > 1 and want.layout.tp > processes and want.layout.divides:
         cause = f"it spans machines of {processes} processes, and every layer waits for the network between them"
         remedy = f"Use {want.keys['tp']}={processes} and {want.keys['pp']} for the rest." if "pp" in want.keys else ""
         yield Problem(
@@ -60,13 +60,13 @@ def _across(spec: Spec) -> Iterator[Problem]:
         )
 
 
-def _bf16(spec: Spec) -> Iterator[Problem]:
+def _bf16(job: Job) -> Iterator[Problem]:
     """PyTorch emulates BF16 on older GPUs; Transformer Engine, which Megatron's scripts build on, refuses them."""
-    gpu = spec.gpu
+    gpu = job.gpu
     assert gpu is not None
-    if gpu.sm >= _BF16 or _precision(spec) != "bfloat16":
+    if gpu.sm >= _BF16 or _precision(job) != "bfloat16":
         return
-    emulated = spec.engine == "hf"
+    emulated = job.engine == "hf"
     cause = f"BF16 needs compute capability {_BF16 / 10:.1f}, and {_called(gpu)}" + (
         ": it is emulated, slowly" if emulated else ""
     )
@@ -82,26 +82,26 @@ def _bf16(spec: Spec) -> Iterator[Problem]:
     )
 
 
-def _precision(spec: Spec) -> str | None:
+def _precision(job: Job) -> str | None:
     """What a Megatron or Transformers model is computed in; None for a tool that decides by itself."""
-    if spec.engine == "hf":
-        return spec.args.dtype if spec.args.device != "cpu" else None
-    if spec.engine is None or not spec.args.RANKED or getattr(spec.args, "bf16", True) is False:
+    if job.engine == "hf":
+        return job.args.dtype if job.args.device != "cpu" else None
+    if job.engine is None or not job.args.RANKED or getattr(job.args, "bf16", True) is False:
         return None
-    return str(getattr(spec.args, "dtype", getattr(spec.args, "torch_dtype", "bfloat16")))
+    return str(getattr(job.args, "dtype", getattr(job.args, "torch_dtype", "bfloat16")))
 
 
 def _gpu_key(gpu: Gpu) -> tuple[str, Any]:
     return (gpu.known_by, gpu.name) if gpu.certain else ("executor.gpu", None)
 
 
-def _kernels(spec: Spec) -> Iterator[Problem]:
+def _kernels(job: Job) -> Iterator[Problem]:
     """Calibration rounds in 16 bits and runs anywhere; kernels that compute in the format do not."""
-    gpu = spec.gpu
+    gpu = job.gpu
     assert gpu is not None
-    for key, facts in _formats(spec):
+    for key, facts in _formats(job):
         if gpu.sm < facts.min_sm:
-            deploys = spec.algorithm in _DEPLOYING
+            deploys = job.algorithm in _DEPLOYING
             then = "" if deploys else ": it is calibrated by rounding, and what comes of it cannot be served there"
             yield Problem(
                 name="format_needs_newer_gpu",
@@ -127,14 +127,14 @@ def _kernels(spec: Spec) -> Iterator[Problem]:
             )
 
 
-def _formats(spec: Spec) -> Iterator[tuple[str, Format]]:
-    if made := made_format(spec):
+def _formats(job: Job) -> Iterator[tuple[str, Format]]:
+    if made := made_format(job):
         key, name = made
         facts = named_format(name)
         if facts is not None:
             yield key, facts
-    if spec.algorithm in _DEPLOYING:
-        yield from read_formats(spec)
+    if job.algorithm in _DEPLOYING:
+        yield from read_formats(job)
 
 
 def _fitting(gpu: Gpu) -> str:
@@ -145,13 +145,13 @@ def _fitting(gpu: Gpu) -> str:
     return f"Use another GPU, or another format: {', '.join(names)}." if names else "Use a newer GPU."
 
 
-def _has_format(spec: Spec) -> bool:
-    return next(_formats(spec), None) is not None
+def _has_format(job: Job) -> bool:
+    return next(_formats(job), None) is not None
 
 
 CHECKS: tuple[Check, ...] = (
-    Check(name="more_processes_than_gpus", run=_processes, applies=lambda spec: next(_wanted(spec), None) is not None),
+    Check(name="more_processes_than_gpus", run=_processes, applies=lambda job: next(_wanted(job), None) is not None),
     Check(name="tensor_parallel_across_machines", run=_across, applies=ranked),
-    Check(name="gpu_without_bf16", run=_bf16, needs=("gpu",), applies=lambda spec: _precision(spec) is not None),
+    Check(name="gpu_without_bf16", run=_bf16, needs=("gpu",), applies=lambda job: _precision(job) is not None),
     Check(name="format_needs_newer_gpu", run=_kernels, needs=("gpu",), applies=_has_format),
 )

@@ -4,7 +4,7 @@ import posixpath
 from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 
-from recipes.experiment.job import Spec, written
+from recipes.experiment.job import Job, written
 from recipes.preflight.frame import Check
 from recipes.preflight.paths import is_below, overlap, real
 from recipes.preflight.provenance import Find, Origin, lineage, origin_of_spec, recorded_origin
@@ -20,17 +20,17 @@ _QUANTIZES = ("quantize", "qat")
 _KEEPS_SHAPE = ("quantize", "distill", "qat", "convert")
 
 
-def history_problems(spec: Spec) -> Iterator[Problem]:
+def history_problems(job: Job) -> Iterator[Problem]:
     """Problems that the records of earlier runs tell."""
-    for key, origin in lineage(spec):
-        yield from _of_origin(spec, key, origin)
-        if not origin.ended and key.removeprefix("args.") not in spec.promised:
-            yield _unfinished(key, spec, origin)
-    yield from _wrong_base(spec, recorded_origin)
+    for key, origin in lineage(job):
+        yield from _of_origin(job, key, origin)
+        if not origin.ended and key.removeprefix("args.") not in job.promised:
+            yield _unfinished(key, job, origin)
+    yield from _wrong_base(job, recorded_origin)
 
 
-def experiment_problems(stages: Sequence[tuple[str, Spec]]) -> Iterator[Problem]:
-    """Problems between the stages of one experiment, parents first: each with its name and its spec."""
+def experiment_problems(stages: Sequence[tuple[str, Job]]) -> Iterator[Problem]:
+    """Problems between the stages of one experiment, parents first: each with its name and its job."""
     yield from _collisions(stages)
     before: list[Origin] = []
 
@@ -38,19 +38,19 @@ def experiment_problems(stages: Sequence[tuple[str, Spec]]) -> Iterator[Problem]
         made = (origin for origin in before if any(is_below(path, output) for output in origin.outputs))
         return next(made, None) or recorded_origin(path)
 
-    for name, spec in stages:
-        for key, origin in lineage(spec, find):
-            yield from _of_origin(spec, key, origin)
-        yield from _wrong_base(spec, find)
-        before.insert(0, origin_of_spec(name, spec))
+    for name, job in stages:
+        for key, origin in lineage(job, find):
+            yield from _of_origin(job, key, origin)
+        yield from _wrong_base(job, find)
+        before.insert(0, origin_of_spec(name, job))
 
 
-def _collisions(stages: Sequence[tuple[str, Spec]]) -> Iterator[Problem]:
+def _collisions(stages: Sequence[tuple[str, Job]]) -> Iterator[Problem]:
     """Two stages that would leave something in the same folder."""
     taken: list[tuple[Origin, str]] = []
-    for name, spec in stages:
-        own = origin_of_spec(name, spec)
-        for key, _, path in written(spec):
+    for name, job in stages:
+        own = origin_of_spec(name, job)
+        for key, _, path in written(job):
             for other, folder in taken:
                 if other.storage == own.storage and overlap(path, folder):
                     cause = f"{other.name} leaves something in {folder}"
@@ -60,9 +60,9 @@ def _collisions(stages: Sequence[tuple[str, Spec]]) -> Iterator[Problem]:
         taken += [(own, output) for output in own.outputs]
 
 
-def _of_origin(spec: Spec, key: str, origin: Origin) -> Iterator[Problem]:
-    value = getattr(spec.resolved, key.removeprefix("args."))
-    if spec.algorithm == "prune" and origin.algorithm == "distill":
+def _of_origin(job: Job, key: str, origin: Origin) -> Iterator[Problem]:
+    value = getattr(job.resolved, key.removeprefix("args."))
+    if job.algorithm == "prune" and origin.algorithm == "distill":
         yield Problem(
             name="prune_after_distill",
             key=key,
@@ -71,7 +71,7 @@ def _of_origin(spec: Spec, key: str, origin: Origin) -> Iterator[Problem]:
             remedy="Prune first, then distill.",
             can_force=True,
         )
-    if spec.algorithm == "prune" and origin.algorithm in _QUANTIZES:
+    if job.algorithm == "prune" and origin.algorithm in _QUANTIZES:
         yield Problem(
             name="already_quantized",
             key=key,
@@ -80,30 +80,30 @@ def _of_origin(spec: Spec, key: str, origin: Origin) -> Iterator[Problem]:
             remedy="Prune the checkpoint that was quantized, then quantize what is left.",
             can_force=True,
         )
-    if spec.algorithm in _JUDGED:
+    if job.algorithm in _JUDGED:
         for doubt in doubts(origin.algorithm, origin.args, origin.extra_args):
             cause = f"{origin.name}, which it comes from, ran with args.{doubt.field}"
             cause += f"={doubt.value}: {doubt.why}" if doubt.value is not None else f": {doubt.why}"
             yield Problem(name=doubt.name, key=key, value=value, cause=cause, severity="warning")
 
 
-def _unfinished(key: str, spec: Spec, origin: Origin) -> Problem:
+def _unfinished(key: str, job: Job, origin: Origin) -> Problem:
     name = key.removeprefix("args.")
     cause = f"{origin.name}, which leaves it, is {origin.state} as far as is recorded"
     remedy = f"Write ${{artifact:{origin.name}}}, and this job waits for it. Or look: nemo experiment status"
     remedy += f" {origin.name}"
-    value = getattr(spec.resolved, name)
+    value = getattr(job.resolved, name)
     return Problem(name="input_of_a_running_run", key=key, value=value, cause=cause, remedy=remedy, can_force=True)
 
 
-def _wrong_base(spec: Spec, find: Find) -> Iterator[Problem]:
+def _wrong_base(job: Job, find: Find) -> Iterator[Problem]:
     """A checkpoint of one model with the configuration of another: its shape and its name would be wrong."""
-    base = next((name for name in MODEL_FIELDS if _is_base(spec, name)), None)
+    base = next((name for name in MODEL_FIELDS if _is_base(job, name)), None)
     if base is None:
         return
-    said = getattr(spec.resolved, base)
-    for field, meaning in meanings(spec.resolved):
-        path = getattr(spec.resolved, field.name)
+    said = getattr(job.resolved, base)
+    for field, meaning in meanings(job.resolved):
+        path = getattr(job.resolved, field.name)
         if meaning.consumes != "checkpoint_megatron" or not isinstance(path, str):
             continue
         origin = find(path)
@@ -120,12 +120,12 @@ def _wrong_base(spec: Spec, find: Find) -> Iterator[Problem]:
             )
 
 
-def _is_base(spec: Spec, name: str) -> bool:
+def _is_base(job: Job, name: str) -> bool:
     """Whether an argument says which model the checkpoint was made of, and is no input or output itself."""
-    by_name = {field.name: meaning for field, meaning in meanings(spec.resolved)}
+    by_name = {field.name: meaning for field, meaning in meanings(job.resolved)}
     meaning = by_name.get(name)
     named = meaning is not None and not (meaning.consumes or meaning.produces or meaning.card)
-    return named and isinstance(getattr(spec.resolved, name), str)
+    return named and isinstance(getattr(job.resolved, name), str)
 
 
 def same_model(one: str, other: str) -> bool:

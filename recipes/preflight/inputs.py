@@ -4,7 +4,7 @@ import posixpath
 from collections.abc import Iterator
 from pathlib import Path
 
-from recipes.experiment.job import Spec
+from recipes.experiment.job import Job
 from recipes.models.folder import read_config
 from recipes.preflight.frame import Check
 from recipes.preflight.history import same_model
@@ -28,16 +28,16 @@ _TAKES_WEIGHTS = ("quantize", "prune", "export", "convert")
 _OF_A_COPY = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache")
 
 
-def _adapters(spec: Spec) -> Iterator[Problem]:
+def _adapters(job: Job) -> Iterator[Problem]:
     """A LoRA adapter where a whole model is needed. Model folders that are inputs here are looked at elsewhere."""
-    for field, meaning in meanings(spec.resolved):
-        name = getattr(spec.resolved, field.name)
+    for field, meaning in meanings(job.resolved):
+        name = getattr(job.resolved, field.name)
         consumed = meaning.consumes == "checkpoint_hf"
         if not isinstance(name, str) or meaning.produces or not (consumed or field.name in NAMES_A_MODEL):
             continue
-        if consumed and spec.here and is_local(name):
+        if consumed and job.here and is_local(name):
             continue
-        folder = model_folder(spec, name)
+        folder = model_folder(job, name)
         if folder is not None and posixpath.isfile(folder / "adapter_config.json"):
             yield Problem(
                 name="unmerged_adapter",
@@ -56,16 +56,16 @@ def _of_base(folder: Path) -> str:
     return f" of {base}" if isinstance(base, str) and base else ""
 
 
-def _base_of_adapter(spec: Spec) -> Iterator[Problem]:
+def _base_of_adapter(job: Job) -> Iterator[Problem]:
     """The weights of an adapter are differences: added to another model than it was trained on, they mean nothing."""
-    args = spec.resolved
-    checkpoint = _looked_at(spec, args.lora_checkpoint)
+    args = job.resolved
+    checkpoint = _looked_at(job, args.lora_checkpoint)
     trained_on = checkpoint.base_model if checkpoint else None
     if checkpoint is None or not trained_on:
         return
     field = "hf_model_path" if checkpoint.layout == "peft" else "pretrained"
     given = getattr(args, field)
-    if given is None or same_model(given, trained_on) or _same_config(spec, given, trained_on):
+    if given is None or same_model(given, trained_on) or _same_config(job, given, trained_on):
         return
     yield Problem(
         name="wrong_base_model",
@@ -77,24 +77,24 @@ def _base_of_adapter(spec: Spec) -> Iterator[Problem]:
     )
 
 
-def _same_config(spec: Spec, one: str, other: str) -> bool:
+def _same_config(job: Job, one: str, other: str) -> bool:
     """Whether two models whose folders are here have one configuration."""
-    configs = [read_config(folder) for name in (one, other) if (folder := model_folder(spec, name))]
+    configs = [read_config(folder) for name in (one, other) if (folder := model_folder(job, name))]
     if len(configs) < 2 or None in configs:
         return False
     first, second = ({k: v for k, v in (config or {}).items() if k not in _OF_A_COPY} for config in configs)
     return first == second
 
 
-def _training_state(spec: Spec) -> Iterator[Problem]:
-    for named in inputs_of(spec):
-        path = path_here(spec, named.path)
+def _training_state(job: Job) -> Iterator[Problem]:
+    for named in inputs_of(job):
+        path = path_here(job, named.path)
         if path is None or not named.consumes.startswith("checkpoint_") or not posixpath.isdir(path):
             continue
         if named.consumes != "checkpoint_megatron":
             yield from _of_trainer(named.key, named.path, path)
-        elif spec.algorithm in _TAKES_WEIGHTS:
-            yield from _of_megatron(spec, named.key, named.path)
+        elif job.algorithm in _TAKES_WEIGHTS:
+            yield from _of_megatron(job, named.key, named.path)
 
 
 def _of_trainer(key: str, value: str, folder: Path) -> Iterator[Problem]:
@@ -127,11 +127,11 @@ def _progress(folder: Path) -> tuple[int | None, int | None]:
     return step if type(step) is int else None, last if type(last) is int else None
 
 
-def _of_megatron(spec: Spec, key: str, value: str) -> Iterator[Problem]:
+def _of_megatron(job: Job, key: str, value: str) -> Iterator[Problem]:
     origin = recorded_origin(value)
     if origin is not None and origin.state == "succeeded":
         return  # the end of a training of ours: only the weights are read
-    checkpoint = _looked_at(spec, value)
+    checkpoint = _looked_at(job, value)
     if checkpoint is None or not checkpoint.training_state:
         return
     which = f" of iteration {checkpoint.iteration}" if checkpoint.iteration is not None else ""
@@ -145,9 +145,9 @@ def _of_megatron(spec: Spec, key: str, value: str) -> Iterator[Problem]:
     )
 
 
-def _looked_at(spec: Spec, value: str | None) -> Checkpoint | None:
+def _looked_at(job: Job, value: str | None) -> Checkpoint | None:
     """What a path of the job holds; None where that cannot be told here. Other checks say what is wrong with it."""
-    path = path_here(spec, value) if value else None
+    path = path_here(job, value) if value else None
     try:
         return look(path) if path is not None and posixpath.exists(path) else None
     except JobError:
@@ -159,7 +159,7 @@ CHECKS: tuple[Check, ...] = (
     Check(
         name="wrong_base_model",
         run=_base_of_adapter,
-        applies=lambda spec: isinstance(spec.args, MergeLoraArgs) and "lora_checkpoint" not in spec.promised,
+        applies=lambda job: isinstance(job.args, MergeLoraArgs) and "lora_checkpoint" not in job.promised,
     ),
-    Check(name="training_state_as_source", run=_training_state, applies=lambda spec: spec.algorithm in _BUILDS_ON),
+    Check(name="training_state_as_source", run=_training_state, applies=lambda job: job.algorithm in _BUILDS_ON),
 )

@@ -6,7 +6,7 @@ from functools import partial
 from math import lcm, prod
 from typing import Any, Literal
 
-from recipes.experiment.job import Spec
+from recipes.experiment.job import Job
 from recipes.models import ModelFacts
 from recipes.planner.divisibility import (
     EVEN,
@@ -69,62 +69,62 @@ class Asked:
         return " ".join(f"{self.keys[size].rpartition('.')[2]}={pairs[size][1]}" for size in used)
 
 
-def asked(spec: Spec) -> Asked:
-    """What `spec` asks for: by its arguments, or by the configuration that its script takes."""
-    if hasattr(spec.resolved, "config"):
+def asked(job: Job) -> Asked:
+    """What `job` asks for: by its arguments, or by the configuration that its script takes."""
+    if hasattr(job.resolved, "config"):
         keys = {size: f"args.config.model.{name}" for size, name in _CONFIGURED.items()}
-        return Asked(layout=layout_of_work(spec), keys=keys)
-    keys = {size: key for size, (key, _) in sizes_of(spec.args).items()}
-    layout = layout_of(spec.args, spec.shape.nodes, spec.torchrun.nproc_per_node)
+        return Asked(layout=layout_of_work(job), keys=keys)
+    keys = {size: key for size, (key, _) in sizes_of(job.args).items()}
+    layout = layout_of(job.args, job.shape.nodes, job.torchrun.nproc_per_node)
     for first, last in _STAGES:
-        if hasattr(spec.args, first):
-            given = tuple(f"args.{name}" for name in (first, last) if getattr(spec.args, name) is not None)
-            stages = (getattr(spec.args, first), getattr(spec.args, last))
+        if hasattr(job.args, first):
+            given = tuple(f"args.{name}" for name in (first, last) if getattr(job.args, name) is not None)
+            stages = (getattr(job.args, first), getattr(job.args, last))
             return Asked(layout=layout, keys=keys, stages=stages, stage_keys=given)
     return Asked(layout=layout, keys=keys)
 
 
-def ranked(spec: Spec) -> bool:
+def ranked(job: Job) -> bool:
     """Whether ranks share a model at all, by sizes that are sizes."""
-    return spec.engine == "script" and spec.args.RANKED and bool(asked(spec).keys) and not list(_sizes(spec))
+    return job.engine == "script" and job.args.RANKED and bool(asked(job).keys) and not list(_sizes(job))
 
 
-def _sizes(spec: Spec) -> Iterator[Problem]:
-    want = asked(spec)
+def _sizes(job: Job) -> Iterator[Problem]:
+    want = asked(job)
     numbers = {key: getattr(want.layout, size) for size, key in want.keys.items()}
-    numbers |= {f"args.{name}": value for name in _COUNTS if (value := getattr(spec.args, name, None)) is not None}
+    numbers |= {f"args.{name}": value for name in _COUNTS if (value := getattr(job.args, name, None)) is not None}
     for key, value in numbers.items():
         if value < 1:
             yield Problem(name="out_of_range", key=key, value=value, cause="at least 1 is needed")
 
 
-def _world(spec: Spec) -> Iterator[Problem]:
+def _world(job: Job) -> Iterator[Problem]:
     """World size = tp x pp x cp x dp, and the experts' own layout: etp x ep x pp x edp."""
-    want = asked(spec)
+    want = asked(job)
     layout = want.layout
     for group in _GROUPS:
         used = {size: value for size in group if (value := getattr(layout, size)) > 1}
         if layout.world % prod(used.values()):
-            yield _not_divisible(spec, want, used)
+            yield _not_divisible(job, want, used)
             return
-    if not spec.args.DATA_PARALLEL and layout.world != layout.model:
+    if not job.args.DATA_PARALLEL and layout.world != layout.model:
         product = " x ".join(size for size in ("tp", "pp", "cp") if size in want.keys)
         cause = f"{layout.world} processes, and this script makes use of {layout.model}: {product}, no data parallelism"
-        key, value = "torchrun.nproc_per_node", spec.torchrun.nproc_per_node
-        yield Problem(name=_named(spec), key=key, value=value, cause=cause, remedy=_exactly(want))
+        key, value = "torchrun.nproc_per_node", job.torchrun.nproc_per_node
+        yield Problem(name=_named(job), key=key, value=value, cause=cause, remedy=_exactly(want))
 
 
-def _not_divisible(spec: Spec, want: Asked, used: Mapping[str, int]) -> Problem:
+def _not_divisible(job: Job, want: Asked, used: Mapping[str, int]) -> Problem:
     world, needed = want.layout.world, prod(used.values())
     # The size that is wrong whatever the others are; where each divides, the largest.
     size = max(used, key=lambda one: (world % used[one] > 0, used[one]))
     cause = f"{world} processes do not divide by {' x '.join(used)} = {needed}."
-    remedy = _offer(spec, want, used)
-    return Problem(name=_named(spec), key=want.keys[size], value=used[size], cause=cause, remedy=remedy)
+    remedy = _offer(job, want, used)
+    return Problem(name=_named(job), key=want.keys[size], value=used[size], cause=cause, remedy=remedy)
 
 
-def _named(spec: Spec) -> str:
-    return "invalid_parallel_divisibility" if spec.algorithm == "prune" else "world_size_not_divisible"
+def _named(job: Job) -> str:
+    return "invalid_parallel_divisibility" if job.algorithm == "prune" else "world_size_not_divisible"
 
 
 def _exactly(want: Asked) -> str:
@@ -132,13 +132,13 @@ def _exactly(want: Asked) -> str:
     return f"Use torchrun.nproc_per_node={want.layout.model}, on one machine." if want.layout.model <= 8 else ""
 
 
-def _offer(spec: Spec, want: Asked, named: Iterable[str]) -> str:
+def _offer(job: Job, want: Asked, named: Iterable[str]) -> str:
     """The nearest layouts that work, in the words of the script; else the processes that would."""
-    models = [facts for facts in (spec.model, spec.teacher) if facts]
-    found = [one for one in _alternatives(want.layout, models) if _can_be(spec, want, one)]
+    models = [facts for facts in (job.model, job.teacher) if facts]
+    found = [one for one in _alternatives(want.layout, models) if _can_be(job, want, one)]
     if found:
         return f"Try {', or '.join(want.written(one, named) for one in found[:2])}."
-    if not spec.args.DATA_PARALLEL:
+    if not job.args.DATA_PARALLEL:
         return _exactly(want)
     needed = lcm(want.layout.model, want.layout.expert_model)
     return f"Use a multiple of {needed} processes (torchrun.nnodes x torchrun.nproc_per_node)."
@@ -148,15 +148,15 @@ def _alternatives(layout: Layout, models: list[ModelFacts]) -> tuple[Layout, ...
     return alternatives(layout, models, limit=8) if layout.world <= _OFFERED else ()
 
 
-def _can_be(spec: Spec, want: Asked, layout: Layout) -> bool:
+def _can_be(job: Job, want: Asked, layout: Layout) -> bool:
     """Whether the script has the sizes that differ, and use for all ranks."""
     own = all(getattr(layout, size) == 1 for size in _CONFIGURED if size not in want.keys)
-    return own and layout != want.layout and (spec.args.DATA_PARALLEL or layout.world == layout.model)
+    return own and layout != want.layout and (job.args.DATA_PARALLEL or layout.world == layout.model)
 
 
-def _exporter(spec: Spec) -> Iterator[Problem]:
+def _exporter(job: Job) -> Iterator[Problem]:
     """ModelOpt's exporter writes each rank's shard of a tensor as if it were the whole, without an error."""
-    for size, (key, value) in sizes_of(spec.args).items():
+    for size, (key, value) in sizes_of(job.args).items():
         if size in ("tp", "etp") and value > 1:
             cause = (
                 "the exporter does not gather tensor-parallel shards: the checkpoint would be corrupt, without an error"
@@ -165,95 +165,95 @@ def _exporter(spec: Spec) -> Iterator[Problem]:
             yield Problem(name="export_needs_tp1", key=key, value=value, cause=cause, remedy=remedy)
 
 
-def _writes_quantized(spec: Spec) -> bool:
+def _writes_quantized(job: Job) -> bool:
     """The exporters of quantized checkpoints; Megatron-Bridge's own, of plain ones, gathers shards."""
     from scripts.args.meaning import meanings
 
-    quantized = any(meaning.consumes and meaning.quantized for _, meaning in meanings(spec.args))
-    return spec.engine == "script" and spec.algorithm == "export" and quantized
+    quantized = any(meaning.consumes and meaning.quantized for _, meaning in meanings(job.args))
+    return job.engine == "script" and job.algorithm == "export" and quantized
 
 
-def _rule(owner: Owner, rule: Rule, spec: Spec) -> Iterator[Problem]:
-    facts: ModelFacts = getattr(spec, owner)
-    want = asked(spec)
+def _rule(owner: Owner, rule: Rule, job: Job) -> Iterator[Problem]:
+    facts: ModelFacts = getattr(job, owner)
+    want = asked(job)
     if violation := rule.violation(want.layout, facts):
-        yield _unsuitable(spec, owner, want, violation)
+        yield _unsuitable(job, owner, want, violation)
 
 
-def _layers(owner: Owner, spec: Spec) -> Iterator[Problem]:
-    facts: ModelFacts = getattr(spec, owner)
-    want = asked(spec)
+def _layers(owner: Owner, job: Job) -> Iterator[Problem]:
+    facts: ModelFacts = getattr(job, owner)
+    want = asked(job)
     if violation := layers_violation(want.layout, facts, want.stages):
-        yield _unsuitable(spec, owner, want, violation, _stages_offer(spec, want, facts))
+        yield _unsuitable(job, owner, want, violation, _stages_offer(job, want, facts))
 
 
-def _unsuitable(spec: Spec, owner: Owner, want: Asked, violation: Violation, remedy: str = "") -> Problem:
-    whose = "" if spec.teacher is None else "the teacher's " if owner == "teacher" else "the student's "
+def _unsuitable(job: Job, owner: Owner, want: Asked, violation: Violation, remedy: str = "") -> Problem:
+    whose = "" if job.teacher is None else "the teacher's " if owner == "teacher" else "the student's "
     key = want.key_of(violation)
-    name = "invalid_parallel_divisibility" if spec.algorithm == "prune" else violation.name
+    name = "invalid_parallel_divisibility" if job.algorithm == "prune" else violation.name
     return Problem(
         name=name,
         key=key,
-        value=_value(spec, want, key),
+        value=_value(job, want, key),
         cause=f"{whose}{violation.cause}",
-        remedy=remedy or _offer(spec, want, next(group for group in _GROUPS if violation.size in group)),
+        remedy=remedy or _offer(job, want, next(group for group in _GROUPS if violation.size in group)),
         can_force=True,
     )
 
 
-def _value(spec: Spec, want: Asked, key: str) -> Any:
+def _value(job: Job, want: Asked, key: str) -> Any:
     size = next((size for size, one in want.keys.items() if one == key), None)
-    return getattr(want.layout, size) if size else getattr(spec.args, key.removeprefix("args."))
+    return getattr(want.layout, size) if size else getattr(job.args, key.removeprefix("args."))
 
 
-def _stages_offer(spec: Spec, want: Asked, facts: ModelFacts) -> str:
+def _stages_offer(job: Job, want: Asked, facts: ModelFacts) -> str:
     """Uneven stages, where the script can have some."""
     assert facts.layers is not None
-    names = next((names for names in _STAGES if hasattr(spec.args, names[0])), None)
+    names = next((names for names in _STAGES if hasattr(job.args, names[0])), None)
     ends = uneven_stages(facts.layers, want.layout.pp) if names else None
     if names is None or ends is None:
         return ""
     return " ".join(["Try", " ".join(f"{name}={end}" for name, end in zip(names, ends, strict=True))]) + "."
 
 
-def split(size: str, spec: Spec) -> bool:
-    return ranked(spec) and getattr(asked(spec).layout, size) > 1
+def split(size: str, job: Job) -> bool:
+    return ranked(job) and getattr(asked(job).layout, size) > 1
 
 
-def _rule_applies(owner: Owner, rule: Rule, spec: Spec) -> bool:
+def _rule_applies(owner: Owner, rule: Rule, job: Job) -> bool:
     """A model's part that is known not to be there needs no number; nor does a vocabulary that is filled up.
 
     A layout that does not divide is told once: what is offered instead suits the model.
     """
-    if not _owned(owner, spec) or not split(rule.size, spec) or not asked(spec).layout.divides:
+    if not _owned(owner, job) or not split(rule.size, job) or not asked(job).layout.divides:
         return False
-    facts = getattr(spec, owner)
-    padded = rule is VOCABULARY and isinstance(spec.args, MegatronLmArgs)
+    facts = getattr(job, owner)
+    padded = rule is VOCABULARY and isinstance(job.args, MegatronLmArgs)
     return not padded and (facts is None or rule.applies(facts))
 
 
-def _layers_apply(owner: Owner, spec: Spec) -> bool:
-    if not _owned(owner, spec) or not ranked(spec):
+def _layers_apply(owner: Owner, job: Job) -> bool:
+    if not _owned(owner, job) or not ranked(job):
         return False
-    want = asked(spec)
+    want = asked(job)
     return want.layout.divides and (want.layout.pp > 1 or want.stages != EVEN)
 
 
-def _owned(owner: Owner, spec: Spec) -> bool:
-    return owner == "model" or hasattr(spec.args, "teacher_hf_path")
+def _owned(owner: Owner, job: Job) -> bool:
+    return owner == "model" or hasattr(job.args, "teacher_hf_path")
 
 
 def _of_rules(owner: Owner) -> Iterator[Check]:
     for rule in RULES:
         needs = (f"{owner}.{rule.fact}",)
-        applies: Callable[[Spec], bool] = partial(_rule_applies, owner, rule)
+        applies: Callable[[Job], bool] = partial(_rule_applies, owner, rule)
         yield Check(name=rule.name, run=partial(_rule, owner, rule), needs=needs, applies=applies)
     run, applies = partial(_layers, owner), partial(_layers_apply, owner)
     yield Check(name="layers_not_divisible", run=run, needs=(f"{owner}.layers",), applies=applies)
 
 
 CHECKS: tuple[Check, ...] = (
-    Check(name="out_of_range", run=_sizes, applies=lambda spec: spec.engine == "script"),
+    Check(name="out_of_range", run=_sizes, applies=lambda job: job.engine == "script"),
     Check(name="world_size_not_divisible", run=_world, applies=ranked),
     Check(name="export_needs_tp1", run=_exporter, applies=_writes_quantized),
     *_of_rules("model"),

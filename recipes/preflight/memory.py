@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from recipes.experiment.job import Spec
+from recipes.experiment.job import Job
 from recipes.planner.jobs import is_of_gpus
 from recipes.planner.layout import SIZES
 from recipes.planner.layouts import smallest
@@ -16,25 +16,23 @@ _MARGIN = 1.1
 _GIB = 1 << 30
 
 
-def _fits(spec: Spec) -> Iterator[Problem | Skipped]:
-    need = need_of(spec)
+def _fits(job: Job) -> Iterator[Problem | Skipped]:
+    need = need_of(job)
     missing = ("model",) if need is None else () if need.room is not None else ("gpu",)
     if missing:
         yield Skipped(name="does_not_fit", missing=missing)
     if need is None or need.room is None or need.fits:
         return
     over = need.total > _MARGIN * need.room
-    assumed = need.device == "GPU" and not (spec.gpu and spec.gpu.certain)
+    assumed = need.device == "GPU" and not (job.gpu and job.gpu.certain)
     severity: Severity = "error" if over and not assumed else "warning"
-    key, value = (
-        ("executor.gpu", spec.gpu.name if spec.gpu else None) if need.device == "GPU" else ("executor", "local")
-    )
+    key, value = ("executor.gpu", job.gpu.name if job.gpu else None) if need.device == "GPU" else ("executor", "local")
     yield Problem(
         name="does_not_fit" if over else "may_not_fit",
         key=key,
         value=value,
         cause=_cause(need),
-        remedy=_remedy(spec),
+        remedy=_remedy(job),
         severity=severity,
         can_force=True,
     )
@@ -48,20 +46,20 @@ def _cause(need: Need) -> str:
     return f"{whose} needs {need.total / _GIB:.1f} GiB and has {need.room / _GIB:.1f} GiB: {parts}"
 
 
-def _remedy(spec: Spec) -> str:
-    if spec.engine == "hf":
+def _remedy(job: Job) -> str:
+    if job.engine == "hf":
         return "Lower args.calib_batch_size or args.calib_seq_length, or use the script engine on several GPUs."
-    proposal = smallest(spec)
+    proposal = smallest(job)
     if proposal is None:
         return "No layout that was tried fits: use a GPU with more memory, or shorter samples."
     layout = proposal.layout
     shape = f"torchrun.nnodes={layout.nodes} torchrun.nproc_per_node={layout.processes}"
-    return f"The smallest that fits: {shape} {asked(spec).written(layout, SIZES)}".rstrip() + "."
+    return f"The smallest that fits: {shape} {asked(job).written(layout, SIZES)}".rstrip() + "."
 
 
-def _needs_memory(spec: Spec) -> bool:
+def _needs_memory(job: Job) -> bool:
     """Jobs that compute; where a layout is impossible, other checks say so, and there is nothing to count."""
-    return spec.engine == "hf" or (is_of_gpus(spec) and spec.layout.divides)
+    return job.engine == "hf" or (is_of_gpus(job) and job.layout.divides)
 
 
 CHECKS: tuple[Check, ...] = (Check(name="does_not_fit", run=_fits, applies=_needs_memory),)

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from recipes.experiment.job import Spec, written
+from recipes.experiment.job import Job, written
 from recipes.planner.disk import outputs_bytes
 from recipes.preflight.frame import Check
 from recipes.preflight.paths import inputs_of, overlap, path_here
@@ -26,21 +26,21 @@ _OVERLAPS = {
 }
 
 
-def output_problems(spec: Spec) -> Iterator[Problem]:
+def output_problems(job: Job) -> Iterator[Problem]:
     """Outputs where something is already, that cannot be written, or that lie in an input or in each other."""
-    paths = {key: path for key, _, path in written(spec)}
-    sources = [(named.key, named.path) for named in inputs_of(spec)]
+    paths = {key: path for key, _, path in written(job)}
+    sources = [(named.key, named.path) for named in inputs_of(job)]
     for key, path in paths.items():
-        found = path_here(spec, path)
+        found = path_here(job, path)
         if found is not None and _holds_something(str(found)):
             cause = "it already holds something, and nothing is overwritten"
             remedy = "Name another folder, or remove it."
             yield Problem(name="output_exists", key=key, value=path, cause=cause, remedy=remedy)
         anchor = _existing_parent(path)
-        trouble = _cannot_write(anchor) if spec.here and not _is_elsewhere(spec, anchor) else None
+        trouble = _cannot_write(anchor) if job.here and not _is_elsewhere(job, anchor) else None
         if trouble:
             yield Problem(name="output_not_writable", key=key, value=path, cause=trouble)
-        others = [(name, other, _OVERLAPS.get(spec.algorithm)) for name, other in sources]
+        others = [(name, other, _OVERLAPS.get(job.algorithm)) for name, other in sources]
         others += [(name, str(other), None) for name, other in paths.items() if name < key]
         for other_key, other, own in others:
             if overlap(path, other):
@@ -49,16 +49,16 @@ def output_problems(spec: Spec) -> Iterator[Problem]:
                 yield Problem(name=name, key=key, value=path, cause=cause, remedy="Name a folder of its own.")
 
 
-def disk_problems(spec: Spec) -> Iterator[Problem]:
+def disk_problems(job: Job) -> Iterator[Problem]:
     """Too little room where the outputs go, those on one disk counted together."""
-    sizes = outputs_bytes(spec)
+    sizes = outputs_bytes(job)
     needed: dict[int, int] = {}
-    for key, _, path in written(spec):
-        found = path_here(spec, path)
+    for key, _, path in written(job):
+        found = path_here(job, path)
         if found is None or key not in sizes:
             continue
         anchor = _existing_parent(found)
-        if _is_elsewhere(spec, anchor):
+        if _is_elsewhere(job, anchor):
             continue
         disk = anchor.stat().st_dev
         needed[disk] = needed.get(disk, 0) + int(sizes[key] * _SPARE)
@@ -72,18 +72,18 @@ def disk_problems(spec: Spec) -> Iterator[Problem]:
             return
 
 
-def _is_elsewhere(spec: Spec, anchor: Path) -> bool:
+def _is_elsewhere(job: Job, anchor: Path) -> bool:
     """Whether a path whose first folder is not here is on a cluster's storage that this login node does not mount."""
-    return spec.profile.kind == "slurm" and anchor == Path("/")
+    return job.profile.kind == "slurm" and anchor == Path("/")
 
 
-def _of_running_runs(spec: Spec) -> Iterator[Problem]:
+def _of_running_runs(job: Job) -> Iterator[Problem]:
     """Outputs that a run which has not ended is going to write as well."""
-    paths = [(key, str(path)) for key, _, path in written(spec) if not path.is_relative_to(spec.run_dir)]
+    paths = [(key, str(path)) for key, _, path in written(job) if not path.is_relative_to(job.run_dir)]
     if not paths:
         return
     for origin in unfinished_runs():
-        if origin.storage != storage_of(vars(spec.profile)):
+        if origin.storage != storage_of(vars(job.profile)):
             continue
         for key, path in paths:
             taken = next((other for other in origin.outputs if overlap(path, other)), None)

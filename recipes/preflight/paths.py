@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from recipes.experiment.job import Spec
+from recipes.experiment.job import Job
 from recipes.models import hub
 from scripts.args.meaning import meanings
 
@@ -45,41 +45,41 @@ class Mount:
     read_only: bool
 
 
-def inputs_of(spec: Spec) -> Iterator[Named]:
+def inputs_of(job: Job) -> Iterator[Named]:
     """What the job reads, as it sees it; a name that may as well be a hub's is none, unless it is a folder here."""
-    for field, meaning in meanings(spec.resolved):
+    for field, meaning in meanings(job.resolved):
         if meaning.produces or not (meaning.consumes or field.name in ALSO_READ):
             continue
-        value = getattr(spec.resolved, field.name)
+        value = getattr(job.resolved, field.name)
         for item in value if isinstance(value, list) else [value]:
             if isinstance(item, str) and item and "\0" not in item:
                 path = posixpath.expanduser(item)  # leaves `~nobody` as it is, where Path raises
-                if posixpath.isabs(path) or (spec.here and posixpath.exists(path)):
+                if posixpath.isabs(path) or (job.here and posixpath.exists(path)):
                     yield Named(key=f"args.{field.name}", field=field.name, path=path, consumes=meaning.consumes)
 
 
-def written_beside(spec: Spec) -> Iterator[Named]:
+def written_beside(job: Job) -> Iterator[Named]:
     """What the job writes that is no artifact."""
-    for field, _ in meanings(spec.resolved):
-        value = getattr(spec.resolved, field.name)
+    for field, _ in meanings(job.resolved):
+        value = getattr(job.resolved, field.name)
         if field.name in ALSO_WRITTEN and isinstance(value, str) and posixpath.isabs(value):
             yield Named(key=f"args.{field.name}", field=field.name, path=value, consumes="")
 
 
-def mounts_of(spec: Spec) -> tuple[Mount, ...] | None:
+def mounts_of(job: Job) -> tuple[Mount, ...] | None:
     """What the job's container is given; None for a job without one, which sees its machine's own files."""
     from executors.docker.profile import DockerProfile
     from executors.lepton.profile import LeptonProfile
     from executors.slurm.profile import SlurmProfile
     from executors.slurm.script import other_runs
 
-    profile, run_dir = spec.profile, str(spec.run_dir)
+    profile, run_dir = job.profile, str(job.run_dir)
     own = Mount(source=run_dir, target=run_dir, read_only=False)
     if isinstance(profile, DockerProfile):
-        runs = str(spec.run_dir.parent)
+        runs = str(job.run_dir.parent)
         return (*map(_mount, profile.mounts), Mount(source=runs, target=runs, read_only=True), own)
     if isinstance(profile, SlurmProfile) and profile.image is not None:
-        return (*map(_mount, [*other_runs(profile, str(spec.run_dir.parent)), *profile.mounts]), own)
+        return (*map(_mount, [*other_runs(profile, str(job.run_dir.parent)), *profile.mounts]), own)
     if isinstance(profile, LeptonProfile):
         return tuple(
             Mount(
@@ -99,12 +99,12 @@ def mount_of(path: str, mounts: tuple[Mount, ...]) -> Mount | None:
     return max(found, key=lambda mount: len(mount.target), default=None)
 
 
-def path_here(spec: Spec, path: str | Path) -> Path | None:
+def path_here(job: Job, path: str | Path) -> Path | None:
     """Where a path of the job lies on this machine; None where that is elsewhere, or cannot be told."""
-    if spec.here:
+    if job.here:
         return Path(path)
-    mounts = mounts_of(spec)
-    if mounts is None or (spec.profile.kind == "slurm" and getattr(spec.profile, "host", None) is not None):
+    mounts = mounts_of(job)
+    if mounts is None or (job.profile.kind == "slurm" and getattr(job.profile, "host", None) is not None):
         return None
     mount = mount_of(str(path), mounts)
     if mount is None or mount.source is None or not posixpath.isdir(mount.source):
@@ -112,10 +112,10 @@ def path_here(spec: Spec, path: str | Path) -> Path | None:
     return Path(mount.source) / posixpath.relpath(posixpath.normpath(str(path)), mount.target)
 
 
-def model_folder(spec: Spec, name: str) -> Path | None:
+def model_folder(job: Job, name: str) -> Path | None:
     """The folder of a model that the job names, where its files can be read here: its own, or a cached snapshot."""
     path = posixpath.expanduser(name)
-    found = path_here(spec, path) if posixpath.isabs(path) or spec.here else None
+    found = path_here(job, path) if posixpath.isabs(path) or job.here else None
     return found if found is not None and posixpath.isdir(found) else hub.cached_model(name)
 
 

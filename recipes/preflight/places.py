@@ -3,7 +3,7 @@
 import posixpath
 from collections.abc import Iterator
 
-from recipes.experiment.job import Spec, written
+from recipes.experiment.job import Job, written
 from recipes.preflight.frame import Check
 from recipes.preflight.paths import Mount, Named, inputs_of, is_below, mount_of, mounts_of, path_here, written_beside
 from scripts.run.problems import Problem
@@ -14,77 +14,77 @@ _OF_IMAGE = ("/opt", "/workspace", "/usr", "/nemo_run")
 _LOOKED_FOR = frozenset({"sft_dataset_root", "test_image_path", "image_path", "prompts_path", "ground_truth_path"})
 
 
-def _not_mounted(spec: Spec) -> Iterator[Problem]:
-    mounts = mounts_of(spec) or ()
-    for named in inputs_of(spec):
+def _not_mounted(job: Job) -> Iterator[Problem]:
+    mounts = mounts_of(job) or ()
+    for named in inputs_of(job):
         if mount_of(named.path, mounts) is None:
-            yield _unseen(named, mounts, spec, of_image=_in_image(named.path))
-    script = spec.script.path
+            yield _unseen(named, mounts, job, of_image=_in_image(named.path))
+    script = job.script.path
     if script and posixpath.isabs(script) and not _in_image(script) and mount_of(script, mounts) is None:
-        yield _unseen(Named(key="script.path", field="path", path=script, consumes=""), mounts, spec, of_image=False)
-    for named in _outputs(spec):
+        yield _unseen(Named(key="script.path", field="path", path=script, consumes=""), mounts, job, of_image=False)
+    for named in _outputs(job):
         if mount_of(named.path, mounts) is None:
-            cause = f"the container has no mount there, and what is written vanishes with it{_there_are(mounts, spec)}"
+            cause = f"the container has no mount there, and what is written vanishes with it{_there_are(mounts, job)}"
             yield Problem(
                 name="path_not_mounted",
                 key=named.key,
                 value=named.path,
                 cause=cause,
-                remedy=_how_to_mount(named.path, spec),
+                remedy=_how_to_mount(named.path, job),
                 can_force=True,
             )
 
 
-def _unseen(named: Named, mounts: tuple[Mount, ...], spec: Spec, *, of_image: bool) -> Problem:
+def _unseen(named: Named, mounts: tuple[Mount, ...], job: Job, *, of_image: bool) -> Problem:
     if of_image:
         cause = "no mount brings it into the container: the image must hold it"
     else:
-        cause = f"the container has no mount there{_there_are(mounts, spec)}"
+        cause = f"the container has no mount there{_there_are(mounts, job)}"
     return Problem(
         name="path_not_mounted",
         key=named.key,
         value=named.path,
         cause=cause,
-        remedy=_how_to_mount(named.path, spec),
+        remedy=_how_to_mount(named.path, job),
         severity="warning" if of_image else "error",
         can_force=True,
     )
 
 
-def _there_are(mounts: tuple[Mount, ...], spec: Spec) -> str:
-    targets = sorted({mount.target for mount in mounts if not is_below(mount.target, str(spec.run_dir.parent))})
+def _there_are(mounts: tuple[Mount, ...], job: Job) -> str:
+    targets = sorted({mount.target for mount in mounts if not is_below(mount.target, str(job.run_dir.parent))})
     return f"; it sees {', '.join(targets[:4])}{' ...' if len(targets) > 4 else ''}" if targets else ""
 
 
-def _how_to_mount(path: str, spec: Spec) -> str:
-    if spec.profile.kind == "lepton":
+def _how_to_mount(path: str, job: Job) -> str:
+    if job.profile.kind == "lepton":
         return "Name a folder below the mount_path of one of executor.mounts, or mount its storage there."
     folder = posixpath.dirname(path.rstrip("/")) or "/"
     return f"Add {folder}:{folder} (or what holds it) to executor.mounts."
 
 
-def _read_only(spec: Spec) -> Iterator[Problem]:
-    mounts = mounts_of(spec) or ()
-    for named in _outputs(spec):
+def _read_only(job: Job) -> Iterator[Problem]:
+    mounts = mounts_of(job) or ()
+    for named in _outputs(job):
         mount = mount_of(named.path, mounts)
         if mount is not None and mount.read_only:
             cause, remedy = (
                 f"{mount.target} is mounted to be read only",
                 "Leave :ro out of that mount, or write elsewhere.",
             )
-            if mount.source == str(spec.run_dir.parent):
+            if mount.source == str(job.run_dir.parent):
                 cause = f"{mount.target} holds all runs, and a job may write in its own directory there only"
                 remedy = "Write elsewhere, or mount that folder in executor.mounts."
             yield Problem(name="output_on_readonly_mount", key=named.key, value=named.path, cause=cause, remedy=remedy)
 
 
-def _missing(spec: Spec) -> Iterator[Problem]:
-    for named in inputs_of(spec):
-        if named.field in spec.promised or (spec.here and not _is_unchecked(named)):
+def _missing(job: Job) -> Iterator[Problem]:
+    for named in inputs_of(job):
+        if named.field in job.promised or (job.here and not _is_unchecked(named)):
             continue
-        found = path_here(spec, named.path)
+        found = path_here(job, named.path)
         if found is not None and not _is_there(str(found)):
-            cause = "there is nothing here" if spec.here else f"there is no {found}, which is mounted there"
+            cause = "there is nothing here" if job.here else f"there is no {found}, which is mounted there"
             if named.consumes == "binidx":
                 cause += ", no folder of prepared data and no .bin and .idx of that name"
             yield Problem(
@@ -93,7 +93,7 @@ def _missing(spec: Spec) -> Iterator[Problem]:
                 value=named.path,
                 cause=cause,
                 remedy="Name what is there, or make it first.",
-                can_force=spec.profile.kind == "slurm",  # a node may have disks that the login node has not
+                can_force=job.profile.kind == "slurm",  # a node may have disks that the login node has not
             )
 
 
@@ -105,19 +105,19 @@ def _is_there(path: str) -> bool:
     return posixpath.exists(path) or all(posixpath.exists(path + ending) for ending in (".bin", ".idx"))
 
 
-def _outputs(spec: Spec) -> Iterator[Named]:
-    for key, kind, path in written(spec):
+def _outputs(job: Job) -> Iterator[Named]:
+    for key, kind, path in written(job):
         if path.is_absolute():
             yield Named(key=key, field=key.removeprefix("args."), path=str(path), consumes=kind)
-    yield from written_beside(spec)
+    yield from written_beside(job)
 
 
 def _in_image(path: str) -> bool:
     return any(is_below(path, folder) for folder in _OF_IMAGE)
 
 
-def _in_container(spec: Spec) -> bool:
-    return mounts_of(spec) is not None
+def _in_container(job: Job) -> bool:
+    return mounts_of(job) is not None
 
 
 CHECKS: tuple[Check, ...] = (

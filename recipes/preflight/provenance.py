@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from recipes.experiment.job import Spec, written
+from recipes.experiment.job import Job, written
 from recipes.experiment.store import RunFolder, runs_dir, scheduler_of
 from recipes.preflight.paths import inputs_of, is_below
 from scripts.args.interpolation import MODEL_FIELDS
@@ -74,17 +74,17 @@ class Origin:
 Find = Callable[[str], Origin | None]
 
 
-def origin_of_spec(name: str, spec: Spec) -> Origin:
+def origin_of_spec(name: str, job: Job) -> Origin:
     """A stage that is going to run, as what its outputs will have come from."""
     return Origin(
         name=name,
-        algorithm=spec.algorithm,
+        algorithm=job.algorithm,
         state="planned",
-        args=vars(spec.resolved),
-        extra_args=tuple(spec.extra_args),
-        inputs=tuple(named.path for named in inputs_of(spec)),
-        outputs=tuple(str(path) for _, _, path in written(spec)),
-        storage=storage_of(vars(spec.profile)),
+        args=vars(job.resolved),
+        extra_args=tuple(job.extra_args),
+        inputs=tuple(named.path for named in inputs_of(job)),
+        outputs=tuple(str(path) for _, _, path in written(job)),
+        storage=storage_of(vars(job.profile)),
     )
 
 
@@ -113,9 +113,9 @@ def _as_written(path: str) -> bytes:
     return json.dumps(path, ensure_ascii=False).encode(errors="surrogatepass")
 
 
-def lineage(spec: Spec, find: Find = recorded_origin) -> Iterator[tuple[str, Origin]]:
+def lineage(job: Job, find: Find = recorded_origin) -> Iterator[tuple[str, Origin]]:
     """Every job that the job's inputs come from, nearest first, each with the argument that leads there."""
-    for named in inputs_of(spec):
+    for named in inputs_of(job):
         seen: set[str] = set()
         paths = deque([named.path])
         while paths and len(seen) < _MOST_ANCESTORS:

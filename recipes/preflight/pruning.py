@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from recipes.experiment.job import Spec
+from recipes.experiment.job import Job
 from recipes.models import ModelFacts
 from recipes.planner.parameters import count
 from recipes.preflight.frame import Check
@@ -52,35 +52,35 @@ _TARGETS = {
 _ACTIVE, _TOTAL = "prune_target_active_params", "prune_target_params"
 
 
-def _asked(spec: Spec) -> Iterator[tuple[str, str, Any]]:
+def _asked(job: Job) -> Iterator[tuple[str, str, Any]]:
     """The sizes of a fixed architecture: the key, the hparam, its value."""
-    for name, value in (getattr(spec.resolved, "prune_export_config", None) or {}).items():
+    for name, value in (getattr(job.resolved, "prune_export_config", None) or {}).items():
         yield f"args.prune_export_config.{name}", name, value
     for field, name in _TARGETS.items():
-        value = getattr(spec.args, field, None)
+        value = getattr(job.args, field, None)
         if value is not None:
             yield f"args.{field}", name, value
 
 
-def _names(spec: Spec) -> Iterator[Problem]:
-    for key, name, value in _asked(spec):
+def _names(job: Job) -> Iterator[Problem]:
+    for key, name, value in _asked(job):
         if name not in _HPARAMS:
             cause = "ModelOpt prunes no such thing"
             yield Problem(name="unknown_key", key=key, value=value, cause=cause, remedy=nearest(name, _HPARAMS))
         elif not isinstance(value, int) or isinstance(value, bool) or value < 1:
             yield Problem(name="wrong_value", key=key, value=value, cause="a number above 0 is expected")
     searched = [name for name, hparam in _HPARAMS.items() if hparam.searched]
-    for name in getattr(spec.args, "hparams_to_skip", None) or []:
+    for name in getattr(job.args, "hparams_to_skip", None) or []:
         if name not in searched:
             cause = "the search changes no such thing"
             key = "args.hparams_to_skip"
             yield Problem(name="unknown_key", key=key, value=name, cause=cause, remedy=nearest(str(name), searched))
 
 
-def _sizes(spec: Spec) -> Iterator[Problem]:
-    assert spec.model is not None
-    for key, name, value in _asked(spec):
-        source = getattr(spec.model, _HPARAMS[name].fact) if name in _HPARAMS else None
+def _sizes(job: Job) -> Iterator[Problem]:
+    assert job.model is not None
+    for key, name, value in _asked(job):
+        source = getattr(job.model, _HPARAMS[name].fact) if name in _HPARAMS else None
         if source is None or not isinstance(value, int) or value == source or value < 1:
             continue
         if value > source:
@@ -89,7 +89,7 @@ def _sizes(spec: Spec) -> Iterator[Problem]:
         elif not _HPARAMS[name].searched:
             cause = f"the model has {source}, and ModelOpt prunes no query groups since 0.41"
             remedy = "Leave it out."
-        elif value % (multiple := _multiple(_HPARAMS[name], spec.model)):
+        elif value % (multiple := _multiple(_HPARAMS[name], job.model)):
             cause = f"it is no multiple of {multiple}"
             remedy = f"Try {max(value // multiple, 1) * multiple}, or {-(-value // multiple) * multiple}."
         else:
@@ -104,23 +104,23 @@ def _multiple(hparam: Hparam, facts: ModelFacts) -> int:
     return getattr(facts, hparam.multiple) or 1
 
 
-def _shares(spec: Spec) -> Iterator[Problem]:
+def _shares(job: Job) -> Iterator[Problem]:
     """A part that may go is below 1: nothing would be left."""
     for name in ("max_width_pruning", "max_depth_pruning"):
-        value = getattr(spec.args, name)
+        value = getattr(job.args, name)
         if not 0 <= value < 1:
             cause = "it is a part: from 0 to below 1"
             yield Problem(name="out_of_range", key=f"args.{name}", value=value, cause=cause)
     for name in (_TOTAL, _ACTIVE, "prune_target_memory_mb"):
-        value = getattr(spec.args, name)
+        value = getattr(job.args, name)
         if value is not None and not value > 0:
             yield Problem(name="out_of_range", key=f"args.{name}", value=value, cause="a number above 0 is expected")
 
 
-def _targets(spec: Spec) -> Iterator[Problem]:
-    assert spec.model is not None
-    parameters = count(spec.model)
-    total, active = getattr(spec.args, _TOTAL), getattr(spec.args, _ACTIVE)
+def _targets(job: Job) -> Iterator[Problem]:
+    assert job.model is not None
+    parameters = count(job.model)
+    total, active = getattr(job.args, _TOTAL), getattr(job.args, _ACTIVE)
     if total is not None and active is not None and active > total:
         cause = f"a token cannot activate more than the {total:g} parameters that are to be kept"
         yield Problem(name="target_out_of_reach", key=f"args.{_ACTIVE}", value=active, cause=cause)
@@ -129,7 +129,7 @@ def _targets(spec: Spec) -> Iterator[Problem]:
     for name, target, source in ((_TOTAL, total, parameters.total), (_ACTIVE, active, parameters.active)):
         if target is None or target <= 0:
             continue
-        least = source * _left(spec)
+        least = source * _left(job)
         if target >= source:
             cause = f"the model has {source:.4g}: there is nothing to prune"
         elif target < least:
@@ -149,24 +149,24 @@ def _targets(spec: Spec) -> Iterator[Problem]:
         )
 
 
-def _left(spec: Spec) -> float:
+def _left(job: Job) -> float:
     """At least this part of the parameters is left by the smallest candidate of a search.
 
     A matrix loses on both of its sides; experts lose by number as well, Mamba's heads by number and by width.
     """
-    assert spec.model is not None
-    width, depth = (min(max(getattr(spec.args, f"max_{one}_pruning"), 0), 1) for one in ("width", "depth"))
-    sides = 3 if spec.model.experts or spec.model.count_of("mamba") else 2
+    assert job.model is not None
+    width, depth = (min(max(getattr(job.args, f"max_{one}_pruning"), 0), 1) for one in ("width", "depth"))
+    sides = 3 if job.model.experts or job.model.count_of("mamba") else 2
     return float((1 - width) ** sides * (1 - depth))
 
 
-def _searches(spec: Spec) -> bool:
-    targets = (getattr(spec.args, name, None) for name in (_TOTAL, _ACTIVE))
-    return spec.algorithm == "prune" and any(target is not None for target in targets)
+def _searches(job: Job) -> bool:
+    targets = (getattr(job.args, name, None) for name in (_TOTAL, _ACTIVE))
+    return job.algorithm == "prune" and any(target is not None for target in targets)
 
 
-def _is_prune(spec: Spec) -> bool:
-    return spec.algorithm == "prune"
+def _is_prune(job: Job) -> bool:
+    return job.algorithm == "prune"
 
 
 CHECKS: tuple[Check, ...] = (
@@ -175,8 +175,8 @@ CHECKS: tuple[Check, ...] = (
         name="pruned_size_out_of_reach",
         run=_sizes,
         needs=("model",),
-        applies=lambda spec: _is_prune(spec) and next(_asked(spec), None) is not None,
+        applies=lambda job: _is_prune(job) and next(_asked(job), None) is not None,
     ),
-    Check(name="out_of_range", run=_shares, applies=lambda spec: hasattr(spec.args, "max_width_pruning")),
+    Check(name="out_of_range", run=_shares, applies=lambda job: hasattr(job.args, "max_width_pruning")),
     Check(name="target_out_of_reach", run=_targets, needs=("model.blocks",), applies=_searches),
 )

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from recipes.experiment.job import Spec
+from recipes.experiment.job import Job
 from recipes.preflight.frame import Check
 from scripts.run.problems import Problem
 
@@ -79,8 +79,8 @@ def _limits(algorithm: str, args: Mapping[str, Any]) -> Iterator[Doubt]:
         )
 
 
-def _own(spec: Spec) -> Iterator[Problem]:
-    for doubt in doubts(spec.algorithm, vars(spec.args), spec.extra_args):
+def _own(job: Job) -> Iterator[Problem]:
+    for doubt in doubts(job.algorithm, vars(job.args), job.extra_args):
         yield Problem(
             name=doubt.name,
             key=f"args.{doubt.field}",

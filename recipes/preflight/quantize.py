@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from recipes.experiment.job import Spec
+from recipes.experiment.job import Job
 from recipes.models import hub
 from recipes.models.folder import linear_shapes, local_model_problem
 from scripts.data.texts import read, source_of
@@ -16,34 +16,34 @@ _PARALLEL = ("tp", "pp", "ep", "etp")
 _PEEKED_ROWS = 200
 
 
-def quantize_checks(spec: Spec) -> Iterator[Problem]:
+def quantize_checks(job: Job) -> Iterator[Problem]:
     """Every Problem of a quantize job's own values."""
     for check in (_numbers, _engine, _format, _combinations, _model, _data):
-        yield from check(spec)
+        yield from check(job)
 
 
-def quantize_notes(spec: Spec) -> Iterator[str]:
+def quantize_notes(job: Job) -> Iterator[str]:
     """What a user should know although nothing is wrong."""
     yield "engine hf writes args.modelopt_save_path and args.export_dir; args.megatron_save_path is not used"
-    sizes = [f"args.{name}" for name in _PARALLEL if getattr(spec.args, name) not in (1, None)]
+    sizes = [f"args.{name}" for name in _PARALLEL if getattr(job.args, name) not in (1, None)]
     if sizes:
         yield f"engine hf has no parallelism; {', '.join(sizes)} of the recipe is not used"
-    processes = spec.torchrun.nproc_per_node * spec.shape.nodes
+    processes = job.torchrun.nproc_per_node * job.shape.nodes
     if processes > 1:
         asked = (
-            f"torchrun asks for {processes}" if spec.shape.nodes == 1 else f"{spec.shape.nodes} machines are asked for"
+            f"torchrun asks for {processes}" if job.shape.nodes == 1 else f"{job.shape.nodes} machines are asked for"
         )
         yield f"engine hf is one process, on the first machine; {asked}, and the rest is not used"
-    if not spec.online and not is_local(spec.args.hf_model_id) and hub.cached_model(spec.args.hf_model_id) is None:
-        yield f"args.hf_model_id={spec.args.hf_model_id} is not on this machine; a run fetches it from the hub"
-    elif not spec.here and is_local(spec.args.hf_model_id) and not spec.args.hf_model_id.startswith("tiny:"):
-        yield f"args.hf_model_id={spec.args.hf_model_id} is looked for where the job runs, and was not checked here"
+    if not job.online and not is_local(job.args.hf_model_id) and hub.cached_model(job.args.hf_model_id) is None:
+        yield f"args.hf_model_id={job.args.hf_model_id} is not on this machine; a run fetches it from the hub"
+    elif not job.here and is_local(job.args.hf_model_id) and not job.args.hf_model_id.startswith("tiny:"):
+        yield f"args.hf_model_id={job.args.hf_model_id} is looked for where the job runs, and was not checked here"
 
 
-def model_folder(spec: Spec) -> Path | None:
+def model_folder(job: Job) -> Path | None:
     """The model's files, where they can be read here."""
-    path = Path(spec.resolved.hf_model_id).expanduser()
-    return path if path.is_dir() else hub.cached_model(spec.resolved.hf_model_id)
+    path = Path(job.resolved.hf_model_id).expanduser()
+    return path if path.is_dir() else hub.cached_model(job.resolved.hf_model_id)
 
 
 def is_local(model: str) -> bool:
@@ -51,18 +51,18 @@ def is_local(model: str) -> bool:
     return model.startswith("tiny:") or Path(model).expanduser().exists() or not hub.is_hub_name(model)
 
 
-def _numbers(spec: Spec) -> Iterator[Problem]:
+def _numbers(job: Job) -> Iterator[Problem]:
     least = {"calib_size": 1, "calib_seq_length": 8, "calib_batch_size": 1, "eval_size": 0}
     for name, minimum in least.items():
-        value = getattr(spec.args, name)
+        value = getattr(job.args, name)
         if value < minimum:
             yield Problem(name="out_of_range", key=f"args.{name}", value=value, cause=f"at least {minimum} is needed")
 
 
-def _engine(spec: Spec) -> Iterator[Problem]:
+def _engine(job: Job) -> Iterator[Problem]:
     for name in _PARALLEL:
-        value = getattr(spec.args, name)
-        if value not in (1, None) and name in spec.given:
+        value = getattr(job.args, name)
+        if value not in (1, None) and name in job.given:
             cause = "the hf engine runs as one process, without parallelism"
             yield Problem(
                 name="engine_has_no_parallelism",
@@ -71,24 +71,24 @@ def _engine(spec: Spec) -> Iterator[Problem]:
                 cause=cause,
                 remedy=f"Use args.{name}=1.",
             )
-    if spec.script.path is not None:
+    if job.script.path is not None:
         cause = "the hf engine runs ModelOpt itself, no script"
         remedy = "Use script.path=null."
-        yield Problem(name="script_unused", key="script.path", value=spec.script.path, cause=cause, remedy=remedy)
-    if spec.extra_args:
+        yield Problem(name="script_unused", key="script.path", value=job.script.path, cause=cause, remedy=remedy)
+    if job.extra_args:
         cause = "they go to an upstream script, and the hf engine runs none"
         yield Problem(
-            name="extra_args_unused", key="extra_args", value=spec.extra_args, cause=cause, remedy="Remove them."
+            name="extra_args_unused", key="extra_args", value=job.extra_args, cause=cause, remedy="Remove them."
         )
 
 
-def _format(spec: Spec) -> Iterator[Problem]:
-    value = spec.resolved.export_quant_cfg
+def _format(job: Job) -> Iterator[Problem]:
+    value = job.resolved.export_quant_cfg
     error = format_error(value)
     if error:
         yield Problem(name="unsupported_quant_recipe", key="args.export_quant_cfg", value=value, cause=error)
         return
-    folder = model_folder(spec)
+    folder = model_folder(job)
     shapes = linear_shapes(folder) if folder and value in FORMATS else {}
     for sentence in format_problems(value, shapes)[:1] if shapes else []:
         cause = f"{value} does not fit this model: {sentence}"
@@ -96,52 +96,52 @@ def _format(spec: Spec) -> Iterator[Problem]:
         yield Problem(name="format_does_not_fit", key="args.export_quant_cfg", value=value, cause=cause, remedy=remedy)
 
 
-def _combinations(spec: Spec) -> Iterator[Problem]:
-    if format_error(spec.resolved.export_quant_cfg):
+def _combinations(job: Job) -> Iterator[Problem]:
+    if format_error(job.resolved.export_quant_cfg):
         return
     for key, refuse in (("weight_only", refuse_weight_only), ("compress", refuse_compress)):
-        if getattr(spec.resolved, key):
+        if getattr(job.resolved, key):
             try:
-                refuse(spec.resolved)
+                refuse(job.resolved)
             except JobError as error:
                 yield Problem(name=error.name, key=f"args.{key}", value=True, cause=error.cause, remedy=error.remedy)
 
 
-def _model(spec: Spec) -> Iterator[Problem]:
-    name = spec.resolved.hf_model_id
-    if "hf_model_id" in spec.promised:
+def _model(job: Job) -> Iterator[Problem]:
+    name = job.resolved.hf_model_id
+    if "hf_model_id" in job.promised:
         return
     if is_local(name):
-        if not spec.here and not name.startswith("tiny:"):
+        if not job.here and not name.startswith("tiny:"):
             return  # a folder over there; `quantize_notes` says that it was not looked at
         found = local_model_problem(name)
     else:  # from here, a hub's answer says nothing about another machine's network and tokens
-        found = hub.model_problem(name, online=spec.online and spec.here)
+        found = hub.model_problem(name, online=job.online and job.here)
     if found:
         yield Problem(name=found[0], key="args.hf_model_id", value=name, cause=found[1], remedy=found[2])
 
 
-def _data(spec: Spec) -> Iterator[Problem]:
-    if not spec.here:
+def _data(job: Job) -> Iterator[Problem]:
+    if not job.here:
         return
     for key in ("calib_dataset", "eval_dataset"):
-        value = getattr(spec.resolved, key)
-        if value is None and (key == "eval_dataset" or spec.args.hf_model_id.startswith("tiny:")):
+        value = getattr(job.resolved, key)
+        if value is None and (key == "eval_dataset" or job.args.hf_model_id.startswith("tiny:")):
             continue
         try:
-            source = source_of(value, spec.args.hf_model_id)
+            source = source_of(value, job.args.hf_model_id)
             if source.kind in ("jsonl", "text"):
                 rows = sum(
                     1
-                    for _, text in zip(range(_PEEKED_ROWS), read(source, spec.args.calib_text_key), strict=False)
+                    for _, text in zip(range(_PEEKED_ROWS), read(source, job.args.calib_text_key), strict=False)
                     if text.strip()
                 )
-                needed = 2 if key == "calib_dataset" and spec.args.eval_dataset is None and spec.args.eval_size else 1
+                needed = 2 if key == "calib_dataset" and job.args.eval_dataset is None and job.args.eval_size else 1
                 if rows < needed:
                     raise JobError(
                         "too_little_text", f"{source.place} holds {rows} texts; {needed} are needed.", "Give more text."
                     )
             elif source.kind == "hub":
-                hub.require_dataset(source.place, online=spec.online)
+                hub.require_dataset(source.place, online=job.online)
         except JobError as error:
             yield Problem(name=error.name, key=f"args.{key}", value=value, cause=error.cause, remedy=error.remedy)

@@ -5,7 +5,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from recipes.experiment.job import Spec
+from recipes.experiment.job import Job
 from recipes.models import hub
 from recipes.models.folder import local_model_problem
 from recipes.preflight.quantize import is_local
@@ -23,79 +23,79 @@ from scripts.run.problems import Problem
 _FORMAT_KEYS = ("args.export_quant_cfg", "args.quant_cfg", "args.recipe")
 
 
-def script_checks(spec: Spec) -> Iterator[Problem]:
+def script_checks(job: Job) -> Iterator[Problem]:
     """Every Problem that any script's job can have."""
-    yield from _found(spec)
+    yield from _found(job)
     try:
-        argv = command(spec)
+        argv = command(job)
     except JobError as error:  # a model card that is not there
         yield Problem(name=error.name, key="args.model_card", value=None, cause=error.cause, remedy=error.remedy)
     else:
-        yield from _words(spec, argv)
-        yield from _left_out(spec, argv)
-    yield from _of_another_engine(spec)
-    yield from input_problems(spec)
+        yield from _words(job, argv)
+        yield from _left_out(job, argv)
+    yield from _of_another_engine(job)
+    yield from input_problems(job)
 
 
-def script_notes(spec: Spec) -> Iterator[str]:
+def script_notes(job: Job) -> Iterator[str]:
     """What a user should know although nothing is wrong."""
-    assert spec.addressed is not None
-    release, by = spec.addressed.release, spec.addressed.known_by
-    if not spec.addressed.certain and not is_module(spec.addressed.script):
+    assert job.addressed is not None
+    release, by = job.addressed.release, job.addressed.known_by
+    if not job.addressed.certain and not is_module(job.addressed.script):
         yield (
-            f"which release of {spec.addressed.script} the job will meet is not known here; the command is written for "
-            f"{releases_of(spec.addressed.script)[-1]}, on the node for the one that is there. script.release names it"
+            f"which release of {job.addressed.script} the job will meet is not known here; the command is written for "
+            f"{releases_of(job.addressed.script)[-1]}, on the node for the one that is there. script.release names it"
         )
-    if spec.script.release is not None and by == spec.addressed.path:
-        yield f"script.release={spec.script.release} is not needed: the script is here, and says itself what it takes"
+    if job.script.release is not None and by == job.addressed.path:
+        yield f"script.release={job.script.release} is not needed: the script is here, and says itself what it takes"
     with suppress(JobError):  # a model card that is not there: a Problem
-        for key in command(spec).left_out:
+        for key in command(job).left_out:
             yield f"{key} is left out: {release or by} has no such flag"
-    for field, meaning in meanings(spec.args):
-        unused = meaning.engine == "hf" and meaning.produces and field.name not in spec.given
-        if unused and getattr(spec.args, field.name) is not None:
+    for field, meaning in meanings(job.args):
+        unused = meaning.engine == "hf" and meaning.produces and field.name not in job.given
+        if unused and getattr(job.args, field.name) is not None:
             yield f"args.{field.name} is the hf engine's; the script does not write it"
 
 
-def command(spec: Spec) -> Argv:
+def command(job: Job) -> Argv:
     """The words after the script's name, as the job will give them to the release that it is written for."""
-    assert spec.addressed is not None
-    job = ScriptJob(args=spec.resolved, script=spec.script, extra_args=spec.extra_args)
-    return command_words(job, spec.addressed.interface, spec.addressed.script, spec.run_dir)
+    assert job.addressed is not None
+    values = ScriptJob(args=job.resolved, script=job.script, extra_args=job.extra_args)
+    return command_words(values, job.addressed.interface, job.addressed.script, job.run_dir)
 
 
-def _found(spec: Spec) -> Iterator[Problem]:
-    if spec.profile.kind != "local":
+def _found(job: Job) -> Iterator[Problem]:
+    if job.profile.kind != "local":
         return  # the node says so
     try:
-        locate(spec.args.SCRIPTS, spec.script.path)
+        locate(job.args.SCRIPTS, job.script.path)
     except JobError as error:
-        key = "script.path" if spec.script.path else "executor"
-        value = spec.script.path or "local"
+        key = "script.path" if job.script.path else "executor"
+        value = job.script.path or "local"
         yield Problem(name=error.name, key=key, value=value, cause=error.cause, remedy=error.remedy)
 
 
-def _words(spec: Spec, argv: Argv) -> Iterator[Problem]:
-    assert spec.addressed is not None
-    which = f"{spec.addressed.script} {spec.addressed.release or ''}".strip()
+def _words(job: Job, argv: Argv) -> Iterator[Problem]:
+    assert job.addressed is not None
+    which = f"{job.addressed.script} {job.addressed.release or ''}".strip()
     for problem in argv.problems:
-        if not spec.addressed.certain and _fits_some_release(problem, spec):
+        if not job.addressed.certain and _fits_some_release(problem, job):
             continue
         name = problem.name
         if name == "unsupported_choice" and problem.key in _FORMAT_KEYS:
             name = "unsupported_quant_recipe"
-        by = f" ({which}, by {spec.addressed.known_by})" if spec.addressed.certain else ""
+        by = f" ({which}, by {job.addressed.known_by})" if job.addressed.certain else ""
         yield replace(problem, name=name, cause=problem.cause + by)
 
 
-def _fits_some_release(problem: Problem, spec: Spec) -> bool:
+def _fits_some_release(problem: Problem, job: Job) -> bool:
     if problem.name == "unknown_flag" and problem.key == "extra_args":
         return True  # for flags newer than the tables
-    by_key = {f"args.{field.name}": (field.name, meaning) for field, meaning in meanings(spec.args)}
+    by_key = {f"args.{field.name}": (field.name, meaning) for field, meaning in meanings(job.args)}
     if problem.key not in by_key or problem.name not in ("unknown_flag", "unsupported_choice"):
         return False
     name, meaning = by_key[problem.key]
-    return any(_takes(interface, name, meaning, problem) for interface in _all_interfaces(spec))
+    return any(_takes(interface, name, meaning, problem) for interface in _all_interfaces(job))
 
 
 def _takes(interface: Interface, name: str, meaning: Meaning, problem: Problem) -> bool:
@@ -105,36 +105,36 @@ def _takes(interface: Interface, name: str, meaning: Meaning, problem: Problem) 
     return problem.name == "unknown_flag" or flag.choices is None or problem.value in flag.choices
 
 
-def _all_interfaces(spec: Spec) -> Iterator[Interface]:
-    for script in spec.args.SCRIPTS:
+def _all_interfaces(job: Job) -> Iterator[Interface]:
+    for script in job.args.SCRIPTS:
         for release in () if is_module(script) else releases_of(script):
             yield interface_of(script, release)
 
 
-def _left_out(spec: Spec, argv: Argv) -> Iterator[Problem]:
+def _left_out(job: Job, argv: Argv) -> Iterator[Problem]:
     """A value that somebody gave is not left out in silence."""
-    assert spec.addressed is not None
+    assert job.addressed is not None
     for key in argv.left_out:
         name = key.removeprefix("args.")
-        if name in spec.given and spec.addressed.certain:
-            cause = f"{spec.addressed.release or spec.addressed.script} has no flag for it ({spec.addressed.known_by})"
-            value = getattr(spec.args, name)
+        if name in job.given and job.addressed.certain:
+            cause = f"{job.addressed.release or job.addressed.script} has no flag for it ({job.addressed.known_by})"
+            value = getattr(job.args, name)
             yield Problem(name="unknown_flag", key=key, value=value, cause=cause, remedy="Leave it out.")
 
 
-def _of_another_engine(spec: Spec) -> Iterator[Problem]:
-    for field, meaning in meanings(spec.args):
-        if meaning.engine == "hf" and field.name in spec.given:
+def _of_another_engine(job: Job) -> Iterator[Problem]:
+    for field, meaning in meanings(job.args):
+        if meaning.engine == "hf" and field.name in job.given:
             cause = "the script has nothing of the kind; it is the hf engine's"
             remedy = "Leave it out, or use engine=hf."
-            value = getattr(spec.args, field.name)
+            value = getattr(job.args, field.name)
             yield Problem(name="not_of_this_engine", key=f"args.{field.name}", value=value, cause=cause, remedy=remedy)
 
 
-def input_problems(spec: Spec) -> Iterator[Problem]:
+def input_problems(job: Job) -> Iterator[Problem]:
     """What is missing, or is not there, or is something else than what is needed."""
-    for field, meaning in meanings(spec.args):
-        value = getattr(spec.resolved, field.name)
+    for field, meaning in meanings(job.args):
+        value = getattr(job.resolved, field.name)
         if value is None and meaning.required:
             what = "what the script reads" if meaning.consumes else "the script cannot do without it"
             name = "missing_input" if meaning.consumes else "missing_value"
@@ -142,18 +142,18 @@ def input_problems(spec: Spec) -> Iterator[Problem]:
             yield Problem(
                 name=name, key=f"args.{field.name}", value=None, cause=f"it is not set: {what}", remedy=remedy
             )
-        elif isinstance(value, str) and meaning.consumes and meaning.engine != "hf" and field.name not in spec.promised:
-            yield from _input(spec, f"args.{field.name}", value, meaning)
+        elif isinstance(value, str) and meaning.consumes and meaning.engine != "hf" and field.name not in job.promised:
+            yield from _input(job, f"args.{field.name}", value, meaning)
 
 
-def _input(spec: Spec, key: str, value: str, meaning: Meaning) -> Iterator[Problem]:
-    if value.startswith("tiny:") and spec.engine == "script":
+def _input(job: Job, key: str, value: str, meaning: Meaning) -> Iterator[Problem]:
+    if value.startswith("tiny:") and job.engine == "script":
         cause = "built-in models are for the hf engine"
         yield Problem(name="unknown_model", key=key, value=value, cause=cause, remedy="Name a folder or a hub model.")
-    elif not spec.here:
+    elif not job.here:
         return
     elif meaning.consumes == "checkpoint_hf":
-        found = local_model_problem(value) if is_local(value) else hub.model_problem(value, online=spec.online)
+        found = local_model_problem(value) if is_local(value) else hub.model_problem(value, online=job.online)
         if found:
             yield Problem(name=found[0], key=key, value=value, cause=found[1], remedy=found[2])
     elif meaning.consumes.startswith("checkpoint_"):

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from recipes.experiment.job import Spec
+from recipes.experiment.job import Job
 from scripts.args.data import PrepareDataArgs
 from scripts.args.evaluate import EvaluateArgs
 from scripts.args.serve import ServeArgs
@@ -10,9 +10,9 @@ from scripts.run.errors import JobError
 from scripts.run.problems import Problem
 
 
-def tool_checks(spec: Spec) -> Iterator[Problem]:
+def tool_checks(job: Job) -> Iterator[Problem]:
     """Every Problem of a tool's own values; none for what is no tool."""
-    args = spec.resolved
+    args = job.resolved
     if isinstance(args, PrepareDataArgs):
         from scripts.data.sources import source_problems
 
@@ -27,27 +27,27 @@ def tool_checks(spec: Spec) -> Iterator[Problem]:
         yield from (problem for problem in serve_problems(args) if problem.name != "missing_input")
 
 
-def installed_checks(spec: Spec) -> Iterator[Problem]:
+def installed_checks(job: Job) -> Iterator[Problem]:
     """What a tool needs and this environment, in which a local job runs, does not have."""
-    if spec.profile.kind != "local":
+    if job.profile.kind != "local":
         return
     try:
-        _refuse_without(spec)
+        _refuse_without(job)
     except JobError as error:
-        key, value = ("script.path", spec.script.path) if spec.script.path else ("executor", "local")
+        key, value = ("script.path", job.script.path) if job.script.path else ("executor", "local")
         yield Problem(name=error.name, key=key, value=value, cause=error.cause.rstrip("."), remedy=error.remedy)
 
 
-def _refuse_without(spec: Spec) -> None:
-    if isinstance(spec.args, PrepareDataArgs):
+def _refuse_without(job: Job) -> None:
+    if isinstance(job.args, PrepareDataArgs):
         from scripts.data.sources import refuse_without_core
 
         refuse_without_core()
-    elif isinstance(spec.args, EvaluateArgs):
+    elif isinstance(job.args, EvaluateArgs):
         from scripts.evaluation.checks import refuse_without_harness
 
-        refuse_without_harness(spec.script)
-    elif isinstance(spec.args, ServeArgs):
+        refuse_without_harness(job.script)
+    elif isinstance(job.args, ServeArgs):
         from scripts.serving.servers import SERVERS, find_program
 
-        find_program(SERVERS[spec.args.server], spec.script.path)
+        find_program(SERVERS[job.args.server], job.script.path)

@@ -7,7 +7,7 @@ training/config.py, Model-Optimizer's examples/megatron_bridge/distill.py.
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from recipes.experiment.job import Spec
+from recipes.experiment.job import Job
 from recipes.preflight.frame import Check
 from scripts.run.problems import Problem
 
@@ -27,12 +27,12 @@ _ASKS_WHOSE = ("0.44", "0.45")
 Figures = Mapping[str, tuple[str, Any]]
 
 
-def _figures(spec: Spec) -> dict[str, tuple[str, Any]]:
+def _figures(job: Job) -> dict[str, tuple[str, Any]]:
     """By name: the key that sets a figure of the training, and its value."""
     found = {}
-    config = getattr(spec.resolved, "config", None)
+    config = getattr(job.resolved, "config", None)
     for name, sections in _SECTIONS.items():
-        value = getattr(spec.resolved, name, None)
+        value = getattr(job.resolved, name, None)
         if isinstance(value, (int, float)):
             found[name] = (f"args.{name}", value)
         for section in sections:
@@ -42,8 +42,8 @@ def _figures(spec: Spec) -> dict[str, tuple[str, Any]]:
     return found
 
 
-def _training(spec: Spec) -> Iterator[Problem]:
-    figures = _figures(spec)
+def _training(job: Job) -> Iterator[Problem]:
+    figures = _figures(job)
     for check in (_rates, _warmup, _intervals, _lengths):
         yield from check(figures)
 
@@ -87,8 +87,8 @@ def _lengths(figures: Figures) -> Iterator[Problem]:
         yield _contradiction(key, value, cause, "Set one of them to null.")
 
 
-def _recompute(spec: Spec) -> Iterator[Problem]:
-    args = spec.resolved
+def _recompute(job: Job) -> Iterator[Problem]:
+    args = job.resolved
     details = {name: getattr(args, f"recompute_{name}") for name in ("method", "num_layers", "modules")}
     given = {name: value for name, value in details.items() if value is not None}
     granularity, key = args.recompute_granularity, "args.recompute_granularity"
@@ -111,17 +111,17 @@ def _recompute(spec: Spec) -> Iterator[Problem]:
         yield _contradiction("args.recompute_num_layers", given["num_layers"], cause, "Leave it out.")
 
 
-def _export(spec: Spec) -> Iterator[Problem]:
-    args, release = spec.resolved, spec.addressed.release if spec.addressed else None
+def _export(job: Job) -> Iterator[Problem]:
+    args, release = job.resolved, job.addressed.release if job.addressed else None
     if args.hf_export_path and args.student_hf_model is None and release and release.startswith(_ASKS_WHOSE):
         cause = f"{release} of the script ends at once without args.student_hf_model"
         remedy = f"Add args.student_hf_model={args.student_hf_path}."
         yield _contradiction("args.hf_export_path", args.hf_export_path, cause, remedy)
 
 
-def _calibration(spec: Spec) -> Iterator[Problem]:
-    samples = getattr(spec.resolved, "calib_num_samples", None)
-    batch = spec.resolved.calib_batch_size
+def _calibration(job: Job) -> Iterator[Problem]:
+    samples = getattr(job.resolved, "calib_num_samples", None)
+    batch = job.resolved.calib_batch_size
     if samples is not None and batch is not None and batch > samples > 0:
         cause = f"there are {samples} calibration samples: one batch is not full"
         yield Problem(
@@ -138,8 +138,8 @@ def _contradiction(key: str, value: Any, cause: str, remedy: str) -> Problem:
     return Problem(name="contradiction", key=key, value=value, cause=cause, remedy=remedy)
 
 
-def _has(*names: str) -> Callable[[Spec], bool]:
-    return lambda spec: all(hasattr(spec.args, name) for name in names)
+def _has(*names: str) -> Callable[[Job], bool]:
+    return lambda job: all(hasattr(job.args, name) for name in names)
 
 
 CHECKS: tuple[Check, ...] = (

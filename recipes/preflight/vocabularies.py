@@ -8,7 +8,7 @@ import json
 import posixpath
 from collections.abc import Iterator, Mapping
 
-from recipes.experiment.job import Spec
+from recipes.experiment.job import Job
 from recipes.preflight.frame import Check
 from recipes.preflight.paths import model_folder
 from scripts.run.problems import Problem
@@ -19,24 +19,24 @@ _KEY = "args.student_hf_path"
 _FILES = ("tokenizer.json", "vocab.json")
 
 
-def _widths(spec: Spec) -> Iterator[Problem]:
-    assert spec.model is not None and spec.teacher is not None
-    teacher, student = spec.teacher.vocab_size, spec.model.vocab_size
+def _widths(job: Job) -> Iterator[Problem]:
+    assert job.model is not None and job.teacher is not None
+    teacher, student = job.teacher.vocab_size, job.model.vocab_size
     if teacher == student:
         return
     cause = f"the teacher's vocabulary has {teacher} tokens, the student's {student}: their logits cannot be compared"
     remedy = "Use models of one family with the same vocab_size in config.json."
-    texts = _texts(spec)
+    texts = _texts(job)
     if texts is not None and _tokens(texts[0]) == _tokens(texts[1]):
         cause += ". Their tokenizers are the same; the rest is padding"
         remedy = (
             f"Resize the smaller one's embeddings: model.resize_token_embeddings({max(teacher or 0, student or 0)})."
         )
-    yield Problem(name=_NAME, key=_KEY, value=spec.args.student_hf_path, cause=cause, remedy=remedy)
+    yield Problem(name=_NAME, key=_KEY, value=job.args.student_hf_path, cause=cause, remedy=remedy)
 
 
-def _contents(spec: Spec) -> Iterator[Problem]:
-    texts = _texts(spec)
+def _contents(job: Job) -> Iterator[Problem]:
+    texts = _texts(job)
     if texts is None or texts[0] == texts[1]:
         return
     teacher, student = map(_tokens, texts)
@@ -45,7 +45,7 @@ def _contents(spec: Spec) -> Iterator[Problem]:
     yield Problem(
         name=_NAME,
         key=_KEY,
-        value=spec.args.student_hf_path,
+        value=job.args.student_hf_path,
         cause=_difference(teacher, student),
         remedy="Use models with one tokenizer: of one family, or a student that took the teacher's.",
         can_force=True,
@@ -64,10 +64,10 @@ def _difference(teacher: Mapping[str, int], student: Mapping[str, int]) -> str:
     )
 
 
-def _texts(spec: Spec) -> tuple[bytes, bytes] | None:
+def _texts(job: Job) -> tuple[bytes, bytes] | None:
     """The files with both vocabularies, of the same kind; None where one cannot be read here."""
-    names = (spec.resolved.teacher_hf_path, spec.resolved.student_hf_path)
-    folders = [model_folder(spec, name) for name in names]
+    names = (job.resolved.teacher_hf_path, job.resolved.student_hf_path)
+    folders = [model_folder(job, name) for name in names]
     if folders[0] is None or folders[1] is None:
         return None
     for file in _FILES:
@@ -111,8 +111,8 @@ def _of_model(vocabulary: object) -> dict[str, int] | None:
     return None
 
 
-def _distils(spec: Spec) -> bool:
-    return hasattr(spec.args, "teacher_hf_path") and spec.args.teacher_hf_path != spec.args.student_hf_path
+def _distils(job: Job) -> bool:
+    return hasattr(job.args, "teacher_hf_path") and job.args.teacher_hf_path != job.args.student_hf_path
 
 
 CHECKS: tuple[Check, ...] = (

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 
-from recipes.experiment.job import Spec
+from recipes.experiment.job import Job
 from recipes.planner.duration import hours_of
 from recipes.preflight.frame import Check
 from scripts.args.meaning import meanings
@@ -25,17 +25,17 @@ def limit_hours(text: str) -> float | None:
     return float(hours + 24 * int(match["days"] or 0))
 
 
-def _too_short(spec: Spec) -> Iterator[Problem]:
-    asked = str(getattr(spec.profile, "time", ""))
-    limit, estimate = limit_hours(asked), hours_of(spec)
+def _too_short(job: Job) -> Iterator[Problem]:
+    asked = str(getattr(job.profile, "time", ""))
+    limit, estimate = limit_hours(asked), hours_of(job)
     if limit is None or estimate is None or limit >= estimate.low:
         return
-    stops = getattr(spec.args, "exit_duration_in_mins", None)
+    stops = getattr(job.args, "exit_duration_in_mins", None)
     if stops is not None and stops / 60 < limit:
         return  # it is meant to go on in another job
-    goes_on = any(meaning.in_place for _, meaning in meanings(spec.args))
+    goes_on = any(meaning.in_place for _, meaning in meanings(job.args))
     remedy = f"Ask for {_slurm(estimate.high)}"
-    remedy += ", or let it stop and go on: args.exit_duration_in_mins." if _can_stop(spec) else "."
+    remedy += ", or let it stop and go on: args.exit_duration_in_mins." if _can_stop(job) else "."
     yield Problem(
         name="time_limit_too_short",
         key="executor.time",
@@ -47,8 +47,8 @@ def _too_short(spec: Spec) -> Iterator[Problem]:
     )
 
 
-def _can_stop(spec: Spec) -> bool:
-    return hasattr(spec.args, "exit_duration_in_mins")
+def _can_stop(job: Job) -> bool:
+    return hasattr(job.args, "exit_duration_in_mins")
 
 
 def _slurm(hours: float) -> str:
@@ -57,8 +57,8 @@ def _slurm(hours: float) -> str:
     return f"{whole // 24}-{whole % 24:02d}:00:00" if whole >= 24 else f"{whole}:00:00"
 
 
-def _is_limited(spec: Spec) -> bool:
-    return bool(getattr(spec.profile, "time", None))
+def _is_limited(job: Job) -> bool:
+    return bool(getattr(job.profile, "time", None))
 
 
 CHECKS: tuple[Check, ...] = (

@@ -18,16 +18,20 @@ class HfToMegatronArgs(ScriptArgs):
     COMMANDS: ClassVar[dict[str, tuple[str, ...]]] = dict.fromkeys(SCRIPTS, ("import",))
     ONE_PROCESS: ClassVar[frozenset[str]] = frozenset({_ONE})
 
-    hf_model: str = doc("a folder or a hub name", "Qwen/Qwen3-8B", consumes="checkpoint_hf")
+    hf_model: str = doc("a folder or a hub name", "Qwen/Qwen3-8B", consumes="checkpoint_hf", role="model")
     hf_revision: str | None = doc("a commit, branch or tag of the hub", None)
-    megatron_path: str | None = doc("Megatron checkpoint", None, produces="checkpoint_megatron", required=True)
-    torch_dtype: Literal["bfloat16", "float16", "float32"] = doc("precision of the checkpoint", "bfloat16")
-    trust_remote_code: bool = doc("run Python code that the model's repository brings", False)
+    megatron_path: str | None = doc(
+        "Megatron checkpoint", None, produces="checkpoint_megatron", required=True, role="output"
+    )
+    torch_dtype: Literal["bfloat16", "float16", "float32"] = doc(
+        "precision of the checkpoint", "bfloat16", role="precision"
+    )
+    trust_remote_code: bool = doc("run Python code that the model's repository brings", False, role="remote_code")
     device: Literal["gpu", "cpu"] = doc("since v0.6: where it is done; cpu is one process", "gpu", optional=True)
-    tp: int = doc("tensor parallel size", 1)
-    pp: int = doc("pipeline parallel size", 1)
-    ep: int = doc("expert parallel size", 1)
-    etp: int = doc("expert tensor parallel size", 1)
+    tp: int = doc("tensor parallel size", 1, role="tp")
+    pp: int = doc("pipeline parallel size", 1, role="pp")
+    ep: int = doc("expert parallel size", 1, role="ep")
+    etp: int = doc("expert tensor parallel size", 1, role="etp")
     low_memory_save: bool = doc("save with less memory, slower", False)
     distributed_timeout_minutes: int | None = doc("how long a rank waits for the others", None)
 
@@ -40,7 +44,7 @@ class MegatronToHfArgs(ScriptArgs):
     COMMANDS: ClassVar[dict[str, tuple[str, ...]]] = dict.fromkeys(SCRIPTS, ("export",))
     ONE_PROCESS: ClassVar[frozenset[str]] = frozenset({_ONE})
 
-    hf_model: str = doc("the model it was made of: a folder or a hub name", "Qwen/Qwen3-8B")
+    hf_model: str = doc("the model it was made of: a folder or a hub name", "Qwen/Qwen3-8B", role="model")
     hf_revision: str | None = doc("a commit, branch or tag of the hub", None)
     megatron_path: str | None = doc(
         "one iteration (iter_0001000), or the folder above: then the latest",
@@ -49,16 +53,21 @@ class MegatronToHfArgs(ScriptArgs):
         quantized=False,
         concrete=True,
         required=True,
+        role="checkpoint",
     )
-    hf_path: str | None = doc("Hugging Face checkpoint", None, produces="checkpoint_hf", required=True)
-    torch_dtype: Literal["bfloat16", "float16", "float32"] = doc("precision of the model", "bfloat16", optional=True)
-    export_weight_dtype: Literal["bfloat16", "float16", "float32"] | None = doc("precision of the files", None)
-    trust_remote_code: bool = doc("run Python code that the model's repository brings", False)
+    hf_path: str | None = doc("Hugging Face checkpoint", None, produces="checkpoint_hf", required=True, role="output")
+    torch_dtype: Literal["bfloat16", "float16", "float32"] = doc(
+        "precision of the model", "bfloat16", optional=True, role="precision"
+    )
+    export_weight_dtype: Literal["bfloat16", "float16", "float32"] | None = doc(
+        "precision of the files", None, role="precision"
+    )
+    trust_remote_code: bool = doc("run Python code that the model's repository brings", False, role="remote_code")
     device: Literal["gpu", "cpu"] = doc("since v0.6: where it is done; cpu is one process", "gpu", optional=True)
-    tp: int = doc("tensor parallel size", 1)
-    pp: int = doc("pipeline parallel size", 1)
-    ep: int = doc("expert parallel size", 1)
-    etp: int = doc("expert tensor parallel size", 1)
+    tp: int = doc("tensor parallel size", 1, role="tp")
+    pp: int = doc("pipeline parallel size", 1, role="pp")
+    ep: int = doc("expert parallel size", 1, role="ep")
+    etp: int = doc("expert tensor parallel size", 1, role="etp")
     no_progress: bool = doc("no progress bar", False)
     not_strict: bool = doc("leave tensors out that the model does not know", False)
     distributed_save: bool | None = doc("every rank writes its part", None)
@@ -78,14 +87,18 @@ class MergeLoraArgs(ScriptArgs):
         consumes="checkpoint_lora",
         concrete=True,
         required=True,
+        role="adapter",
     )
-    hf_model_path: str = doc("the base model: a folder or a hub name", "Qwen/Qwen3-8B")
+    hf_model_path: str = doc("the base model: a folder or a hub name", "Qwen/Qwen3-8B", role="model")
     pretrained: str | None = doc(
-        "the base as a Megatron checkpoint; null is what the adapter says", None, consumes="checkpoint_megatron"
+        "the base as a Megatron checkpoint; null is what the adapter says",
+        None,
+        consumes="checkpoint_megatron",
+        role="checkpoint",
     )
-    output: str | None = doc("the merged model", None, produces="checkpoint_megatron", required=True)
-    tp: int = doc("tensor parallel size", 1)
-    pp: int = doc("pipeline parallel size", 1)
-    ep: int = doc("expert parallel size", 1)
+    output: str | None = doc("the merged model", None, produces="checkpoint_megatron", required=True, role="output")
+    tp: int = doc("tensor parallel size", 1, role="tp")
+    pp: int = doc("pipeline parallel size", 1, role="pp")
+    ep: int = doc("expert parallel size", 1, role="ep")
     cpu: bool = doc("without GPUs", False)
     debug: bool = doc("log more", False)

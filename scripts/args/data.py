@@ -22,20 +22,26 @@ class PrepareDataArgs(ScriptArgs):
         None,
         flags=("jsonl_paths", "input_path"),
         consumes="training_jsonl",
+        role="data",
     )
     input_dir: str | None = doc(
         "a folder whose JSONL and text files to take",
         None,
         flags=("input_dir", "input_path"),
         consumes="training_jsonl",
+        role="data",
     )
-    hf_dataset: str | None = doc("a data set of the hub, or a folder of one", None, flags=("hf_dataset", "dataset"))
+    hf_dataset: str | None = doc(
+        "a data set of the hub, or a folder of one", None, flags=("hf_dataset", "dataset"), role="data"
+    )
     hf_name: str | None = doc("its subset; null takes all", None, flags=("hf_name", "subset"))
     hf_split: str | None = doc("its split; null takes all", None, flags=("hf_split", "split"))
     hf_max_samples_per_split: int | None = doc("rows of each split, at most", None)
     hf_streaming: bool = doc("fetch only the rows that are used", False)
-    tokenizer: str = doc("of the model that will be trained: a folder, a hub name or tiny:qwen3", "Qwen/Qwen3-8B")
-    output_dir: str | None = doc("folder of .bin and .idx files", None, produces="binidx", required=True)
+    tokenizer: str = doc(
+        "of the model that will be trained: a folder, a hub name or tiny:qwen3", "Qwen/Qwen3-8B", role="tokenizer"
+    )
+    output_dir: str | None = doc("folder of .bin and .idx files", None, produces="binidx", required=True, role="output")
     json_keys: list[str] = doc("fields to tokenize, each into data of its own; a list of messages is a chat", ["text"])
     append_eod: bool = doc("end each document with the end-of-sequence token: for text, not for chats", False)
     max_sequence_length: int | None = doc("tokens of a document, at most; the rest of it is dropped", None)

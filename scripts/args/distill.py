@@ -12,22 +12,28 @@ class DistillArgs(ScriptArgs):
 
     SCRIPTS: ClassVar[tuple[str, ...]] = ("Model-Optimizer/examples/megatron_bridge/distill.py",)
 
-    teacher_hf_path: str = doc("a folder or a hub name", "Qwen/Qwen3-8B", consumes="checkpoint_hf")
-    student_hf_path: str = doc("a folder or a hub name", "Qwen/Qwen3-4B", consumes="checkpoint_hf", chained=True)
+    teacher_hf_path: str = doc("a folder or a hub name", "Qwen/Qwen3-8B", consumes="checkpoint_hf", role="teacher")
+    student_hf_path: str = doc(
+        "a folder or a hub name", "Qwen/Qwen3-4B", consumes="checkpoint_hf", chained=True, role="model"
+    )
     student_megatron_path: str | None = doc(
         "QAD: the student's quantized checkpoint, whose ModelOpt state is restored",
         None,
         consumes="checkpoint_megatron",
         quantized=True,
+        role="checkpoint",
     )
-    trust_remote_code: bool = doc("run Python code that a model's repository brings", False)
+    trust_remote_code: bool = doc("run Python code that a model's repository brings", False, role="remote_code")
     data_paths: list[str | float] | None = doc(
-        "Megatron blend: [weight, prefix, weight, prefix ...]", None, consumes="binidx"
+        "Megatron blend: [weight, prefix, weight, prefix ...]",
+        None,
+        consumes="binidx",
+        role="data",
     )
-    data_path_to_cache: str | None = doc("where the data's index is kept", None)
+    data_path_to_cache: str | None = doc("where the data's index is kept", None, path="write")
     use_mock_data: bool = doc("random tokens: for plumbing only", False)
     sft: bool = doc("distill on conversations", False)
-    sft_dataset_root: str | None = doc("folder of training.jsonl and validation.jsonl, for sft", None)
+    sft_dataset_root: str | None = doc("folder of training.jsonl and validation.jsonl, for sft", None, role="data")
     output_dir: str | None = doc(
         "checkpoints and logs; a run that goes on finds its own there",
         None,
@@ -35,22 +41,25 @@ class DistillArgs(ScriptArgs):
         in_place=True,
         within="checkpoints",
         required=True,
+        role="output",
     )
-    hf_export_path: str | None = doc("the trained student, exported at the end", None, produces="checkpoint_hf")
-    student_hf_model: str | None = doc("whose configuration and tokenizer the export takes", None)
-    seq_length: int = doc("tokens per sample", 4096)
-    mbs: int = doc("samples per GPU and step of accumulation", 1)
-    gbs: int = doc("samples per iteration", 768)
-    train_iters: int | None = doc("iterations", None, required=True)
-    lr: float = doc("learning rate", 1e-4)
-    min_lr: float = doc("learning rate at the end", 1e-5)
+    hf_export_path: str | None = doc(
+        "the trained student, exported at the end", None, produces="checkpoint_hf", role="output"
+    )
+    student_hf_model: str | None = doc("whose configuration and tokenizer the export takes", None, role="reference")
+    seq_length: int = doc("tokens per sample", 4096, role="sequence")
+    mbs: int = doc("samples per GPU and step of accumulation", 1, role="micro_batch")
+    gbs: int = doc("samples per iteration", 768, role="global_batch")
+    train_iters: int | None = doc("iterations", None, required=True, role="iterations")
+    lr: float = doc("learning rate", 1e-4, role="learning_rate")
+    min_lr: float = doc("learning rate at the end", 1e-5, role="min_learning_rate")
     lr_warmup_iters: int = doc("iterations until the learning rate is reached", 50)
     kd_loss_scale: float = doc("weight of the distillation loss against the other", 1.0, optional=True)
     no_skip_lm_loss: bool = doc("add the language model's own loss", False)
     eval_interval: int = doc("iterations between validations", 100)
     eval_iters: int = doc("batches of a validation", 32)
     log_interval: int = doc("iterations between lines in the log", 10)
-    save_interval: int | None = doc("iterations between checkpoints; null is eval_interval", None)
+    save_interval: int | None = doc("iterations between checkpoints; null is eval_interval", None, role="save_interval")
     checkpoint_keep_last: int | None = doc("checkpoints to keep", None)
     exit_interval: int | None = doc("stop after this many iterations, to go on later", None)
     exit_duration_in_mins: int | None = doc("stop after this many minutes, to go on later", None)
@@ -60,14 +69,16 @@ class DistillArgs(ScriptArgs):
     recompute_method: Literal["uniform", "block"] | None = doc("with full: which layers", None)
     recompute_num_layers: int | None = doc("with full: how many layers", None)
     recompute_modules: list[str] | None = doc("with selective: which modules", None)
-    wandb_project: str | None = doc("Weights & Biases; needs WANDB_API_KEY in the profile's secrets", None)
+    wandb_project: str | None = doc(
+        "Weights & Biases; needs WANDB_API_KEY in the profile's secrets", None, role="wandb"
+    )
     wandb_entity: str | None = doc("Weights & Biases", None)
     wandb_exp_name: str | None = doc("Weights & Biases", None)
-    tp_size: int = doc("tensor parallel size", 1)
-    pp_size: int = doc("pipeline parallel size", 1)
-    cp_size: int = doc("context parallel size", 1, optional=True)
-    ep_size: int = doc("expert parallel size", 1, optional=True)
-    etp_size: int = doc("expert tensor parallel size", 1, optional=True)
+    tp_size: int = doc("tensor parallel size", 1, role="tp")
+    pp_size: int = doc("pipeline parallel size", 1, role="pp")
+    cp_size: int = doc("context parallel size", 1, optional=True, role="cp")
+    ep_size: int = doc("expert parallel size", 1, optional=True, role="ep")
+    etp_size: int = doc("expert tensor parallel size", 1, optional=True, role="etp")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +88,11 @@ class DistillBridgeArgs(ScriptArgs):
     SCRIPTS: ClassVar[tuple[str, ...]] = ("Megatron-Bridge/examples/distillation/llama/distill_llama32_3b-1b.py",)
 
     config: dict[str, Any] = doc(
-        "sections over the script's own recipe", {}, flags=("config_file",), file="distill.yaml"
+        "sections over the script's own recipe",
+        {},
+        flags=("config_file",),
+        file="distill.yaml",
+        role="config",
     )
     output_dir: str | None = doc(
         "checkpoints; a run that goes on finds its own there",
@@ -85,6 +100,7 @@ class DistillBridgeArgs(ScriptArgs):
         produces="checkpoint_megatron",
         in_place=True,
         into=("checkpoint.save", "checkpoint.load"),
+        role="output",
     )
     debug: bool = doc("log more", False)
 
@@ -95,12 +111,15 @@ class QatArgs(ScriptArgs):
 
     SCRIPTS: ClassVar[tuple[str, ...]] = ("Megatron-Bridge/examples/quantization/pretrain_quantized_llama3_8b.py",)
 
-    hf_path: str | None = doc("the model it was made of: a folder or a hub name", "meta-llama/Meta-Llama-3-8B")
+    hf_path: str | None = doc(
+        "the model it was made of: a folder or a hub name", "meta-llama/Meta-Llama-3-8B", role="model"
+    )
     config: dict[str, Any] = doc(
         "sections model, train, scheduler, logger, checkpoint over the script's recipe",
         {},
         flags=("config_file",),
         file="qat.yaml",
+        role="config",
     )
     pretrained_checkpoint: str | None = doc(
         "the quantized checkpoint to begin with",
@@ -109,6 +128,7 @@ class QatArgs(ScriptArgs):
         quantized=True,
         required=True,
         into=("checkpoint.pretrained_checkpoint",),
+        role="checkpoint",
     )
     output_dir: str | None = doc(
         "checkpoints; a run that goes on finds its own there",
@@ -116,5 +136,6 @@ class QatArgs(ScriptArgs):
         produces="checkpoint_megatron",
         in_place=True,
         into=("checkpoint.save", "checkpoint.load"),
+        role="output",
     )
     debug: bool = doc("log more", False)

@@ -23,21 +23,24 @@ class EvaluateArgs(ScriptArgs):
         "tiny:qwen3",
         consumes="checkpoint_hf",
         accepts=("checkpoint_modelopt",),
+        role="checkpoint",
     )
     backend: Literal["auto", "hf", "vllm"] = doc(
         "what loads it: Transformers or vLLM; auto is vLLM for a ModelOpt export, which Transformers cannot load",
         "auto",
     )
     tasks: list[str] = doc("tasks or groups of the harness, or YAML files", ["tiny_text", "tiny_choice"])
-    include_path: str | None = doc("folder of your own tasks; null offers the built-in models'", None)
+    include_path: str | None = doc("folder of your own tasks; null offers the built-in models'", None, path="read")
     num_fewshot: int | None = doc("examples before each question; null is the task's own number", None)
     limit: float | None = doc("questions of each task; below 1 a share of them; null asks all", None)
     batch_size: int | str = doc("questions at a time, or auto", "auto")
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = doc("precision; auto is the checkpoint's", "auto")
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = doc(
+        "precision; auto is the checkpoint's", "auto", role="precision"
+    )
     max_length: int | None = doc("longest sequence, in tokens; null is the model's", None)
     tensor_parallel_size: int = doc("vllm: GPUs that share the model", 1)
     parallelize: bool = doc("hf: spread the layers over all GPUs", False)
-    trust_remote_code: bool = doc("run Python code that the checkpoint brings", False)
+    trust_remote_code: bool = doc("run Python code that the checkpoint brings", False, role="remote_code")
     model_args: dict[str, Any] = doc("more for what loads the model, such as {gpu_memory_utilization: 0.8}", {})
     gen_kwargs: dict[str, Any] | None = doc("how answers are generated, such as {temperature: 0}", None)
     apply_chat_template: bool = doc("ask as in a chat: for instruct models", False)
@@ -47,5 +50,8 @@ class EvaluateArgs(ScriptArgs):
     log_samples: bool = doc("keep every question and answer in the run directory", False)
     confirm_run_unsafe_code: bool = doc("run code that the model writes, which some tasks score by", False)
     baseline: str | None = doc(
-        "report of an earlier evaluate run, to show the difference to", None, consumes="eval_results"
+        "report of an earlier evaluate run, to show the difference to",
+        None,
+        consumes="eval_results",
+        role="baseline",
     )

@@ -12,11 +12,60 @@ Engine = Literal["auto", "script", "hf"]
 FlagStyle = Literal["hyphen", "underscore"]
 
 
+#: What a field is to the rest of the system. No class has a role twice, but for `data`, `output`, `checkpoint` and
+#: `precision`, where the first that is set counts.
+Role = Literal[
+    "model",
+    "teacher",
+    "reference",
+    "tokenizer",
+    "weights",
+    "checkpoint",
+    "teacher_checkpoint",
+    "adapter",
+    "data",
+    "eval_data",
+    "baseline",
+    "config",
+    "prompts",
+    "output",
+    "format",
+    "format_recipe",
+    "kv_format",
+    "precision",
+    "samples",
+    "eval_samples",
+    "sequence",
+    "calib_sequence",
+    "batch",
+    "micro_batch",
+    "global_batch",
+    "iterations",
+    "train_samples",
+    "learning_rate",
+    "min_learning_rate",
+    "save_interval",
+    "new_tokens",
+    "tp",
+    "pp",
+    "cp",
+    "ep",
+    "etp",
+    "first_stage",
+    "last_stage",
+    "sequence_parallel",
+    "remote_code",
+    "wandb",
+]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Meaning:
     """What a field of `args` stands for, on this side and on the script's."""
 
     doc: str
+    role: Role | None = None  # what it is to checks, planner, chains, command line and engines, whatever it is called
+    path: Literal["", "read", "write"] = ""  # a path that is no artifact's, and what is done with it
     flags: tuple[str, ...] = ()  # what scripts call it, newest release first; empty: as the field is called
     engine: Literal["any", "hf", "script"] = "any"  # who uses it
     consumes: str = ""  # the artifact type that it names
@@ -68,6 +117,24 @@ def meanings(args: Any) -> Iterator[tuple[Field[Any], Meaning]]:
     """The fields of an `args` class or object, each with its Meaning."""
     for one in fields(args):
         yield one, one.metadata["meaning"]
+
+
+def fields_of(args: Any, role: Role) -> list[str]:
+    """The names of the fields that have a role in an `args` class or object; mostly one, or none."""
+    return [one.name for one, meaning in meanings(args) if meaning.role == role]
+
+
+def field_of(args: Any, role: Role) -> str | None:
+    """The field that has a role: of several the first that is set, else the first; None where no field has it."""
+    names = fields_of(args, role)
+    return next((name for name in names if getattr(args, name) is not None), names[0] if names else None)
+
+
+def value_of(args: Any, role: Role, default: Any = None) -> Any:
+    """What `args` says in a role; `default` where no field has it, or it is null."""
+    name = field_of(args, role)
+    value = None if name is None else getattr(args, name)
+    return default if value is None else value
 
 
 @dataclass(frozen=True, kw_only=True)

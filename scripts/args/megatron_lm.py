@@ -19,21 +19,29 @@ _PROMPTS = "Hello!|Born in California, Soyer trained as a"
 class MegatronLmArgs(ScriptArgs):
     """What all of them have in common: the model, its checkpoint, how it is spread over GPUs."""
 
-    model_card: str = doc("a card of configs/models/megatron_lm.yaml", "meta-llama/Llama-3.2-1B-Instruct", card=True)
-    tokenizer_model: str | None = doc("its tokenizer: a folder or a hub name; null is the card's name", None)
-    load: str | None = doc("the Megatron checkpoint to begin with", None, consumes="checkpoint_megatron")
+    model_card: str = doc(
+        "a card of configs/models/megatron_lm.yaml", "meta-llama/Llama-3.2-1B-Instruct", card=True, role="model"
+    )
+    tokenizer_model: str | None = doc(
+        "its tokenizer: a folder or a hub name; null is the card's name", None, role="tokenizer"
+    )
+    load: str | None = doc(
+        "the Megatron checkpoint to begin with", None, consumes="checkpoint_megatron", role="checkpoint"
+    )
     tokenizer_type: str = doc("how the tokenizer is kept", "HuggingFaceTokenizer")
-    seq_length: int | None = doc("tokens per sample; null is the card's", None)
-    micro_batch_size: int = doc("samples per GPU and step of accumulation", 1)
+    seq_length: int | None = doc("tokens per sample; null is the card's", None, role="sequence")
+    micro_batch_size: int = doc("samples per GPU and step of accumulation", 1, role="micro_batch")
     bf16: bool = doc("compute in bfloat16", True)
-    tp: int = doc("tensor parallel size", 1, flags=("tensor_model_parallel_size",))
-    pp: int = doc("pipeline parallel size", 1, flags=("pipeline_model_parallel_size",))
-    ep: int = doc("expert parallel size", 1, flags=("expert_model_parallel_size",))
-    etp: int = doc("expert tensor parallel size", 1, flags=("expert_tensor_parallel_size",))
-    cp: int = doc("context parallel size", 1, flags=("context_parallel_size",))
-    decoder_first_pipeline_num_layers: int | None = doc("where layers do not divide by stages", None)
-    decoder_last_pipeline_num_layers: int | None = doc("where layers do not divide by stages", None)
-    trust_remote_code: bool = doc("run Python code that the model's repository brings", False)
+    tp: int = doc("tensor parallel size", 1, flags=("tensor_model_parallel_size",), role="tp")
+    pp: int = doc("pipeline parallel size", 1, flags=("pipeline_model_parallel_size",), role="pp")
+    ep: int = doc("expert parallel size", 1, flags=("expert_model_parallel_size",), role="ep")
+    etp: int = doc("expert tensor parallel size", 1, flags=("expert_tensor_parallel_size",), role="etp")
+    cp: int = doc("context parallel size", 1, flags=("context_parallel_size",), role="cp")
+    decoder_first_pipeline_num_layers: int | None = doc(
+        "where layers do not divide by stages", None, role="first_stage"
+    )
+    decoder_last_pipeline_num_layers: int | None = doc("where layers do not divide by stages", None, role="last_stage")
+    trust_remote_code: bool = doc("run Python code that the model's repository brings", False, role="remote_code")
     finetune: bool = doc("load the weights, not the state of a training", True)
     auto_detect_ckpt_format: bool = doc("tell the checkpoint's format by looking", True)
     export_te_mcore_model: bool = doc("build the model with Transformer Engine's names", True)
@@ -46,9 +54,11 @@ class MlmConvertArgs(MegatronLmArgs):
 
     SCRIPTS: ClassVar[tuple[str, ...]] = (f"{_EXAMPLES}/convert_model.py",)
 
-    pretrained_model_path: str | None = doc("a folder or a hub name", None, consumes="checkpoint_hf")
-    save: str | None = doc("Megatron checkpoint", None, produces="checkpoint_megatron")
-    save_interval: int = doc("what Megatron-LM wants to be told, with --save; it saves at the end", 100000)
+    pretrained_model_path: str | None = doc("a folder or a hub name", None, consumes="checkpoint_hf", role="weights")
+    save: str | None = doc("Megatron checkpoint", None, produces="checkpoint_megatron", role="output")
+    save_interval: int = doc(
+        "what Megatron-LM wants to be told, with --save; it saves at the end", 100000, role="save_interval"
+    )
     algorithm: Literal["eagle3", "eagle1", "medusa"] | None = doc("add heads for speculative decoding", None)
     eagle_config: dict[str, Any] | None = doc("the heads' architecture", None)
     mix_hidden_states: bool = doc("EAGLE: mix the hidden states of steps", False)
@@ -61,33 +71,42 @@ class MlmQuantizeArgs(MegatronLmArgs):
 
     SCRIPTS: ClassVar[tuple[str, ...]] = (f"{_EXAMPLES}/quantize.py",)
 
-    pretrained_model_path: str | None = doc("instead of `load`: a folder or a hub name", None, consumes="checkpoint_hf")
-    save: str | None = doc("Megatron checkpoint", None, produces="checkpoint_megatron", quantized=True)
-    save_interval: int = doc("what Megatron-LM wants to be told, with --save; it saves at the end", 100000)
-    export_quant_cfg: str | None = doc("a format name", "fp8", aliases=CONFIG_NAMES)
-    recipe: str | None = doc("a ModelOpt recipe, instead of a format", None)
-    export_kv_cache_quant: KvCacheQuant = doc("format of the key/value cache", "none")
+    pretrained_model_path: str | None = doc(
+        "instead of `load`: a folder or a hub name", None, consumes="checkpoint_hf", role="weights"
+    )
+    save: str | None = doc("Megatron checkpoint", None, produces="checkpoint_megatron", quantized=True, role="output")
+    save_interval: int = doc(
+        "what Megatron-LM wants to be told, with --save; it saves at the end", 100000, role="save_interval"
+    )
+    export_quant_cfg: str | None = doc("a format name", "fp8", aliases=CONFIG_NAMES, role="format")
+    recipe: str | None = doc("a ModelOpt recipe, instead of a format", None, role="format_recipe")
+    export_kv_cache_quant: KvCacheQuant = doc("format of the key/value cache", "none", role="kv_format")
     compress: bool = doc("store real low-precision weights", False)
     weight_only: bool = doc("quantize weights, leave activations alone", False)
     disable_qkv_quant: bool = doc("leave attention as it is", False)
     num_first_layers_to_skip_quant: int | None = doc("leave so many first layers as they are", None)
     num_last_layers_to_skip_quant: int | None = doc("leave so many last layers as they are", None)
-    calib_size: int | None = doc("calibration samples; null is the script's own", 512)
+    calib_size: int | None = doc("calibration samples; null is the script's own", 512, role="samples")
     calib_dataset: str | None = doc(
-        "a data set's name or a JSONL file", None, flags=("calib_dataset_path_or_name", "calib_dataset")
+        "a data set's name or a JSONL file",
+        None,
+        flags=("calib_dataset_path_or_name", "calib_dataset"),
+        role="data",
     )
-    calib_max_sequence_length: int | None = doc("tokens per sample; null is the script's own", None)
-    calib_batch_size: int | None = doc("samples per forward pass; null is the script's own", None)
+    calib_max_sequence_length: int | None = doc(
+        "tokens per sample; null is the script's own", None, role="calib_sequence"
+    )
+    calib_batch_size: int | None = doc("samples per forward pass; null is the script's own", None, role="batch")
     calib_use_random_offset: bool = doc("begin somewhere inside each text", False)
     sync_expert_weight_amax: bool = doc("one scale for the weights of all experts", False)
     force_all_expert_routing: bool = doc("send every token through every expert", False)
     auto_quantize_bits: float | None = doc("search a format for each layer, with so many bits on average", None)
     auto_quantize_formats: list[str] | None = doc("which formats the search may use", None)
     auto_quantize_method: Literal["gradient", "kl_div"] | None = doc("how the search scores a layer", None)
-    prompts: str = doc("prompts to continue afterwards, separated by |", _PROMPTS)
+    prompts: str = doc("prompts to continue afterwards, separated by |", _PROMPTS, role="prompts")
     references: str | None = doc("what the continuations must be, separated by |", None)
     skip_generate: bool = doc("do not continue the prompts", False)
-    sequence_parallel: bool = doc("with tensor parallelism: spread activations too", True)
+    sequence_parallel: bool = doc("with tensor parallelism: spread activations too", True, role="sequence_parallel")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,9 +123,12 @@ class MlmExportArgs(MegatronLmArgs):
         quantized=True,
         refuses=NOT_EXPORTABLE,
         required=True,
+        role="checkpoint",
     )
-    pretrained_model_name: str | None = doc("whose configuration and tokenizer to write", None)
-    export_dir: str | None = doc("deployable Hugging Face checkpoint", None, produces="checkpoint_hf", quantized=True)
+    pretrained_model_name: str | None = doc("whose configuration and tokenizer to write", None, role="reference")
+    export_dir: str | None = doc(
+        "deployable Hugging Face checkpoint", None, produces="checkpoint_hf", quantized=True, role="output"
+    )
     export_extra_modules: bool = doc("export the draft heads only", False)
     export_vllm_fq: bool = doc("for ModelOpt's fake-quantized vLLM instead", False)
     use_cpu_initialization: bool = doc("build the model in the machine's memory", True)
@@ -118,7 +140,7 @@ class MlmGenerateArgs(MegatronLmArgs):
 
     SCRIPTS: ClassVar[tuple[str, ...]] = (f"{_EXAMPLES}/generate.py",)
 
-    osl: int = doc("tokens of each answer", 128)
+    osl: int = doc("tokens of each answer", 128, role="new_tokens")
     draft_length: int = doc("draft tokens at a time; 0 is plain generation", 0)
     draft_topk: int = doc("branches of a draft", 1)
     fraction: float = doc("part of the questions", 1.0, flags=("fraction", "percentage"))
@@ -133,11 +155,11 @@ class MlmMmluArgs(MegatronLmArgs):
 
     fraction: float = doc("part of the questions", 1.0, flags=("fraction", "percentage"))
     lower_bound: float | None = doc("fail below this score", None)
-    mmlu_dataset: str | None = doc("a hub name or folder; null is the script's own", None)
+    mmlu_dataset: str | None = doc("a hub name or folder; null is the script's own", None, role="eval_data")
     few_shots: int | None = doc("examples before each question", None)
     mmlu_batch_size: int | None = doc("questions at a time", None)
     no_subject_prompt: bool = doc("do not name the subject", False)
-    cache_dir: str | None = doc("where the data set is kept", None)
+    cache_dir: str | None = doc("where the data set is kept", None, path="write")
     disable_tqdm: bool = doc("no progress bar", False)
 
 
@@ -147,9 +169,13 @@ class MlmPruneArgs(MegatronLmArgs):
 
     SCRIPTS: ClassVar[tuple[str, ...]] = (f"{_EXAMPLES}/prune.py",)
 
-    pretrained_model_path: str | None = doc("instead of `load`: a folder or a hub name", None, consumes="checkpoint_hf")
-    save: str | None = doc("Megatron checkpoint", None, produces="checkpoint_megatron")
-    save_interval: int = doc("what Megatron-LM wants to be told, with --save; it saves at the end", 100000)
+    pretrained_model_path: str | None = doc(
+        "instead of `load`: a folder or a hub name", None, consumes="checkpoint_hf", role="weights"
+    )
+    save: str | None = doc("Megatron checkpoint", None, produces="checkpoint_megatron", role="output")
+    save_interval: int = doc(
+        "what Megatron-LM wants to be told, with --save; it saves at the end", 100000, role="save_interval"
+    )
     export_default_te_spec: bool = doc("since core 0.18, instead of export_te_mcore_model", False)
     prune_export_config: dict[str, Any] | None = doc(
         "the architecture, since core 0.18: {hidden_size: 3072, ...}", None
@@ -169,11 +195,14 @@ class MlmPruneArgs(MegatronLmArgs):
         "where importance scores are kept, to go on with",
         None,
         flags=("prune_intermediate_ckpt", "pruning_scores_path"),
+        path="write",
     )
-    calib_size: int = doc("samples that importance is estimated on", 1024)
-    calib_dataset: str | None = doc("a data set's name or a JSONL file", None)
-    calib_max_sequence_length: int | None = doc("tokens per sample; null is the script's own", None)
-    prompts: str = doc("prompts to continue afterwards, separated by |", _PROMPTS)
+    calib_size: int = doc("samples that importance is estimated on", 1024, role="samples")
+    calib_dataset: str | None = doc("a data set's name or a JSONL file", None, role="data")
+    calib_max_sequence_length: int | None = doc(
+        "tokens per sample; null is the script's own", None, role="calib_sequence"
+    )
+    prompts: str = doc("prompts to continue afterwards, separated by |", _PROMPTS, role="prompts")
     references: str | None = doc("what the continuations must be, separated by |", None)
     skip_generate: bool = doc("do not continue the prompts", False)
 
@@ -184,10 +213,12 @@ class MlmFinetuneArgs(MegatronLmArgs):
 
     SCRIPTS: ClassVar[tuple[str, ...]] = (f"{_EXAMPLES}/finetune.py",)
 
-    save: str | None = doc("checkpoints", None, produces="checkpoint_megatron")
-    finetune_hf_dataset: str | None = doc("conversations: a hub name or folder", None)
+    save: str | None = doc("checkpoints", None, produces="checkpoint_megatron", role="output")
+    finetune_hf_dataset: str | None = doc("conversations: a hub name or folder", None, role="data")
     finetune_data_split: str | None = doc("part of the data set", None)
-    offline_distillation_data: str | None = doc("hidden states that were written down before, for EAGLE", None)
+    offline_distillation_data: str | None = doc(
+        "hidden states that were written down before, for EAGLE", None, path="read"
+    )
     kd: dict[str, Any] | None = doc(
         "distillation: logit_layers, intermediate_layer_pairs, skip_lm_loss, kd_loss_scale, logit_kl_temperature",
         None,
@@ -195,25 +226,29 @@ class MlmFinetuneArgs(MegatronLmArgs):
         file="kd.yaml",
     )
     export_kd_teacher_load: str | None = doc(
-        "distillation: the teacher's checkpoint", None, consumes="checkpoint_megatron"
+        "distillation: the teacher's checkpoint",
+        None,
+        consumes="checkpoint_megatron",
+        role="teacher_checkpoint",
     )
     export_kd_teacher_model_config: str | None = doc(
         "distillation: the teacher's configuration, where its checkpoint has none",
         None,
         flags=("export_kd_teacher_model_config", "teacher_model_config"),
+        path="read",
     )
-    global_batch_size: int = doc("samples per iteration", 64)
-    train_iters: int | None = doc("iterations", None)
-    train_samples: int | None = doc("samples, instead of iterations", None)
-    lr: float = doc("learning rate", 1e-5)
-    min_lr: float = doc("learning rate at the end", 1e-7)
+    global_batch_size: int = doc("samples per iteration", 64, role="global_batch")
+    train_iters: int | None = doc("iterations", None, role="iterations")
+    train_samples: int | None = doc("samples, instead of iterations", None, role="train_samples")
+    lr: float = doc("learning rate", 1e-5, role="learning_rate")
+    min_lr: float = doc("learning rate at the end", 1e-7, role="min_learning_rate")
     lr_decay_style: str = doc("how it falls", "cosine")
-    save_interval: int = doc("iterations between checkpoints", 500)
+    save_interval: int = doc("iterations between checkpoints", 500, role="save_interval")
     eval_interval: int | None = doc("iterations between validations", None)
     eval_iters: int | None = doc("batches of a validation", None)
     log_interval: int = doc("iterations between lines in the log", 10)
     recompute_activations: bool = doc("recompute attention to save memory", False)
-    sequence_parallel: bool = doc("with tensor parallelism: spread activations too", True)
+    sequence_parallel: bool = doc("with tensor parallelism: spread activations too", True, role="sequence_parallel")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,8 +257,8 @@ class MlmValidateArgs(MegatronLmArgs):
 
     SCRIPTS: ClassVar[tuple[str, ...]] = (f"{_EXAMPLES}/validate.py",)
 
-    prompts_path: str | None = doc("JSONL of prompts; null is the script's own data set", None)
-    ground_truth_path: str | None = doc("what the model itself would say, from an earlier run", None)
-    save_ground_truth_path: str | None = doc("where to write that down", None)
-    osl: int = doc("tokens of each answer", 64)
+    prompts_path: str | None = doc("JSONL of prompts; null is the script's own data set", None, path="read")
+    ground_truth_path: str | None = doc("what the model itself would say, from an earlier run", None, path="read")
+    save_ground_truth_path: str | None = doc("where to write that down", None, path="write")
+    osl: int = doc("tokens of each answer", 64, role="new_tokens")
     steps: int = doc("draft tokens at a time", 1)

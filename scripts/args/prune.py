@@ -13,11 +13,14 @@ class PruneArgs(ScriptArgs):
     SCRIPTS: ClassVar[tuple[str, ...]] = ("Model-Optimizer/examples/megatron_bridge/prune_minitron.py",)
     DATA_PARALLEL: ClassVar[bool] = False
 
-    hf_model_name_or_path: str = doc("a folder or a hub name", "Qwen/Qwen3-8B", consumes="checkpoint_hf")
-    trust_remote_code: bool = doc("run Python code that the model's repository brings", False)
-    output_hf_path: str | None = doc("the pruned model", None, produces="checkpoint_hf")
+    hf_model_name_or_path: str = doc("a folder or a hub name", "Qwen/Qwen3-8B", consumes="checkpoint_hf", role="model")
+    trust_remote_code: bool = doc("run Python code that the model's repository brings", False, role="remote_code")
+    output_hf_path: str | None = doc("the pruned model", None, produces="checkpoint_hf", role="output")
     output_megatron_path: str | None = doc(
-        "the pruned model as a Megatron checkpoint", None, produces="checkpoint_megatron"
+        "the pruned model as a Megatron checkpoint",
+        None,
+        produces="checkpoint_megatron",
+        role="output",
     )
     prune_target_params: float | None = doc("search: parameters to keep, such as 6e9", None)
     prune_target_active_params: float | None = doc("search: parameters active for a token, in a MoE model", None)
@@ -33,12 +36,16 @@ class PruneArgs(ScriptArgs):
     score_lower_bound: float | None = doc("search: stop at a candidate that scores this", None)
     inference_batch_size: int | None = doc("batch size that the memory target is for", None)
     ss_channel_divisor: int | None = doc("search: widths are multiples of this", None)
-    prune_intermediate_ckpt: str | None = doc("where importance scores are kept, to go on with", None)
+    prune_intermediate_ckpt: str | None = doc("where importance scores are kept, to go on with", None, path="write")
     no_moe_grouped_gemm: bool = doc("experts one after another, for models whose grouped form fails", False)
-    calib_dataset_name: str | None = doc("a data set that ModelOpt knows, or a path; null is the script's own", None)
-    calib_num_samples: int = doc("samples that importance is estimated on", 1024)
-    calib_batch_size: int = doc("samples per forward pass", 1, flags=("calib_batch_size", "calib_mbs"))
-    seq_length: int = doc("tokens per sample", 4096)
-    pp_size: int = doc("pipeline parallel size, the only parallelism it has", 1)
-    num_layers_in_first_pipeline_stage: int | None = doc("where layers do not divide by stages", None)
-    num_layers_in_last_pipeline_stage: int | None = doc("where layers do not divide by stages", None)
+    calib_dataset_name: str | None = doc(
+        "a data set that ModelOpt knows, or a path; null is the script's own", None, role="data"
+    )
+    calib_num_samples: int = doc("samples that importance is estimated on", 1024, role="samples")
+    calib_batch_size: int = doc("samples per forward pass", 1, flags=("calib_batch_size", "calib_mbs"), role="batch")
+    seq_length: int = doc("tokens per sample", 4096, role="sequence")
+    pp_size: int = doc("pipeline parallel size, the only parallelism it has", 1, role="pp")
+    num_layers_in_first_pipeline_stage: int | None = doc(
+        "where layers do not divide by stages", None, role="first_stage"
+    )
+    num_layers_in_last_pipeline_stage: int | None = doc("where layers do not divide by stages", None, role="last_stage")

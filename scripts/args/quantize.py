@@ -29,49 +29,78 @@ class QuantizeArgs(ScriptArgs):
     HF_ENGINE: ClassVar[bool] = True
 
     hf_model_id: str = doc(
-        "a folder, a hub name, tiny:qwen3 or tiny:llama (hf engine)", "tiny:qwen3", consumes="checkpoint_hf"
+        "a folder, a hub name, tiny:qwen3 or tiny:llama (hf engine)",
+        "tiny:qwen3",
+        consumes="checkpoint_hf",
+        role="model",
     )
-    trust_remote_code: bool = doc("run Python code that the model's repository brings", False)
+    trust_remote_code: bool = doc("run Python code that the model's repository brings", False, role="remote_code")
     export_quant_cfg: str = doc(
-        "a format name; hf engine: also a ModelOpt config name (FP8_DEFAULT_CFG) or recipe YAML", "fp8"
+        "a format name; hf engine: also a ModelOpt config name (FP8_DEFAULT_CFG) or recipe YAML",
+        "fp8",
+        role="format",
     )
     weight_only: bool = doc("quantize weights, leave activations alone", False)
-    export_kv_cache_quant: KvCacheQuant = doc("format of the key/value cache; the script knows fp8 only", "none")
+    export_kv_cache_quant: KvCacheQuant = doc(
+        "format of the key/value cache; the script knows fp8 only", "none", role="kv_format"
+    )
     compress: bool = doc("store real low-precision weights in the checkpoint", False)
-    calib_size: int = doc("calibration samples", 512)
+    calib_size: int = doc("calibration samples", 512, role="samples")
     calib_dataset: str | None = doc(
         "JSONL or text file, data set folder or hub name; null is cnn_dailymail, or a tiny model's own text",
         None,
         optional=True,
         consumes="training_jsonl",
+        role="data",
     )
     calib_text_key: str | None = doc("the field of each row that holds the text; null finds it", None, engine="hf")
-    calib_seq_length: int = doc("tokens per calibration sample, at most", 512, optional=True)
-    calib_batch_size: int = doc("samples per forward pass, at most", 8, optional=True)
-    eval_dataset: str | None = doc("text to score on; null keeps part of the calibration text aside", None, engine="hf")
-    eval_size: int = doc("samples scored before and after; 0 skips the comparison", 64, engine="hf")
-    prompts: str = doc("prompts to continue before and after, separated by |", _PROMPTS)
+    calib_seq_length: int = doc("tokens per calibration sample, at most", 512, optional=True, role="sequence")
+    calib_batch_size: int = doc("samples per forward pass, at most", 8, optional=True, role="batch")
+    eval_dataset: str | None = doc(
+        "text to score on; null keeps part of the calibration text aside", None, engine="hf", role="eval_data"
+    )
+    eval_size: int = doc(
+        "samples scored before and after; 0 skips the comparison", 64, engine="hf", role="eval_samples"
+    )
+    prompts: str = doc("prompts to continue before and after, separated by |", _PROMPTS, role="prompts")
     dtype: Literal["bfloat16", "float16", "float32"] = doc(
-        "precision the model is loaded and exported in", "bfloat16", engine="hf"
+        "precision the model is loaded and exported in",
+        "bfloat16",
+        engine="hf",
+        role="precision",
     )
     device: Literal["auto", "cpu", "cuda"] = doc("where the hf engine runs", "auto", engine="hf")
     modelopt_save_path: str | None = doc(
-        "hf engine: ModelOpt-restorable checkpoint; null skips it", None, engine="hf", produces="checkpoint_modelopt"
+        "hf engine: ModelOpt-restorable checkpoint; null skips it",
+        None,
+        engine="hf",
+        produces="checkpoint_modelopt",
+        role="output",
     )
     export_dir: str | None = doc(
-        "hf engine: deployable Hugging Face checkpoint; null skips it", None, engine="hf", produces="checkpoint_hf"
+        "hf engine: deployable Hugging Face checkpoint; null skips it",
+        None,
+        engine="hf",
+        produces="checkpoint_hf",
+        role="output",
     )
     megatron_save_path: str | None = doc(
-        "script engine: Megatron checkpoint", None, engine="script", produces="checkpoint_megatron", quantized=True
+        "script engine: Megatron checkpoint",
+        None,
+        engine="script",
+        produces="checkpoint_megatron",
+        quantized=True,
+        role="output",
     )
-    tp: int = doc("tensor parallel size", 1, engine="script")
-    pp: int = doc("pipeline parallel size", 1, engine="script")
+    tp: int = doc("tensor parallel size", 1, engine="script", role="tp")
+    pp: int = doc("pipeline parallel size", 1, engine="script", role="pp")
     ep: int | None = doc(
         "expert parallel size; null: the processes of a machine, up to 8, for a model with experts",
         None,
         engine="script",
+        role="ep",
     )
-    etp: int = doc("expert tensor parallel size", 1, engine="script")
+    etp: int = doc("expert tensor parallel size", 1, engine="script", role="etp")
     disable_hf_datasets_file_lock: bool = doc("for file systems without locks", False, engine="script", optional=True)
     force_all_expert_routing: bool = doc("send every token through every expert", False, engine="script")
 
@@ -82,24 +111,33 @@ class QuantizeVlmArgs(ScriptArgs):
 
     SCRIPTS: ClassVar[tuple[str, ...]] = ("Megatron-Bridge/examples/quantization/quantize_vlm.py",)
 
-    hf_model_id: str = doc("a folder or a hub name", "Qwen/Qwen3-VL-8B-Instruct", consumes="checkpoint_hf")
-    trust_remote_code: bool = doc("run Python code that the model's repository brings", False)
-    export_quant_cfg: str = doc("a format name", "fp8")
+    hf_model_id: str = doc(
+        "a folder or a hub name", "Qwen/Qwen3-VL-8B-Instruct", consumes="checkpoint_hf", role="model"
+    )
+    trust_remote_code: bool = doc("run Python code that the model's repository brings", False, role="remote_code")
+    export_quant_cfg: str = doc("a format name", "fp8", role="format")
     weight_only: bool = doc("quantize weights, leave activations alone", False)
-    export_kv_cache_quant: KvCacheQuant = doc("format of the key/value cache; the script knows fp8 only", "none")
+    export_kv_cache_quant: KvCacheQuant = doc(
+        "format of the key/value cache; the script knows fp8 only", "none", role="kv_format"
+    )
     compress: bool = doc("store real low-precision weights in the checkpoint", False)
-    calib_size: int = doc("calibration samples", 512)
+    calib_size: int = doc("calibration samples", 512, role="samples")
     use_random_calib: bool = doc("calibrate on random images and text: for plumbing only", False)
     skip_quantization: bool = doc("convert only, to compare with", False)
-    prompts: str = doc("what to ask about the test image", "Describe this image.")
-    test_image_path: str | None = doc("an image to try the quantized model on", None)
+    prompts: str = doc("what to ask about the test image", "Describe this image.", role="prompts")
+    test_image_path: str | None = doc("an image to try the quantized model on", None, path="read")
     megatron_save_path: str | None = doc(
-        "Megatron checkpoint", None, produces="checkpoint_megatron", quantized=True, required=True
+        "Megatron checkpoint",
+        None,
+        produces="checkpoint_megatron",
+        quantized=True,
+        required=True,
+        role="output",
     )
-    tp: int = doc("tensor parallel size", 1)
-    pp: int = doc("pipeline parallel size", 1)
-    ep: int = doc("expert parallel size", 1)
-    etp: int = doc("expert tensor parallel size", 1)
+    tp: int = doc("tensor parallel size", 1, role="tp")
+    pp: int = doc("pipeline parallel size", 1, role="pp")
+    ep: int = doc("expert parallel size", 1, role="ep")
+    etp: int = doc("expert tensor parallel size", 1, role="etp")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,25 +146,34 @@ class QuantizeModelOptArgs(ScriptArgs):
 
     SCRIPTS: ClassVar[tuple[str, ...]] = ("Model-Optimizer/examples/megatron_bridge/quantize.py",)
 
-    hf_model_name_or_path: str = doc("a folder or a hub name", "Qwen/Qwen3-8B", consumes="checkpoint_hf")
-    trust_remote_code: bool = doc("run Python code that the model's repository brings", False)
+    hf_model_name_or_path: str = doc("a folder or a hub name", "Qwen/Qwen3-8B", consumes="checkpoint_hf", role="model")
+    trust_remote_code: bool = doc("run Python code that the model's repository brings", False, role="remote_code")
     export_megatron_path: str | None = doc(
-        "Megatron checkpoint", None, produces="checkpoint_megatron", quantized=True, required=True
+        "Megatron checkpoint",
+        None,
+        produces="checkpoint_megatron",
+        quantized=True,
+        required=True,
+        role="output",
     )
-    recipe: str | None = doc("a ModelOpt recipe: general/ptq/fp8_default-kv_fp8, or a YAML file", None)
-    quant_cfg: str | None = doc("a format name, where no recipe is given", None, aliases=CONFIG_NAMES)
-    kv_cache_quant: str = doc("format of the key/value cache, or none", "none")
+    recipe: str | None = doc(
+        "a ModelOpt recipe: general/ptq/fp8_default-kv_fp8, or a YAML file", None, role="format_recipe"
+    )
+    quant_cfg: str | None = doc("a format name, where no recipe is given", None, aliases=CONFIG_NAMES, role="format")
+    kv_cache_quant: str = doc("format of the key/value cache, or none", "none", role="kv_format")
     weight_only: bool = doc("quantize weights, leave activations alone", False)
     compress: bool = doc("store real low-precision weights in the checkpoint", False)
     moe_calib_experts_ratio: float | None = doc("part of the experts that every calibration token visits", None)
-    calib_dataset_name: str | None = doc("a data set that ModelOpt knows, or a path; null is its own mixture", None)
-    calib_num_samples: int = doc("calibration samples", 1024)
-    calib_batch_size: int = doc("samples per forward pass", 1)
-    seq_length: int = doc("tokens per calibration sample", 4096)
-    prompts: str = doc("prompts to continue afterwards, separated by |", _PROMPTS)
-    osl: int = doc("tokens of each continuation", 32)
+    calib_dataset_name: str | None = doc(
+        "a data set that ModelOpt knows, or a path; null is its own mixture", None, role="data"
+    )
+    calib_num_samples: int = doc("calibration samples", 1024, role="samples")
+    calib_batch_size: int = doc("samples per forward pass", 1, role="batch")
+    seq_length: int = doc("tokens per calibration sample", 4096, role="sequence")
+    prompts: str = doc("prompts to continue afterwards, separated by |", _PROMPTS, role="prompts")
+    osl: int = doc("tokens of each continuation", 32, role="new_tokens")
     skip_generate: bool = doc("do not continue the prompts", False)
-    tp_size: int = doc("tensor parallel size", 1)
-    pp_size: int = doc("pipeline parallel size", 1)
-    ep_size: int = doc("expert parallel size", 1)
-    cp_size: int = doc("context parallel size", 1, optional=True)
+    tp_size: int = doc("tensor parallel size", 1, role="tp")
+    pp_size: int = doc("pipeline parallel size", 1, role="pp")
+    ep_size: int = doc("expert parallel size", 1, role="ep")
+    cp_size: int = doc("context parallel size", 1, optional=True, role="cp")

@@ -14,16 +14,20 @@ class ServeArgs(ScriptArgs):
 
     RANKED: ClassVar[bool] = False  # the server starts its own workers
 
-    checkpoint: str | None = doc("a folder, a hub name or tiny:qwen3", None, consumes="checkpoint_hf", required=True)
+    checkpoint: str | None = doc(
+        "a folder, a hub name or tiny:qwen3", None, consumes="checkpoint_hf", required=True, role="checkpoint"
+    )
     server: ServerName = doc("vLLM, TensorRT-LLM or SGLang", "vllm")
     quantization: str = doc(
         "what the server is told of the format; auto: as the checkpoint says; none: nothing", "auto"
     )
     tensor_parallel_size: int = doc("GPUs that share the model", 1)
     max_length: int | None = doc("longest sequence, in tokens; null is the model's", None)
-    trust_remote_code: bool = doc("run Python code that the checkpoint brings", False)
+    trust_remote_code: bool = doc("run Python code that the checkpoint brings", False, role="remote_code")
     port: int | None = doc("where it listens, on this machine alone; null takes a free one", None)
-    prompts: str = doc("prompts to continue, separated by |", "Hello!|Born in California, Soyer trained as a")
+    prompts: str = doc(
+        "prompts to continue, separated by |", "Hello!|Born in California, Soyer trained as a", role="prompts"
+    )
     max_tokens: int = doc("tokens of each continuation", 32)
     start_minutes: float = doc("how long it may take to start", 30.0)
     answer_minutes: float = doc("how long it may take to answer: the first time it may compile kernels", 10.0)

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from executors.base import Job, Launch
+from executors.base import Launch, SchedulerJob
 
 FOLDER = Path(__file__).parent
 COMMAND = "python tests/golden/regenerate.py"
@@ -149,7 +149,7 @@ def _submit_parent(profiles: Path) -> None:
     profile, _ = load_profile("far", {}, files=profiles)
     folder = RunFolder.of(PARENT)
     launch = Launch(run_id=PARENT, task="probe", run_dir=f"/shared/me/runs/{PARENT}")
-    job = Job(run_id=PARENT, id=PARENT_JOB, run_dir=launch.run_dir, folder="")
+    job = SchedulerJob(run_id=PARENT, id=PARENT_JOB, run_dir=launch.run_dir, folder="")
     Record.submit(folder.dir, id=PARENT, recipe="probe")
     values = {"profile": asdict(profile), "launch": launch_values(launch), "job": asdict(job)}
     folder.write_handle(Handle(executor="far", **values))

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from executors.base import Job, JobState, Launch, SubmitError, UnreachableError
+from executors.base import JobState, Launch, SchedulerJob, SubmitError, UnreachableError
 from executors.docker.place import DockerPlace
 from executors.docker.profile import DockerProfile
 from scripts.run.secrets import pack_secrets
@@ -57,7 +57,7 @@ class Tried:
 
     place: DockerPlace
     launch: Launch
-    job: Job
+    job: SchedulerJob
 
     @property
     def run_dir(self) -> Path:
@@ -400,7 +400,7 @@ def test_an_engine_that_is_gone_is_said_to_be(tmp_path: Path, nemorun_home: Path
     with pytest.raises(SubmitError, match=r"docker_unreachable: no Docker engine answers at unix://.*No such file"):
         submit(place, probing(), launch)
     assert not (nemorun_home / "experiments").exists()
-    job = Job(run_id=launch.run_id, id="x", run_dir=launch.run_dir, folder="")
+    job = SchedulerJob(run_id=launch.run_id, id="x", run_dir=launch.run_dir, folder="")
     with pytest.raises(UnreachableError, match="docker_unreachable"):
         place.states([job])
     with pytest.raises(UnreachableError, match="docker_unreachable"):

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from executors.base import Job, Launch, SubmitError, UnreachableError
+from executors.base import Launch, SchedulerJob, SubmitError, UnreachableError
 from executors.lepton.api import LeptonApi
 from executors.lepton.job import job_name, job_specification, readable
 from executors.lepton.place import LeptonPlace, LeptonProfile
@@ -70,7 +70,7 @@ def launch(where: LeptonPlace, tail: str = "1795214403955-ad07", **values: Any) 
     return Launch(run_id=run_id, task="probe", run_dir=f"{where.run_root()}/{run_id}", **values)
 
 
-def submit(where: LeptonPlace, how: Launch, home: Path, **args: Any) -> Job:
+def submit(where: LeptonPlace, how: Launch, home: Path, **args: Any) -> SchedulerJob:
     """Submit a probe by a stock experiment."""
     import nemo_run as run
 
@@ -85,12 +85,12 @@ def submit(where: LeptonPlace, how: Launch, home: Path, **args: Any) -> Job:
         return where.submit(experiment, how)
 
 
-def end_of(where: LeptonPlace, job: Job, seconds: float = 90) -> Any:
+def end_of(where: LeptonPlace, job: SchedulerJob, seconds: float = 90) -> Any:
     """The state a job ended in."""
     return wait_for(where, job, ("succeeded", "failed", "cancelled"), seconds)
 
 
-def wait_for(where: LeptonPlace, job: Job, states: tuple[str, ...], seconds: float = 60) -> Any:
+def wait_for(where: LeptonPlace, job: SchedulerJob, states: tuple[str, ...], seconds: float = 60) -> Any:
     deadline = time.monotonic() + seconds
     while True:
         state = where.states([job])[job.run_id]
@@ -100,7 +100,7 @@ def wait_for(where: LeptonPlace, job: Job, states: tuple[str, ...], seconds: flo
         time.sleep(0.3)
 
 
-def told(where: LeptonPlace, job: Job, text: str, seconds: float = 60) -> str:
+def told(where: LeptonPlace, job: SchedulerJob, text: str, seconds: float = 60) -> str:
     """The log of a job, once it contains `text`."""
     deadline = time.monotonic() + seconds
     while text not in (log := where.log(job, "rank0.log", 0).decode()):
@@ -109,7 +109,7 @@ def told(where: LeptonPlace, job: Job, text: str, seconds: float = 60) -> str:
     return log
 
 
-def report(workspace: LeptonWorkspace, job: Job) -> list[dict[str, Any]]:
+def report(workspace: LeptonWorkspace, job: SchedulerJob) -> list[dict[str, Any]]:
     """What the ranks of a probe wrote into the run directory, on the storage."""
     folder = workspace.storage(job.run_dir.replace("/mnt/shared", "/project"))
     ranks: list[dict[str, Any]] = json.loads((folder / "report" / "probe.json").read_text())["ranks"]
@@ -178,7 +178,7 @@ def test_cancel_of_an_ended_job_does_not_rename_its_end(
 
 def test_two_submissions_at_the_same_moment(workspace: LeptonWorkspace, archive: Path, tmp_path: Path) -> None:
     where = place()
-    jobs: list[Job] = []
+    jobs: list[SchedulerJob] = []
 
     def one(tail: str) -> None:
         jobs.append(submit(where, launch(where, tail, archive=archive), tmp_path / "home", message=tail))
@@ -265,7 +265,7 @@ def test_unauthorized_says_how_to_log_in(
     with pytest.raises(SubmitError, match=r"lepton_unauthorized.*lep login") as error:
         submit(where, launch(where, archive=archive), tmp_path / "home")
     assert "not-the-token" not in str(error.value)
-    job = Job(run_id="x", id="x", run_dir="/x", folder="/nemo_run")
+    job = SchedulerJob(run_id="x", id="x", run_dir="/x", folder="/nemo_run")
     with pytest.raises(UnreachableError, match="lepton_unauthorized"):
         where.states([job])
     workspace.fail("create", 401)
@@ -335,7 +335,7 @@ def test_a_service_that_never_answers(workspace: LeptonWorkspace, archive: Path,
     with pytest.raises(SubmitError, match=rf"lepton_timeout.*cannot be told.*lep job get --id {job_name(how.run_id)}"):
         submit(where, how, tmp_path / "two")
     with pytest.raises(UnreachableError, match="lepton_timeout"):
-        where.states([Job(run_id="x", id="x", run_dir="/x", folder="/nemo_run")])
+        where.states([SchedulerJob(run_id="x", id="x", run_dir="/x", folder="/nemo_run")])
 
 
 def test_a_log_that_hangs_is_left(workspace: LeptonWorkspace, archive: Path, tmp_path: Path) -> None:
@@ -428,7 +428,7 @@ def test_the_text_is_what_is_sent(workspace: LeptonWorkspace, archive: Path, tmp
 
 
 def test_a_job_that_is_gone_is_not_known(workspace: LeptonWorkspace) -> None:
-    jobs = [Job(run_id=f"r{n}", id=f"gone-{n}", run_dir="/x", folder="/nemo_run") for n in range(5)]
+    jobs = [SchedulerJob(run_id=f"r{n}", id=f"gone-{n}", run_dir="/x", folder="/nemo_run") for n in range(5)]
     where = place()
     assert where.states(jobs[:1]) == {"r0": None}
     assert where.states(jobs) == {job.run_id: None for job in jobs}
@@ -504,7 +504,7 @@ def test_the_factory_in_an_experiment_of_nemo_run_itself(workspace: LeptonWorksp
     done = subprocess.run([sys.executable, program], env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     where = place()
-    job = Job(run_id="stock", id="stock", run_dir="/x", folder="/nemo_run")
+    job = SchedulerJob(run_id="stock", id="stock", run_dir="/x", folder="/nemo_run")
     assert end_of(where, job).state == "succeeded", where.log(job, "rank0.log", 0).decode()
     for index in (0, 1):
         log = where.log(job, f"node{index}.log", 0).decode()

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from recipes import find, prepare
-from recipes.experiment.job import Spec
+from recipes.experiment.job import Job
 from recipes.models import facts_of
 from recipes.planner.disk import Kind, checkpoint_bytes, outputs_bytes
 from recipes.planner.hf_memory import Memory, predict
@@ -84,7 +84,7 @@ def model(folder: Path, name: str) -> Path:
     return made
 
 
-def job(nemo: Nemo, source: str, text: Path | None, **values: Any) -> tuple[Spec, dict[str, Any]]:
+def job(nemo: Nemo, source: str, text: Path | None, **values: Any) -> tuple[Job, dict[str, Any]]:
     """A real run through the command line: its spec, and its record."""
     values = {"hf_model_id": source, "calib_size": 8, "calib_seq_length": 128, "calib_batch_size": 4} | values
     values = {"eval_size": 2, "prompts": "", "calib_dataset": None if text is None else str(text)} | values
@@ -97,7 +97,7 @@ def job(nemo: Nemo, source: str, text: Path | None, **values: Any) -> tuple[Spec
     return prepare(partial, online=False).spec, done.json
 
 
-def assert_as_predicted(spec: Spec, record: dict[str, Any]) -> Memory:
+def assert_as_predicted(spec: Job, record: dict[str, Any]) -> Memory:
     found = predict(spec)
     assert found is not None
     measured = record["peak_memory"]["rss_bytes"]

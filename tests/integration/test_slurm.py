@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from executors.base import Job, JobState, Launch, SubmitError, UnreachableError
+from executors.base import JobState, Launch, SchedulerJob, SubmitError, UnreachableError
 from executors.slurm.place import SlurmPlace, SlurmProfile
 from executors.slurm.submit import SubmissionUnknownError
 from scripts.args.probe import ProbeArgs
@@ -60,11 +60,11 @@ class Site:
         run_id = f"probe_{time.time_ns() // 1_000_000}-{secrets.token_hex(2)}"
         return Launch(**{"run_id": run_id, "task": "probe", "run_dir": f"{place.run_root()}/{run_id}", **values})
 
-    def submit(self, place: SlurmPlace, launch: Launch, **args: Any) -> Job:
+    def submit(self, place: SlurmPlace, launch: Launch, **args: Any) -> SchedulerJob:
         with experiment(place, launch, **args) as opened:
             return place.submit(opened, launch)
 
-    def run(self, place: SlurmPlace, launch: Launch | None = None, **args: Any) -> Job:
+    def run(self, place: SlurmPlace, launch: Launch | None = None, **args: Any) -> SchedulerJob:
         return self.submit(place, launch or self.launch(place), **args)
 
 
@@ -133,27 +133,27 @@ def until(check: Callable[[], Any], seconds: float = 60.0) -> Any:
     return found
 
 
-def state(place: SlurmPlace, job: Job) -> JobState:
+def state(place: SlurmPlace, job: SchedulerJob) -> JobState:
     found = place.states([job])[job.run_id]
     assert found is not None
     return found
 
 
-def ended(place: SlurmPlace, job: Job, seconds: float = 90.0) -> JobState:
+def ended(place: SlurmPlace, job: SchedulerJob, seconds: float = 90.0) -> JobState:
     until(lambda: state(place, job).state in FINAL, seconds)
     return state(place, job)
 
 
-def record(place: SlurmPlace, job: Job) -> dict[str, Any]:
+def record(place: SlurmPlace, job: SchedulerJob) -> dict[str, Any]:
     return place.records([job])[job.run_id]
 
 
-def report(job: Job) -> list[dict[str, Any]]:
+def report(job: SchedulerJob) -> list[dict[str, Any]]:
     ranks: list[dict[str, Any]] = json.loads((Path(job.run_dir) / "report" / "probe.json").read_text())["ranks"]
     return ranks
 
 
-def launcher_log(job: Job) -> str:
+def launcher_log(job: SchedulerJob) -> str:
     return "\n".join(file.read_text(errors="replace") for file in sorted(Path(job.folder).glob("*.out")))
 
 

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from recipes.experiment.job import Spec
+from recipes.experiment.job import Job
 from recipes.models import ModelFacts
 from recipes.planner.gpus import Gpu
 from recipes.preflight import quality, values, vocabularies, walltime
 from recipes.preflight.frame import carry_out
 from recipes.preflight.walltime import limit_hours
 from scripts.run.problems import Problem
-from tests.specs import found, spec_of
+from tests.jobs import found, job_of
 
 FakeModel = Callable[..., Path]
 MISMATCH = "teacher_student_or_tokenizer_mismatch"
@@ -38,13 +38,13 @@ def tokenizer(words: dict[str, int] | list[Any], added: dict[str, int] | None = 
     return json.dumps({"model": {"vocab": words}, "added_tokens": extra})
 
 
-def distilled(pair: tuple[Path, Path], **facts: int) -> Spec:
-    spec = spec_of("distill_mock", args__teacher_hf_path=str(pair[0]), args__student_hf_path=str(pair[1]))
+def distilled(pair: tuple[Path, Path], **facts: int) -> Job:
+    spec = job_of("distill_mock", args__teacher_hf_path=str(pair[0]), args__student_hf_path=str(pair[1]))
     sizes = {"teacher_hf_path": facts.get("teacher"), "student_hf_path": facts.get("student")}
     return replace(spec, models={name: ModelFacts(source="test", vocab_size=size) for name, size in sizes.items()})
 
 
-def mismatches(spec: Spec) -> list[Problem]:
+def mismatches(spec: Job) -> list[Problem]:
     return found(vocabularies.CHECKS, spec, MISMATCH)
 
 
@@ -111,7 +111,7 @@ def test_a_cached_snapshot_is_read_where_no_folder_is_named(pair: tuple[Path, Pa
     snapshots = tmp_path / "hf-home" / "hub" / "models--org--student" / "snapshots"
     snapshots.mkdir(parents=True)
     pair[1].rename(snapshots / "abc")
-    spec = spec_of("distill_mock", args__teacher_hf_path=str(pair[0]), args__student_hf_path="org/student")
+    spec = job_of("distill_mock", args__teacher_hf_path=str(pair[0]), args__student_hf_path="org/student")
     assert len(found(vocabularies.CHECKS, spec, MISMATCH)) == 1
 
 
@@ -135,7 +135,7 @@ LIMITED = "limited_run_used_as_quality_signal"
     ],
 )
 def test_what_says_nothing_of_quality_is_a_warning(recipe: str, given: dict[str, Any], name: str, key: str) -> None:
-    (problem,) = found(quality.CHECKS, spec_of(recipe, **given), name)
+    (problem,) = found(quality.CHECKS, job_of(recipe, **given), name)
     assert (problem.key, problem.severity) == (key, "warning")
 
 
@@ -151,7 +151,7 @@ def test_what_says_nothing_of_quality_is_a_warning(recipe: str, given: dict[str,
     ],
 )
 def test_what_is_real_or_claims_nothing_is_not_warned_of(recipe: str, given: dict[str, Any]) -> None:
-    assert carry_out(quality.CHECKS, spec_of(recipe, **given)).problems == ()
+    assert carry_out(quality.CHECKS, job_of(recipe, **given)).problems == ()
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,7 @@ def test_what_is_real_or_claims_nothing_is_not_warned_of(recipe: str, given: dic
     ],
 )
 def test_values_that_contradict_each_other(recipe: str, given: dict[str, Any], key: str, severity: str) -> None:
-    (problem,) = found(values.CHECKS, spec_of(recipe, **given), "contradiction")
+    (problem,) = found(values.CHECKS, job_of(recipe, **given), "contradiction")
     assert (problem.key, problem.severity) == (key, severity)
     assert problem.remedy
 
@@ -222,7 +222,7 @@ def test_values_that_contradict_each_other(recipe: str, given: dict[str, Any], k
     ],
 )
 def test_values_that_agree(recipe: str, given: dict[str, Any]) -> None:
-    assert carry_out(values.CHECKS, spec_of(recipe, **given)).problems == ()
+    assert carry_out(values.CHECKS, job_of(recipe, **given)).problems == ()
 
 
 @pytest.mark.parametrize(
@@ -258,11 +258,11 @@ H100 = Gpu(name="h100-80gb", memory=80 << 30, sm=90, bf16_tflops=989, bandwidth=
 def test_a_time_limit_below_the_estimate(tmp_path: Path, recipe: str, time: str | None, severity: str | None) -> None:
     profiles = tmp_path / "executors.yaml"
     profiles.write_text(f"slurm: {{account: a, time: {json.dumps(time)}}}")
-    problems = found(walltime.CHECKS, replace(spec_of(recipe, "slurm", profiles), gpu=H100), "time_limit_too_short")
+    problems = found(walltime.CHECKS, replace(job_of(recipe, "slurm", profiles), gpu=H100), "time_limit_too_short")
     assert [(one.key, one.severity) for one in problems] == ([("executor.time", severity)] if severity else [])
 
 
 def test_a_training_that_is_to_stop_in_time_may_have_any_limit(tmp_path: Path) -> None:
     (tmp_path / "executors.yaml").write_text("slurm: {account: a, time: '4:00:00'}")
-    spec = spec_of("distill", "slurm", tmp_path / "executors.yaml", args__exit_duration_in_mins=230)
+    spec = job_of("distill", "slurm", tmp_path / "executors.yaml", args__exit_duration_in_mins=230)
     assert found(walltime.CHECKS, replace(spec, gpu=H100), "time_limit_too_short") == []

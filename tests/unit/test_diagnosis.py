@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 import yaml
 
-from executors.base import Job, JobState, Launch
+from executors.base import JobState, Launch, SchedulerJob
 from executors.docker.state import ended
 from executors.slurm.jobs import _STATES
 from recipes.cli.show import Output
@@ -436,10 +436,10 @@ class Scheduler:
     def __init__(self, state: JobState) -> None:
         self.state = state
 
-    def states(self, jobs: list[Job]) -> dict[str, JobState | None]:
+    def states(self, jobs: list[SchedulerJob]) -> dict[str, JobState | None]:
         return {job.run_id: self.state for job in jobs}
 
-    def records(self, jobs: list[Job]) -> dict[str, dict[str, Any]]:
+    def records(self, jobs: list[SchedulerJob]) -> dict[str, dict[str, Any]]:
         return {job.run_id: read_record(Path(job.run_dir)) for job in jobs}
 
 
@@ -506,7 +506,7 @@ def test_a_rank_that_failed_before_the_time_limit_is_the_cause(tmp_path: Path) -
 
 def test_a_job_that_was_killed_is_diagnosed_by_its_status(tmp_path: Path) -> None:
     folder = silent_run(tmp_path)
-    state = ended(Job(run_id="x", id="x", run_dir=str(tmp_path), folder=""), 137, False)
+    state = ended(SchedulerJob(run_id="x", id="x", run_dir=str(tmp_path), folder=""), 137, False)
     assert state is not None
     (run,) = look([folder.dir], {folder.id: Scheduler(state)})  # type: ignore[dict-item]
     assert run.record["diagnosis"]["name"] == "process_killed"

@@ -13,7 +13,7 @@ from recipes.planner.disk import checkpoint_bytes, outputs_bytes
 from recipes.planner.matrices import Matrices, Matrix, folder_of, matrices_of, of_facts
 from recipes.planner.parameters import count
 from scripts.formats import FORMATS
-from tests.specs import spec_of
+from tests.jobs import job_of
 
 BF16 = 2
 NAMES = ["Qwen/Qwen3-8B", "Qwen/Qwen3-30B-A3B", "meta-llama/Llama-3.2-1B"]
@@ -40,7 +40,7 @@ def model(name: str) -> Matrices:
 
 
 def sizes_of(recipe: str, engine: str = "script", **values: Any) -> dict[str, int]:
-    return outputs_bytes(spec_of(recipe, engine=engine, **{f"args__{name}": value for name, value in values.items()}))
+    return outputs_bytes(job_of(recipe, engine=engine, **{f"args__{name}": value for name, value in values.items()}))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -194,7 +194,7 @@ def test_quantize_tells_the_size_of_each_output() -> None:
 
 def test_a_recipe_of_modelopt_has_no_known_size() -> None:
     values = {"recipe": "general/ptq/fp8_default-kv_fp8", "quant_cfg": None}
-    spec = spec_of("quantize_modelopt", engine="script", **{f"args__{key}": value for key, value in values.items()})
+    spec = job_of("quantize_modelopt", engine="script", **{f"args__{key}": value for key, value in values.items()})
     assert outputs_bytes(spec) == {}
     assert sizes_of("prepare_data") == {}
 

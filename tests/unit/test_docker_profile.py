@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from executors.base import Job, Launch
+from executors.base import Launch, SchedulerJob
 from executors.docker.job import container_name
 from executors.docker.place import DockerPlace, docker
 from executors.docker.profile import DockerProfile, nemo_run_ulimit, numeric_user, parse_mount
@@ -188,7 +188,7 @@ def test_how_a_job_ended(
     tmp_path: Path, code: int | None, cancelled: bool, out_of_memory: bool, state: str | None, name: str | None
 ) -> None:
     (tmp_path / "logs").mkdir()
-    job = Job(run_id="r", id="c", run_dir=str(tmp_path), folder="")
+    job = SchedulerJob(run_id="r", id="c", run_dir=str(tmp_path), folder="")
     if cancelled:
         (tmp_path / "logs" / CANCELLED).touch()
     found = ended(job, code, out_of_memory)
@@ -199,7 +199,7 @@ def test_how_a_job_ended(
 def test_an_exit_status_is_read_once_it_is_whole(tmp_path: Path, text: str, code: int | None) -> None:
     (tmp_path / "logs").mkdir()
     (tmp_path / "logs" / STATUS).write_text(text)
-    assert exit_status(Job(run_id="r", id="c", run_dir=str(tmp_path), folder="")) == code
+    assert exit_status(SchedulerJob(run_id="r", id="c", run_dir=str(tmp_path), folder="")) == code
 
 
 def test_text_needs_no_engine(tmp_path: Path) -> None:

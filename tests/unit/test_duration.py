@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from recipes.experiment.job import Spec
+from recipes.experiment.job import Job
 from recipes.models import facts_of
 from recipes.planner.duration import Estimate, hours_of
 from recipes.planner.parameters import count
-from tests.specs import script_specs
+from tests.jobs import script_specs
 
 PROFILES = """
 slurm: {account: a, image: "nvcr.io/nvidia/nemo:26.06", job_dir: /lustre/me, gpu: h100-80gb}
@@ -24,13 +24,13 @@ def job(tmp_path: Path) -> Any:
     return script_specs(tmp_path, PROFILES)
 
 
-def estimate(spec: Spec) -> Estimate:
+def estimate(spec: Job) -> Estimate:
     found = hours_of(spec)
     assert found is not None
     return found
 
 
-def computing(spec: Spec) -> float:
+def computing(spec: Job) -> float:
     return estimate(spec).terms["computing"][0]
 
 

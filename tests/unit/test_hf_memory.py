@@ -15,7 +15,7 @@ from recipes.planner.matrices import of_facts
 from scripts.args.quantize import QuantizeArgs
 from scripts.engines.hf import engine, evaluate, reference
 from scripts.formats import FORMATS
-from tests.specs import spec_of
+from tests.jobs import job_of
 
 BF16 = 2
 WEIGHTS = 8_190_735_360 * BF16  # of Qwen3-8B
@@ -145,19 +145,19 @@ def test_every_format_has_a_prediction(format_: str) -> None:
 
 
 def test_a_job_is_predicted_where_its_model_is_known() -> None:
-    found = predict(spec_of("quantize_fp8", engine="hf", args__hf_model_id="tiny:qwen3"))
+    found = predict(job_of("quantize_fp8", engine="hf", args__hf_model_id="tiny:qwen3"))
     assert found is not None
     assert found.device == "host"
-    assert predict(spec_of("quantize_fp8", engine="hf", args__hf_model_id="no/such")) is None
-    assert predict(spec_of("quantize_fp8", engine="script", args__hf_model_id="Qwen/Qwen3-8B")) is None
-    spec = spec_of("quantize_fp8", engine="hf", args__hf_model_id="tiny:qwen3", args__device="cuda")
+    assert predict(job_of("quantize_fp8", engine="hf", args__hf_model_id="no/such")) is None
+    assert predict(job_of("quantize_fp8", engine="script", args__hf_model_id="Qwen/Qwen3-8B")) is None
+    spec = job_of("quantize_fp8", engine="hf", args__hf_model_id="tiny:qwen3", args__device="cuda")
     on_gpu = predict(spec)
     assert on_gpu is not None
     assert on_gpu.device == "GPU"
 
 
 def test_auto_is_a_gpu_only_where_the_place_has_one() -> None:
-    spec = spec_of("quantize_fp8", engine="hf", args__hf_model_id="tiny:qwen3")
+    spec = job_of("quantize_fp8", engine="hf", args__hf_model_id="tiny:qwen3")
     assumed = gpu_of(spec.profile, "h100-80gb")
     assert assumed is not None
     for gpu, device in ((assumed, "host"), (replace(assumed, certain=True), "GPU"), (None, "host")):

@@ -11,7 +11,7 @@ import pytest
 from executors.base import Launch
 from executors.slurm.profile import SlurmProfile
 from recipes.catalogue import RECIPES
-from recipes.experiment.job import Spec, outputs_of
+from recipes.experiment.job import Job, outputs_of
 from recipes.experiment.store import Handle, RunFolder, launch_values
 from recipes.preflight import access, history, inputs
 from recipes.preflight.frame import carry_out
@@ -22,7 +22,7 @@ from scripts.run.files import write_json
 from scripts.run.identity import identity
 from scripts.run.problems import Problem
 from scripts.run.record import Record
-from tests.specs import found, spec_of
+from tests.jobs import found, job_of
 
 FakeModel = Callable[..., Path]
 
@@ -68,7 +68,7 @@ def test_the_lists_of_arguments_name_arguments() -> None:
     [("export", "hf_model_id"), ("merge_lora", "hf_model_path"), ("export_distilled", "student_hf_path")],
 )
 def test_an_adapter_is_no_model_to_take_a_shape_from(tmp_path: Path, recipe: str, field: str) -> None:
-    spec = spec_of(recipe, **{f"args__{field}": str(adapter(tmp_path / "lora"))})
+    spec = job_of(recipe, **{f"args__{field}": str(adapter(tmp_path / "lora"))})
     (problem,) = found(inputs.CHECKS, spec, "unmerged_adapter")
     assert problem.key == f"args.{field}"
     assert "of Qwen/Qwen3-8B" in problem.cause
@@ -76,19 +76,19 @@ def test_an_adapter_is_no_model_to_take_a_shape_from(tmp_path: Path, recipe: str
 
 def test_an_adapter_is_found_where_a_container_will_see_it(tmp_path: Path, profiles: Path) -> None:
     adapter(tmp_path / "lora")
-    spec = spec_of("quantize_fp8", "box", profiles, args__hf_model_id="/seen/lora")
+    spec = job_of("quantize_fp8", "box", profiles, args__hf_model_id="/seen/lora")
     assert [one.key for one in found(inputs.CHECKS, spec, "unmerged_adapter")] == ["args.hf_model_id"]
 
 
 @pytest.mark.parametrize("text", ["[", "{}"])
 def test_an_adapter_that_names_no_base_is_one_all_the_same(tmp_path: Path, text: str) -> None:
     (adapter(tmp_path / "lora") / "adapter_config.json").write_text(text)
-    (problem,) = found(inputs.CHECKS, spec_of("export", args__hf_model_id=str(tmp_path / "lora")), "unmerged_adapter")
+    (problem,) = found(inputs.CHECKS, job_of("export", args__hf_model_id=str(tmp_path / "lora")), "unmerged_adapter")
     assert problem.cause == "it is a LoRA adapter, not a model"
 
 
 def test_a_model_is_no_adapter(fake_model: FakeModel) -> None:
-    assert found(inputs.CHECKS, spec_of("export", args__hf_model_id=str(fake_model())), "unmerged_adapter") == []
+    assert found(inputs.CHECKS, job_of("export", args__hf_model_id=str(fake_model())), "unmerged_adapter") == []
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_a_model_is_no_adapter(fake_model: FakeModel) -> None:
 )
 def test_an_adapter_goes_into_the_model_it_was_trained_on(tmp_path: Path, base: str, wrong: bool) -> None:
     lora = adapter(tmp_path / "lora", base)
-    problems = found(inputs.CHECKS, spec_of("merge_lora", args__lora_checkpoint=str(lora)), "wrong_base_model")
+    problems = found(inputs.CHECKS, job_of("merge_lora", args__lora_checkpoint=str(lora)), "wrong_base_model")
     assert [one.key for one in problems] == (["args.hf_model_path"] if wrong else [])
     if wrong:
         assert "args.hf_model_path=Qwen/Qwen3-4B" in problems[0].remedy
@@ -107,9 +107,9 @@ def test_a_copy_of_the_base_under_another_name_is_the_base(tmp_path: Path, fake_
     one, other = fake_model("one"), fake_model("other")
     lora = adapter(tmp_path / "lora", str(one))
     given = {"args__lora_checkpoint": str(lora), "args__hf_model_path": str(other)}
-    assert found(inputs.CHECKS, spec_of("merge_lora", **given), "wrong_base_model") == []
+    assert found(inputs.CHECKS, job_of("merge_lora", **given), "wrong_base_model") == []
     (other / "config.json").write_text(json.dumps({"model_type": "llama", "hidden_size": 512}))
-    assert len(found(inputs.CHECKS, spec_of("merge_lora", **given), "wrong_base_model")) == 1
+    assert len(found(inputs.CHECKS, job_of("merge_lora", **given), "wrong_base_model")) == 1
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_a_training_is_no_clean_checkpoint(
     for name, text in files.items():
         (folder / name).write_text(text)
     for recipe, field in (("quantize_fp8", "hf_model_id"), ("distill_mock", "student_hf_path")):
-        spec = spec_of(recipe, **{f"args__{field}": str(folder)})
+        spec = job_of(recipe, **{f"args__{field}": str(folder)})
         problems = found(inputs.CHECKS, spec, "training_state_as_source")
         assert [(one.key, one.severity) for one in problems] == ([(f"args.{field}", severity)] if severity else [])
         assert all(said in one.cause for one in problems)
@@ -160,16 +160,16 @@ def test_the_state_of_a_training_in_a_megatron_checkpoint(
     tmp_path: Path, recipe: str, names: list[str], warned: bool
 ) -> None:
     field = "pretrained_checkpoint" if recipe == "qat" else "megatron_path"
-    spec = spec_of(recipe, **{f"args__{field}": str(megatron(tmp_path / "c", *names))})
+    spec = job_of(recipe, **{f"args__{field}": str(megatron(tmp_path / "c", *names))})
     problems = found(inputs.CHECKS, spec, "training_state_as_source")
     assert [(one.key, one.severity) for one in problems] == ([(f"args.{field}", "warning")] if warned else [])
     assert all("of iteration 100" in one.cause for one in problems)
 
 
 def test_what_a_training_of_ours_left_at_its_end_is_no_surprise() -> None:
-    trained = spec_of("distill")
+    trained = job_of("distill")
     megatron(Path(output(trained)), "embedding.weight", "optimizer.state.exp_avg")
-    spec = spec_of("megatron_to_hf", args__megatron_path=output(trained), args__hf_model="Qwen/Qwen3-4B")
+    spec = job_of("megatron_to_hf", args__megatron_path=output(trained), args__hf_model="Qwen/Qwen3-4B")
     folder = recorded(trained, "failed")
     assert len(found(inputs.CHECKS, spec, "training_state_as_source")) == 1
     write_json(folder.dir / "run.json", json.loads((folder.dir / "run.json").read_text()) | {"state": "succeeded"})
@@ -179,13 +179,13 @@ def test_what_a_training_of_ours_left_at_its_end_is_no_surprise() -> None:
 @pytest.mark.parametrize(("base", "wrong"), [(None, False), ("/copies/base", False), ("/models/other", True)])
 def test_an_adapter_of_megatron_bridge_names_its_base(tmp_path: Path, base: str | None, wrong: bool) -> None:
     lora = megatron(tmp_path / "lora", "decoder.layers.linear_qkv.adapter.linear_in.weight")
-    spec = spec_of("merge_lora", args__lora_checkpoint=str(lora), args__pretrained=base)
+    spec = job_of("merge_lora", args__lora_checkpoint=str(lora), args__pretrained=base)
     problems = found(inputs.CHECKS, spec, "wrong_base_model")
     assert [one.key for one in problems] == (["args.pretrained"] if wrong else [])
 
 
-def recorded(spec: Spec, state: str = "succeeded", **facts: Any) -> RunFolder:
-    """A run of `spec`, as submission and its job record it."""
+def recorded(spec: Job, state: str = "succeeded", **facts: Any) -> RunFolder:
+    """A run of `job`, as submission and its job record it."""
     folder = RunFolder.of(spec.run_dir.name)
     record = Record.submit(
         folder.dir,
@@ -201,67 +201,67 @@ def recorded(spec: Spec, state: str = "succeeded", **facts: Any) -> RunFolder:
     return folder
 
 
-def output(spec: Spec) -> str:
+def output(spec: Job) -> str:
     return outputs_of(spec)[0]["path"]
 
 
-def history_of(spec: Spec) -> list[tuple[str, str, str]]:
+def history_of(spec: Job) -> list[tuple[str, str, str]]:
     return [(one.name, one.key, one.severity) for one in carry_out(history.CHECKS, spec).problems]
 
 
 def test_what_was_distilled_is_not_pruned() -> None:
-    distilled = spec_of("distill")
+    distilled = job_of("distill")
     recorded(distilled)
-    converted = spec_of("megatron_to_hf", args__megatron_path=output(distilled), args__hf_model="Qwen/Qwen3-4B")
+    converted = job_of("megatron_to_hf", args__megatron_path=output(distilled), args__hf_model="Qwen/Qwen3-4B")
     recorded(converted)
     wrong = [("prune_after_distill", "args.hf_model_name_or_path", "error")]
-    assert history_of(spec_of("prune", args__hf_model_name_or_path=output(converted))) == wrong
-    assert history_of(spec_of("prune", args__hf_model_name_or_path="Qwen/Qwen3-8B")) == []
-    pruned = spec_of("prune")
+    assert history_of(job_of("prune", args__hf_model_name_or_path=output(converted))) == wrong
+    assert history_of(job_of("prune", args__hf_model_name_or_path="Qwen/Qwen3-8B")) == []
+    pruned = job_of("prune")
     recorded(pruned)
-    assert history_of(spec_of("distill", args__student_hf_path=output(pruned))) == []
+    assert history_of(job_of("distill", args__student_hf_path=output(pruned))) == []
 
 
 def test_what_was_quantized_is_not_pruned() -> None:
-    quantized = spec_of("quantize_fp8", engine="hf")
+    quantized = job_of("quantize_fp8", engine="hf")
     recorded(quantized)
-    spec = spec_of("prune", args__hf_model_name_or_path=quantized.resolved.export_dir)
+    spec = job_of("prune", args__hf_model_name_or_path=quantized.resolved.export_dir)
     assert history_of(spec) == [("already_quantized", "args.hf_model_name_or_path", "error")]
 
 
 def test_what_a_run_left_outside_its_directory_is_known_too(tmp_path: Path) -> None:
-    made = spec_of("distill_mock", args__output_dir=str(tmp_path / "elsewhere"))
+    made = job_of("distill_mock", args__output_dir=str(tmp_path / "elsewhere"))
     recorded(made)
-    spec = spec_of("export_distilled", args__megatron_path=str(tmp_path / "elsewhere" / "checkpoints" / "iter_0000100"))
+    spec = job_of("export_distilled", args__megatron_path=str(tmp_path / "elsewhere" / "checkpoints" / "iter_0000100"))
     assert history_of(spec) == [("mock_data_used_as_quality_signal", "args.megatron_path", "warning")]
 
 
 @pytest.mark.parametrize("recipe", ["evaluate", "serve"])
 def test_a_score_of_what_mock_data_made_is_doubted(recipe: str) -> None:
-    made = spec_of("distill_mock")
+    made = job_of("distill_mock")
     recorded(made)
-    converted = spec_of("megatron_to_hf", args__megatron_path=output(made), args__hf_model="Qwen/Qwen3-4B")
+    converted = job_of("megatron_to_hf", args__megatron_path=output(made), args__hf_model="Qwen/Qwen3-4B")
     last = recorded(converted)
-    problems = carry_out(history.CHECKS, spec_of(recipe, args__checkpoint=output(converted))).problems
+    problems = carry_out(history.CHECKS, job_of(recipe, args__checkpoint=output(converted))).problems
     assert [(one.name, one.severity) for one in problems] == [("mock_data_used_as_quality_signal", "warning")]
     assert made.run_dir.name in problems[0].cause
     assert last.id not in problems[0].cause
 
 
 def test_a_checkpoint_is_exported_as_the_model_it_was_made_of() -> None:
-    made = spec_of("quantize_fp8", engine="script", args__hf_model_id="Qwen/Qwen3-30B-A3B")
+    made = job_of("quantize_fp8", engine="script", args__hf_model_id="Qwen/Qwen3-30B-A3B")
     recorded(made)
-    assert history_of(spec_of("export", args__megatron_load_path=output(made))) == [
+    assert history_of(job_of("export", args__megatron_load_path=output(made))) == [
         ("wrong_base_model", "args.hf_model_id", "error")
     ]
     right = {"args__megatron_load_path": output(made), "args__hf_model_id": "/models/Qwen3-30B-A3B"}
-    assert history_of(spec_of("export", **right)) == []
+    assert history_of(job_of("export", **right)) == []
 
 
 def test_what_a_run_has_not_finished_is_not_read() -> None:
-    made = spec_of("quantize_fp8", engine="script", args__hf_model_id="Qwen/Qwen3-8B")
+    made = job_of("quantize_fp8", engine="script", args__hf_model_id="Qwen/Qwen3-8B")
     folder = recorded(made, "running")
-    spec = spec_of("export", args__megatron_load_path=output(made))
+    spec = job_of("export", args__megatron_load_path=output(made))
     assert history_of(spec) == [("input_of_a_running_run", "args.megatron_load_path", "error")]
     record = json.loads((folder.dir / "run.json").read_text())
     write_json(folder.dir / "run.json", record | {"process": {**identity(), "pid": 1 << 22, "started": 1.0}})
@@ -269,11 +269,11 @@ def test_what_a_run_has_not_finished_is_not_read() -> None:
 
 
 def test_a_scheduler_s_job_goes_on_without_who_submitted_it() -> None:
-    made = spec_of("quantize_fp8", engine="script", args__hf_model_id="Qwen/Qwen3-8B")
+    made = job_of("quantize_fp8", engine="script", args__hf_model_id="Qwen/Qwen3-8B")
     folder = recorded(made, "submitted", process={**identity(), "pid": 1 << 22, "started": 1.0})
     launch = launch_values(Launch(run_id=folder.id, task="quantize_fp8", run_dir=str(made.run_dir)))
     folder.write_handle(Handle(executor="site", profile=asdict(SlurmProfile(account="a")), launch=launch))
-    spec = spec_of("export", args__megatron_load_path=output(made))
+    spec = job_of("export", args__megatron_load_path=output(made))
     assert history_of(spec) == [("input_of_a_running_run", "args.megatron_load_path", "error")]
     folder.update_handle(settled=True)
     assert history_of(spec) == []
@@ -286,21 +286,21 @@ def test_a_scheduler_s_job_that_ended_says_so_where_its_storage_is_here(
     tmp_path: Path, run_id: str, state: str, read: bool
 ) -> None:
     """Nobody need have asked for its status since."""
-    made = spec_of("quantize_fp8", engine="script", args__hf_model_id="Qwen/Qwen3-8B")
+    made = job_of("quantize_fp8", engine="script", args__hf_model_id="Qwen/Qwen3-8B")
     folder = recorded(made, "submitted")
     own = tmp_path / "storage" / folder.id
     own.mkdir(parents=True)
     write_json(own / "run.json", {"id": run_id or folder.id, "state": state})
     launch = launch_values(Launch(run_id=folder.id, task="quantize_fp8", run_dir=str(own)))
     folder.write_handle(Handle(executor="site", profile=asdict(SlurmProfile(account="a")), launch=launch))
-    spec = spec_of("export", args__megatron_load_path=output(made))
+    spec = job_of("export", args__megatron_load_path=output(made))
     assert (history_of(spec) == []) is read
 
 
 def test_a_job_that_waits_for_another_may_read_what_that_is_going_to_leave() -> None:
-    made = spec_of("quantize_fp8", engine="script", args__hf_model_id="Qwen/Qwen3-8B")
+    made = job_of("quantize_fp8", engine="script", args__hf_model_id="Qwen/Qwen3-8B")
     folder = recorded(made, "running")
-    assert history_of(spec_of("export", args__megatron_load_path=f"${{artifact:{folder.id}}}")) == []
+    assert history_of(job_of("export", args__megatron_load_path=f"${{artifact:{folder.id}}}")) == []
 
 
 @pytest.mark.parametrize(
@@ -310,13 +310,13 @@ def test_a_damaged_record_is_no_history(tmp_path: Path, text: str) -> None:
     folder = tmp_path / "nemo-home" / "runs" / "distill_1-a"
     folder.mkdir(parents=True)
     (folder / "run.json").write_text(text)
-    assert history_of(spec_of("prune", args__hf_model_name_or_path=str(folder / "out"))) == []
+    assert history_of(job_of("prune", args__hf_model_name_or_path=str(folder / "out"))) == []
 
 
 def test_stages_of_one_experiment_are_a_history_too() -> None:
-    distilled = spec_of("distill_mock")
-    pruned = spec_of("prune", args__hf_model_name_or_path=output(distilled))
-    scored = spec_of("evaluate", args__checkpoint=output(pruned))
+    distilled = job_of("distill_mock")
+    pruned = job_of("prune", args__hf_model_name_or_path=output(distilled))
+    scored = job_of("evaluate", args__checkpoint=output(pruned))
     problems = list(experiment_problems([("first", distilled), ("second", pruned), ("third", scored)]))
     assert [(one.name, one.key) for one in problems] == [
         ("prune_after_distill", "args.hf_model_name_or_path"),
@@ -326,11 +326,11 @@ def test_stages_of_one_experiment_are_a_history_too() -> None:
 
 
 def test_stages_do_not_write_into_each_other_s_outputs(tmp_path: Path) -> None:
-    one = spec_of("distill_mock", args__output_dir=str(tmp_path / "out"))
-    other = spec_of("prune", args__output_hf_path=str(tmp_path / "out" / "checkpoints" / "below"))
+    one = job_of("distill_mock", args__output_dir=str(tmp_path / "out"))
+    other = job_of("prune", args__output_hf_path=str(tmp_path / "out" / "checkpoints" / "below"))
     problems = list(experiment_problems([("one", one), ("other", other)]))
     assert [(each.name, each.key) for each in problems] == [("outputs_collide", "args.output_hf_path")]
-    apart = spec_of("prune", args__output_hf_path=str(tmp_path / "own"))
+    apart = job_of("prune", args__output_hf_path=str(tmp_path / "own"))
     assert list(experiment_problems([("one", one), ("other", apart)])) == []
 
 
@@ -338,7 +338,7 @@ GATED = "meta-llama/Llama-3.2-1B"
 
 
 def gated(executor: str, profiles: Path, name: str = GATED) -> list[Problem]:
-    spec = spec_of("hf_to_megatron", executor, profiles, args__hf_model=name)
+    spec = job_of("hf_to_megatron", executor, profiles, args__hf_model=name)
     return found(access.CHECKS, spec, "gated_without_token")
 
 
@@ -393,7 +393,7 @@ def test_a_gated_model_in_the_cache_is_had_already(tmp_path: Path, profiles: Pat
     ],
 )
 def test_a_letter_that_is_wrong_in_a_hub_name(name: str, meant: str | None) -> None:
-    problems = found(access.CHECKS, spec_of("hf_to_megatron", args__hf_model=name), "model_not_known")
+    problems = found(access.CHECKS, job_of("hf_to_megatron", args__hf_model=name), "model_not_known")
     assert [(one.remedy, one.severity) for one in problems] == (
         [(f"Did you mean {meant}?", "warning")] if meant else []
     )

@@ -9,7 +9,7 @@ import pytest
 
 from executors import load_profile, place_of
 from recipes import find
-from recipes.experiment.job import Spec, spec_of
+from recipes.experiment.job import Job, job_of
 from recipes.models import ModelFacts
 from recipes.planner.divisibility import layers_fit, uneven_stages, violations
 from recipes.planner.layout import Layout
@@ -74,8 +74,8 @@ def model(tmp_path: Path) -> Make:
     return make
 
 
-def spec_for(recipe: str, *, profile: Mapping[str, str] | None = None, kind: str = "slurm", **values: Any) -> Spec:
-    """The Spec of a recipe with these values: `args__tp=2`, `torchrun__nnodes=2`, `extra_args=[...]`."""
+def spec_for(recipe: str, *, profile: Mapping[str, str] | None = None, kind: str = "slurm", **values: Any) -> Job:
+    """The Job of a recipe with these values: `args__tp=2`, `torchrun__nnodes=2`, `extra_args=[...]`."""
     partial = find(recipe).build()
     for key, value in values.items():
         section, _, name = key.partition("__")
@@ -83,7 +83,7 @@ def spec_for(recipe: str, *, profile: Mapping[str, str] | None = None, kind: str
     overrides = {**(PROFILE if kind == "slurm" else {}), **(profile or {})}
     loaded, problems = load_profile(kind, overrides)
     assert problems == []
-    spec, wrong = spec_of(partial, place_of(loaded), overrides, "run", online=False, promised=frozenset())
+    spec, wrong = job_of(partial, place_of(loaded), overrides, "run", online=False, promised=frozenset())
     assert spec is not None, wrong
     return spec
 

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from recipes.experiment.job import Spec
+from recipes.experiment.job import Job
 from recipes.models import ModelFacts, facts_of
 from recipes.planner.gpus import Gpu
 from recipes.planner.layout import Layout
 from recipes.planner.layouts import alternatives, smallest, usable
 from recipes.planner.memory import memory_of
 from recipes.planner.need import need_of
-from tests.specs import script_specs
+from tests.jobs import script_specs
 
 _GIB = 1 << 30
 PROFILES = """
@@ -190,7 +190,7 @@ def test_one_process_scripts_are_offered_one_process(job: Any) -> None:
     assert smallest(job("hf_to_megatron", args__hf_model=QWEN3_235B)) is not None
 
 
-def fits(spec: Spec) -> bool | None:
+def fits(spec: Job) -> bool | None:
     need = need_of(spec)
     return None if need is None else need.fits
 

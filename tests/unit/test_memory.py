@@ -17,7 +17,7 @@ from recipes.planner.parameters import count
 from recipes.planner.rank import SOURCES
 from recipes.planner.stages import anatomy, layers_of_stages
 from recipes.planner.work import Work, layout_of_work
-from tests.specs import spec_of
+from tests.jobs import job_of
 
 ONE = Layout(nodes=1, processes=1)
 PROFILES = """
@@ -35,7 +35,7 @@ def profiles(tmp_path: Path) -> Path:
 @pytest.fixture
 def job(profiles: Path) -> Any:
     def make(recipe: str, executor: str = "slurm", **values: Any) -> Any:
-        return spec_of(recipe, executor, profiles, **{"engine": "script", **values})
+        return job_of(recipe, executor, profiles, **{"engine": "script", **values})
 
     return make
 

@@ -11,7 +11,7 @@ from recipes import ProblemsError, find, prepare
 from recipes.models.folder import linear_shapes
 from recipes.preflight import registry as preflight_module
 from scripts.run.problems import Problem
-from tests.specs import write_sparse_weights
+from tests.jobs import write_sparse_weights
 
 FakeModel = Callable[..., Path]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from executors.base import Job, JobState, Launch
+from executors.base import JobState, Launch, SchedulerJob
 from recipes.experiment.standing import look
 from recipes.experiment.store import Handle, RunFolder, launch_values
 from scripts.run.identity import identity
@@ -28,10 +28,10 @@ class Scheduler:
     def __init__(self, state: JobState | None) -> None:
         self.state = state
 
-    def states(self, jobs: list[Job]) -> dict[str, JobState | None]:
+    def states(self, jobs: list[SchedulerJob]) -> dict[str, JobState | None]:
         return {job.run_id: self.state for job in jobs}
 
-    def records(self, jobs: list[Job]) -> dict[str, dict[str, Any]]:
+    def records(self, jobs: list[SchedulerJob]) -> dict[str, dict[str, Any]]:
         return {job.run_id: read_record(Path(job.run_dir)) for job in jobs}
 
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from executors import shell as shell_module
-from executors.base import Job, JobState, Launch, UnreachableError
+from executors.base import JobState, Launch, SchedulerJob, UnreachableError
 from executors.shell import Shell
 from executors.slurm.jobs import UNKNOWN_ID, expand, job_states
 from executors.slurm.place import SlurmPlace, SlurmProfile, slurm
@@ -21,7 +21,7 @@ from scripts.run.errors import JobError
 from scripts.run.problems import ProblemsError
 
 LAUNCH = Launch(run_id="probe_1-abcd", task="probe", run_dir="/shared/runs/probe_1-abcd")
-JOB = Job(
+JOB = SchedulerJob(
     run_id="probe_1-abcd", id="7", run_dir="/shared/runs/x", folder="/shared/experiments/probe/probe_1-abcd/probe"
 )
 

@@ -1,4 +1,4 @@
-"""Specs of jobs, made as `prepare` makes them whatever is wrong with them, and files for checks to look at."""
+"""Jobs, made as `prepare` makes them whatever is wrong with them, and files for checks to look at."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -7,12 +7,12 @@ from typing import Any
 
 from recipes import Stage, find
 from recipes.experiment.examine import Options, examine
-from recipes.experiment.job import Spec
+from recipes.experiment.job import Job
 from recipes.preflight.frame import Check, carry_out
 from scripts.run.problems import Problem
 
 
-def spec_of(recipe: str, executor: str = "local", profiles: Path | None = None, **values: Any) -> Spec:
+def job_of(recipe: str, executor: str = "local", profiles: Path | None = None, **values: Any) -> Job:
     """The spec of a recipe; `args__x`, `script__x` and `torchrun__x` set values, and so do names without `__`."""
     partial = find(recipe).build()
     for key, value in values.items():
@@ -23,18 +23,18 @@ def spec_of(recipe: str, executor: str = "local", profiles: Path | None = None, 
     return submission.spec
 
 
-def script_specs(folder: Path, profiles: str) -> Callable[..., Spec]:
+def script_specs(folder: Path, profiles: str) -> Callable[..., Job]:
     """`make(recipe, executor="slurm", **values)`: specs of the script engine, on profiles written to `folder`."""
     file = folder / "executors.yaml"
     file.write_text(profiles)
 
-    def make(recipe: str, executor: str = "slurm", **values: Any) -> Spec:
-        return spec_of(recipe, executor, file, **{"engine": "script", **values})
+    def make(recipe: str, executor: str = "slurm", **values: Any) -> Job:
+        return job_of(recipe, executor, file, **{"engine": "script", **values})
 
     return make
 
 
-def found(checks: Sequence[Check], spec: Spec, name: str) -> list[Problem]:
+def found(checks: Sequence[Check], spec: Job, name: str) -> list[Problem]:
     """The Problems of that name that the checks report."""
     return [problem for problem in carry_out(checks, spec).problems if problem.name == name]
 
