@@ -8,8 +8,8 @@ from typing import Any
 from recipes import Stage, find
 from recipes.experiment.examine import Options, examine
 from recipes.experiment.job import Job
-from recipes.preflight.frame import Check, carry_out
 from scripts.run.problems import Problem
+from scripts.run.registry import Check, carry_out
 
 
 def job_of(recipe: str, executor: str = "local", profiles: Path | None = None, **values: Any) -> Job:
@@ -20,7 +20,7 @@ def job_of(recipe: str, executor: str = "local", profiles: Path | None = None, *
         setattr(getattr(partial, section) if name else partial, name or section, value)
     options = Options(profiles=profiles, online=False)
     (submission,) = examine([Stage(name=recipe, partial=partial)], executor, options).submissions
-    return submission.spec
+    return submission.job
 
 
 def script_specs(folder: Path, profiles: str) -> Callable[..., Job]:

@@ -5,8 +5,8 @@ from typing import Any
 from recipes.experiment.examine import Submission
 from recipes.experiment.job import Job
 from recipes.experiment.submit import values_of
-from recipes.preflight.registry import notes
 from recipes.preflight.scripts import command
+from recipes.preflight.subjects import notes
 from scripts.args.interpolation import MODEL_FIELDS, VARIANT_FIELDS
 
 

@@ -14,10 +14,10 @@ from recipes.experiment.references import Outputs, names_in, with_paths
 from recipes.experiment.runs import find_run
 from recipes.experiment.store import RunFolder
 from recipes.planner.gpus import gpu_problems
-from recipes.preflight.frame import Skipped
 from recipes.preflight.history import experiment_problems
-from recipes.preflight.registry import preflight
+from recipes.preflight.subjects import preflight
 from scripts.run.problems import Problem, ProblemsError
+from scripts.run.registry import Skipped
 
 if TYPE_CHECKING:
     import nemo_run as run

@@ -18,12 +18,12 @@ from recipes.planner.need import Need, need_of
 from recipes.planner.parameters import count, exact_total
 from recipes.planner.ranks import Ranks, ranks_of
 from recipes.planner.work import layout_of_work
-from recipes.preflight.frame import Skipped
 from recipes.preflight.paths import model_folder
-from recipes.preflight.registry import notes
 from recipes.preflight.scripts import command
+from recipes.preflight.subjects import notes
 from scripts.run.errors import JobError
 from scripts.run.problems import Problem, ProblemsError
+from scripts.run.registry import Skipped
 
 if TYPE_CHECKING:
     import nemo_run as run

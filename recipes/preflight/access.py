@@ -10,11 +10,11 @@ from pathlib import PurePosixPath
 from recipes.experiment.job import Job
 from recipes.models import hub
 from recipes.models.published import is_gated, published
-from recipes.preflight.frame import Check
 from recipes.preflight.paths import NAMES_A_MODEL, is_below, mounts_of
 from recipes.preflight.quantize import is_local
 from scripts.args.meaning import meanings
 from scripts.run.problems import Problem
+from scripts.run.registry import check
 
 _TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 _CACHE_VARIABLES = ("HF_HOME", "HF_HUB_CACHE")
@@ -22,7 +22,8 @@ _CACHE_VARIABLES = ("HF_HOME", "HF_HUB_CACHE")
 _HOMES, _CACHE_FOLDERS = ("/root", "/home"), frozenset({".cache", "huggingface"})
 
 
-def _gated(job: Job) -> Iterator[Problem]:
+@check("gated_without_token", can_force=True)
+def gated(job: Job) -> Iterator[Problem]:
     for field, name in _fetched(job):
         if not is_gated(name) or (job.here and hub.cached_model(name) is not None) or _has_token(job):
             continue
@@ -30,13 +31,11 @@ def _gated(job: Job) -> Iterator[Problem]:
         cause = "its repository is gated, and the job would have no HF_TOKEN"
         cause += f", unless {other} brings the model or the token" if other else ""
         yield Problem(
-            name="gated_without_token",
             key=f"args.{field}",
             value=name,
             cause=cause,
             remedy=_how_to_log_in(job),
             severity="warning" if other else "error",
-            can_force=True,
         )
 
 
@@ -53,7 +52,8 @@ def _other_ways(job: Job) -> Iterator[str]:
             yield f"the mount of {mount.target}"
 
 
-def _nearly_known(job: Job) -> Iterator[Problem]:
+@check("model_not_known", severity="warning")
+def nearly_known(job: Job) -> Iterator[Problem]:
     """A hub name that is that of a known model but for a letter; the hub is not asked before the job is."""
     known = published().configs
     for field, name in _fetched(job):
@@ -63,12 +63,10 @@ def _nearly_known(job: Job) -> Iterator[Problem]:
         meant = next((one for one in known if [one.lower()] == close), None)
         if meant is not None and _figures_of(meant) == _figures_of(name):
             yield Problem(
-                name="model_not_known",
                 key=f"args.{field}",
                 value=name,
                 cause="nothing is known of it here, and a model of nearly that name is",
                 remedy=f"Did you mean {meant}?",
-                severity="warning",
             )
 
 
@@ -108,9 +106,3 @@ def _how_to_log_in(job: Job) -> str:
         return accept + "make a secret HF_TOKEN in the workspace and add HF_TOKEN to executor.secrets."
     listed = job.profile.kind == "local" or any(name in job.profile.secrets for name in _TOKEN_VARIABLES)
     return accept + ("set HF_TOKEN where you submit." if listed else "add HF_TOKEN to executor.secrets and set it.")
-
-
-CHECKS: tuple[Check, ...] = (
-    Check(name="gated_without_token", run=_gated),
-    Check(name="model_not_known", run=_nearly_known),
-)

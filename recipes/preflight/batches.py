@@ -10,10 +10,10 @@ from math import lcm
 
 from recipes.experiment.job import Job
 from recipes.planner.configured import configured
-from recipes.preflight.frame import Check
 from recipes.preflight.layout import asked, ranked, split
 from scripts.args.megatron_lm import MegatronLmArgs, MlmFinetuneArgs
 from scripts.run.problems import Problem
+from scripts.run.registry import Check
 
 #: What the arguments of different scripts call the longest sequence.
 _LENGTHS = ("seq_length", "calib_seq_length", "calib_max_sequence_length")

@@ -8,6 +8,7 @@ from recipes.experiment.job import Job
 from recipes.planner.configured import configured
 from scripts.args.distill import DistillBridgeArgs, QatArgs
 from scripts.run.problems import Problem, Severity
+from scripts.run.registry import check
 
 _WORTH_SCORING = 128  # calibration samples; the documents name 128 to 512 as common
 #: Flags of Megatron-LM that a distillation cannot be combined with (its model builder says so), and why.
@@ -29,16 +30,12 @@ _NOT_CONFIGURED_WITH_KD: tuple[tuple[str, int | bool, str, Severity], ...] = (
 _INTERLEAVED = frozenset(flag for flag, why in _NOT_WITH_KD.items() if why.startswith("interleaved"))
 
 
-def family_checks(job: Job) -> Iterator[Problem]:
-    """Every Problem that comes of what the algorithm is."""
-    for check in (_prune, _distill, _wandb, _card, _interleaved):
-        yield from check(job)
-
-
 _TARGETS = ("prune_target_params", "prune_target_active_params", "prune_target_memory_mb")
 
 
-def _prune(job: Job) -> Iterator[Problem]:
+@check("target_and_export_config_both_set", "no_target", "not_one_output", engines=("script",), algorithms=("prune",))
+def prune_targets(job: Job) -> Iterator[Problem]:
+    """A search or a fixed architecture, and one output."""
     if not hasattr(job.args, "prune_target_params"):
         return
     targets = [name for name in _TARGETS if getattr(job.args, name) is not None]
@@ -65,7 +62,9 @@ def _prune(job: Job) -> Iterator[Problem]:
         yield Problem(name="not_one_output", key="args.output_megatron_path", value=value, cause=cause, remedy=remedy)
 
 
-def _distill(job: Job) -> Iterator[Problem]:
+@check("no_data", "two_kinds_of_data", "wrong_blend", "missing_input", "kd_incompatible", engines=("script",))
+def distillation(job: Job) -> Iterator[Problem]:
+    """Its data, the student of QAD, and what cannot be combined with it."""
     args = job.args
     if hasattr(args, "use_mock_data"):
         sources = [name for name in ("data_paths", "use_mock_data", "sft") if getattr(args, name)]
@@ -116,43 +115,42 @@ def _blend(paths: list[Any]) -> Iterator[Problem]:
             return
 
 
-def _wandb(job: Job) -> Iterator[Problem]:
-    project = getattr(job.args, "wandb_project", None)
-    if project is None:
-        return
+@check("wandb_not_inherited", engines=("script",), roles=("wandb",))
+def wandb(job: Job) -> Iterator[Problem]:
+    """Weights & Biases is asked for, and the job has no key of it."""
+    project = job.get("wandb")
     name = "WANDB_API_KEY"
     if name not in job.profile.secrets and job.profile.kind != "local":
         cause = f"the job is not given {name}: the profile's secrets do not name it"
         remedy = f"Add {name} to the secrets of the profile."
-        yield Problem(name="wandb_not_inherited", key="args.wandb_project", value=project, cause=cause, remedy=remedy)
+        yield Problem(key="args.wandb_project", value=project, cause=cause, remedy=remedy)
     elif name not in os.environ and job.profile.kind != "lepton":  # Lepton keeps secrets of its own
         cause = f"the job is to be given {name}, and it is not set here"
-        yield Problem(
-            name="wandb_not_inherited", key="args.wandb_project", value=project, cause=cause, remedy=f"Set {name}."
-        )
+        yield Problem(key="args.wandb_project", value=project, cause=cause, remedy=f"Set {name}.")
 
 
-def _card(job: Job) -> Iterator[Problem]:
+@check("remote_code_not_trusted", engines=("script",))
+def card_with_code(job: Job) -> Iterator[Problem]:
+    """A model card whose model brings code."""
     from scripts.engines.script.cards import REMOTE_CODE, cards
 
     card = getattr(job.args, "model_card", "")
     if card in cards() and REMOTE_CODE in cards()[card] and not job.args.trust_remote_code:
         cause = f"{card} brings Python code of its own, which is not run unless it is trusted"
         remedy = "Look at that code, then set args.trust_remote_code=true."
-        yield Problem(name="remote_code_not_trusted", key="args.model_card", value=card, cause=cause, remedy=remedy)
+        yield Problem(key="args.model_card", value=card, cause=cause, remedy=remedy)
 
 
-def _interleaved(job: Job) -> Iterator[Problem]:
+@check("pipeline_not_interleaved", engines=("script",))
+def interleaved(job: Job) -> Iterator[Problem]:
     """ModelOpt's state is not kept for them. Megatron-LM's scripts say so and end with status 0, nothing done."""
     trains = isinstance(job.args, QatArgs)
     value = configured(job.resolved.config, job.extra_args, _VIRTUAL_STAGES, 0) if trains else 0
     if value:
         cause = "a checkpoint with ModelOpt's state cannot have virtual stages (Megatron-Bridge raises)"
-        name, key = "pipeline_not_interleaved", f"args.config.{_VIRTUAL_STAGES}"
-        yield Problem(name=name, key=key, value=value, cause=cause, remedy="Leave it out.")
+        key = f"args.config.{_VIRTUAL_STAGES}"
+        yield Problem(key=key, value=value, cause=cause, remedy="Leave it out.")
     for word in job.extra_args if hasattr(job.args, "model_card") else ():
         if word.partition("=")[0] in _INTERLEAVED:
             cause = "the script would end at once, with status 0 and nothing done"
-            yield Problem(
-                name="pipeline_not_interleaved", key="extra_args", value=word, cause=cause, remedy="Leave it out."
-            )
+            yield Problem(key="extra_args", value=word, cause=cause, remedy="Leave it out.")

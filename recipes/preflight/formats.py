@@ -9,12 +9,12 @@ from recipes.experiment.job import Job
 from recipes.models import ModelFacts
 from recipes.models.model import Part
 from recipes.planner.layout import Layout
-from recipes.preflight.frame import Check
 from recipes.preflight.layout import asked, ranked
 from scripts.args.export import NOT_EXPORTABLE
 from scripts.args.meaning import meanings
 from scripts.formats import FITS_ANY_WIDTH, FORMATS, Format
 from scripts.run.problems import Problem
+from scripts.run.registry import Check
 
 _KEYS = ("export_quant_cfg", "quant_cfg")
 Side = Literal["input", "output"]

@@ -6,10 +6,10 @@ from typing import Any
 from recipes.experiment.job import Job
 from recipes.planner.gpus import Gpu, gpus_per_node
 from recipes.preflight.formats import made_format, named_format, read_formats
-from recipes.preflight.frame import Check
 from recipes.preflight.layout import asked, ranked
 from scripts.formats import Format
 from scripts.run.problems import Problem, Severity
+from scripts.run.registry import Check
 
 #: The least compute capability with BF16 tensor cores, which Transformer Engine takes for granted.
 _BF16 = 80

@@ -5,13 +5,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 
 from recipes.experiment.job import Job, written
-from recipes.preflight.frame import Check
 from recipes.preflight.paths import is_below, overlap, real
 from recipes.preflight.provenance import Find, Origin, lineage, origin_of_spec, recorded_origin
 from recipes.preflight.quality import doubts
 from scripts.args.interpolation import MODEL_FIELDS
 from scripts.args.meaning import meanings
 from scripts.run.problems import Problem
+from scripts.run.registry import check
 
 #: Algorithms whose result somebody reads as a model's quality, or ships.
 _JUDGED = ("evaluate", "serve", "export")
@@ -20,7 +20,8 @@ _QUANTIZES = ("quantize", "qat")
 _KEEPS_SHAPE = ("quantize", "distill", "qat", "convert")
 
 
-def history_problems(job: Job) -> Iterator[Problem]:
+@check("prune_after_distill", "already_quantized", "input_of_a_running_run", "wrong_base_model")
+def history(job: Job) -> Iterator[Problem]:
     """Problems that the records of earlier runs tell."""
     for key, origin in lineage(job):
         yield from _of_origin(job, key, origin)
@@ -133,6 +134,3 @@ def same_model(one: str, other: str) -> bool:
     if posixpath.isabs(one) and posixpath.isabs(other) and real(one) == real(other):
         return True
     return PurePosixPath(one).name.lower() == PurePosixPath(other).name.lower()
-
-
-CHECKS: tuple[Check, ...] = (Check(name="prune_after_distill", run=history_problems),)

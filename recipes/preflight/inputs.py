@@ -6,7 +6,6 @@ from pathlib import Path
 
 from recipes.experiment.job import Job
 from recipes.models.folder import read_config
-from recipes.preflight.frame import Check
 from recipes.preflight.history import same_model
 from recipes.preflight.paths import NAMES_A_MODEL, inputs_of, model_folder, path_here
 from recipes.preflight.provenance import recorded_origin
@@ -17,6 +16,7 @@ from scripts.checkpoints import Checkpoint, look
 from scripts.checkpoints.documents import read_json
 from scripts.run.errors import JobError
 from scripts.run.problems import Problem
+from scripts.run.registry import check
 
 _TRAINED_BY = ("optimizer*", "scheduler.pt", "rng_state*.pth", "global_step*")
 _PROGRESS = "trainer_state.json"
@@ -28,7 +28,8 @@ _TAKES_WEIGHTS = ("quantize", "prune", "export", "convert")
 _OF_A_COPY = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache")
 
 
-def _adapters(job: Job) -> Iterator[Problem]:
+@check("unmerged_adapter")
+def unmerged_adapter(job: Job) -> Iterator[Problem]:
     """A LoRA adapter where a whole model is needed. Model folders that are inputs here are looked at elsewhere."""
     for field, meaning in meanings(job.resolved):
         name = getattr(job.resolved, field.name)
@@ -40,7 +41,6 @@ def _adapters(job: Job) -> Iterator[Problem]:
         folder = model_folder(job, name)
         if folder is not None and posixpath.isfile(folder / "adapter_config.json"):
             yield Problem(
-                name="unmerged_adapter",
                 key=f"args.{field.name}",
                 value=name,
                 cause=f"it is a LoRA adapter{_of_base(folder)}, not a model",
@@ -56,10 +56,11 @@ def _of_base(folder: Path) -> str:
     return f" of {base}" if isinstance(base, str) and base else ""
 
 
-def _base_of_adapter(job: Job) -> Iterator[Problem]:
+@check("wrong_base_model", args=MergeLoraArgs, can_force=True)
+def base_of_adapter(job: Job) -> Iterator[Problem]:
     """The weights of an adapter are differences: added to another model than it was trained on, they mean nothing."""
     args = job.resolved
-    checkpoint = _looked_at(job, args.lora_checkpoint)
+    checkpoint = None if "lora_checkpoint" in job.promised else _looked_at(job, args.lora_checkpoint)
     trained_on = checkpoint.base_model if checkpoint else None
     if checkpoint is None or not trained_on:
         return
@@ -68,12 +69,10 @@ def _base_of_adapter(job: Job) -> Iterator[Problem]:
     if given is None or same_model(given, trained_on) or _same_config(job, given, trained_on):
         return
     yield Problem(
-        name="wrong_base_model",
         key=f"args.{field}",
         value=given,
         cause=f"the adapter was trained on {trained_on}",
         remedy=f"Use args.{field}={trained_on}.",
-        can_force=True,
     )
 
 
@@ -86,7 +85,8 @@ def _same_config(job: Job, one: str, other: str) -> bool:
     return first == second
 
 
-def _training_state(job: Job) -> Iterator[Problem]:
+@check("training_state_as_source", algorithms=_BUILDS_ON)
+def training_state(job: Job) -> Iterator[Problem]:
     for named in inputs_of(job):
         path = path_here(job, named.path)
         if path is None or not named.consumes.startswith("checkpoint_") or not posixpath.isdir(path):
@@ -107,7 +107,6 @@ def _of_trainer(key: str, value: str, folder: Path) -> Iterator[Problem]:
     cause = f"{beside[0] if beside else _PROGRESS} in it is of a training"
     cause += f" that had done {step} of {last} steps" if amid else ""
     yield Problem(
-        name="training_state_as_source",
         key=key,
         value=value,
         cause=cause,
@@ -136,7 +135,6 @@ def _of_megatron(job: Job, key: str, value: str) -> Iterator[Problem]:
         return
     which = f" of iteration {checkpoint.iteration}" if checkpoint.iteration is not None else ""
     yield Problem(
-        name="training_state_as_source",
         key=key,
         value=value,
         cause=f"it holds the optimizer's state{which}: a training may not have ended there",
@@ -152,14 +150,3 @@ def _looked_at(job: Job, value: str | None) -> Checkpoint | None:
         return look(path) if path is not None and posixpath.exists(path) else None
     except JobError:
         return None
-
-
-CHECKS: tuple[Check, ...] = (
-    Check(name="unmerged_adapter", run=_adapters),
-    Check(
-        name="wrong_base_model",
-        run=_base_of_adapter,
-        applies=lambda job: isinstance(job.args, MergeLoraArgs) and "lora_checkpoint" not in job.promised,
-    ),
-    Check(name="training_state_as_source", run=_training_state, applies=lambda job: job.algorithm in _BUILDS_ON),
-)

@@ -21,9 +21,9 @@ from recipes.planner.divisibility import (
 from recipes.planner.layout import Layout, layout_of, sizes_of
 from recipes.planner.layouts import alternatives
 from recipes.planner.work import layout_of_work
-from recipes.preflight.frame import Check
 from scripts.args.megatron_lm import MegatronLmArgs
 from scripts.run.problems import Problem
+from scripts.run.registry import Check
 
 Owner = Literal["model", "teacher"]
 #: Sizes in the configuration that a script of Megatron-Bridge's own recipes takes.

@@ -7,9 +7,9 @@ from recipes.planner.jobs import is_of_gpus
 from recipes.planner.layout import SIZES
 from recipes.planner.layouts import smallest
 from recipes.planner.need import Need, need_of
-from recipes.preflight.frame import Check, Skipped
 from recipes.preflight.layout import asked
 from scripts.run.problems import Problem, Severity
+from scripts.run.registry import Check, Skipped
 
 #: What is over by less may fit all the same: the formulas leave out what an allocator wastes, and what it saves.
 _MARGIN = 1.1

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from recipes.experiment.job import Job, written
 from recipes.planner.disk import outputs_bytes
-from recipes.preflight.frame import Check
 from recipes.preflight.paths import inputs_of, overlap, path_here
 from recipes.preflight.provenance import Origin, storage_of, unfinished_runs
 from scripts.run.problems import Problem
+from scripts.run.registry import check
 
 #: Logs, reports and what a file system keeps for itself, as a multiple of the checkpoints.
 _SPARE = 1.05
@@ -26,7 +26,8 @@ _OVERLAPS = {
 }
 
 
-def output_problems(job: Job) -> Iterator[Problem]:
+@check("output_exists", "output_not_writable", "output_overlaps_input", *_OVERLAPS.values())
+def outputs(job: Job) -> Iterator[Problem]:
     """Outputs where something is already, that cannot be written, or that lie in an input or in each other."""
     paths = {key: path for key, _, path in written(job)}
     sources = [(named.key, named.path) for named in inputs_of(job)]
@@ -49,7 +50,8 @@ def output_problems(job: Job) -> Iterator[Problem]:
                 yield Problem(name=name, key=key, value=path, cause=cause, remedy="Name a folder of its own.")
 
 
-def disk_problems(job: Job) -> Iterator[Problem]:
+@check("not_enough_disk", engines=("script", "hf"), can_force=True)
+def disk(job: Job) -> Iterator[Problem]:
     """Too little room where the outputs go, those on one disk counted together."""
     sizes = outputs_bytes(job)
     needed: dict[int, int] = {}
@@ -68,7 +70,7 @@ def disk_problems(job: Job) -> Iterator[Problem]:
                 f"about {needed[disk] / 1e9:.1f} GB will be written there, and {anchor} has {free / 1e9:.1f} GB free"
             )
             remedy = "Write elsewhere, or make room."
-            yield Problem(name="not_enough_disk", key=key, value=path, cause=cause, remedy=remedy, can_force=True)
+            yield Problem(key=key, value=path, cause=cause, remedy=remedy)
             return
 
 
@@ -77,7 +79,8 @@ def _is_elsewhere(job: Job, anchor: Path) -> bool:
     return job.profile.kind == "slurm" and anchor == Path("/")
 
 
-def _of_running_runs(job: Job) -> Iterator[Problem]:
+@check("output_of_a_running_run", can_force=True)
+def outputs_of_running_runs(job: Job) -> Iterator[Problem]:
     """Outputs that a run which has not ended is going to write as well."""
     paths = [(key, str(path)) for key, _, path in written(job) if not path.is_relative_to(job.run_dir)]
     if not paths:
@@ -94,7 +97,7 @@ def _of_running_runs(job: Job) -> Iterator[Problem]:
 def _taken(key: str, path: str, other: str, origin: Origin) -> Problem:
     cause = f"{origin.name}, which is {origin.state} as far as is recorded, leaves something in {other}"
     remedy = f"Name another folder, or wait: nemo experiment status {origin.name}"
-    return Problem(name="output_of_a_running_run", key=key, value=path, cause=cause, remedy=remedy, can_force=True)
+    return Problem(key=key, value=path, cause=cause, remedy=remedy)
 
 
 def _holds_something(path: str) -> bool:
@@ -121,6 +124,3 @@ def _cannot_write(folder: Path) -> str | None:
             return None
     except OSError as error:
         return f"nothing can be made in {folder} ({error.strerror})"
-
-
-CHECKS: tuple[Check, ...] = (Check(name="output_of_a_running_run", run=_of_running_runs),)

@@ -4,9 +4,9 @@ import posixpath
 from collections.abc import Iterator
 
 from recipes.experiment.job import Job, written
-from recipes.preflight.frame import Check
 from recipes.preflight.paths import Mount, Named, inputs_of, is_below, mount_of, mounts_of, path_here, written_beside
 from scripts.run.problems import Problem
+from scripts.run.registry import check
 
 #: What an image brings itself, and where the code that travels with a job is put.
 _OF_IMAGE = ("/opt", "/workspace", "/usr", "/nemo_run")
@@ -14,7 +14,12 @@ _OF_IMAGE = ("/opt", "/workspace", "/usr", "/nemo_run")
 _LOOKED_FOR = frozenset({"sft_dataset_root", "test_image_path", "image_path", "prompts_path", "ground_truth_path"})
 
 
-def _not_mounted(job: Job) -> Iterator[Problem]:
+def _in_container(job: Job) -> bool:
+    return mounts_of(job) is not None
+
+
+@check("path_not_mounted", applies=_in_container, can_force=True)
+def not_mounted(job: Job) -> Iterator[Problem]:
     mounts = mounts_of(job) or ()
     for named in inputs_of(job):
         if mount_of(named.path, mounts) is None:
@@ -26,12 +31,10 @@ def _not_mounted(job: Job) -> Iterator[Problem]:
         if mount_of(named.path, mounts) is None:
             cause = f"the container has no mount there, and what is written vanishes with it{_there_are(mounts, job)}"
             yield Problem(
-                name="path_not_mounted",
                 key=named.key,
                 value=named.path,
                 cause=cause,
                 remedy=_how_to_mount(named.path, job),
-                can_force=True,
             )
 
 
@@ -41,13 +44,11 @@ def _unseen(named: Named, mounts: tuple[Mount, ...], job: Job, *, of_image: bool
     else:
         cause = f"the container has no mount there{_there_are(mounts, job)}"
     return Problem(
-        name="path_not_mounted",
         key=named.key,
         value=named.path,
         cause=cause,
         remedy=_how_to_mount(named.path, job),
         severity="warning" if of_image else "error",
-        can_force=True,
     )
 
 
@@ -63,7 +64,8 @@ def _how_to_mount(path: str, job: Job) -> str:
     return f"Add {folder}:{folder} (or what holds it) to executor.mounts."
 
 
-def _read_only(job: Job) -> Iterator[Problem]:
+@check("output_on_readonly_mount", applies=_in_container)
+def read_only(job: Job) -> Iterator[Problem]:
     mounts = mounts_of(job) or ()
     for named in _outputs(job):
         mount = mount_of(named.path, mounts)
@@ -75,10 +77,11 @@ def _read_only(job: Job) -> Iterator[Problem]:
             if mount.source == str(job.run_dir.parent):
                 cause = f"{mount.target} holds all runs, and a job may write in its own directory there only"
                 remedy = "Write elsewhere, or mount that folder in executor.mounts."
-            yield Problem(name="output_on_readonly_mount", key=named.key, value=named.path, cause=cause, remedy=remedy)
+            yield Problem(key=named.key, value=named.path, cause=cause, remedy=remedy)
 
 
-def _missing(job: Job) -> Iterator[Problem]:
+@check("missing_input")
+def missing_where_mounted(job: Job) -> Iterator[Problem]:
     for named in inputs_of(job):
         if named.field in job.promised or (job.here and not _is_unchecked(named)):
             continue
@@ -88,7 +91,6 @@ def _missing(job: Job) -> Iterator[Problem]:
             if named.consumes == "binidx":
                 cause += ", no folder of prepared data and no .bin and .idx of that name"
             yield Problem(
-                name="missing_input",
                 key=named.key,
                 value=named.path,
                 cause=cause,
@@ -114,14 +116,3 @@ def _outputs(job: Job) -> Iterator[Named]:
 
 def _in_image(path: str) -> bool:
     return any(is_below(path, folder) for folder in _OF_IMAGE)
-
-
-def _in_container(job: Job) -> bool:
-    return mounts_of(job) is not None
-
-
-CHECKS: tuple[Check, ...] = (
-    Check(name="path_not_mounted", run=_not_mounted, applies=_in_container),
-    Check(name="output_on_readonly_mount", run=_read_only, applies=_in_container),
-    Check(name="missing_input", run=_missing),
-)

@@ -10,8 +10,8 @@ from typing import Any
 from recipes.experiment.job import Job
 from recipes.models import ModelFacts
 from recipes.planner.parameters import count
-from recipes.preflight.frame import Check
 from scripts.run.problems import Problem, nearest
+from scripts.run.registry import Check
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from recipes.experiment.job import Job
-from recipes.preflight.frame import Check
 from scripts.run.problems import Problem
+from scripts.run.registry import check
 
 #: Calibration samples from which on a score is worth something; the source documents name 128 to 512 as common.
 WORTH_SCORING = 128
@@ -79,7 +79,8 @@ def _limits(algorithm: str, args: Mapping[str, Any]) -> Iterator[Doubt]:
         )
 
 
-def _own(job: Job) -> Iterator[Problem]:
+@check(_MOCK, _TINY, _LIMITED, severity="warning")
+def quality(job: Job) -> Iterator[Problem]:
     for doubt in doubts(job.algorithm, vars(job.args), job.extra_args):
         yield Problem(
             name=doubt.name,
@@ -87,8 +88,4 @@ def _own(job: Job) -> Iterator[Problem]:
             value=doubt.value,
             cause=doubt.why,
             remedy=doubt.remedy,
-            severity="warning",
         )
-
-
-CHECKS: tuple[Check, ...] = (Check(name=_MOCK, run=_own),)

@@ -11,15 +11,10 @@ from scripts.engines.hf.quantizers import refuse_compress, refuse_weight_only
 from scripts.formats import FITS_ANY_WIDTH, FORMATS, format_error, format_problems
 from scripts.run.errors import JobError
 from scripts.run.problems import Problem
+from scripts.run.registry import check
 
 _PARALLEL = ("tp", "pp", "ep", "etp")
 _PEEKED_ROWS = 200
-
-
-def quantize_checks(job: Job) -> Iterator[Problem]:
-    """Every Problem of a quantize job's own values."""
-    for check in (_numbers, _engine, _format, _combinations, _model, _data):
-        yield from check(job)
 
 
 def quantize_notes(job: Job) -> Iterator[str]:
@@ -51,21 +46,22 @@ def is_local(model: str) -> bool:
     return model.startswith("tiny:") or Path(model).expanduser().exists() or not hub.is_hub_name(model)
 
 
-def _numbers(job: Job) -> Iterator[Problem]:
+@check("out_of_range", engines=("hf",))
+def numbers_of_hf(job: Job) -> Iterator[Problem]:
     least = {"calib_size": 1, "calib_seq_length": 8, "calib_batch_size": 1, "eval_size": 0}
     for name, minimum in least.items():
         value = getattr(job.args, name)
         if value < minimum:
-            yield Problem(name="out_of_range", key=f"args.{name}", value=value, cause=f"at least {minimum} is needed")
+            yield Problem(key=f"args.{name}", value=value, cause=f"at least {minimum} is needed")
 
 
-def _engine(job: Job) -> Iterator[Problem]:
+@check("engine_has_no_parallelism", "script_unused", "extra_args_unused", engines=("hf",))
+def unused_by_hf(job: Job) -> Iterator[Problem]:
     for name in _PARALLEL:
         value = getattr(job.args, name)
         if value not in (1, None) and name in job.given:
             cause = "the hf engine runs as one process, without parallelism"
             yield Problem(
-                name="engine_has_no_parallelism",
                 key=f"args.{name}",
                 value=value,
                 cause=cause,
@@ -82,7 +78,8 @@ def _engine(job: Job) -> Iterator[Problem]:
         )
 
 
-def _format(job: Job) -> Iterator[Problem]:
+@check("unsupported_quant_recipe", "format_does_not_fit", engines=("hf",))
+def format_of_hf(job: Job) -> Iterator[Problem]:
     value = job.resolved.export_quant_cfg
     error = format_error(value)
     if error:
@@ -96,7 +93,8 @@ def _format(job: Job) -> Iterator[Problem]:
         yield Problem(name="format_does_not_fit", key="args.export_quant_cfg", value=value, cause=cause, remedy=remedy)
 
 
-def _combinations(job: Job) -> Iterator[Problem]:
+@check("weight_only_unsupported", "cannot_compress", engines=("hf",))
+def combinations_of_hf(job: Job) -> Iterator[Problem]:
     if format_error(job.resolved.export_quant_cfg):
         return
     for key, refuse in (("weight_only", refuse_weight_only), ("compress", refuse_compress)):
@@ -107,7 +105,8 @@ def _combinations(job: Job) -> Iterator[Problem]:
                 yield Problem(name=error.name, key=f"args.{key}", value=True, cause=error.cause, remedy=error.remedy)
 
 
-def _model(job: Job) -> Iterator[Problem]:
+@check("unknown_model", engines=("hf",))
+def model_of_hf(job: Job) -> Iterator[Problem]:
     name = job.resolved.hf_model_id
     if "hf_model_id" in job.promised:
         return
@@ -121,7 +120,8 @@ def _model(job: Job) -> Iterator[Problem]:
         yield Problem(name=found[0], key="args.hf_model_id", value=name, cause=found[1], remedy=found[2])
 
 
-def _data(job: Job) -> Iterator[Problem]:
+@check("too_little_text", engines=("hf",))
+def data_of_hf(job: Job) -> Iterator[Problem]:
     if not job.here:
         return
     for key in ("calib_dataset", "eval_dataset"):

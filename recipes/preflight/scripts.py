@@ -18,14 +18,15 @@ from scripts.engines.script.locate import is_module, locate
 from scripts.engines.script.tables import interface_of, releases_of
 from scripts.run.errors import JobError
 from scripts.run.problems import Problem
+from scripts.run.registry import check
 
 #: What the choice of a format is called where it is not one.
 _FORMAT_KEYS = ("args.export_quant_cfg", "args.quant_cfg", "args.recipe")
 
 
-def script_checks(job: Job) -> Iterator[Problem]:
-    """Every Problem that any script's job can have."""
-    yield from _found(job)
+@check("unknown_flag", "unsupported_choice", "unsupported_quant_recipe", engines=("script",))
+def words(job: Job) -> Iterator[Problem]:
+    """What the script would not take, or would not be given."""
     try:
         argv = command(job)
     except JobError as error:  # a model card that is not there
@@ -33,8 +34,6 @@ def script_checks(job: Job) -> Iterator[Problem]:
     else:
         yield from _words(job, argv)
         yield from _left_out(job, argv)
-    yield from _of_another_engine(job)
-    yield from input_problems(job)
 
 
 def script_notes(job: Job) -> Iterator[str]:
@@ -64,7 +63,8 @@ def command(job: Job) -> Argv:
     return command_words(values, job.addressed.interface, job.addressed.script, job.run_dir)
 
 
-def _found(job: Job) -> Iterator[Problem]:
+@check("script_not_found", engines=("script",))
+def script_found(job: Job) -> Iterator[Problem]:
     if job.profile.kind != "local":
         return  # the node says so
     try:
@@ -122,16 +122,18 @@ def _left_out(job: Job, argv: Argv) -> Iterator[Problem]:
             yield Problem(name="unknown_flag", key=key, value=value, cause=cause, remedy="Leave it out.")
 
 
-def _of_another_engine(job: Job) -> Iterator[Problem]:
+@check("not_of_this_engine", engines=("script",))
+def of_another_engine(job: Job) -> Iterator[Problem]:
     for field, meaning in meanings(job.args):
         if meaning.engine == "hf" and field.name in job.given:
             cause = "the script has nothing of the kind; it is the hf engine's"
             remedy = "Leave it out, or use engine=hf."
             value = getattr(job.args, field.name)
-            yield Problem(name="not_of_this_engine", key=f"args.{field.name}", value=value, cause=cause, remedy=remedy)
+            yield Problem(key=f"args.{field.name}", value=value, cause=cause, remedy=remedy)
 
 
-def input_problems(job: Job) -> Iterator[Problem]:
+@check("missing_input", "missing_value", "unknown_model", "wrong_checkpoint_kind", engines=("script", None))
+def inputs_given(job: Job) -> Iterator[Problem]:
     """What is missing, or is not there, or is something else than what is needed."""
     for field, meaning in meanings(job.args):
         value = getattr(job.resolved, field.name)

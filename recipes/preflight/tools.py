@@ -8,9 +8,11 @@ from scripts.args.evaluate import EvaluateArgs
 from scripts.args.serve import ServeArgs
 from scripts.run.errors import JobError
 from scripts.run.problems import Problem
+from scripts.run.registry import check
 
 
-def tool_checks(job: Job) -> Iterator[Problem]:
+@check("no_tasks", "wrong_value", "not_of_this_backend", "one_data_source", "out_of_range", engines=("script", None))
+def tool_values(job: Job) -> Iterator[Problem]:
     """Every Problem of a tool's own values; none for what is no tool."""
     args = job.resolved
     if isinstance(args, PrepareDataArgs):
@@ -27,7 +29,8 @@ def tool_checks(job: Job) -> Iterator[Problem]:
         yield from (problem for problem in serve_problems(args) if problem.name != "missing_input")
 
 
-def installed_checks(job: Job) -> Iterator[Problem]:
+@check("megatron_core_missing", "harness_not_installed", "server_not_installed", engines=("script", None))
+def tool_installed(job: Job) -> Iterator[Problem]:
     """What a tool needs and this environment, in which a local job runs, does not have."""
     if job.profile.kind != "local":
         return

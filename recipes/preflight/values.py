@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from recipes.experiment.job import Job
-from recipes.preflight.frame import Check
 from scripts.run.problems import Problem
+from scripts.run.registry import check
 
 #: Figures of a training, by the name of the argument and by the section of a configuration that it stands in.
 _SECTIONS = {
@@ -27,6 +27,10 @@ _ASKS_WHOSE = ("0.44", "0.45")
 Figures = Mapping[str, tuple[str, Any]]
 
 
+def _has(*names: str) -> Callable[[Job], bool]:
+    return lambda job: all(hasattr(job.args, name) for name in names)
+
+
 def _figures(job: Job) -> dict[str, tuple[str, Any]]:
     """By name: the key that sets a figure of the training, and its value."""
     found = {}
@@ -42,10 +46,11 @@ def _figures(job: Job) -> dict[str, tuple[str, Any]]:
     return found
 
 
-def _training(job: Job) -> Iterator[Problem]:
+@check("contradiction")
+def training(job: Job) -> Iterator[Problem]:
     figures = _figures(job)
-    for check in (_rates, _warmup, _intervals, _lengths):
-        yield from check(figures)
+    for of_figures in (_rates, _warmup, _intervals, _lengths):
+        yield from of_figures(figures)
 
 
 def _rates(figures: Figures) -> Iterator[Problem]:
@@ -75,9 +80,7 @@ def _intervals(figures: Figures) -> Iterator[Problem]:
         key, value = figures.get(name, ("", 0))
         if value > iterations:
             cause = f"the training has {iterations} iterations: {what}"
-            yield Problem(
-                name="contradiction", key=key, value=value, cause=cause, remedy="Use less.", severity="warning"
-            )
+            yield Problem(key=key, value=value, cause=cause, remedy="Use less.", severity="warning")
 
 
 def _lengths(figures: Figures) -> Iterator[Problem]:
@@ -87,7 +90,8 @@ def _lengths(figures: Figures) -> Iterator[Problem]:
         yield _contradiction(key, value, cause, "Set one of them to null.")
 
 
-def _recompute(job: Job) -> Iterator[Problem]:
+@check("contradiction", applies=_has("recompute_granularity", "recompute_modules"))
+def recompute(job: Job) -> Iterator[Problem]:
     args = job.resolved
     details = {name: getattr(args, f"recompute_{name}") for name in ("method", "num_layers", "modules")}
     given = {name: value for name, value in details.items() if value is not None}
@@ -111,7 +115,8 @@ def _recompute(job: Job) -> Iterator[Problem]:
         yield _contradiction("args.recompute_num_layers", given["num_layers"], cause, "Leave it out.")
 
 
-def _export(job: Job) -> Iterator[Problem]:
+@check("contradiction", applies=_has("hf_export_path", "student_hf_model", "teacher_hf_path"))
+def export_after_training(job: Job) -> Iterator[Problem]:
     args, release = job.resolved, job.addressed.release if job.addressed else None
     if args.hf_export_path and args.student_hf_model is None and release and release.startswith(_ASKS_WHOSE):
         cause = f"{release} of the script ends at once without args.student_hf_model"
@@ -119,32 +124,19 @@ def _export(job: Job) -> Iterator[Problem]:
         yield _contradiction("args.hf_export_path", args.hf_export_path, cause, remedy)
 
 
-def _calibration(job: Job) -> Iterator[Problem]:
+@check("contradiction", applies=_has("calib_num_samples", "calib_batch_size"), severity="warning")
+def calibration_batches(job: Job) -> Iterator[Problem]:
     samples = getattr(job.resolved, "calib_num_samples", None)
     batch = job.resolved.calib_batch_size
     if samples is not None and batch is not None and batch > samples > 0:
         cause = f"there are {samples} calibration samples: one batch is not full"
         yield Problem(
-            name="contradiction",
             key="args.calib_batch_size",
             value=batch,
             cause=cause,
             remedy=f"Use {samples} or less.",
-            severity="warning",
         )
 
 
 def _contradiction(key: str, value: Any, cause: str, remedy: str) -> Problem:
-    return Problem(name="contradiction", key=key, value=value, cause=cause, remedy=remedy)
-
-
-def _has(*names: str) -> Callable[[Job], bool]:
-    return lambda job: all(hasattr(job.args, name) for name in names)
-
-
-CHECKS: tuple[Check, ...] = (
-    Check(name="contradiction", run=_training),
-    Check(name="contradiction", run=_recompute, applies=_has("recompute_granularity", "recompute_modules")),
-    Check(name="contradiction", run=_export, applies=_has("hf_export_path", "student_hf_model", "teacher_hf_path")),
-    Check(name="contradiction", run=_calibration, applies=_has("calib_num_samples", "calib_batch_size")),
-)
+    return Problem(key=key, value=value, cause=cause, remedy=remedy)

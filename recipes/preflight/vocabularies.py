@@ -9,9 +9,9 @@ import posixpath
 from collections.abc import Iterator, Mapping
 
 from recipes.experiment.job import Job
-from recipes.preflight.frame import Check
 from recipes.preflight.paths import model_folder
 from scripts.run.problems import Problem
+from scripts.run.registry import check
 
 _NAME = "teacher_student_or_tokenizer_mismatch"
 _KEY = "args.student_hf_path"
@@ -19,7 +19,12 @@ _KEY = "args.student_hf_path"
 _FILES = ("tokenizer.json", "vocab.json")
 
 
-def _widths(job: Job) -> Iterator[Problem]:
+def _distils(job: Job) -> bool:
+    return hasattr(job.args, "teacher_hf_path") and job.args.teacher_hf_path != job.args.student_hf_path
+
+
+@check(_NAME, needs=("teacher.vocab_size", "model.vocab_size"), applies=_distils)
+def vocabulary_widths(job: Job) -> Iterator[Problem]:
     assert job.model is not None and job.teacher is not None
     teacher, student = job.teacher.vocab_size, job.model.vocab_size
     if teacher == student:
@@ -32,10 +37,11 @@ def _widths(job: Job) -> Iterator[Problem]:
         remedy = (
             f"Resize the smaller one's embeddings: model.resize_token_embeddings({max(teacher or 0, student or 0)})."
         )
-    yield Problem(name=_NAME, key=_KEY, value=job.args.student_hf_path, cause=cause, remedy=remedy)
+    yield Problem(key=_KEY, value=job.args.student_hf_path, cause=cause, remedy=remedy)
 
 
-def _contents(job: Job) -> Iterator[Problem]:
+@check(_NAME, applies=_distils, can_force=True)
+def vocabulary_contents(job: Job) -> Iterator[Problem]:
     texts = _texts(job)
     if texts is None or texts[0] == texts[1]:
         return
@@ -43,12 +49,10 @@ def _contents(job: Job) -> Iterator[Problem]:
     if teacher is None or student is None or teacher == student:
         return
     yield Problem(
-        name=_NAME,
         key=_KEY,
         value=job.args.student_hf_path,
         cause=_difference(teacher, student),
         remedy="Use models with one tokenizer: of one family, or a student that took the teacher's.",
-        can_force=True,
     )
 
 
@@ -109,13 +113,3 @@ def _of_model(vocabulary: object) -> dict[str, int] | None:
     if isinstance(vocabulary, list) and all(isinstance(pair, list) and pair for pair in vocabulary):
         return {str(pair[0]): number for number, pair in enumerate(vocabulary)}
     return None
-
-
-def _distils(job: Job) -> bool:
-    return hasattr(job.args, "teacher_hf_path") and job.args.teacher_hf_path != job.args.student_hf_path
-
-
-CHECKS: tuple[Check, ...] = (
-    Check(name=_NAME, run=_widths, needs=("teacher.vocab_size", "model.vocab_size"), applies=_distils),
-    Check(name=_NAME, run=_contents, applies=_distils),
-)

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 
 from recipes.experiment.job import Job
 from recipes.planner.duration import hours_of
-from recipes.preflight.frame import Check
 from scripts.args.meaning import meanings
 from scripts.run.problems import Problem
+from scripts.run.registry import Check
 
 _TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<fields>\d+(?::\d+){0,2})")
 #: A limit below the estimate for a machine that does well is too short; this far below it nothing can save the job.

@@ -18,7 +18,7 @@ class Problem:
     cannot be right, or would destroy something, cannot be forced.
     """
 
-    name: str
+    name: str = ""  # inside a check: empty, where it is the check's
     key: str
     value: Any
     cause: str

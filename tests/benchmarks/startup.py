@@ -54,7 +54,7 @@ def main() -> None:
 def milliseconds_of_checks(turns: int = 50) -> float:
     """Median of the checks of a large model's job on many GPUs, which have the most to look at."""
     from recipes import prepare, quantize_fp8
-    from recipes.preflight.registry import preflight
+    from recipes.preflight.subjects import preflight
 
     partial = quantize_fp8()
     partial.args.hf_model_id = "Qwen/Qwen3-235B-A22B"

@@ -174,7 +174,7 @@ def text_of(case: Case, profiles: Path) -> str:
         replace(
             submission,
             id=(run_id := RUN_ID.format(recipe=case.recipe, number=number)),
-            spec=replace(submission.spec, run_dir=Path(submission.place.run_root()) / run_id),
+            job=replace(submission.job, run_dir=Path(submission.place.run_root()) / run_id),
         )
         for number, submission in enumerate(prepare_all(stages, case.executor, options))
     ]

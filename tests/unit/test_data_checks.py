@@ -12,9 +12,9 @@ from recipes.experiment.job import Job
 from recipes.models import ModelFacts
 from recipes.planner.gpus import Gpu
 from recipes.preflight import quality, values, vocabularies, walltime
-from recipes.preflight.frame import carry_out
 from recipes.preflight.walltime import limit_hours
 from scripts.run.problems import Problem
+from scripts.run.registry import carry_out, checks_of
 from tests.jobs import found, job_of
 
 FakeModel = Callable[..., Path]
@@ -45,7 +45,7 @@ def distilled(pair: tuple[Path, Path], **facts: int) -> Job:
 
 
 def mismatches(spec: Job) -> list[Problem]:
-    return found(vocabularies.CHECKS, spec, MISMATCH)
+    return found(checks_of(vocabularies), spec, MISMATCH)
 
 
 def test_one_tokenizer_in_two_folders_is_no_mismatch(pair: tuple[Path, Path]) -> None:
@@ -101,7 +101,7 @@ def test_logits_of_different_width_cannot_be_compared(pair: tuple[Path, Path]) -
 
 
 def test_widths_that_are_not_known_are_said_to_be_unchecked(pair: tuple[Path, Path]) -> None:
-    (skipped,) = carry_out(vocabularies.CHECKS, distilled(pair, student=100)).skipped
+    (skipped,) = carry_out(checks_of(vocabularies), distilled(pair, student=100)).skipped
     assert (skipped.name, skipped.missing) == (MISMATCH, ("teacher.vocab_size",))
 
 
@@ -112,7 +112,7 @@ def test_a_cached_snapshot_is_read_where_no_folder_is_named(pair: tuple[Path, Pa
     snapshots.mkdir(parents=True)
     pair[1].rename(snapshots / "abc")
     spec = job_of("distill_mock", args__teacher_hf_path=str(pair[0]), args__student_hf_path="org/student")
-    assert len(found(vocabularies.CHECKS, spec, MISMATCH)) == 1
+    assert len(found(checks_of(vocabularies), spec, MISMATCH)) == 1
 
 
 MOCK = "mock_data_used_as_quality_signal"
@@ -135,7 +135,7 @@ LIMITED = "limited_run_used_as_quality_signal"
     ],
 )
 def test_what_says_nothing_of_quality_is_a_warning(recipe: str, given: dict[str, Any], name: str, key: str) -> None:
-    (problem,) = found(quality.CHECKS, job_of(recipe, **given), name)
+    (problem,) = found(checks_of(quality), job_of(recipe, **given), name)
     assert (problem.key, problem.severity) == (key, "warning")
 
 
@@ -151,7 +151,7 @@ def test_what_says_nothing_of_quality_is_a_warning(recipe: str, given: dict[str,
     ],
 )
 def test_what_is_real_or_claims_nothing_is_not_warned_of(recipe: str, given: dict[str, Any]) -> None:
-    assert carry_out(quality.CHECKS, job_of(recipe, **given)).problems == ()
+    assert carry_out(checks_of(quality), job_of(recipe, **given)).problems == ()
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,7 @@ def test_what_is_real_or_claims_nothing_is_not_warned_of(recipe: str, given: dic
     ],
 )
 def test_values_that_contradict_each_other(recipe: str, given: dict[str, Any], key: str, severity: str) -> None:
-    (problem,) = found(values.CHECKS, job_of(recipe, **given), "contradiction")
+    (problem,) = found(checks_of(values), job_of(recipe, **given), "contradiction")
     assert (problem.key, problem.severity) == (key, severity)
     assert problem.remedy
 
@@ -222,7 +222,7 @@ def test_values_that_contradict_each_other(recipe: str, given: dict[str, Any], k
     ],
 )
 def test_values_that_agree(recipe: str, given: dict[str, Any]) -> None:
-    assert carry_out(values.CHECKS, job_of(recipe, **given)).problems == ()
+    assert carry_out(checks_of(values), job_of(recipe, **given)).problems == ()
 
 
 @pytest.mark.parametrize(
@@ -258,11 +258,11 @@ H100 = Gpu(name="h100-80gb", memory=80 << 30, sm=90, bf16_tflops=989, bandwidth=
 def test_a_time_limit_below_the_estimate(tmp_path: Path, recipe: str, time: str | None, severity: str | None) -> None:
     profiles = tmp_path / "executors.yaml"
     profiles.write_text(f"slurm: {{account: a, time: {json.dumps(time)}}}")
-    problems = found(walltime.CHECKS, replace(job_of(recipe, "slurm", profiles), gpu=H100), "time_limit_too_short")
+    problems = found(checks_of(walltime), replace(job_of(recipe, "slurm", profiles), gpu=H100), "time_limit_too_short")
     assert [(one.key, one.severity) for one in problems] == ([("executor.time", severity)] if severity else [])
 
 
 def test_a_training_that_is_to_stop_in_time_may_have_any_limit(tmp_path: Path) -> None:
     (tmp_path / "executors.yaml").write_text("slurm: {account: a, time: '4:00:00'}")
     spec = job_of("distill", "slurm", tmp_path / "executors.yaml", args__exit_duration_in_mins=230)
-    assert found(walltime.CHECKS, replace(spec, gpu=H100), "time_limit_too_short") == []
+    assert found(checks_of(walltime), replace(spec, gpu=H100), "time_limit_too_short") == []

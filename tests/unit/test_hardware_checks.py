@@ -5,10 +5,9 @@ from typing import Any
 
 import pytest
 
-from recipes.preflight import batches, formats, hardware, layout, pruning
-from recipes.preflight.families import family_checks
-from recipes.preflight.frame import carry_out
+from recipes.preflight import batches, families, formats, hardware, layout, pruning
 from scripts.run.problems import Problem
+from scripts.run.registry import carry_out, checks_of
 from tests.unit.test_layout_checks import EXPERTS, HYBRID, LLAMA, findings, spec_for
 from tests.unit.test_layout_checks import model as model
 
@@ -21,7 +20,7 @@ EVEN = {"hidden_size": 4096, "intermediate_size": 8192, "num_attention_heads": 3
 
 def told(checks: Any, recipe: str, gpu: str = "", /, **values: Any) -> list[Problem]:
     profile = {**values.pop("profile", {}), **({"gpu": gpu} if gpu else {})}
-    return list(findings(checks.CHECKS, recipe, profile=profile, **values).problems)
+    return list(findings(checks_of(checks), recipe, profile=profile, **values).problems)
 
 
 def told_as(checks: Any, recipe: str, gpu: str = "", /, **values: Any) -> list[tuple[str, str, str]]:
@@ -120,8 +119,8 @@ def test_a_gpu_that_nobody_named_stops_nothing(model: Make) -> None:
     folder = model(LLAMA, quantization_config={"quant_method": "modelopt", "quant_algo": "FP8"})
     spec = spec_for("serve", args__checkpoint=folder)
     assumed = replace(spec, gpu=gpu_of(spec.profile, "a100-80gb"))
-    assert [one.severity for one in carry_out(hardware.CHECKS, assumed).problems] == ["warning"]
-    unknown = carry_out(hardware.CHECKS, replace(spec, gpu=None))
+    assert [one.severity for one in carry_out(checks_of(hardware), assumed).problems] == ["warning"]
+    unknown = carry_out(checks_of(hardware), replace(spec, gpu=None))
     assert ("format_needs_newer_gpu", ("gpu",)) in [(one.name, one.missing) for one in unknown.skipped]
 
 
@@ -252,7 +251,7 @@ def test_targets_are_within_reach(values: dict[str, Any], name: str | None, key:
     ],
 )
 def test_what_a_configuration_cannot_combine(recipe: str, values: Any, name: str | None, severity: str) -> None:
-    found = list(family_checks(spec_for(recipe, **values)))
+    found = list(carry_out(checks_of(families), spec_for(recipe, **values)).problems)
     assert [(one.name, one.severity) for one in found] == ([(name, severity)] if name else [])
     assert all(one.key.startswith("args.config.") for one in found)
 
@@ -262,6 +261,6 @@ def test_checks_take_no_time(recipe: str) -> None:
     from timeit import repeat
 
     spec = spec_for(recipe, profile={"gpu": "h100"}, **({"args__load": "/c"} if recipe.startswith("mlm") else {}))
-    checks = [check for each in (layout, batches, hardware, formats, pruning) for check in each.CHECKS]
+    checks = [check for each in (layout, batches, hardware, formats, pruning) for check in checks_of(each)]
     carry_out(checks, spec)
     assert min(repeat(lambda: carry_out(checks, spec), number=1, repeat=5)) < 0.010

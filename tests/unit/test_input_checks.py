@@ -14,7 +14,6 @@ from recipes.catalogue import RECIPES
 from recipes.experiment.job import Job, outputs_of
 from recipes.experiment.store import Handle, RunFolder, launch_values
 from recipes.preflight import access, history, inputs
-from recipes.preflight.frame import carry_out
 from recipes.preflight.history import experiment_problems
 from recipes.preflight.paths import ALSO_READ, ALSO_WRITTEN
 from scripts.args.meaning import meanings
@@ -22,6 +21,7 @@ from scripts.run.files import write_json
 from scripts.run.identity import identity
 from scripts.run.problems import Problem
 from scripts.run.record import Record
+from scripts.run.registry import carry_out, checks_of
 from tests.jobs import found, job_of
 
 FakeModel = Callable[..., Path]
@@ -69,7 +69,7 @@ def test_the_lists_of_arguments_name_arguments() -> None:
 )
 def test_an_adapter_is_no_model_to_take_a_shape_from(tmp_path: Path, recipe: str, field: str) -> None:
     spec = job_of(recipe, **{f"args__{field}": str(adapter(tmp_path / "lora"))})
-    (problem,) = found(inputs.CHECKS, spec, "unmerged_adapter")
+    (problem,) = found(checks_of(inputs), spec, "unmerged_adapter")
     assert problem.key == f"args.{field}"
     assert "of Qwen/Qwen3-8B" in problem.cause
 
@@ -77,18 +77,20 @@ def test_an_adapter_is_no_model_to_take_a_shape_from(tmp_path: Path, recipe: str
 def test_an_adapter_is_found_where_a_container_will_see_it(tmp_path: Path, profiles: Path) -> None:
     adapter(tmp_path / "lora")
     spec = job_of("quantize_fp8", "box", profiles, args__hf_model_id="/seen/lora")
-    assert [one.key for one in found(inputs.CHECKS, spec, "unmerged_adapter")] == ["args.hf_model_id"]
+    assert [one.key for one in found(checks_of(inputs), spec, "unmerged_adapter")] == ["args.hf_model_id"]
 
 
 @pytest.mark.parametrize("text", ["[", "{}"])
 def test_an_adapter_that_names_no_base_is_one_all_the_same(tmp_path: Path, text: str) -> None:
     (adapter(tmp_path / "lora") / "adapter_config.json").write_text(text)
-    (problem,) = found(inputs.CHECKS, job_of("export", args__hf_model_id=str(tmp_path / "lora")), "unmerged_adapter")
+    (problem,) = found(
+        checks_of(inputs), job_of("export", args__hf_model_id=str(tmp_path / "lora")), "unmerged_adapter"
+    )
     assert problem.cause == "it is a LoRA adapter, not a model"
 
 
 def test_a_model_is_no_adapter(fake_model: FakeModel) -> None:
-    assert found(inputs.CHECKS, job_of("export", args__hf_model_id=str(fake_model())), "unmerged_adapter") == []
+    assert found(checks_of(inputs), job_of("export", args__hf_model_id=str(fake_model())), "unmerged_adapter") == []
 
 
 @pytest.mark.parametrize(
@@ -97,7 +99,7 @@ def test_a_model_is_no_adapter(fake_model: FakeModel) -> None:
 )
 def test_an_adapter_goes_into_the_model_it_was_trained_on(tmp_path: Path, base: str, wrong: bool) -> None:
     lora = adapter(tmp_path / "lora", base)
-    problems = found(inputs.CHECKS, job_of("merge_lora", args__lora_checkpoint=str(lora)), "wrong_base_model")
+    problems = found(checks_of(inputs), job_of("merge_lora", args__lora_checkpoint=str(lora)), "wrong_base_model")
     assert [one.key for one in problems] == (["args.hf_model_path"] if wrong else [])
     if wrong:
         assert "args.hf_model_path=Qwen/Qwen3-4B" in problems[0].remedy
@@ -107,9 +109,9 @@ def test_a_copy_of_the_base_under_another_name_is_the_base(tmp_path: Path, fake_
     one, other = fake_model("one"), fake_model("other")
     lora = adapter(tmp_path / "lora", str(one))
     given = {"args__lora_checkpoint": str(lora), "args__hf_model_path": str(other)}
-    assert found(inputs.CHECKS, job_of("merge_lora", **given), "wrong_base_model") == []
+    assert found(checks_of(inputs), job_of("merge_lora", **given), "wrong_base_model") == []
     (other / "config.json").write_text(json.dumps({"model_type": "llama", "hidden_size": 512}))
-    assert len(found(inputs.CHECKS, job_of("merge_lora", **given), "wrong_base_model")) == 1
+    assert len(found(checks_of(inputs), job_of("merge_lora", **given), "wrong_base_model")) == 1
 
 
 @pytest.mark.parametrize(
@@ -130,7 +132,7 @@ def test_a_training_is_no_clean_checkpoint(
         (folder / name).write_text(text)
     for recipe, field in (("quantize_fp8", "hf_model_id"), ("distill_mock", "student_hf_path")):
         spec = job_of(recipe, **{f"args__{field}": str(folder)})
-        problems = found(inputs.CHECKS, spec, "training_state_as_source")
+        problems = found(checks_of(inputs), spec, "training_state_as_source")
         assert [(one.key, one.severity) for one in problems] == ([(f"args.{field}", severity)] if severity else [])
         assert all(said in one.cause for one in problems)
 
@@ -161,7 +163,7 @@ def test_the_state_of_a_training_in_a_megatron_checkpoint(
 ) -> None:
     field = "pretrained_checkpoint" if recipe == "qat" else "megatron_path"
     spec = job_of(recipe, **{f"args__{field}": str(megatron(tmp_path / "c", *names))})
-    problems = found(inputs.CHECKS, spec, "training_state_as_source")
+    problems = found(checks_of(inputs), spec, "training_state_as_source")
     assert [(one.key, one.severity) for one in problems] == ([(f"args.{field}", "warning")] if warned else [])
     assert all("of iteration 100" in one.cause for one in problems)
 
@@ -171,16 +173,16 @@ def test_what_a_training_of_ours_left_at_its_end_is_no_surprise() -> None:
     megatron(Path(output(trained)), "embedding.weight", "optimizer.state.exp_avg")
     spec = job_of("megatron_to_hf", args__megatron_path=output(trained), args__hf_model="Qwen/Qwen3-4B")
     folder = recorded(trained, "failed")
-    assert len(found(inputs.CHECKS, spec, "training_state_as_source")) == 1
+    assert len(found(checks_of(inputs), spec, "training_state_as_source")) == 1
     write_json(folder.dir / "run.json", json.loads((folder.dir / "run.json").read_text()) | {"state": "succeeded"})
-    assert found(inputs.CHECKS, spec, "training_state_as_source") == []
+    assert found(checks_of(inputs), spec, "training_state_as_source") == []
 
 
 @pytest.mark.parametrize(("base", "wrong"), [(None, False), ("/copies/base", False), ("/models/other", True)])
 def test_an_adapter_of_megatron_bridge_names_its_base(tmp_path: Path, base: str | None, wrong: bool) -> None:
     lora = megatron(tmp_path / "lora", "decoder.layers.linear_qkv.adapter.linear_in.weight")
     spec = job_of("merge_lora", args__lora_checkpoint=str(lora), args__pretrained=base)
-    problems = found(inputs.CHECKS, spec, "wrong_base_model")
+    problems = found(checks_of(inputs), spec, "wrong_base_model")
     assert [one.key for one in problems] == (["args.pretrained"] if wrong else [])
 
 
@@ -206,7 +208,7 @@ def output(spec: Job) -> str:
 
 
 def history_of(spec: Job) -> list[tuple[str, str, str]]:
-    return [(one.name, one.key, one.severity) for one in carry_out(history.CHECKS, spec).problems]
+    return [(one.name, one.key, one.severity) for one in carry_out(checks_of(history), spec).problems]
 
 
 def test_what_was_distilled_is_not_pruned() -> None:
@@ -242,7 +244,7 @@ def test_a_score_of_what_mock_data_made_is_doubted(recipe: str) -> None:
     recorded(made)
     converted = job_of("megatron_to_hf", args__megatron_path=output(made), args__hf_model="Qwen/Qwen3-4B")
     last = recorded(converted)
-    problems = carry_out(history.CHECKS, job_of(recipe, args__checkpoint=output(converted))).problems
+    problems = carry_out(checks_of(history), job_of(recipe, args__checkpoint=output(converted))).problems
     assert [(one.name, one.severity) for one in problems] == [("mock_data_used_as_quality_signal", "warning")]
     assert made.run_dir.name in problems[0].cause
     assert last.id not in problems[0].cause
@@ -339,7 +341,7 @@ GATED = "meta-llama/Llama-3.2-1B"
 
 def gated(executor: str, profiles: Path, name: str = GATED) -> list[Problem]:
     spec = job_of("hf_to_megatron", executor, profiles, args__hf_model=name)
-    return found(access.CHECKS, spec, "gated_without_token")
+    return found(checks_of(access), spec, "gated_without_token")
 
 
 @pytest.mark.parametrize(
@@ -393,7 +395,7 @@ def test_a_gated_model_in_the_cache_is_had_already(tmp_path: Path, profiles: Pat
     ],
 )
 def test_a_letter_that_is_wrong_in_a_hub_name(name: str, meant: str | None) -> None:
-    problems = found(access.CHECKS, job_of("hf_to_megatron", args__hf_model=name), "model_not_known")
+    problems = found(checks_of(access), job_of("hf_to_megatron", args__hf_model=name), "model_not_known")
     assert [(one.remedy, one.severity) for one in problems] == (
         [(f"Did you mean {meant}?", "warning")] if meant else []
     )

@@ -14,8 +14,8 @@ from recipes.models import ModelFacts
 from recipes.planner.divisibility import layers_fit, uneven_stages, violations
 from recipes.planner.layout import Layout
 from recipes.preflight import batches, layout
-from recipes.preflight.frame import Check, Findings, carry_out
 from scripts.run.problems import Problem
+from scripts.run.registry import Check, Findings, carry_out, checks_of
 from tests.conftest import Done
 
 PROFILE = {"account": "a", "image": "nvcr.io/nvidia/nemo:26.06", "job_dir": "/lustre/me"}
@@ -93,7 +93,7 @@ def findings(checks: Sequence[Check], recipe: str, **values: Any) -> Findings:
 
 
 def told(recipe: str, **values: Any) -> list[Problem]:
-    return list(findings((*layout.CHECKS, *batches.CHECKS), recipe, **values).problems)
+    return list(findings((*checks_of(layout), *checks_of(batches)), recipe, **values).problems)
 
 
 def named(recipe: str, **values: Any) -> list[tuple[str, str]]:
@@ -186,13 +186,13 @@ def test_a_vocabulary_is_filled_up_by_megatron_lm(model: Make) -> None:
     assert [one.name for one in violations(two, facts)] == ["vocabulary_not_divisible"]
     assert list(violations(two, facts, padded=True)) == []
     spec = spec_for("mlm_quantize", args__load="/c", args__tp=2, torchrun__nproc_per_node=2)
-    applied = [check.name for check in layout.CHECKS if check.applies(spec)]
+    applied = [check.name for check in checks_of(layout) if check.is_for(spec)]
     assert "heads_not_divisible" in applied
     assert "vocabulary_not_divisible" not in applied
 
 
 def test_what_is_not_known_is_not_judged_and_says_so() -> None:
-    found = findings(layout.CHECKS, "quantize_fp8", args__hf_model_id="nobody/knows", args__tp=8, args__ep=1)
+    found = findings(checks_of(layout), "quantize_fp8", args__hf_model_id="nobody/knows", args__tp=8, args__ep=1)
     assert found.problems == ()
     assert {skipped.name: skipped.missing for skipped in found.skipped}["heads_not_divisible"] == ("model.heads",)
     assert not any("pp" in skipped.name or "layers" in skipped.name for skipped in found.skipped), "pp is 1"

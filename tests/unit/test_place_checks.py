@@ -10,9 +10,9 @@ import pytest
 from recipes.experiment.job import outputs_of
 from recipes.experiment.store import RunFolder
 from recipes.preflight import access, history, inputs, outputs, places, quality, values, vocabularies
-from recipes.preflight.frame import carry_out
 from scripts.run.identity import identity
 from scripts.run.record import Record
+from scripts.run.registry import carry_out, checks_of
 from tests.jobs import found, job_of, write_sparse_weights
 
 FakeModel = Callable[..., Path]
@@ -44,7 +44,7 @@ def profiles(tmp_path: Path) -> Path:
 
 
 def told(executor: str, profiles: Path, recipe: str = "export", **given: Any) -> list[tuple[str, str, str]]:
-    problems = carry_out(places.CHECKS, job_of(recipe, executor, profiles, **given)).problems
+    problems = carry_out(checks_of(places), job_of(recipe, executor, profiles, **given)).problems
     return [(one.name, one.key, one.severity) for one in problems]
 
 
@@ -74,7 +74,7 @@ def test_a_container_sees_what_is_mounted(profiles: Path, executor: str, path: s
 
 def test_how_to_mount_it_is_said(profiles: Path) -> None:
     spec = job_of("export", "site", profiles, args__megatron_load_path="/elsewhere/c")
-    (problem,) = found(places.CHECKS, spec, "path_not_mounted")
+    (problem,) = found(checks_of(places), spec, "path_not_mounted")
     assert "/elsewhere:/elsewhere" in problem.remedy
     assert "it sees /data, /lustre" in problem.cause
     assert problem.can_force
@@ -145,11 +145,11 @@ def test_a_profile_that_mounts_the_run_root_itself_says_how(profiles: Path) -> N
 @pytest.mark.parametrize(("executor", "can_force"), [("box", False), ("site", True)])
 def test_what_is_mounted_must_be_there(tmp_path: Path, profiles: Path, executor: str, can_force: bool) -> None:
     spec = job_of("export", executor, profiles, args__megatron_load_path="/data/c")
-    (problem,) = found(places.CHECKS, spec, "missing_input")
+    (problem,) = found(checks_of(places), spec, "missing_input")
     assert (problem.key, problem.can_force) == ("args.megatron_load_path", can_force)
     assert str(tmp_path / "disk" / "c") in problem.cause
     (tmp_path / "disk" / "c").mkdir()
-    assert found(places.CHECKS, spec, "missing_input") == []
+    assert found(checks_of(places), spec, "missing_input") == []
 
 
 def test_prepared_data_is_looked_for_by_its_prefix(tmp_path: Path) -> None:
@@ -164,13 +164,13 @@ def test_prepared_data_is_looked_for_by_its_prefix(tmp_path: Path) -> None:
 def test_an_output_that_is_there_is_seen_through_a_mount(tmp_path: Path, profiles: Path) -> None:
     (tmp_path / "disk" / "out" / "old").mkdir(parents=True)
     spec = job_of("prune", "box", profiles, args__output_hf_path="/data/out")
-    assert [problem.name for problem in outputs.output_problems(spec)] == ["output_exists"]
+    assert [problem.name for problem in carry_out(checks_of(outputs), spec).problems] == ["output_exists"]
 
 
 def test_an_output_in_the_model_whose_shape_is_taken(fake_model: FakeModel) -> None:
     model = fake_model()
     spec = job_of("export", args__hf_model_id=str(model), args__export_dir=str(model / "out"))
-    assert [problem.name for problem in outputs.output_problems(spec)] == ["output_overlaps_input"]
+    assert [problem.name for problem in carry_out(checks_of(outputs), spec).problems] == ["output_overlaps_input"]
 
 
 @pytest.mark.parametrize(("share", "keys"), [(0.3, []), (0.8, ["args.export_dir"]), (3.0, ["args.modelopt_save_path"])])
@@ -181,15 +181,15 @@ def test_outputs_on_one_disk_need_room_together(
     elements = int(shutil.disk_usage(tmp_path).free * share / 2) // 1024 * 1024
     write_sparse_weights((folder := fake_model()) / "model.safetensors", elements)
     spec = job_of("quantize_fp8", engine="hf", args__hf_model_id=str(folder))
-    assert [problem.key for problem in outputs.disk_problems(spec)] == keys
+    assert [problem.key for problem in outputs.disk(spec)] == keys
 
 
 def test_storage_that_a_login_node_lacks_is_not_measured(fake_model: FakeModel, tmp_path: Path) -> None:
     write_sparse_weights((folder := fake_model()) / "model.safetensors", 1 << 42)
     (tmp_path / "executors.yaml").write_text("bare: {kind: slurm, account: a, job_dir: /no-such-storage/me}")
     given = {"args__hf_model_id": str(folder), "engine": "script"}
-    assert list(outputs.disk_problems(job_of("quantize_fp8", "bare", tmp_path / "executors.yaml", **given))) == []
-    assert len(list(outputs.disk_problems(job_of("quantize_fp8", **given)))) == 1
+    assert list(outputs.disk(job_of("quantize_fp8", "bare", tmp_path / "executors.yaml", **given))) == []
+    assert len(list(outputs.disk(job_of("quantize_fp8", **given)))) == 1
 
 
 def running(output: Path, run_id: str = "prune_1-a", state: str = "running", **facts: Any) -> RunFolder:
@@ -222,7 +222,7 @@ def test_two_runs_do_not_write_in_one_folder(tmp_path: Path, facts: dict[str, An
     names = {}
     for where in ("out", "out/below", "other"):
         spec = job_of("prune", args__output_hf_path=str(tmp_path / where))
-        names[where] = [one.key for one in found(outputs.CHECKS, spec, "output_of_a_running_run")]
+        names[where] = [one.key for one in found(checks_of(outputs), spec, "output_of_a_running_run")]
     there = ["args.output_hf_path"] if taken else []
     assert names == {"out": there, "out/below": there, "other": []}
 
@@ -231,7 +231,7 @@ def test_one_run_among_two_hundred_is_found(tmp_path: Path) -> None:
     for number in range(200):
         running(tmp_path / f"out{number}", f"prune_{number:04}-a", "running" if number < 5 else "succeeded")
     spec = job_of("prune", args__output_hf_path=str(tmp_path / "out3"))
-    (problem,) = found(outputs.CHECKS, spec, "output_of_a_running_run")
+    (problem,) = found(checks_of(outputs), spec, "output_of_a_running_run")
     assert "prune_0003-a" in problem.cause
 
 
@@ -240,7 +240,7 @@ def test_one_run_among_two_hundred_is_found(tmp_path: Path) -> None:
 )
 def test_no_path_ends_in_a_traceback(profiles: Path, text: str) -> None:
     modules = (access, history, inputs, outputs, places, quality, values, vocabularies)
-    checks = [check for module in modules for check in module.CHECKS]
+    checks = [check for module in modules for check in checks_of(module)]
     for recipe, field in (("distill", "data_paths"), ("prune", "hf_model_name_or_path"), ("prune", "output_hf_path")):
         for executor in ("local", "box", "site", "far", "cloud"):
             value: Any = [1.0, text] if field == "data_paths" else text
@@ -249,5 +249,4 @@ def test_no_path_ends_in_a_traceback(profiles: Path, text: str) -> None:
             except (OSError, ValueError):
                 continue  # other checks' and the frame's own
             carry_out(checks, spec)
-            list(outputs.output_problems(spec))
             assert outputs_of(spec) is not None

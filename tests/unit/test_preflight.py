@@ -9,7 +9,7 @@ import pytest
 
 from recipes import ProblemsError, find, prepare
 from recipes.models.folder import linear_shapes
-from recipes.preflight import registry as preflight_module
+from recipes.preflight import environment as preflight_module
 from scripts.run.problems import Problem
 from tests.jobs import write_sparse_weights
 

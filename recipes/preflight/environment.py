@@ -1,0 +1,71 @@
+"""What a job has of the machine that submits it, and of its place, whatever it does."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import fields
+from importlib import util
+from pathlib import Path
+
+from recipes.experiment.job import Job
+from scripts.args.meaning import meanings
+from scripts.run.problems import Problem
+from scripts.run.registry import check
+
+#: What the hf engine imports; the local executor runs it in the environment that submits.
+ENGINE_PACKAGES = ("torch", "transformers", "modelopt", "datasets", "safetensors", "jinja2", "matplotlib")
+
+
+@check("wrong_value", decisive=True)
+def characters(job: Job) -> Iterator[Problem]:
+    for field in fields(job.resolved):
+        value = getattr(job.resolved, field.name)
+        if any(isinstance(one, str) and "\0" in one for one in (value if isinstance(value, list) else [value])):
+            cause = "no file name or argument can hold a NUL character"
+            yield Problem(key=f"args.{field.name}", value=repr(value), cause=cause)
+
+
+@check("wrong_value", decisive=True)
+def nameless(job: Job) -> Iterator[Problem]:
+    """An output is made beside its place and renamed, so its path must end in a name."""
+    for field, meaning in meanings(job.resolved):
+        value = getattr(job.resolved, field.name)
+        if meaning.produces and isinstance(value, str) and Path(value).name in ("", ".."):
+            cause = "it does not end in the name of a folder to make"
+            remedy = "Name a folder, or null where the output is not wanted."
+            yield Problem(key=f"args.{field.name}", value=repr(value), cause=cause, remedy=remedy)
+
+
+@check("wrong_home")
+def home(job: Job) -> Iterator[Problem]:
+    """NeMo-Run puts its home into shell lines, scripts and mounts as it is."""
+    from nemo_run.config import get_nemorun_home
+
+    home = get_nemorun_home()
+    wrong = sorted(set(re.findall(r"[^\w@%+=:,./~-]|:" if job.profile.kind == "docker" else r"[^\w@%+=:,./~-]", home)))
+    if job.profile.kind != "local" and wrong:
+        cause = f"what NeMo-Run does for {job.profile.kind} breaks on {' '.join(map(repr, wrong))} in its path"
+        remedy = "Set NEMORUN_HOME to a folder whose path has letters, digits and . _ / - only."
+        yield Problem(key="NEMORUN_HOME", value=home, cause=cause, remedy=remedy)
+
+
+@check("too_many_nodes", "out_of_range")
+def machines(job: Job) -> Iterator[Problem]:
+    if not job.capabilities.multi_node and job.shape.nodes != 1:
+        key = "torchrun.nnodes" if job.torchrun.nnodes != 1 else "executor.nodes"
+        cause = f"the {job.profile.kind} executor has one machine"
+        yield Problem(name="too_many_nodes", key=key, value=job.shape.nodes, cause=cause, remedy=f"Use {key}=1.")
+    shape = {"torchrun.nproc_per_node": job.torchrun.nproc_per_node, "torchrun.nnodes": job.torchrun.nnodes}
+    for key, value in shape.items() | {("executor.nodes", 1 if job.profile.nodes is None else job.profile.nodes)}:
+        if value < 1:
+            yield Problem(name="out_of_range", key=key, value=value, cause="at least 1 is needed")
+
+
+@check("engine_not_installed", engines=("hf",))
+def engine_installed(job: Job) -> Iterator[Problem]:
+    if job.profile.kind != "local":
+        return  # `executors check` looks at the place itself
+    missing = [name for name in ENGINE_PACKAGES if util.find_spec(name) is None]
+    if missing:
+        cause = f"the job runs in this environment, which lacks {', '.join(missing)}"
+        remedy = 'Install them: pip install "modelopt-recipes[hf]", or ".[hf]" in a checkout.'
+        yield Problem(key="engine", value="hf", cause=cause, remedy=remedy)
