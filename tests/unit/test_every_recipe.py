@@ -293,7 +293,7 @@ def _fits(name: str, executor: str, script: str, release: str, world: World) -> 
 
 def _has_only_flags_of(submission: Submission, script: str, release: str) -> None:
     """A real parser with that release's flags takes the command, and gives back what the recipe says."""
-    spec = submission.spec
+    spec = submission.job
     assert spec.engine == "script" and spec.addressed is not None
     assert (spec.addressed.script, spec.addressed.certain) == (script, True)
     assert spec.addressed.release in (release, None), "locally the script itself is read"
@@ -328,7 +328,7 @@ def _parser(interface: Interface) -> Any:
 def _is_whole(text: str, submission: Submission, name: str) -> None:
     assert "nemo_run.core.runners.fdl_runner" in text
     assert name.replace("_", "-") in text.replace("_", "-")
-    ranks = submission.spec.shape
+    ranks = submission.job.shape
     assert ("torchrun" in text) is (ranks.nodes * ranks.processes > 1)
     if ranks.processes > 1:
         assert re.search(rf"nproc[-_]per[-_]node\W+{ranks.processes}\b", text)

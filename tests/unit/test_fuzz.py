@@ -87,7 +87,7 @@ def test_ranks_that_do_not_divide_are_never_accepted(part: int, job: Any) -> Non
     name, values, place = job
     examined = looked_at(name, values, place, ("slurm", "docker", "slurm", "local")[part])
     for submission in examined.submissions:
-        spec = submission.spec
+        spec = submission.job
         if spec.engine != "script" or not spec.shape.torchrun:
             continue
         world = spec.shape.nodes * spec.shape.processes
