@@ -4,8 +4,7 @@ from typing import TYPE_CHECKING
 
 from recipes.family import Family
 from scripts.args import megatron_lm as args
-from scripts.entrypoints import convert, distill, evaluate, export, finetune, generate, prune, validate
-from scripts.quantize import quantize
+from scripts.entrypoints import convert, distill, evaluate, export, finetune, generate, prune, quantize, validate
 
 if TYPE_CHECKING:
     import nemo_run as run

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from recipes.family import Family
 from scripts.args.probe import ProbeArgs
-from scripts.probe import probe as entrypoint
+from scripts.entrypoints import probe as entrypoint
 
 if TYPE_CHECKING:
     import nemo_run as run

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from recipes.family import Family
 from scripts.args.quantize import QuantizeArgs, QuantizeModelOptArgs, QuantizeVlmArgs
-from scripts.quantize import quantize as entrypoint
+from scripts.entrypoints import quantize as entrypoint
 
 if TYPE_CHECKING:
     import nemo_run as run

@@ -6,9 +6,9 @@ from recipes.family import Family
 from scripts.args.data import PrepareDataArgs
 from scripts.args.evaluate import EvaluateArgs
 from scripts.args.serve import ServeArgs
-from scripts.evaluate import evaluate as evaluate_entrypoint
-from scripts.prepare_data import prepare_data as prepare_entrypoint
-from scripts.serve import serve as serve_entrypoint
+from scripts.entrypoints import evaluate as evaluate_entrypoint
+from scripts.entrypoints import prepare_data as prepare_entrypoint
+from scripts.entrypoints import serve as serve_entrypoint
 
 if TYPE_CHECKING:
     import nemo_run as run

@@ -1,85 +1,210 @@
-"""Entrypoints of the algorithms that scripts carry out: what their recipes run on the node.
+"""Entrypoints: what the recipes of each algorithm run on the node. One frame, one table.
 
-Each takes the values of its recipe, runs inside a recorded run directory, and raises SystemExit with
-status 1 after a failure. They differ in name only: what a job does is in the class of its `args`.
+An entrypoint takes the values of its recipe and carries them out inside a recorded run directory: it resolves what is
+only true on the node, chooses the engine, and raises SystemExit with status 1 after a failure; run.json then holds the
+cause. Entrypoints differ in the row of ALGORITHMS that they carry out, and in the class of their `args`.
 """
 
-from scripts.algorithms import carry_out
-from scripts.args.meaning import Engine, ScriptArgs, ScriptSpec, Torchrun
+import dataclasses
+import os
+from collections.abc import Callable
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Literal
+
+from scripts.args.data import PrepareDataArgs
+from scripts.args.evaluate import EvaluateArgs
+from scripts.args.interpolation import resolve, tag_of
+from scripts.args.meaning import Engine, Role, ScriptArgs, ScriptSpec, Torchrun, field_of, value_of
+from scripts.args.probe import ProbeArgs
+from scripts.args.quantize import QuantizeArgs
+from scripts.args.serve import ServeArgs
+from scripts.engines.script.locate import installed
+from scripts.run.errors import JobError
+from scripts.run.record import Record
+from scripts.run.session import run_job, values_given
+
+if TYPE_CHECKING:
+    from scripts.engines.script.command import ScriptJob
+
+Work = Callable[["ScriptJob", Record], None]
+ENGINES = {"script": "script (NVIDIA's own, as it is)", "hf": "hf (ModelOpt on a Transformers model, one process)"}
+_SIZES: tuple[Role, ...] = ("tp", "pp", "ep", "etp")
 
 
-def generate(
-    *, recipe: str, engine: Engine, script: ScriptSpec, args: ScriptArgs, torchrun: Torchrun, extra_args: list[str]
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Algorithm:
+    """What carries an algorithm out besides NVIDIA's script. Work is a `module:function`, imported when it is done."""
+
+    doc: str
+    args: type[ScriptArgs] | None = None  # the class that the work is for; others of the algorithm are scripts
+    hf: str = ""  # what the hf engine does, of the arguments and the record
+    tool: str = ""  # what an algorithm without engines does, because it is more than a script: one process
+    ranks: str = ""  # what every rank does of the values as they were given, without a script
+
+
+#: Every algorithm, by the name of its entrypoint.
+ALGORITHMS = {
+    "quantize": Algorithm(
+        doc="Quantize a checkpoint.", args=QuantizeArgs, hf="scripts.engines.hf.engine:quantize_checkpoint"
+    ),
+    "generate": Algorithm(doc="Continue prompts with a quantized checkpoint."),
+    "export": Algorithm(doc="Write a Megatron checkpoint as a deployable Hugging Face one."),
+    "prune": Algorithm(doc="Remove the parameters of a model that matter least."),
+    "distill": Algorithm(doc="Teach a student with the logits of a teacher; with a quantized student, QAD."),
+    "qat": Algorithm(doc="Train a quantized checkpoint on, with its scales frozen."),
+    "convert": Algorithm(doc="Turn a checkpoint into another kind of checkpoint."),
+    "finetune": Algorithm(doc="Train a checkpoint with Megatron-LM, with a teacher where there is one."),
+    "validate": Algorithm(doc="Measure how many draft tokens a speculative model has accepted."),
+    "evaluate": Algorithm(
+        doc="Score a checkpoint on tasks of a harness; report/ holds the scores.",
+        args=EvaluateArgs,
+        tool="scripts.evaluation.run:score_checkpoint",
+    ),
+    "serve": Algorithm(
+        doc="Serve a checkpoint, ask it, and stop it; report/serve.json holds the answers.\n\n"
+        "`script.path` names the server's program where it is not on PATH; `extra_args` are its last words.",
+        args=ServeArgs,
+        tool="scripts.serving.run:check_server",
+    ),
+    "prepare_data": Algorithm(
+        doc="Tokenize text; report/report.json says how much data it became, and what training takes as `data_paths`.",
+        args=PrepareDataArgs,
+        tool="scripts.data.run:prepare",
+    ),
+    "probe": Algorithm(
+        doc="Report from every rank; fail where `args` say so.", args=ProbeArgs, ranks="scripts.probe:report"
+    ),
+}
+
+
+def _entrypoint(name: str) -> Callable[..., None]:
+    """The function that a Partial names: importable as scripts.entrypoints.NAME, with the signature of all of them."""
+
+    def entrypoint(
+        *,
+        recipe: str = name,
+        engine: Engine = "auto",
+        script: ScriptSpec = ScriptSpec(),
+        args: ScriptArgs,
+        torchrun: Torchrun = Torchrun(),
+        extra_args: list[str] = [],  # noqa: B006 - NeMo-Run reads the default; nothing changes it
+    ) -> None:
+        values = values_given(engine, script, args, torchrun, extra_args)
+
+        def job(record: Record) -> None:
+            _carry_out(name, engine=engine, script=script, args=args, extra_args=extra_args, record=record)
+
+        run_job(name=recipe, algorithm=name, values=values, job=job)
+
+    entrypoint.__name__ = entrypoint.__qualname__ = name
+    entrypoint.__doc__ = ALGORITHMS[name].doc
+    if (args := ALGORITHMS[name].args) is not None:
+        entrypoint.__kwdefaults__ = {**(entrypoint.__kwdefaults__ or {}), "args": args()}
+    return entrypoint
+
+
+quantize = _entrypoint("quantize")
+generate = _entrypoint("generate")
+export = _entrypoint("export")
+prune = _entrypoint("prune")
+distill = _entrypoint("distill")
+qat = _entrypoint("qat")
+convert = _entrypoint("convert")
+finetune = _entrypoint("finetune")
+validate = _entrypoint("validate")
+evaluate = _entrypoint("evaluate")
+serve = _entrypoint("serve")
+prepare_data = _entrypoint("prepare_data")
+probe = _entrypoint("probe")
+
+#: Where version 0.1 kept what the recipes in its run folders name, and where that is now.
+_MOVED = {
+    **{(f"scripts.{name}", name): __name__ for name in ("quantize", "evaluate", "serve", "prepare_data", "probe")},
+    **dict.fromkeys([("scripts.types", "ScriptSpec"), ("scripts.types", "Torchrun")], "scripts.args.meaning"),
+}
+
+
+def current(document: Any) -> Any:
+    """A recipe as Fiddle writes it in JSON, with today's modules for those that an older run folder names."""
+    if isinstance(document, list):
+        return [current(item) for item in document]
+    if not isinstance(document, dict):
+        return document
+    if document.get("type") == "pyref":
+        return document | {"module": _MOVED.get((document["module"], document["name"]), document["module"])}
+    return {key: current(value) for key, value in document.items()}
+
+
+def _carry_out(
+    name: str, *, engine: Engine, script: ScriptSpec, args: ScriptArgs, extra_args: list[str], record: Record
 ) -> None:
-    """Continue prompts with a quantized checkpoint."""
-    carry_out(
-        "generate", recipe=recipe, engine=engine, script=script, args=args, torchrun=torchrun, extra_args=extra_args
-    )
+    """Resolve what is only true here, and do the work by the engine that was asked for, or is here."""
+    from scripts.engines.script.command import ScriptJob
+
+    if ALGORITHMS[name].ranks:
+        _loaded(ALGORITHMS[name].ranks)(args, record)
+        return
+    resolved = type(args)(**resolve(dataclasses.asdict(args), run_dir=record.dir, run_tag=tag_of(args)))
+    record.update(resolved={"args": dataclasses.asdict(resolved)})
+    job = ScriptJob(args=resolved, script=script, extra_args=extra_args)
+    _work(name, engine, args, script, record)(job, record)
 
 
-def export(
-    *, recipe: str, engine: Engine, script: ScriptSpec, args: ScriptArgs, torchrun: Torchrun, extra_args: list[str]
-) -> None:
-    """Write a Megatron checkpoint as a deployable Hugging Face one."""
-    carry_out(
-        "export", recipe=recipe, engine=engine, script=script, args=args, torchrun=torchrun, extra_args=extra_args
-    )
+def _work(name: str, engine: Engine, args: ScriptArgs, script: ScriptSpec, record: Record) -> Work:
+    algorithm = ALGORITHMS[name]
+    if engine == "hf" and not (algorithm.hf and args.HF_ENGINE):
+        raise JobError("engine_cannot", f"{name} is not an algorithm of the hf engine.", "Use engine=auto.")
+    if algorithm.tool and isinstance(args, algorithm.args or ()):
+        _refuse_ranks(f"{name}, which spreads over the GPUs by itself,")
+        return _loaded(algorithm.tool)
+    chosen = choose_engine(engine, args, script)
+    record.update(engine=chosen)
+    record.line(f"engine: {ENGINES[chosen]}")
+    if chosen == "hf":
+        return _checked(_loaded(algorithm.hf))
+    from scripts.engines.script.engine import run_script
+
+    return run_script
 
 
-def prune(
-    *, recipe: str, engine: Engine, script: ScriptSpec, args: ScriptArgs, torchrun: Torchrun, extra_args: list[str]
-) -> None:
-    """Remove the parameters of a model that matter least."""
-    carry_out("prune", recipe=recipe, engine=engine, script=script, args=args, torchrun=torchrun, extra_args=extra_args)
+def _loaded(work: str) -> Callable[..., None]:
+    """The function that `module:function` names. Engines and tools are slow to import, and a job needs one of them."""
+    module, _, name = work.partition(":")
+    function: Callable[..., None] = getattr(import_module(module), name)
+    return function
 
 
-def distill(
-    *, recipe: str, engine: Engine, script: ScriptSpec, args: ScriptArgs, torchrun: Torchrun, extra_args: list[str]
-) -> None:
-    """Teach a student with the logits of a teacher; with a quantized student, QAD."""
-    carry_out(
-        "distill", recipe=recipe, engine=engine, script=script, args=args, torchrun=torchrun, extra_args=extra_args
-    )
+def choose_engine(engine: Engine, args: ScriptArgs, script: ScriptSpec) -> Literal["script", "hf"]:
+    """What `auto` stands for here: the script that was named or is installed, else ModelOpt itself where it can."""
+    if engine != "auto":
+        return engine
+    if not args.HF_ENGINE:
+        return "script"
+    model = value_of(args, "model", "")
+    if script.path is None and (model.startswith("tiny:") or not installed(args.SCRIPTS)):
+        return "hf"
+    return "script"
 
 
-def qat(
-    *, recipe: str, engine: Engine, script: ScriptSpec, args: ScriptArgs, torchrun: Torchrun, extra_args: list[str]
-) -> None:
-    """Train a quantized checkpoint on, with its scales frozen."""
-    carry_out("qat", recipe=recipe, engine=engine, script=script, args=args, torchrun=torchrun, extra_args=extra_args)
+def _checked(hf: Callable[[Any, Record], None]) -> Work:
+    """The hf engine, after the checks of preflight that a recipe in somebody's own experiment has not been through."""
+
+    def work(job: "ScriptJob", record: Record) -> None:
+        _refuse_ranks("the hf engine")
+        if job.script.path is not None or job.extra_args:
+            cause = f"script.path={job.script.path}, extra_args={job.extra_args}, and the hf engine runs no script."
+            raise JobError("script_unused", cause, "Remove them.")
+        sizes = [(field_of(job.args, size), value_of(job.args, size, 1)) for size in _SIZES]
+        unused = [f"args.{name}={value}" for name, value in sizes if value != 1]
+        if unused:
+            record.line(f"{', '.join(unused)}: not used, the hf engine has no parallelism")
+        hf(job.args, record)
+
+    return work
 
 
-def convert(
-    *, recipe: str, engine: Engine, script: ScriptSpec, args: ScriptArgs, torchrun: Torchrun, extra_args: list[str]
-) -> None:
-    """Turn a checkpoint into another kind of checkpoint."""
-    carry_out(
-        "convert", recipe=recipe, engine=engine, script=script, args=args, torchrun=torchrun, extra_args=extra_args
-    )
-
-
-def evaluate(
-    *, recipe: str, engine: Engine, script: ScriptSpec, args: ScriptArgs, torchrun: Torchrun, extra_args: list[str]
-) -> None:
-    """Score a checkpoint on tasks of a harness."""
-    carry_out(
-        "evaluate", recipe=recipe, engine=engine, script=script, args=args, torchrun=torchrun, extra_args=extra_args
-    )
-
-
-def finetune(
-    *, recipe: str, engine: Engine, script: ScriptSpec, args: ScriptArgs, torchrun: Torchrun, extra_args: list[str]
-) -> None:
-    """Train a checkpoint with Megatron-LM, with a teacher where there is one."""
-    carry_out(
-        "finetune", recipe=recipe, engine=engine, script=script, args=args, torchrun=torchrun, extra_args=extra_args
-    )
-
-
-def validate(
-    *, recipe: str, engine: Engine, script: ScriptSpec, args: ScriptArgs, torchrun: Torchrun, extra_args: list[str]
-) -> None:
-    """Measure how many draft tokens a speculative model has accepted."""
-    carry_out(
-        "validate", recipe=recipe, engine=engine, script=script, args=args, torchrun=torchrun, extra_args=extra_args
-    )
+def _refuse_ranks(who: str) -> None:
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world > 1:
+        cause = f"{who} is one process, not {world}."
+        raise JobError("world_size_not_one", cause, "Set torchrun.nproc_per_node=1 and torchrun.nnodes=1.")

@@ -1,4 +1,4 @@
-"""Entrypoint of `probe`: the cheapest job that goes all the way, to try an executor with.
+"""What `probe` does: the cheapest job that goes all the way, to try an executor with.
 
 Every rank says where it runs; with several ranks they add their numbers up, which fails where
 they cannot reach each other.
@@ -12,31 +12,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-from scripts.args.meaning import Engine, ScriptSpec, Torchrun
 from scripts.args.probe import ProbeArgs
 from scripts.run.errors import JobError
 from scripts.run.files import staged, write_json
 from scripts.run.record import Record
-from scripts.run.session import run_job, values_given
 
 _WAIT_SECONDS = 60.0
 
 
-def probe(
-    *,
-    recipe: str = "probe",
-    engine: Engine = "auto",
-    script: ScriptSpec = ScriptSpec(),
-    args: ProbeArgs = ProbeArgs(),
-    torchrun: Torchrun = Torchrun(),
-    extra_args: list[str] = [],  # noqa: B006 - NeMo-Run reads the default; nothing changes it
-) -> None:
-    """Report from every rank, inside a recorded run directory; fail where `args` say so."""
-    values = values_given(engine, script, args, torchrun, extra_args)
-    run_job(name=recipe, algorithm="probe", values=values, job=lambda record: _probe(args, record))
-
-
-def _probe(args: ProbeArgs, record: Record) -> None:
+def report(args: ProbeArgs, record: Record) -> None:
+    """What one rank does: say where it runs; fail where `args` say so. Raises JobError."""
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     record.line(f"rank {rank} of {world} on {socket.gethostname()}: {args.message}")
     with record.phase("stay"):
@@ -46,11 +31,11 @@ def _probe(args: ProbeArgs, record: Record) -> None:
         cause = f"rank {rank} was told to fail with {args.exit_code} (attempt {attempt})."
         raise JobError("told_to_fail", cause, "Use args.exit_code=0.", exit_code=args.exit_code)
     total = _sum_of_ranks(rank, world) if world > 1 and args.communicate else None
-    report = {"rank": rank, "world": world, "host": socket.gethostname(), "pid": os.getpid(), **_surroundings()}
-    report |= {"message": args.message, "sum_of_ranks": total}
+    found = {"rank": rank, "world": world, "host": socket.gethostname(), "pid": os.getpid(), **_surroundings()}
+    found |= {"message": args.message, "sum_of_ranks": total}
     ranks = record.dir / "ranks"
     ranks.mkdir(exist_ok=True)
-    write_json(ranks / f"{rank}.json", report)
+    write_json(ranks / f"{rank}.json", found)
     if rank == 0:
         _publish(record, ranks, world)
 

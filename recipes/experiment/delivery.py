@@ -1,7 +1,10 @@
 """Handing a job to the place where it runs: what travels with it, and NeMo-Run's experiment around it."""
 
+import base64
+import json
 import os
 import sys
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
@@ -10,6 +13,7 @@ from typing import Any
 
 from executors.base import Launch, Place, SchedulerJob, SubmitError
 from recipes.experiment.store import RunFolder, handle_of
+from scripts.entrypoints import current
 from scripts.run.errors import JobError, of_os_error
 from scripts.run.secrets import pack_secrets
 
@@ -96,10 +100,11 @@ def _staged_files(folders: Sequence[RunFolder], place: Place) -> dict[str, bytes
 
 def partial_of(folder: RunFolder) -> Any:
     """The recipe that a folder keeps."""
-    from nemo_run.core.serialization.zlib_json import ZlibJSONSerializer
+    from fiddle.experimental.serialization import load_json
 
     try:
-        return ZlibJSONSerializer().deserialize(folder.partial.read_text(encoding="utf-8"))
+        document = json.loads(zlib.decompress(base64.urlsafe_b64decode(folder.partial.read_text(encoding="utf-8"))))
+        return load_json(json.dumps(current(document)))
     except Exception as error:  # whatever a damaged file makes of itself
         cause = f"{folder.partial} cannot be read: {type(error).__name__}: {error}."
         raise JobError("damaged_recipe", cause, "Submit the recipe again, as a new run.") from error

@@ -54,7 +54,7 @@ def bare(count: int = 1, *, quiet: bool = False) -> None:
     import nemo_run as run
 
     from scripts.args.probe import ProbeArgs
-    from scripts.probe import probe
+    from scripts.entrypoints import probe
 
     executor = run.SlurmExecutor(
         **VALUES,

@@ -111,7 +111,7 @@ def probing(**args: Any) -> Any:
     import nemo_run as run
 
     from scripts.args.probe import ProbeArgs
-    from scripts.probe import probe
+    from scripts.entrypoints import probe
 
     return run.Partial(probe, args=run.Config(ProbeArgs, **args))
 

@@ -76,7 +76,7 @@ def submit(where: LeptonPlace, how: Launch, home: Path, **args: Any) -> Schedule
 
     from scripts.args.meaning import Torchrun
     from scripts.args.probe import ProbeArgs
-    from scripts.probe import probe
+    from scripts.entrypoints import probe
 
     task = run.Partial(probe, args=run.Config(ProbeArgs, **args), torchrun=run.Config(Torchrun))
     options = {"base_dir": str(home), "skip_status_at_exit": True, "enable_goodbye_message": False}
@@ -403,7 +403,7 @@ def test_a_package_of_several_pieces_arrives_whole(workspace: LeptonWorkspace, t
 def test_the_text_is_what_is_sent(workspace: LeptonWorkspace, archive: Path, tmp_path: Path) -> None:
     import nemo_run as run
 
-    from scripts.probe import probe
+    from scripts.entrypoints import probe
 
     where = place(queue_priority="high-7000", image_pull_secrets=["registry"], secrets=["HF_TOKEN"])
     how = launch(where, archive=archive)

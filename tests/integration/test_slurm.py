@@ -73,7 +73,7 @@ def experiment(place: SlurmPlace, launch: Launch, **args: Any) -> Iterator[Any]:
     import nemo_run as run
     from rich.console import Console
 
-    from scripts.probe import probe
+    from scripts.entrypoints import probe
 
     title = launch.run_id.rpartition("_")[0]
     opened = run.Experiment(
@@ -301,7 +301,7 @@ def test_an_array_is_one_job_with_a_log_for_each_element(site: Site) -> None:
     import nemo_run as run
 
     from recipes.experiment.delivery import serialized
-    from scripts.probe import probe
+    from scripts.entrypoints import probe
     from scripts.run.array import run_element
 
     place = site.place()

@@ -384,7 +384,7 @@ def quantized(tmp_path_factory: pytest.TempPathFactory) -> Path:
     saved = {"modelopt_save_path": str(folder / "modelopt"), "export_dir": str(folder / "hf")}
     values = {"hf_model_id": "tiny:qwen3", "calib_size": 16, "calib_seq_length": 128, "eval_size": 0, **saved}
     code = (
-        "import json, sys; from scripts.args.quantize import QuantizeArgs; from scripts.quantize import quantize; "
+        "import json, sys; from scripts.args.quantize import QuantizeArgs; from scripts.entrypoints import quantize; "
         "quantize(args=QuantizeArgs(**json.loads(sys.argv[1])))"
     )
     env = {**os.environ, "NEMO_RUN_DIR": str(folder.parent / "run"), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}

@@ -12,7 +12,7 @@ import pytest
 
 from scripts.args.meaning import ScriptSpec
 from scripts.args.quantize import QuantizeArgs
-from scripts.quantize import quantize
+from scripts.entrypoints import quantize
 from scripts.run.errors import JobError
 from scripts.run.files import write_private
 from scripts.run.record import Record, observe
