@@ -1,13 +1,17 @@
 """What every kind of executor provides. One module per kind implements it; nothing above knows which one it holds.
 
 A *profile* says where to run (typed values from YAML). A *place* is a profile that can act: it
-builds the NeMo-Run executor of a job, submits it, and later says how the job stands.
+builds the NeMo-Run executor of a job, submits it, says what the job sees of this machine, and later how it stands.
 """
 
+import os
+import posixpath
+import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from scripts.run.errors import JobError
 from scripts.run.problems import Problem
@@ -22,6 +26,9 @@ CODE = "/nemo_run/code"
 OWN_CODE = f"{CODE}/.recipes"
 #: The variable that names the 0600 file with the job's secrets.
 SECRETS_VARIABLE = "MODELOPT_RECIPES_SECRETS"
+_VOLUME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+#: Characters of a path that arrive as they are wherever NeMo-Run writes it.
+_PLAIN = re.compile(r"[\w@%+=:,./~-]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +56,69 @@ class Capabilities:
     containers: bool
     local_files: bool  # the job sees the submitting machine's files under the same paths
     reads_run_dir: bool  # the run directory can be read from the submitting machine
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mount:
+    """A folder that a job's container is given."""
+
+    source: str  # an absolute path of the machine; else a volume or storage by a name of its own
+    target: str
+    flags: str = ""  # ro, rw
+
+    @classmethod
+    def parse(cls, text: str, *, any_flags: bool = False) -> "Mount":
+        """`SOURCE:TARGET[:ro|rw]`, `~` allowed in SOURCE. Raises ValueError saying what is wrong with it."""
+        parts = text.split(":")
+        if len(parts) not in (2, 3):
+            raise ValueError("SOURCE:TARGET or SOURCE:TARGET:ro is expected, and no path with a `:` in it")
+        source, target, flags = parts[0], parts[1], (parts[2:] or ["rw"])[0]
+        source = posixpath.expanduser(source)
+        if not source.startswith("/") and not _VOLUME.fullmatch(source):
+            raise ValueError("the source is neither an absolute path nor the name of a volume")
+        if not target.startswith("/"):
+            raise ValueError("the target is no absolute path")
+        if not any_flags and flags not in ("ro", "rw"):
+            raise ValueError(f"{flags} is neither ro nor rw")
+        return cls(source=source, target=target, flags=flags)
+
+    @classmethod
+    def parse_all(cls, texts: Sequence[str]) -> "Iterator[Mount]":
+        """Those that can be read; a profile's own checks say what is wrong with the others."""
+        for text in texts:
+            try:
+                yield cls.parse(text, any_flags=True)
+            except ValueError:
+                continue
+
+    @classmethod
+    def same(cls, folder: str | Path, flags: str = "rw") -> "Mount":
+        """A folder under its own path."""
+        return cls(source=str(folder), target=str(folder), flags=flags)
+
+    @property
+    def is_path(self) -> bool:
+        """Whether the source is a folder of the machine."""
+        return self.source.startswith("/")
+
+    @property
+    def read_only(self) -> bool:
+        return "ro" in re.split(r"[,+]", self.flags)
+
+    def __str__(self) -> str:
+        return f"{self.source}:{self.target}:{self.flags}"
+
+
+def is_below(path: str, folder: str) -> bool:
+    """Whether `path` is `folder` or lies in it, by its words alone."""
+    path, folder = posixpath.normpath(path), posixpath.normpath(folder)
+    return path == folder or path.startswith(folder.rstrip("/") + "/")
+
+
+def mount_of(path: str, mounts: Sequence[Mount]) -> Mount | None:
+    """The mount that a path of the container lies on: of several the one deepest down, and there the last."""
+    found = [mount for mount in reversed(mounts) if is_below(path, mount.target)]
+    return max(found, key=lambda mount: len(posixpath.normpath(mount.target)), default=None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,56 +180,137 @@ class SubmitError(JobError):
     job: "SchedulerJob | None" = None
 
 
-class Place(Protocol):
-    """A profile that can act. Every method may raise UnreachableError; `executor` and `problems` reach nothing."""
+class Place(ABC):
+    """A profile that can act, and what it knows of its jobs; nothing above asks which kind it is.
+
+    Every abstract method may raise UnreachableError, but for `executor` and `problems`, which reach nothing. What
+    stands below them is answered from the profile's values alone; a kind overrides what differs.
+    """
+
+    profile: Profile
 
     @property
-    def profile(self) -> Profile: ...
-
-    @property
+    @abstractmethod
     def capabilities(self) -> Capabilities: ...
 
+    @abstractmethod
     def problems(self) -> list[Problem]:
         """What is wrong with the profile, as far as its values alone tell."""
 
+    @abstractmethod
     def run_root(self) -> str:
         """Where run directories are made, as the job sees it."""
 
+    @abstractmethod
     def secrets_path(self, run_id: str) -> str | None:
         """Where a job's 0600 file of secrets would lie; None where secrets travel otherwise."""
 
+    @abstractmethod
     def executor(self, launch: Launch) -> "run.Executor":
         """The NeMo-Run executor for one job."""
 
+    @abstractmethod
     def text(self, experiment: Any, launch: Launch) -> str:
         """Exactly what would be submitted, of an experiment that was added to but not run."""
 
+    @abstractmethod
     def stage(self, files: Mapping[str, bytes]) -> None:
         """Put whole files (mode 0600, folders made) where the job will look for them, before it is submitted."""
 
+    @abstractmethod
     def unstage(self, paths: Sequence[str]) -> None:
         """Remove files that `stage` put; those already gone are no error."""
 
+    @abstractmethod
     def expected(self, experiment: Any, launch: Launch) -> SchedulerJob | None:
         """What a submission is going to return, or how its job will be found; None where only NeMo-Run decides.
 
         Noted before the submission, so that no job is lost with a process that dies in the middle of it.
         """
 
+    @abstractmethod
     def submit(self, experiment: Any, launch: Launch) -> SchedulerJob:
         """Run an experiment of one task, return when the scheduler has it. Raises SubmitError."""
 
+    @abstractmethod
     def states(self, jobs: Sequence[SchedulerJob]) -> dict[str, JobState | None]:
         """By run id; None for a job that the scheduler does not know (any more)."""
 
+    @abstractmethod
     def records(self, jobs: Sequence[SchedulerJob]) -> dict[str, dict[str, Any]]:
         """run.json by run id, of those that can be read."""
 
+    @abstractmethod
     def log(self, job: SchedulerJob, name: str, offset: int) -> bytes:
         """What logs/`name` of the run directory (or, before it exists, the launcher) holds from byte `offset` on."""
 
+    @abstractmethod
     def cancel(self, job: SchedulerJob) -> None:
         """Ask for the end of a job; returns when that is under way."""
 
+    @abstractmethod
     def probes(self) -> Iterator[Probe]:
         """Try whether a job could really run here, one thing after another."""
+
+    #: Whether a job runs in the environment that submits it: nothing has to travel, and what is installed is seen.
+    runs_here: ClassVar[bool] = False
+    #: Whether its machines may have disks that this one has not.
+    has_own_disks: ClassVar[bool] = False
+    #: Whether its machines have GPUs, as far as nobody says otherwise.
+    expects_gpus: ClassVar[bool] = False
+
+    @property
+    def title(self) -> str:
+        """What the kind is called where people read it."""
+        return self.profile.kind
+
+    @property
+    def image(self) -> str | None:
+        """What its containers are made of; None for a place without."""
+        return None
+
+    @property
+    def time_limit(self) -> str | None:
+        """How long a job may take, as its scheduler writes it; None where nothing ends it."""
+        return None
+
+    @property
+    def setup(self) -> Mapping[str, Sequence[str]]:
+        """Shell lines that run before a job, by the key of the profile that has them."""
+        return {}
+
+    def mounts(self, run_dir: str | Path) -> tuple[Mount, ...] | None:
+        """What a job's container is given, its own run directory included; None for jobs without a container."""
+        return None
+
+    def mount_remedy(self, path: str) -> str:
+        """How to have a job see `path`, which it does not."""
+        folder = posixpath.dirname(path.rstrip("/")) or "/"
+        return f"Add {folder}:{folder} (or what holds it) to executor.mounts."
+
+    def path_here(self, path: str | Path, run_dir: str | Path) -> Path | None:
+        """Where a path of the job lies on this machine; None where that is elsewhere, or cannot be told."""
+        if self.capabilities.local_files:
+            return Path(path)
+        mounts = self.mounts(run_dir) if self.capabilities.reads_run_dir else None
+        mount = mount_of(str(path), mounts or ())
+        if mount is None or not mount.is_path or not posixpath.isdir(mount.source):
+            return None
+        below = posixpath.relpath(posixpath.normpath(str(path)), posixpath.normpath(mount.target))
+        return Path(mount.source) / below
+
+    def secret(self, name: str) -> Literal["given", "unset", "unlisted"]:
+        """Whether a job gets the secret `name`; `unset`: it is to travel, and there is none where one submits."""
+        if name not in self.profile.secrets:
+            return "unlisted"
+        return "given" if os.environ.get(name) else "unset"
+
+    def secret_remedy(self, name: str) -> str:
+        """How to have a job get the secret `name`, which it does not."""
+        if self.secret(name) == "unset":
+            return f"set {name} where you submit."
+        return f"add {name} to executor.secrets and set it."
+
+    def breaks_on(self, home: str) -> str:
+        """Characters in the path of NeMo-Run's home that its commands for this kind do not survive."""
+        return "".join(sorted(set(_PLAIN.sub("", home))))

@@ -10,7 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from executors.base import Capabilities, JobState, Launch, Probe, Profile, SchedulerJob, SubmitError, UnreachableError
+from executors.base import (
+    Capabilities,
+    JobState,
+    Launch,
+    Place,
+    Probe,
+    Profile,
+    SchedulerJob,
+    SubmitError,
+    UnreachableError,
+)
 from scripts.run.identity import is_alive
 from scripts.run.problems import Problem
 from scripts.run.record import DamagedRecordError, read_record
@@ -36,9 +46,10 @@ def local(profile: LocalProfile | None = None, **values: Any) -> "run.LocalExecu
     return LocalPlace(profile)._executor(profile.env, ranks=1, torchrun=False)
 
 
-class LocalPlace:
-    """This machine as a place to run; implements executors.base.Place."""
+class LocalPlace(Place):
+    """This machine as a place to run."""
 
+    runs_here = True
     capabilities = Capabilities(
         detach="supervisor",
         dependencies="supervisor",
@@ -50,11 +61,17 @@ class LocalPlace:
     )
 
     def __init__(self, profile: LocalProfile) -> None:
-        self.profile = profile
+        self.profile: LocalProfile = profile
         self._experiments: dict[str, Any] = {}  # only the process that started a job can ask NeMo-Run about it
 
     def problems(self) -> list[Problem]:
         return []
+
+    def secret(self, name: str) -> Literal["given", "unset"]:
+        return "given" if os.environ.get(name) else "unset"
+
+    def breaks_on(self, home: str) -> str:
+        return ""
 
     def run_root(self) -> str:
         from nemo_run.config import get_nemorun_home

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from executors.base import CODE, OWN_CODE, SECRETS_VARIABLE, Launch
-from executors.docker.profile import DockerProfile, nemo_run_ulimit, numeric_user, parse_mount
+from executors.base import CODE, OWN_CODE, SECRETS_VARIABLE, Launch, Mount
+from executors.docker.profile import DockerProfile, nemo_run_ulimit, numeric_user
 from executors.docker.state import LOG, STATUS
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def build_executor(
         privileged=profile.privileged,
         network=profile.network,
         additional_kwargs=additional,
-        volumes=[*volumes, *(str(parse_mount(mount)) for mount in profile.mounts)],
+        volumes=[*volumes, *(str(Mount.parse(mount)) for mount in profile.mounts)],
         env_vars=dict(env),
         **({"packager": run.Packager()} | values),
     )

@@ -14,7 +14,17 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from executors.base import Capabilities, JobState, Launch, Probe, SchedulerJob, SubmitError, UnreachableError
+from executors.base import (
+    Capabilities,
+    JobState,
+    Launch,
+    Mount,
+    Place,
+    Probe,
+    SchedulerJob,
+    SubmitError,
+    UnreachableError,
+)
 from executors.docker.engine import (
     LABEL,
     address,
@@ -29,7 +39,7 @@ from executors.docker.engine import (
     terminate,
 )
 from executors.docker.job import build_executor, container_name, image_env, job_env, own_volumes
-from executors.docker.profile import DockerProfile, numeric_user, parse_mount, wrong_values
+from executors.docker.profile import DockerProfile, numeric_user, wrong_values
 from executors.docker.state import CANCELLED, LOG, STATUS, ended, exit_status
 from executors.local import local_log, local_records
 from scripts.run.problems import Problem
@@ -48,8 +58,8 @@ def docker(profile: DockerProfile | None = None, **values: Any) -> "run.DockerEx
     return build_executor(profile, env=profile.env, volumes=[])
 
 
-class DockerPlace:
-    """A Docker engine as a place to run; implements executors.base.Place."""
+class DockerPlace(Place):
+    """A Docker engine as a place to run."""
 
     capabilities = Capabilities(
         detach="supervisor",
@@ -62,7 +72,17 @@ class DockerPlace:
     )
 
     def __init__(self, profile: DockerProfile) -> None:
-        self.profile = profile
+        self.profile: DockerProfile = profile
+
+    @property
+    def image(self) -> str:
+        return self.profile.image
+
+    def mounts(self, run_dir: str | Path) -> tuple[Mount, ...]:
+        return (*Mount.parse_all(self.profile.mounts), Mount.same(Path(run_dir).parent, "ro"), Mount.same(run_dir))
+
+    def breaks_on(self, home: str) -> str:
+        return super().breaks_on(home) + (":" if ":" in home else "")
 
     def problems(self) -> list[Problem]:
         return wrong_values(self.profile, Path(self.run_root()))
@@ -244,7 +264,7 @@ def _nemorun_home() -> str:
 
 
 def _refuse_missing_sources(profile: DockerProfile) -> None:
-    mounts = [parse_mount(text) for text in profile.mounts]
+    mounts = [Mount.parse(text) for text in profile.mounts]
     missing = [mount.source for mount in mounts if mount.is_path and not Path(mount.source).exists()]
     if missing:
         cause = f"not on this machine: {', '.join(missing)}."

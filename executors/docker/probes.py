@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from executors.base import Launch, Probe, SchedulerJob, SubmitError, UnreachableError
+from executors.base import Launch, Mount, Probe, SchedulerJob, SubmitError, UnreachableError
 from executors.docker.engine import address, engine, explain, hint, image_id, remove
 from executors.docker.job import container_name
 from executors.docker.place import DockerPlace
-from executors.docker.profile import parse_mount
 from executors.docker.state import LOG
 
 _PACKAGES = ("nemo_run", "fiddle", "omegaconf", "psutil", "modelopt")
@@ -56,7 +55,7 @@ class Probes:
         yield _local(where)
         missing = [
             mount.source
-            for mount in map(parse_mount, self._profile.mounts)
+            for mount in map(Mount.parse, self._profile.mounts)
             if mount.is_path and not Path(mount.source).exists()
         ]
         detail = f"not on this machine: {', '.join(missing)}" if missing else f"{len(self._profile.mounts)} given"

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from executors.base import Profile
+from executors.base import Mount, Profile
 from scripts.run.problems import Problem
 
 #: NeMo-Run passes these itself; a second one of the same name is a TypeError there.
@@ -29,7 +29,6 @@ _OWN = {
 _SIZE = re.compile(r"\d+(\.\d+)?[bkmgt]?", re.IGNORECASE)
 _ULIMIT = re.compile(r"(?P<name>[a-z]+)[=:](?P<soft>-1|\d+)(?::(?P<hard>-1|\d+))?")
 _USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(:[A-Za-z0-9_][A-Za-z0-9_.-]*)?")
-_VOLUME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,38 +49,6 @@ class DockerProfile(Profile):
     runtime: str | None = None
     host: str | None = None  # of the engine; None: DOCKER_HOST, else the system's own
     additional: dict[str, Any] = field(default_factory=dict)  # more of docker-py's containers.run()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Mount:
-    """One entry of `mounts`."""
-
-    source: str  # an absolute path, or the name of a volume
-    target: str
-    mode: str
-
-    @property
-    def is_path(self) -> bool:
-        return self.source.startswith("/")
-
-    def __str__(self) -> str:
-        return f"{self.source}:{self.target}:{self.mode}"
-
-
-def parse_mount(text: str) -> Mount:
-    """`SOURCE:TARGET[:ro|rw]`, `~` allowed in SOURCE. Raises ValueError saying what is wrong with it."""
-    parts = text.split(":")
-    if len(parts) not in (2, 3):
-        raise ValueError("SOURCE:TARGET or SOURCE:TARGET:ro is expected, and no path with a `:` in it")
-    source, target, mode = parts[0], parts[1], (parts[2:] or ["rw"])[0]
-    source = str(Path(source).expanduser()) if source.startswith("~") else source
-    if not source.startswith("/") and not _VOLUME.fullmatch(source):
-        raise ValueError("the source is neither an absolute path nor the name of a volume")
-    if not target.startswith("/"):
-        raise ValueError("the target is no absolute path")
-    if mode not in ("ro", "rw"):
-        raise ValueError(f"{mode} is neither ro nor rw")
-    return Mount(source=source, target=target, mode=mode)
 
 
 def nemo_run_ulimit(text: str) -> str:
@@ -121,7 +88,7 @@ def wrong_values(profile: DockerProfile, run_root: Path) -> list[Problem]:
         wrong("network", profile.network, cause, "Use host, or a name of your own for a network between containers.")
     for text in profile.mounts:
         try:
-            parse_mount(text)
+            Mount.parse(text)
         except ValueError as error:
             wrong("mounts", text, str(error))
     for text in profile.ulimits:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from executors.base import (
     CODE,
@@ -23,6 +23,8 @@ from executors.base import (
     Capabilities,
     JobState,
     Launch,
+    Mount,
+    Place,
     Probe,
     SchedulerJob,
     SubmitError,
@@ -82,11 +84,12 @@ def _executor(profile: LeptonProfile, **values: Any) -> "run.LeptonExecutor":
 
 
 @dataclass(frozen=True)
-class LeptonPlace:
-    """A Lepton node group as a place to run; implements executors.base.Place."""
+class LeptonPlace(Place):
+    """A Lepton node group as a place to run."""
 
     profile: LeptonProfile
     api: LeptonApi = field(default_factory=LeptonApi)
+    expects_gpus: ClassVar[bool] = True
 
     @property
     def capabilities(self) -> Capabilities:
@@ -102,6 +105,34 @@ class LeptonPlace:
 
     def problems(self) -> list[Problem]:
         return profile_problems(self.profile)
+
+    @property
+    def image(self) -> str:
+        return self.profile.image
+
+    @property
+    def setup(self) -> dict[str, list[str]]:
+        return {"pre_launch": self.profile.pre_launch}
+
+    def mounts(self, run_dir: str | Path) -> tuple[Mount, ...]:
+        return tuple(
+            Mount(
+                source=str(mount.get("from")),
+                target=str(mount["mount_path"]),
+                flags="ro" if isinstance(how := mount.get("mount_options"), dict) and how.get("read_only") else "",
+            )
+            for mount in self.profile.mounts
+            if mount.get("mount_path")
+        )
+
+    def mount_remedy(self, path: str) -> str:
+        return "Name a folder below the mount_path of one of executor.mounts, or mount its storage there."
+
+    def secret(self, name: str) -> Literal["given", "unlisted"]:
+        return "given" if name in self.profile.secrets else "unlisted"  # the workspace keeps them
+
+    def secret_remedy(self, name: str) -> str:
+        return f"make a secret {name} in the workspace and add {name} to executor.secrets."
 
     def run_root(self) -> str:
         return self.profile.output_root or str(PurePosixPath(self.profile.nemo_run_dir) / "runs")

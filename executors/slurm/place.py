@@ -6,10 +6,10 @@ import posixpath
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 from zlib import crc32
 
-from executors.base import Capabilities, JobState, Launch, Probe, SchedulerJob, UnreachableError
+from executors.base import Capabilities, JobState, Launch, Mount, Place, Probe, SchedulerJob, UnreachableError
 from executors.shell import Shell
 from executors.slurm.jobs import is_unknown, job_states, raw_id, row_of
 from executors.slurm.profile import SlurmProfile, root_folder, sbatch_values, wrong_values
@@ -18,6 +18,7 @@ from executors.slurm.script import (
     container_env,
     container_image,
     container_mounts,
+    other_runs,
     quote,
     setup_lines,
 )
@@ -61,10 +62,12 @@ def slurm(profile: SlurmProfile | None = None, **values: Any) -> "run.SlurmExecu
 
 
 @dataclass(frozen=True, kw_only=True)
-class SlurmPlace:
-    """A Slurm cluster that can act; see executors.base.Place for what each method promises."""
+class SlurmPlace(Place):
+    """A Slurm cluster that can act."""
 
     profile: SlurmProfile
+    has_own_disks: ClassVar[bool] = True
+    expects_gpus: ClassVar[bool] = True
 
     @property
     def capabilities(self) -> Capabilities:
@@ -87,6 +90,24 @@ class SlurmPlace:
 
     def problems(self) -> list[Problem]:
         return wrong_values(self.profile)
+
+    @property
+    def image(self) -> str | None:
+        return self.profile.image
+
+    @property
+    def time_limit(self) -> str | None:
+        return self.profile.time
+
+    @property
+    def setup(self) -> dict[str, list[str]]:
+        return {"setup": self.profile.setup}
+
+    def mounts(self, run_dir: str | Path) -> tuple[Mount, ...] | None:
+        if self.profile.image is None:
+            return None
+        others = other_runs(self.profile, posixpath.dirname(str(run_dir)))
+        return (*Mount.parse_all([*others, *self.profile.mounts]), Mount.same(run_dir))
 
     def run_root(self) -> str:
         return self.profile.output_root or posixpath.join(root_folder(self.profile), "runs")

@@ -131,7 +131,7 @@ def check(
     failed = sum(not probe.passed for probe in probes)
     if as_json:
         rows = [dataclasses.asdict(probe) for probe in probes]
-        print_json({"name": name, "kind": profile.kind, "passed": not failed, "probes": rows})
+        print_json({"name": name, "kind": place.title, "passed": not failed, "probes": rows})
     else:
         print(f"{len(probes) - failed} passed, {failed} failed")
     if failed:

@@ -19,7 +19,7 @@ from scripts.run.problems import Problem
 if TYPE_CHECKING:
     import nemo_run as run
 
-    from executors.base import Capabilities, Place, Profile
+    from executors.base import Place, Profile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +46,7 @@ class Job:
     addressed: Addressed | None  # of the script engine
     promised: frozenset[str]  # the args that name what another run is going to leave
     given: frozenset[str]  # the args that are not what the shipped recipe says
-    profile: "Profile"
-    capabilities: "Capabilities"
+    place: "Place"
     shape: Shape
     run_dir: Path
     online: bool
@@ -81,9 +80,14 @@ class Job:
         return layout_of(self.args, self.shape.nodes, self.shape.processes)
 
     @property
+    def profile(self) -> "Profile":
+        """Where it runs, as values."""
+        return self.place.profile
+
+    @property
     def here(self) -> bool:
         """Whether the job sees this machine's files under the paths they have here."""
-        return self.capabilities.local_files
+        return self.place.capabilities.local_files
 
 
 def job_of(
@@ -104,14 +108,14 @@ def job_of(
     given = _given(partial.recipe, args)
     sizes = {key.removeprefix("args.") for key, _ in sizes_of(args).values()}
     spread = overrides.get("nodes", "1") != "1" or torchrun.nnodes > 1 or bool(sizes & given)
-    engine = engine_of(partial.engine, args, script, place.profile, spread=spread)
+    engine = engine_of(partial.engine, args, script, place, spread=spread)
     if engine == "script" and (ep := default_ep(args, torchrun)) is not None:
         args = replace(args, ep=ep)
     try:
         resolved = type(args)(**resolve(asdict(args), run_dir=run_dir, run_tag=tag_of(args)))
     except JobError as error:
         return None, [Problem(name=error.name, key="args", value=None, cause=error.cause, remedy=error.remedy)]
-    addressed, problems = address(args, script, place.profile) if engine == "script" else (None, [])
+    addressed, problems = address(args, script, place) if engine == "script" else (None, [])
     job = Job(
         recipe=partial.recipe,
         algorithm=algorithm,
@@ -124,8 +128,7 @@ def job_of(
         addressed=addressed,
         promised=promised,
         given=given,
-        profile=place.profile,
-        capabilities=place.capabilities,
+        place=place,
         shape=_shape(args, addressed, engine, torchrun, place.profile, explicit="nodes" in overrides),
         run_dir=run_dir,
         online=online,
@@ -136,7 +139,7 @@ def job_of(
 
 
 def engine_of(
-    engine: Engine, args: Any, script: ScriptSpec, profile: "Profile", *, spread: bool
+    engine: Engine, args: Any, script: ScriptSpec, place: "Place", *, spread: bool
 ) -> Literal["script", "hf"] | None:
     """What `auto` stands for in a place: the script of its container where that is known to have it, else hf.
 
@@ -153,10 +156,9 @@ def engine_of(
         return "script"
     if args.hf_model_id.startswith("tiny:"):
         return "hf"
-    if profile.kind == "local":
+    if place.runs_here:
         return "script" if installed(scripts) else "hf"
-    image = getattr(profile, "image", None)
-    return "script" if spread or (image and releases_in(image)) else "hf"
+    return "script" if spread or (place.image and releases_in(place.image)) else "hf"
 
 
 def written(job: Job) -> Iterator[tuple[str, str, Path]]:

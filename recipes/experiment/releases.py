@@ -22,7 +22,7 @@ from scripts.run.problems import Problem
 if TYPE_CHECKING:
     import nemo_run as run
 
-    from executors.base import Profile
+    from executors.base import Place
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,13 +45,13 @@ class Addressed:
 _UNKNOWN = Interface(flags=(), closed=False)
 
 
-def address(args: ScriptArgs, script: ScriptSpec, profile: "Profile") -> tuple[Addressed, list[Problem]]:
+def address(args: ScriptArgs, script: ScriptSpec, place: "Place") -> tuple[Addressed, list[Problem]]:
     """The script that `args` will be given to, of the release that the job's container has."""
-    if profile.kind == "local" and (found := _here(args, script)):
+    if place.runs_here and (found := _here(args, script)):
         return found, []
     if script.release is not None:
         return _asked(args, script, script.release)
-    image = getattr(profile, "image", None)
+    image = place.image
     releases = releases_in(image) if image and script.path is None else None
     if releases is None or is_module(args.SCRIPTS[0]):
         return _newest(args, script), []

@@ -103,8 +103,8 @@ def record_all(submissions: Sequence[Submission]) -> list[RunFolder]:
     folders = []
     try:
         for submission in submissions:
-            profile = submission.place.profile
-            key = repr((profile.kind == "local", profile.packager, profile.include))
+            place, profile = submission.place, submission.place.profile
+            key = repr((place.runs_here, profile.packager, profile.include))
             if key not in codes:
                 codes[key] = package_for(submission, submission.folder.archive)
             folders.append(_record(submission, codes[key], facts))
@@ -118,7 +118,7 @@ def record_all(submissions: Sequence[Submission]) -> list[RunFolder]:
 def package_for(submission: Submission, into: Path) -> Code | None:
     """Pack the code that travels with the job; None for a local one, which runs in the environment that submits."""
     profile = submission.place.profile
-    if profile.kind == "local":
+    if submission.place.runs_here:
         return None
     return package(Path.cwd(), into, packager=profile.packager, include=profile.include)
 

@@ -75,7 +75,7 @@ def predict_for(args: QuantizeArgs, model: Matrices, facts: ModelFacts, device: 
 
 def _device(job: Job, args: QuantizeArgs) -> Device:
     """Where `auto` leads: to a GPU where the place is known to have one, or is a cluster and the recipe is for one."""
-    has_gpu = job.gpu is not None and (job.gpu.certain or job.profile.kind in ("slurm", "lepton"))
+    has_gpu = job.gpu is not None and (job.gpu.certain or job.place.expects_gpus)
     return "GPU" if args.device == "cuda" or (args.device == "auto" and has_gpu) else "host"
 
 

@@ -93,7 +93,7 @@ def _search(job: Job) -> Search | None:
         asked=layout_of_work(job),
         room=usable(job.gpu),
         machine=(gpus_per_node(job.profile) or max(_MACHINE, job.torchrun.nproc_per_node)) if ranked else 1,
-        machines=_MACHINES if ranked and job.capabilities.multi_node else 1,
+        machines=_MACHINES if ranked and job.place.capabilities.multi_node else 1,
         sizes=_settable(job),
         copies=args.DATA_PARALLEL,
         padded=isinstance(args, MegatronLmArgs),

@@ -58,7 +58,7 @@ def need_of(job: Job) -> Need | None:
 def _room(job: Job, device: Literal["GPU", "host"]) -> int | None:
     if device == "GPU":
         return usable(job.gpu) if job.gpu else None
-    if job.profile.kind != "local":
+    if not job.place.runs_here:
         return None
     import psutil
 

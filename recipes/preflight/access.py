@@ -7,10 +7,11 @@ import re
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 
+from executors.base import is_below
 from recipes.experiment.job import Job
 from recipes.models import hub
 from recipes.models.published import is_gated, published
-from recipes.preflight.paths import NAMES_A_MODEL, is_below, mounts_of
+from recipes.preflight.paths import NAMES_A_MODEL
 from recipes.preflight.quantize import is_local
 from scripts.args.meaning import meanings
 from scripts.run.problems import Problem
@@ -42,11 +43,10 @@ def gated(job: Job) -> Iterator[Problem]:
 def _other_ways(job: Job) -> Iterator[str]:
     """What of a profile may let the job have the model all the same; nobody can tell from here."""
     yield from (f"executor.env.{name}" for name in _CACHE_VARIABLES if name in job.profile.env)
-    for key in ("setup", "pre_launch"):
-        lines = " ".join(getattr(job.profile, key, ()))
-        if any(name in lines for name in (*_TOKEN_VARIABLES, *_CACHE_VARIABLES)):
+    for key, lines in job.place.setup.items():
+        if any(name in line for line in lines for name in (*_TOKEN_VARIABLES, *_CACHE_VARIABLES)):
             yield f"executor.{key}"
-    for mount in mounts_of(job) or ():
+    for mount in job.place.mounts(job.run_dir) or ():
         at_home = any(is_below(mount.target, home) for home in _HOMES)
         if at_home or _CACHE_FOLDERS & set(PurePosixPath(mount.target).parts):
             yield f"the mount of {mount.target}"
@@ -85,12 +85,8 @@ def _fetched(job: Job) -> Iterator[tuple[str, str]]:
 
 
 def _has_token(job: Job) -> bool:
-    if job.profile.kind == "lepton":  # its secrets are the workspace's own
-        return any(name in job.profile.secrets for name in _TOKEN_VARIABLES)
-    passed = _TOKEN_VARIABLES if job.profile.kind == "local" else job.profile.secrets
-    return any(os.environ.get(name) for name in _TOKEN_VARIABLES if name in passed) or (
-        job.here and posixpath.isfile(_login_file())
-    )
+    given = any(job.place.secret(name) == "given" for name in _TOKEN_VARIABLES)
+    return given or (job.here and posixpath.isfile(_login_file()))
 
 
 def _login_file() -> str:
@@ -101,8 +97,5 @@ def _login_file() -> str:
 
 
 def _how_to_log_in(job: Job) -> str:
-    accept = "Accept its licence on the hub, then "
-    if job.profile.kind == "lepton":
-        return accept + "make a secret HF_TOKEN in the workspace and add HF_TOKEN to executor.secrets."
-    listed = job.profile.kind == "local" or any(name in job.profile.secrets for name in _TOKEN_VARIABLES)
-    return accept + ("set HF_TOKEN where you submit." if listed else "add HF_TOKEN to executor.secrets and set it.")
+    listed = next((name for name in _TOKEN_VARIABLES if job.place.secret(name) == "unset"), _TOKEN_VARIABLES[0])
+    return f"Accept its licence on the hub, then {job.place.secret_remedy(listed)}"

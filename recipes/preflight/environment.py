@@ -1,6 +1,5 @@
 """What a job has of the machine that submits it, and of its place, whatever it does."""
 
-import re
 from collections.abc import Iterator
 from dataclasses import fields
 from importlib import util
@@ -41,18 +40,17 @@ def home(job: Job) -> Iterator[Problem]:
     from nemo_run.config import get_nemorun_home
 
     home = get_nemorun_home()
-    wrong = sorted(set(re.findall(r"[^\w@%+=:,./~-]|:" if job.profile.kind == "docker" else r"[^\w@%+=:,./~-]", home)))
-    if job.profile.kind != "local" and wrong:
-        cause = f"what NeMo-Run does for {job.profile.kind} breaks on {' '.join(map(repr, wrong))} in its path"
+    if wrong := job.place.breaks_on(home):
+        cause = f"what NeMo-Run does for {job.place.title} breaks on {' '.join(map(repr, wrong))} in its path"
         remedy = "Set NEMORUN_HOME to a folder whose path has letters, digits and . _ / - only."
         yield Problem(key="NEMORUN_HOME", value=home, cause=cause, remedy=remedy)
 
 
 @check("too_many_nodes", "out_of_range")
 def machines(job: Job) -> Iterator[Problem]:
-    if not job.capabilities.multi_node and job.shape.nodes != 1:
+    if not job.place.capabilities.multi_node and job.shape.nodes != 1:
         key = "torchrun.nnodes" if job.torchrun.nnodes != 1 else "executor.nodes"
-        cause = f"the {job.profile.kind} executor has one machine"
+        cause = f"the {job.place.title} executor has one machine"
         yield Problem(name="too_many_nodes", key=key, value=job.shape.nodes, cause=cause, remedy=f"Use {key}=1.")
     shape = {"torchrun.nproc_per_node": job.torchrun.nproc_per_node, "torchrun.nnodes": job.torchrun.nnodes}
     for key, value in shape.items() | {("executor.nodes", 1 if job.profile.nodes is None else job.profile.nodes)}:
@@ -62,7 +60,7 @@ def machines(job: Job) -> Iterator[Problem]:
 
 @check("engine_not_installed", engines=("hf",))
 def engine_installed(job: Job) -> Iterator[Problem]:
-    if job.profile.kind != "local":
+    if not job.place.runs_here:
         return  # `executors check` looks at the place itself
     missing = [name for name in ENGINE_PACKAGES if util.find_spec(name) is None]
     if missing:

@@ -1,6 +1,5 @@
 """What can be wrong with one algorithm's job in particular: its named errors, each with its remedy."""
 
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -120,11 +119,12 @@ def wandb(job: Job) -> Iterator[Problem]:
     """Weights & Biases is asked for, and the job has no key of it."""
     project = job.get("wandb")
     name = "WANDB_API_KEY"
-    if name not in job.profile.secrets and job.profile.kind != "local":
+    found = job.place.secret(name)
+    if found == "unlisted":
         cause = f"the job is not given {name}: the profile's secrets do not name it"
         remedy = f"Add {name} to the secrets of the profile."
         yield Problem(key="args.wandb_project", value=project, cause=cause, remedy=remedy)
-    elif name not in os.environ and job.profile.kind != "lepton":  # Lepton keeps secrets of its own
+    elif found == "unset":
         cause = f"the job is to be given {name}, and it is not set here"
         yield Problem(key="args.wandb_project", value=project, cause=cause, remedy=f"Set {name}.")
 

@@ -31,7 +31,7 @@ def _processes(job: Job) -> Iterator[Problem]:
     for key, value in _wanted(job):
         if gpus is not None and value > gpus:
             name = "more_processes_than_gpus"
-            cause = f"each process takes a GPU, and a machine of {job.profile.kind} has {gpus}"
+            cause = f"each process takes a GPU, and a machine of {job.place.title} has {gpus}"
             remedy = f"Use {key}={gpus} and more machines, or raise executor.gpus."
             yield Problem(name=name, key=key, value=value, cause=cause, remedy=remedy, can_force=True)
 

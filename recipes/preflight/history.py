@@ -4,8 +4,9 @@ import posixpath
 from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 
+from executors.base import is_below
 from recipes.experiment.job import Job, written
-from recipes.preflight.paths import is_below, overlap, real
+from recipes.preflight.paths import overlap, real
 from recipes.preflight.provenance import Find, Origin, lineage, origin_of_spec, recorded_origin
 from recipes.preflight.quality import doubts
 from scripts.args.interpolation import MODEL_FIELDS

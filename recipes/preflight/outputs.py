@@ -76,7 +76,7 @@ def disk(job: Job) -> Iterator[Problem]:
 
 def _is_elsewhere(job: Job, anchor: Path) -> bool:
     """Whether a path whose first folder is not here is on a cluster's storage that this login node does not mount."""
-    return job.profile.kind == "slurm" and anchor == Path("/")
+    return job.place.has_own_disks and anchor == Path("/")
 
 
 @check("output_of_a_running_run", can_force=True)

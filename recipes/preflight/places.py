@@ -3,8 +3,9 @@
 import posixpath
 from collections.abc import Iterator
 
+from executors.base import Mount, is_below, mount_of
 from recipes.experiment.job import Job, written
-from recipes.preflight.paths import Mount, Named, inputs_of, is_below, mount_of, mounts_of, path_here, written_beside
+from recipes.preflight.paths import Named, inputs_of, path_here, written_beside
 from scripts.run.problems import Problem
 from scripts.run.registry import check
 
@@ -15,12 +16,12 @@ _LOOKED_FOR = frozenset({"sft_dataset_root", "test_image_path", "image_path", "p
 
 
 def _in_container(job: Job) -> bool:
-    return mounts_of(job) is not None
+    return job.place.mounts(job.run_dir) is not None
 
 
 @check("path_not_mounted", applies=_in_container, can_force=True)
 def not_mounted(job: Job) -> Iterator[Problem]:
-    mounts = mounts_of(job) or ()
+    mounts = job.place.mounts(job.run_dir) or ()
     for named in inputs_of(job):
         if mount_of(named.path, mounts) is None:
             yield _unseen(named, mounts, job, of_image=_in_image(named.path))
@@ -34,7 +35,7 @@ def not_mounted(job: Job) -> Iterator[Problem]:
                 key=named.key,
                 value=named.path,
                 cause=cause,
-                remedy=_how_to_mount(named.path, job),
+                remedy=job.place.mount_remedy(named.path),
             )
 
 
@@ -47,7 +48,7 @@ def _unseen(named: Named, mounts: tuple[Mount, ...], job: Job, *, of_image: bool
         key=named.key,
         value=named.path,
         cause=cause,
-        remedy=_how_to_mount(named.path, job),
+        remedy=job.place.mount_remedy(named.path),
         severity="warning" if of_image else "error",
     )
 
@@ -57,16 +58,9 @@ def _there_are(mounts: tuple[Mount, ...], job: Job) -> str:
     return f"; it sees {', '.join(targets[:4])}{' ...' if len(targets) > 4 else ''}" if targets else ""
 
 
-def _how_to_mount(path: str, job: Job) -> str:
-    if job.profile.kind == "lepton":
-        return "Name a folder below the mount_path of one of executor.mounts, or mount its storage there."
-    folder = posixpath.dirname(path.rstrip("/")) or "/"
-    return f"Add {folder}:{folder} (or what holds it) to executor.mounts."
-
-
 @check("output_on_readonly_mount", applies=_in_container)
 def read_only(job: Job) -> Iterator[Problem]:
-    mounts = mounts_of(job) or ()
+    mounts = job.place.mounts(job.run_dir) or ()
     for named in _outputs(job):
         mount = mount_of(named.path, mounts)
         if mount is not None and mount.read_only:
@@ -95,7 +89,7 @@ def missing_where_mounted(job: Job) -> Iterator[Problem]:
                 value=named.path,
                 cause=cause,
                 remedy="Name what is there, or make it first.",
-                can_force=job.profile.kind == "slurm",  # a node may have disks that the login node has not
+                can_force=job.place.has_own_disks,
             )
 
 

@@ -12,9 +12,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from executors.base import is_below
 from recipes.experiment.job import Job, written
 from recipes.experiment.store import RunFolder, runs_dir, scheduler_of
-from recipes.preflight.paths import inputs_of, is_below
+from recipes.preflight.paths import inputs_of
 from scripts.args.interpolation import MODEL_FIELDS
 from scripts.checkpoints.documents import parse_json, read_bytes, read_json
 from scripts.run.errors import JobError

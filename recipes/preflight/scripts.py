@@ -65,7 +65,7 @@ def command(job: Job) -> Argv:
 
 @check("script_not_found", engines=("script",))
 def script_found(job: Job) -> Iterator[Problem]:
-    if job.profile.kind != "local":
+    if not job.place.runs_here:
         return  # the node says so
     try:
         locate(job.args.SCRIPTS, job.script.path)

@@ -32,7 +32,7 @@ def tool_values(job: Job) -> Iterator[Problem]:
 @check("megatron_core_missing", "harness_not_installed", "server_not_installed", engines=("script", None))
 def tool_installed(job: Job) -> Iterator[Problem]:
     """What a tool needs and this environment, in which a local job runs, does not have."""
-    if job.profile.kind != "local":
+    if not job.place.runs_here:
         return
     try:
         _refuse_without(job)

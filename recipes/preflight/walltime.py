@@ -26,7 +26,7 @@ def limit_hours(text: str) -> float | None:
 
 
 def _too_short(job: Job) -> Iterator[Problem]:
-    asked = str(getattr(job.profile, "time", ""))
+    asked = job.place.time_limit or ""
     limit, estimate = limit_hours(asked), hours_of(job)
     if limit is None or estimate is None or limit >= estimate.low:
         return
@@ -58,7 +58,7 @@ def _slurm(hours: float) -> str:
 
 
 def _is_limited(job: Job) -> bool:
-    return bool(getattr(job.profile, "time", None))
+    return bool(job.place.time_limit)
 
 
 CHECKS: tuple[Check, ...] = (

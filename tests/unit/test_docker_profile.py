@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from executors.base import Launch, SchedulerJob
+from executors.base import Launch, Mount, SchedulerJob
 from executors.docker.job import container_name
 from executors.docker.place import DockerPlace, docker
-from executors.docker.profile import DockerProfile, nemo_run_ulimit, numeric_user, parse_mount
+from executors.docker.profile import DockerProfile, nemo_run_ulimit, numeric_user
 from executors.docker.state import CANCELLED, STATUS, ended, exit_status
 from executors.docker.text import api_requests, as_scheduled
 from executors.profiles.load import load_profile, place_of
@@ -78,9 +78,9 @@ def test_the_shipped_profile_is_right(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_mounts_are_read_as_docker_reads_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/me")
-    assert str(parse_mount("/a b:/c:ro")) == "/a b:/c:ro"
-    assert str(parse_mount("~/models:/m")) == "/home/me/models:/m:rw"
-    assert not parse_mount("cache:/c").is_path
+    assert str(Mount.parse("/a b:/c:ro")) == "/a b:/c:ro"
+    assert str(Mount.parse("~/models:/m")) == "/home/me/models:/m:rw"
+    assert not Mount.parse("cache:/c").is_path
 
 
 def test_ulimits_and_users() -> None:
