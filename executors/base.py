@@ -9,12 +9,15 @@ import posixpath
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from scripts.run.errors import JobError
+from scripts.run.files import write_private
 from scripts.run.problems import Problem
+from scripts.run.record import DamagedRecordError, read_record
 
 if TYPE_CHECKING:
     import nemo_run as run
@@ -183,8 +186,8 @@ class SubmitError(JobError):
 class Place(ABC):
     """A profile that can act, and what it knows of its jobs; nothing above asks which kind it is.
 
-    Every abstract method may raise UnreachableError, but for `executor` and `problems`, which reach nothing. What
-    stands below them is answered from the profile's values alone; a kind overrides what differs.
+    Abstract methods may raise UnreachableError, but for `executor` and `problems`, which reach nothing. The others
+    answer for run directories on this machine, and from the profile's values; a kind overrides what differs.
     """
 
     profile: Profile
@@ -214,14 +217,6 @@ class Place(ABC):
         """Exactly what would be submitted, of an experiment that was added to but not run."""
 
     @abstractmethod
-    def stage(self, files: Mapping[str, bytes]) -> None:
-        """Put whole files (mode 0600, folders made) where the job will look for them, before it is submitted."""
-
-    @abstractmethod
-    def unstage(self, paths: Sequence[str]) -> None:
-        """Remove files that `stage` put; those already gone are no error."""
-
-    @abstractmethod
     def expected(self, experiment: Any, launch: Launch) -> SchedulerJob | None:
         """What a submission is going to return, or how its job will be found; None where only NeMo-Run decides.
 
@@ -237,20 +232,36 @@ class Place(ABC):
         """By run id; None for a job that the scheduler does not know (any more)."""
 
     @abstractmethod
-    def records(self, jobs: Sequence[SchedulerJob]) -> dict[str, dict[str, Any]]:
-        """run.json by run id, of those that can be read."""
-
-    @abstractmethod
-    def log(self, job: SchedulerJob, name: str, offset: int) -> bytes:
-        """What logs/`name` of the run directory (or, before it exists, the launcher) holds from byte `offset` on."""
-
-    @abstractmethod
     def cancel(self, job: SchedulerJob) -> None:
         """Ask for the end of a job; returns when that is under way."""
 
     @abstractmethod
     def probes(self) -> Iterator[Probe]:
         """Try whether a job could really run here, one thing after another."""
+
+    def stage(self, files: Mapping[str, bytes]) -> None:
+        """Put whole files (mode 0600, folders made) where the job will look for them, before it is submitted."""
+        for path, content in files.items():
+            write_private(Path(path), content)
+
+    def unstage(self, paths: Sequence[str]) -> None:
+        """Remove files that `stage` put, and the folder of each that is empty then; what is gone is no error."""
+        for path in map(Path, paths):
+            path.unlink(missing_ok=True)
+            with suppress(OSError):  # a folder that holds something else, or is gone
+                path.parent.rmdir()
+
+    def records(self, jobs: Sequence[SchedulerJob]) -> dict[str, dict[str, Any]]:
+        """run.json by run id, of those that can be read."""
+        found = {}
+        for job in jobs:
+            with suppress(DamagedRecordError):
+                found[job.run_id] = read_record(Path(job.run_dir))
+        return found
+
+    def log(self, job: SchedulerJob, name: str, offset: int) -> bytes:
+        """What logs/`name` of the run directory (or, before it exists, the launcher) holds from byte `offset` on."""
+        return read_from(Path(job.run_dir) / "logs" / name, offset)
 
     #: Whether a job runs in the environment that submits it: nothing has to travel, and what is installed is seen.
     runs_here: ClassVar[bool] = False
@@ -314,3 +325,15 @@ class Place(ABC):
     def breaks_on(self, home: str) -> str:
         """Characters in the path of NeMo-Run's home that its commands for this kind do not survive."""
         return "".join(sorted(set(_PLAIN.sub("", home))))
+
+
+def read_from(path: Path, offset: int) -> bytes:
+    """A file of this machine from byte `offset` on; empty when it is not there yet. Raises UnreachableError."""
+    try:
+        with path.open("rb") as handle:
+            handle.seek(offset)
+            return handle.read()
+    except FileNotFoundError:
+        return b""
+    except OSError as error:
+        raise UnreachableError("log_unreadable", f"{path}: {error.strerror}.") from error

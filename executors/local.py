@@ -19,7 +19,6 @@ from executors.base import (
     Profile,
     SchedulerJob,
     SubmitError,
-    UnreachableError,
 )
 from scripts.run.identity import is_alive
 from scripts.run.problems import Problem
@@ -104,16 +103,6 @@ class LocalPlace(Place):
         own = {**self.profile.env, "NEMO_RUN_DIR": launch.run_dir}
         return json.dumps({"command": replica.args, "env": own}, indent=2, ensure_ascii=False)
 
-    def stage(self, files: Mapping[str, bytes]) -> None:
-        from scripts.run.files import write_private
-
-        for path, content in files.items():
-            write_private(Path(path), content)
-
-    def unstage(self, paths: Sequence[str]) -> None:
-        for path in paths:
-            Path(path).unlink(missing_ok=True)
-
     def expected(self, experiment: Any, launch: Launch) -> SchedulerJob | None:
         return None  # the job says itself, in its run directory, that it is there
 
@@ -142,12 +131,6 @@ class LocalPlace(Place):
         }
         return known.get(state, JobState(state="running"))
 
-    def records(self, jobs: Sequence[SchedulerJob]) -> dict[str, dict[str, Any]]:
-        return local_records(jobs)
-
-    def log(self, job: SchedulerJob, name: str, offset: int) -> bytes:
-        return local_log(Path(job.run_dir) / "logs" / name, offset)
-
     def cancel(self, job: SchedulerJob) -> None:
         """SIGTERM to the job's process; it records that it was cancelled."""
         experiment = self._experiments.get(job.run_id)
@@ -174,24 +157,3 @@ class LocalPlace(Place):
         yield Probe(name="output_root", passed=writable, detail=f"{root}, in {existing}", remedy=remedy)
         free = shutil.disk_usage(existing).free
         yield Probe(name="disk", passed=free > 1 << 30, detail=f"{free / 1e9:.1f} GB free", remedy="Free some space.")
-
-
-def local_records(jobs: Sequence[SchedulerJob]) -> dict[str, dict[str, Any]]:
-    """run.json of jobs whose run directories lie on this machine (or on storage that it shares)."""
-    found = {}
-    for job in jobs:
-        with suppress(DamagedRecordError):
-            found[job.run_id] = read_record(Path(job.run_dir))
-    return found
-
-
-def local_log(path: Path, offset: int) -> bytes:
-    """A file from byte `offset` on; empty when it is not there yet."""
-    try:
-        with path.open("rb") as handle:
-            handle.seek(offset)
-            return handle.read()
-    except FileNotFoundError:
-        return b""
-    except OSError as error:
-        raise UnreachableError("log_unreadable", f"{path}: {error.strerror}.") from error

@@ -24,6 +24,7 @@ from executors.base import (
     SchedulerJob,
     SubmitError,
     UnreachableError,
+    read_from,
 )
 from executors.docker.engine import (
     LABEL,
@@ -41,7 +42,6 @@ from executors.docker.engine import (
 from executors.docker.job import build_executor, container_name, image_env, job_env, own_volumes
 from executors.docker.profile import DockerProfile, numeric_user, wrong_values
 from executors.docker.state import CANCELLED, LOG, STATUS, ended, exit_status
-from executors.local import local_log, local_records
 from scripts.run.problems import Problem
 
 if TYPE_CHECKING:
@@ -137,17 +137,9 @@ class DockerPlace(Place):
         return json.dumps(shown, indent=2, ensure_ascii=False)
 
     def stage(self, files: Mapping[str, bytes]) -> None:
-        from scripts.run.files import write_private
-
-        for path, content in files.items():
-            write_private(Path(path), content)
-            self._give(Path(path).parent, Path(path))
-
-    def unstage(self, paths: Sequence[str]) -> None:
-        for path in paths:
-            Path(path).unlink(missing_ok=True)
-            with suppress(OSError):  # a folder that holds something else, or is gone
-                Path(path).parent.rmdir()
+        super().stage(files)
+        for path in map(Path, files):
+            self._give(path.parent, path)
 
     def expected(self, experiment: Any, launch: Launch) -> SchedulerJob:
         folder = experiment.jobs[0].executor.job_dir
@@ -213,12 +205,9 @@ class DockerPlace(Place):
         died_with, out_of_memory = exit_of(client, job.id)
         return ended(job, died_with if code is None else code, out_of_memory)
 
-    def records(self, jobs: Sequence[SchedulerJob]) -> dict[str, dict[str, Any]]:
-        return local_records(jobs)
-
     def log(self, job: SchedulerJob, name: str, offset: int) -> bytes:
         logs = Path(job.run_dir) / "logs"
-        return local_log(logs / name if (logs / name).exists() else logs / LOG, offset)
+        return read_from(logs / name if (logs / name).exists() else logs / LOG, offset)
 
     def cancel(self, job: SchedulerJob) -> None:
         """Let the job record that it was cancelled, then remove its container; returns when both are done."""

@@ -10,7 +10,7 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
@@ -171,12 +171,6 @@ class LeptonPlace(Place):
         group = f"<id of node group {self.profile.node_group}>"
         specification = job_specification(self.profile, launch, self._environment(launch), package, group)
         return f"{json.dumps(readable(specification), indent=2)}\n\n# launch.sh, in the package:\n{script}"
-
-    def stage(self, files: Mapping[str, bytes]) -> None:
-        """Nothing: the job makes its own run directory."""
-
-    def unstage(self, paths: Sequence[str]) -> None:
-        """Nothing: `stage` put nothing."""
 
     def expected(self, experiment: Any, launch: Launch) -> SchedulerJob:
         return SchedulerJob(

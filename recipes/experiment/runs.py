@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from executors.local import local_log
+from executors.base import read_from
 from recipes.experiment.standing import Run, is_elsewhere, look
 from recipes.experiment.store import Handle, RunFolder, runs_dir
 from scripts.run.errors import JobError
@@ -53,7 +53,7 @@ def log_piece(run: Run, name: str, offset: int) -> bytes:
     except DamagedRecordError:
         handle = None
     if handle is None or (job := handle.known_job) is None:
-        return local_log(folder.dir / "logs" / name, offset)
+        return read_from(folder.dir / "logs" / name, offset)
     place = handle.place()
     began = "started_at" in run.record or run.ended or not place.capabilities.reads_run_dir
     return place.log(job, name, offset) if began else b""
