@@ -14,9 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from scripts.run.errors import JobError
 from scripts.run.files import write_private
-from scripts.run.problems import Problem
+from scripts.run.problems import JobError, Problem
 from scripts.run.record import DamagedRecordError, read_record
 
 if TYPE_CHECKING:

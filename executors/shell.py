@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from executors.base import UnreachableError
-from scripts.run.errors import JobError
+from scripts.run.problems import JobError
 
 _CONNECT_SECONDS = 10
 #: How long the shared connection stays open after its last use.

@@ -19,7 +19,7 @@ from scripts.args.probe import ProbeArgs
 from scripts.args.quantize import QuantizeArgs
 from scripts.args.serve import ServeArgs
 from scripts.engines.script.locate import installed
-from scripts.run.errors import JobError
+from scripts.run.problems import JobError
 from scripts.run.record import Record
 from scripts.run.session import run_job, values_given
 

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import yaml
 
 from configs import CONFIGS
-from scripts.run.errors import JobError
+from scripts.run.problems import JobError
 
 Kind = Literal["format", "config", "builtin_recipe", "recipe_file"]
 FACTS = CONFIGS / "formats.yaml"

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from scripts.args.probe import ProbeArgs
-from scripts.run.errors import JobError
 from scripts.run.files import staged, write_json
+from scripts.run.problems import JobError
 from scripts.run.record import Record
 
 _WAIT_SECONDS = 60.0

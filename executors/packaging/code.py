@@ -19,8 +19,7 @@ from typing import IO, Any, Literal, cast
 from configs import CONFIGS
 from executors.base import OWN_CODE, Packaging
 from executors.packaging.files import Selection, select, shown
-from scripts.run.errors import JobError
-from scripts.run.problems import Problem, ProblemsError
+from scripts.run.problems import JobError, Problem, ProblemsError
 
 OWN_FOLDER = Path(OWN_CODE).name
 OWN_PACKAGES = ("configs", "executors", "recipes", "scripts")

@@ -6,9 +6,8 @@ from typing import NoReturn
 
 from executors.profiles.files import NAME, ProfileFile, parse, shipped_file, user_file
 from executors.profiles.load import kinds
-from scripts.run.errors import JobError
 from scripts.run.files import write_text
-from scripts.run.problems import Problem, ProblemsError, nearest
+from scripts.run.problems import JobError, Problem, ProblemsError, nearest
 
 #: For a new file of one's own: names of hosts, users and accounts are nobody else's business.
 _PRIVATE = 0o600

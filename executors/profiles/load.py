@@ -21,8 +21,7 @@ from executors.base import Profile
 from executors.profiles.files import Layer, names_of, read_own, read_shipped
 from executors.profiles.values import Values, hints_of
 from scripts.args.typed import convert
-from scripts.run.errors import JobError
-from scripts.run.problems import Problem, nearest
+from scripts.run.problems import JobError, Problem, nearest
 
 if TYPE_CHECKING:
     from executors.base import Place

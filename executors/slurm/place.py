@@ -22,8 +22,7 @@ from executors.slurm.script import (
     quote,
     setup_lines,
 )
-from scripts.run.errors import JobError
-from scripts.run.problems import Problem, ProblemsError, nearest
+from scripts.run.problems import JobError, Problem, ProblemsError, nearest
 
 if TYPE_CHECKING:
     import nemo_run as run

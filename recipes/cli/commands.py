@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from scripts.run.errors import JobError
-from scripts.run.problems import ProblemsError
+from scripts.run.problems import JobError, ProblemsError
 
 _FAILED, _REFUSED, _INTERRUPTED = 1, 2, 130
 

@@ -67,8 +67,7 @@ def init(
     Example: nemo experiment executors init slurm --name dgx-h100
     """
     from executors.profiles.init import add_profile
-    from scripts.run.errors import JobError
-    from scripts.run.problems import ProblemsError
+    from scripts.run.problems import JobError, ProblemsError
 
     if file is not None and here:
         raise typer.BadParameter("give --file or --here, not both")
@@ -102,7 +101,7 @@ def check(
     """
     from executors.base import Probe
     from executors.profiles.load import load_profile, place_of
-    from scripts.run.errors import JobError
+    from scripts.run.problems import JobError
 
     overrides, problems = _overrides(words or [])
     profile, wrong = load_profile(name, overrides, files=profiles)

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from recipes.cli.document import print_json
-from scripts.run.errors import JobError
-from scripts.run.problems import Problem
+from scripts.run.problems import JobError
 
 if TYPE_CHECKING:
     from scripts.checkpoints import Checkpoint
@@ -87,11 +86,11 @@ def _print_error(error: JobError, path: Path, *, as_json: bool) -> None:
     """A damaged file is a failure; a path that cannot be looked at is a problem with what was asked."""
     if error.name == "unreadable_checkpoint":
         if as_json:
-            cause = {"name": error.name, "message": error.cause, "remedy": error.remedy}
+            cause = error.as_data()
             print_json({"state": "failed", "error": cause})
         print(f"failed: {_printable(error)}", file=sys.stderr)
         return
-    problem = Problem(name=error.name, key="PATH", value=str(path), cause=error.cause, remedy=error.remedy)
+    problem = error.as_problem("PATH", str(path))
     if as_json:
         print_json({"state": "refused", "problems": [vars(problem)]})
     print(_printable(problem), file=sys.stderr)

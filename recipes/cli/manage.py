@@ -5,8 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from scripts.run.errors import JobError
-from scripts.run.problems import ProblemsError
+from scripts.run.problems import JobError, ProblemsError
 
 if TYPE_CHECKING:
     from recipes.experiment.store import RunFolder

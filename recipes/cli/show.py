@@ -11,9 +11,7 @@ from recipes.cli.preview import code_line, preview_of, print_preview, print_text
 from recipes.experiment.examine import Submission
 from recipes.experiment.standing import Run
 from recipes.experiment.sweep import is_array
-from scripts.run.errors import JobError
-from scripts.run.problems import Problem
-from scripts.run.session import error_line
+from scripts.run.problems import JobError, Problem, error_line
 
 if TYPE_CHECKING:
     from recipes.catalogue import Recipe
@@ -159,7 +157,7 @@ class Output:
     def failure(self, error: JobError) -> None:
         """A submission that failed, in one line."""
         if self.as_json:
-            cause = {"name": error.name, "message": error.cause, "remedy": error.remedy}
+            cause = error.as_data()
             print_json({"state": "failed", "error": cause})
         print(f"failed: {error}", file=sys.stderr)
 

@@ -14,7 +14,7 @@ from typing import Any
 from executors.base import Launch, Place, SchedulerJob, SubmitError
 from recipes.experiment.store import RunFolder, handle_of
 from scripts.entrypoints import current
-from scripts.run.errors import JobError, of_os_error
+from scripts.run.problems import JobError
 from scripts.run.secrets import pack_secrets
 
 
@@ -26,7 +26,7 @@ def named_failures() -> Iterator[None]:
     except JobError:
         raise
     except OSError as error:
-        raise of_os_error(error) from error
+        raise JobError.of_os_error(error) from error
     except Exception as error:
         cause = f"{type(error).__name__}: {error}"
         raise JobError("launch_failed", cause, "NeMo-Run or the executor failed; nothing runs.") from error
@@ -38,7 +38,7 @@ def disk_failures() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise of_os_error(error) from error
+        raise JobError.of_os_error(error) from error
 
 
 def deliver(folders: Sequence[RunFolder], place: Place, launch: Launch, experiment: Any) -> SchedulerJob:

@@ -13,8 +13,7 @@ from scripts.args.interpolation import MODEL_FIELDS, resolve, tag_of
 from scripts.args.meaning import Engine, Role, ScriptSpec, Torchrun, field_of, meanings, value_of
 from scripts.engines.script.locate import installed
 from scripts.engines.script.tables import releases_in
-from scripts.run.errors import JobError
-from scripts.run.problems import Problem
+from scripts.run.problems import JobError, Problem
 
 if TYPE_CHECKING:
     import nemo_run as run
@@ -114,7 +113,7 @@ def job_of(
     try:
         resolved = type(args)(**resolve(asdict(args), run_dir=run_dir, run_tag=tag_of(args)))
     except JobError as error:
-        return None, [Problem(name=error.name, key="args", value=None, cause=error.cause, remedy=error.remedy)]
+        return None, [error.as_problem("args")]
     addressed, problems = address(args, script, place) if engine == "script" else (None, [])
     job = Job(
         recipe=partial.recipe,

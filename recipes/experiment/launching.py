@@ -12,7 +12,7 @@ from recipes.experiment.delivery import deliver, named_failures, opened_experime
 from recipes.experiment.standing import Run, look
 from recipes.experiment.store import Handle, RunFolder, handle_of, scheduler_of
 from scripts.run.diagnosis import diagnose_unbegun
-from scripts.run.errors import JobError
+from scripts.run.problems import JobError, error_data
 from scripts.run.record import FINAL_STATES, Record, read_record
 
 _POLL_SECONDS = 0.3
@@ -173,7 +173,7 @@ def finish(folder: RunFolder, state: str, name: str, cause: str, remedy: str = "
     record = read_record(folder.dir)
     if record["state"] in FINAL_STATES:
         return
-    error = {"name": name, "message": cause, "remedy": remedy}
+    error = error_data(name, cause, remedy)
     found = diagnose_unbegun(error)
     with suppress(OSError):  # a full disk: then `look` finds that nobody looks after it
         ended = Record(folder.dir, record)

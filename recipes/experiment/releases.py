@@ -72,7 +72,7 @@ def address(args: ScriptArgs, script: ScriptSpec, place: "Place") -> tuple[Addre
 def _here(args: ScriptArgs, script: ScriptSpec) -> Addressed | None:
     """On this machine the script itself says what it takes."""
     from scripts.engines.script.source import read_interface
-    from scripts.run.errors import JobError
+    from scripts.run.problems import JobError
 
     try:
         located = locate(args.SCRIPTS, script.path)

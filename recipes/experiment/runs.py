@@ -11,9 +11,8 @@ from typing import Any
 from executors.base import read_from
 from recipes.experiment.standing import Run, is_elsewhere, look
 from recipes.experiment.store import Handle, RunFolder, runs_dir
-from scripts.run.errors import JobError
 from scripts.run.identity import identity, is_alive
-from scripts.run.problems import Problem, ProblemsError, nearest
+from scripts.run.problems import JobError, Problem, ProblemsError, error_data, nearest
 from scripts.run.record import DamagedRecordError, Record, read_record
 
 _POLL_SECONDS = 0.3
@@ -97,7 +96,7 @@ def cancel_run(folder: RunFolder, seconds: float = 30.0) -> Run:
         handle.place().cancel(job)
     else:  # it never got to its scheduler
         Record(folder.dir, read_record(folder.dir)).finish(
-            "cancelled", {"name": "cancelled", "message": "cancelled before it was submitted", "remedy": ""}
+            "cancelled", error_data("cancelled", "cancelled before it was submitted")
         )
     deadline = time.monotonic() + seconds
     while not (run := look([folder.dir])[0]).ended and time.monotonic() < deadline:

@@ -10,8 +10,8 @@ from typing import Any
 from executors.base import JobState, Place, UnreachableError
 from recipes.experiment.store import Handle, RunFolder
 from scripts.run.diagnosis import LOG_BYTES, diagnose, is_vague
-from scripts.run.errors import JobError
 from scripts.run.identity import is_alive
+from scripts.run.problems import JobError, error_data
 from scripts.run.record import FINAL_STATES, DamagedRecordError, Record, now, observe, read_json, read_record
 from scripts.run.session import rank_error
 
@@ -98,7 +98,7 @@ def _one(folder: RunFolder, seen: JobState | None, remote: dict[str, Any] | None
             return Run(id=folder.id, dir=folder.dir, record=observe(folder.dir))
     except DamagedRecordError as error:
         remedy = f"Its job, if it has one, goes on. Put the file right, or remove {folder.dir}."
-        cause = {"name": "damaged_record", "message": str(error), "remedy": remedy}
+        cause = error_data("damaged_record", str(error), remedy)
         record = {"id": folder.id, "state": "unreadable", "error": cause}
         return Run(id=folder.id, dir=folder.dir, record=record)
     where = handle.executor
@@ -236,4 +236,4 @@ def _began(record: dict[str, Any]) -> float:
 
 
 def _ended(state: str, name: str, message: str, remedy: str) -> dict[str, Any]:
-    return {"state": state, "finished_at": now(), "error": {"name": name, "message": message, "remedy": remedy}}
+    return {"state": state, "finished_at": now(), "error": error_data(name, message, remedy)}

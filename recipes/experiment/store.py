@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from executors.base import Launch, Place, SchedulerJob
-from scripts.run.errors import JobError
 from scripts.run.files import write_json
+from scripts.run.problems import JobError
 from scripts.run.record import DamagedRecordError
 
 

@@ -15,8 +15,7 @@ from recipes.experiment.standing import Run, look, recorded
 from recipes.experiment.store import RunFolder, handle_of
 from recipes.experiment.submit import needs_supervisor, record_all, start
 from recipes.values import set_value
-from scripts.run.errors import JobError
-from scripts.run.problems import Problem, ProblemsError
+from scripts.run.problems import JobError, Problem, ProblemsError
 from scripts.run.record import read_record
 
 if TYPE_CHECKING:

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.checkpoints.headers import read_header
-from scripts.run.errors import JobError
-from scripts.run.problems import nearest
+from scripts.run.problems import JobError, nearest
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "spiece.model")
 Trouble = tuple[str, str, str]

@@ -4,7 +4,7 @@ import os
 import re
 from pathlib import Path
 
-from scripts.run.errors import JobError
+from scripts.run.problems import JobError
 
 _TIMEOUT_SECONDS = 8.0
 

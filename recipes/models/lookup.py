@@ -10,7 +10,7 @@ from recipes.models.config import facts_from_config
 from recipes.models.model import ModelFacts
 from recipes.models.published import SOURCE, is_gated, published
 from scripts.checkpoints.documents import read_json
-from scripts.run.errors import JobError
+from scripts.run.problems import JobError
 from scripts.tiny.model import TINY_MODELS, TinyModel
 
 _SIDECAR = "hf_quant_config.json"

@@ -9,7 +9,7 @@ from pathlib import Path
 from recipes.models import ModelFacts, hub
 from recipes.planner.parameters import count
 from scripts.checkpoints.headers import read_header
-from scripts.run.errors import JobError
+from scripts.run.problems import JobError
 from scripts.tiny.model import TINY_MODELS, cache_path, default_cache_root, is_cached
 
 #: What ModelOpt leaves alone by name in every format. Source: modelopt_recipes' unit default_disabled_quantizers.

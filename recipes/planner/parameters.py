@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from recipes.models.model import ModelFacts, MultiLatent, Part
-from scripts.run.errors import JobError
+from scripts.run.problems import JobError
 
 _Fact = TypeVar("_Fact")
 

@@ -21,8 +21,7 @@ from recipes.planner.work import layout_of_work
 from recipes.preflight.paths import model_folder
 from recipes.preflight.scripts import command
 from recipes.preflight.subjects import notes
-from scripts.run.errors import JobError
-from scripts.run.problems import Problem, ProblemsError
+from scripts.run.problems import JobError, Problem, ProblemsError
 from scripts.run.registry import Skipped
 
 if TYPE_CHECKING:

@@ -14,8 +14,7 @@ from scripts.args.convert import MergeLoraArgs
 from scripts.args.meaning import meanings
 from scripts.checkpoints import Checkpoint, look
 from scripts.checkpoints.documents import read_json
-from scripts.run.errors import JobError
-from scripts.run.problems import Problem
+from scripts.run.problems import JobError, Problem
 from scripts.run.registry import check
 
 _TRAINED_BY = ("optimizer*", "scheduler.pt", "rng_state*.pth", "global_step*")

@@ -18,8 +18,8 @@ from recipes.experiment.store import RunFolder, runs_dir, scheduler_of
 from recipes.preflight.paths import inputs_of
 from scripts.args.interpolation import MODEL_FIELDS
 from scripts.checkpoints.documents import parse_json, read_bytes, read_json
-from scripts.run.errors import JobError
 from scripts.run.identity import is_alive
+from scripts.run.problems import JobError
 from scripts.run.record import FINAL_STATES, DamagedRecordError
 
 #: Of recorded runs, how many are looked through: the newest ones. A home may hold thousands.

@@ -9,8 +9,7 @@ from recipes.models.folder import linear_shapes, local_model_problem
 from scripts.data.texts import read, source_of
 from scripts.engines.hf.quantizers import refuse_compress, refuse_weight_only
 from scripts.formats import FITS_ANY_WIDTH, FORMATS, format_error, format_problems
-from scripts.run.errors import JobError
-from scripts.run.problems import Problem
+from scripts.run.problems import JobError, Problem
 from scripts.run.registry import check
 
 _PARALLEL = ("tp", "pp", "ep", "etp")

@@ -16,8 +16,7 @@ from scripts.engines.script.flags import Interface
 from scripts.engines.script.inputs import checkpoint_problems
 from scripts.engines.script.locate import is_module, locate
 from scripts.engines.script.tables import interface_of, releases_of
-from scripts.run.errors import JobError
-from scripts.run.problems import Problem
+from scripts.run.problems import JobError, Problem
 from scripts.run.registry import check
 
 #: What the choice of a format is called where it is not one.

@@ -6,8 +6,7 @@ from recipes.experiment.job import Job
 from scripts.args.data import PrepareDataArgs
 from scripts.args.evaluate import EvaluateArgs
 from scripts.args.serve import ServeArgs
-from scripts.run.errors import JobError
-from scripts.run.problems import Problem
+from scripts.run.problems import JobError, Problem
 from scripts.run.registry import check
 
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePath
 from typing import Any
 
-from scripts.run.errors import JobError
+from scripts.run.problems import JobError
 
 
 def resolve(values: dict[str, Any], *, run_dir: Path, run_tag: str) -> dict[str, Any]:

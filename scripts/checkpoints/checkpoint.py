@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from scripts.run.errors import JobError
+from scripts.run.problems import JobError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from scripts.checkpoints.iterations import choose, holds_ranks, holds_weights, i
 from scripts.checkpoints.megatron import look_sharded
 from scripts.checkpoints.sizes import measure
 from scripts.checkpoints.unsharded import look_file, look_ranks
-from scripts.run.errors import JobError
+from scripts.run.problems import JobError
 
 _KNOWN = (
     "Known are Hugging Face and PEFT folders, Megatron checkpoints and their iterations, NeMo folders, files of "

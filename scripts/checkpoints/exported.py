@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from scripts.run.errors import JobError
+from scripts.run.problems import JobError
 
 
 def exported_algorithm(folder: Path) -> str | None:

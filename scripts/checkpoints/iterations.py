@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scripts.checkpoints.documents import read_bytes
-from scripts.run.errors import JobError
+from scripts.run.problems import JobError
 
 TRACKER = "latest_checkpointed_iteration.txt"
 RELEASE = "release"

@@ -10,7 +10,7 @@ from scripts.checkpoints.iterations import Choice
 from scripts.checkpoints.quantization import Modes, Quantization, modes_of, of_modes, restores_something
 from scripts.checkpoints.sharded import COMMON_FILE, METADATA, Shards, common_state, read_shards
 from scripts.checkpoints.tensors import Tensor, parameters, stored
-from scripts.run.errors import JobError
+from scripts.run.problems import JobError
 
 _BACKEND = "metadata.json"  # written last, when everything else is there
 _STATE = "modelopt_state"

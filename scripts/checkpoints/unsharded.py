@@ -12,7 +12,7 @@ from scripts.checkpoints.pickles import mapping_of
 from scripts.checkpoints.quantization import Modes, modes_of, of_modes, restores_something
 from scripts.checkpoints.tensors import Tensor, parameters, stored
 from scripts.checkpoints.torch_files import read_torch, tensors_of
-from scripts.run.errors import JobError
+from scripts.run.problems import JobError
 
 _RANK_FILES = "mp_rank_*/model_optim_rng.pt"
 #: Where frameworks put a model's tensors; Megatron numbers its virtual pipeline stages.

@@ -13,8 +13,8 @@ from scripts.engines.script.command import ScriptJob
 from scripts.engines.script.engine import run_script
 from scripts.engines.script.locate import locate
 from scripts.engines.script.source import read_interface
-from scripts.run.errors import JobError
 from scripts.run.files import write_json
+from scripts.run.problems import JobError
 from scripts.run.record import Record
 from scripts.tiny.named import local_model
 
@@ -26,7 +26,7 @@ def prepare(job: ScriptJob, record: Record) -> None:
     args = job.args
     assert isinstance(args, PrepareDataArgs)
     for problem in source_problems(args):
-        raise JobError(problem.name, f"{problem.key}: {problem.cause}.", problem.remedy)
+        raise problem.as_error()
     refuse_without_core()
     tokenizer = local_model(args.tokenizer, record)
     values: dict[str, Any] = {"tokenizer": tokenizer}

@@ -11,8 +11,7 @@ from typing import IO, Any, cast
 
 from scripts.args.data import PrepareDataArgs
 from scripts.data import texts
-from scripts.run.errors import JobError
-from scripts.run.problems import Problem
+from scripts.run.problems import JobError, Problem
 
 #: The text that the built-in models were trained on.
 BUILT_IN = "tiny:text"

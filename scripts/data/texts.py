@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from scripts.run.errors import JobError
+from scripts.run.problems import JobError
 
 #: Looked for in this order when no key is named.
 TEXT_KEYS = (

@@ -5,8 +5,7 @@ from importlib import util
 
 from scripts.args.evaluate import EvaluateArgs
 from scripts.args.meaning import ScriptSpec
-from scripts.run.errors import JobError
-from scripts.run.problems import Problem
+from scripts.run.problems import JobError, Problem
 
 
 def refuse_without_harness(script: ScriptSpec) -> None:

@@ -22,8 +22,8 @@ from scripts.evaluation.scores import (
     scores_of,
 )
 from scripts.evaluation.tasks import write_tasks
-from scripts.run.errors import JobError
 from scripts.run.files import staged
+from scripts.run.problems import JobError
 from scripts.run.record import Record
 from scripts.tiny.named import local_model
 
@@ -60,7 +60,7 @@ def score_checkpoint(job: ScriptJob, record: Record) -> None:
 
 def _refuse(args: EvaluateArgs) -> None:
     for problem in evaluate_problems(args):
-        raise JobError(problem.name, f"{problem.key}={problem.value}: {problem.cause}.", problem.remedy)
+        raise problem.as_error()
 
 
 def _report(args: EvaluateArgs, loading: Loading, baseline: Baseline | None, folder: Path, record: Record) -> None:

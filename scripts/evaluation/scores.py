@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from scripts.run.errors import JobError
+from scripts.run.problems import JobError
 
 SCHEMA = 1
 REPORT = "report.json"

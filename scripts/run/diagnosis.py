@@ -31,7 +31,7 @@ _HITS = 100
 _EVIDENCE = 300
 _UNTOLD = ("warnings.log", "supervisor.log")
 #: Lines of ours repeat the cause without its place; what they repeat stands above them.
-_OWN = re.compile(r"\[\d\d:\d\d:\d\d\] (?:failed|diagnosis): |scripts\.errors\.JobError: ")
+_OWN = re.compile(r"\[\d\d:\d\d:\d\d\] (?:failed|diagnosis): |scripts\.[\w.]{1,60}\.JobError: ")
 #: A frame of a traceback, and the source below it, which a rank's name may precede; a long call takes several lines.
 _FRAME = re.compile(r'File "[^"\n]{1,500}", line \d{1,9}, in ')
 _INDENTED = re.compile(r"(?:\[[^\]\n]{1,40}\]:? ?|\d{1,5}: ){0,2} {4}")

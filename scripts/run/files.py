@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scripts.run.errors import JobError
+from scripts.run.problems import JobError
 
 _CHUNK = 1 << 20
 

@@ -1,7 +1,12 @@
-"""Problems: what preflight found wrong, each with what would be right."""
+"""What can go wrong with a job, as data: a Problem that was found before it runs, a JobError that ended it.
+
+Both have a name of configs/problems.yaml's, a cause in one sentence and a remedy; each becomes the other
+where the same check serves both sides.
+"""
 
 import difflib
-from collections.abc import Iterable, Sequence
+import errno
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -36,6 +41,11 @@ class Problem:
         known = isinstance(self.value, (str, int, float, bool, list, type(None)))
         return {**vars(self), "value": self.value if known else str(self.value), "text": str(self)}
 
+    def as_error(self) -> "JobError":
+        """The same as what ends a job."""
+        where = self.key if self.value is None else f"{self.key}={self.value}"
+        return JobError(self.name, f"{where}: {self.cause}.", self.remedy)
+
 
 class ProblemsError(ValueError):
     """A job that cannot run as asked; `problems` holds every reason, not the first one."""
@@ -43,6 +53,51 @@ class ProblemsError(ValueError):
     def __init__(self, problems: Sequence[Problem]) -> None:
         super().__init__("\n".join(map(str, problems)))
         self.problems = tuple(problems)
+
+
+class JobError(Exception):
+    """A failure that a job understands: its name, the cause in one sentence, and what to do about it.
+
+    Recorded in run.json and printed on the terminal without a traceback; anything else that
+    escapes an engine is a defect of ours or of a library and keeps its traceback in logs/.
+    """
+
+    def __init__(self, name: str, cause: str, remedy: str = "", *, exit_code: int = 1) -> None:
+        super().__init__(f"{name}: {cause}" + (f"  {remedy}" if remedy else ""))
+        self.exit_code = exit_code
+        self.name = name
+        self.cause = cause
+        self.remedy = remedy
+
+    @classmethod
+    def of_os_error(cls, error: OSError) -> "JobError":
+        """A failure of the operating system, as on a full disk, with its name and remedy."""
+        if is_disk_full(error):
+            return cls("disk_full", f"{error}.", "Free some space, or write elsewhere.")
+        return cls("system_error", f"{error}.", "Look at that file or folder, and who may use it.")
+
+    def as_data(self) -> dict[str, str]:
+        """As run.json has it."""
+        return error_data(self.name, self.cause, self.remedy)
+
+    def as_problem(self, key: str, value: Any = None, **facts: Any) -> Problem:
+        """The same as what was found before a job runs, at the key that names it; `facts` are Problem's."""
+        return Problem(name=self.name, key=key, value=value, **{"cause": self.cause, "remedy": self.remedy, **facts})
+
+
+def is_disk_full(error: OSError) -> bool:
+    """Whether the disk, or a quota on it, has no room left."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def error_data(name: str, message: str, remedy: str = "") -> dict[str, str]:
+    """Why a run ended, as run.json has it under `error`."""
+    return {"name": name, "message": message, "remedy": remedy}
+
+
+def error_line(error: Mapping[str, Any]) -> str:
+    """A recorded error as one line: name, message, remedy."""
+    return " ".join(part for part in (f"{error['name']}:", error["message"], error["remedy"]) if part)
 
 
 def nearest(word: str, choices: Iterable[str], *, listed: int = 12) -> str:

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from scripts.run import identity as process
-from scripts.run.errors import JobError
 from scripts.run.files import content_of, write_json
+from scripts.run.problems import JobError, error_data
 from scripts.run.provenance import peak_memory
 
 SCHEMA = 1
@@ -69,11 +69,8 @@ def observe(run_dir: Path) -> dict[str, Any]:
         return value
     owner = value["process"]
     if not process.is_alive(owner, run_dir / "heartbeat"):
-        value["error"] = {
-            "name": "lost",
-            "message": f"process {owner.get('pid')} on {owner.get('host')} ended without recording how",
-            "remedy": "Nothing half-written was published; run it again.",
-        }
+        how = f"process {owner.get('pid')} on {owner.get('host')} ended without recording how"
+        value["error"] = error_data("lost", how, "Nothing half-written was published; run it again.")
         value["state"] = "lost"
     return value
 

@@ -14,8 +14,7 @@ from types import ModuleType
 from typing import Any, Literal, TypeVar
 
 from scripts.args.meaning import Role, value_of
-from scripts.run.errors import JobError
-from scripts.run.problems import Problem, Severity
+from scripts.run.problems import JobError, Problem, Severity
 
 
 @dataclass(frozen=True, kw_only=True)

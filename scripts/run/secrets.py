@@ -4,7 +4,7 @@ import json
 import os
 from pathlib import Path
 
-from scripts.run.errors import JobError
+from scripts.run.problems import JobError
 
 #: Names the file; a JSON object of variable names and values.
 VARIABLE = "MODELOPT_RECIPES_SECRETS"

@@ -17,12 +17,11 @@ from typing import Any, TextIO
 
 from scripts.run import identity as process
 from scripts.run.diagnosis import NEXT_ATTEMPT, diagnose, is_vague
-from scripts.run.errors import JobError
+from scripts.run.problems import JobError, error_data, error_line, is_disk_full
 from scripts.run.provenance import job_facts, versions
 from scripts.run.record import DamagedRecordError, Follower, Record, default_run_dir, observe, read_record
 from scripts.run.secrets import forget_secrets, load_secrets
 
-_DISK_FULL = 28
 #: Set where the run directory cannot be read from the submitting machine: the record goes to the log as well.
 PRINT_RECORD = "MODELOPT_RECIPES_PRINT_RECORD"
 _CLOCK_SKEW_SECONDS = 5.0
@@ -68,11 +67,6 @@ def values_given(engine: str, script: Any, args: Any, torchrun: Any, extra_args:
     """What an entrypoint was called with, as the record keeps it: section by section, as a YAML file has it."""
     sections = {"script": asdict(script), "args": asdict(args), "torchrun": asdict(torchrun)}
     return {"engine": engine, **sections, "extra_args": list(extra_args)}
-
-
-def error_line(error: dict[str, Any]) -> str:
-    """A recorded error as one line: name, message, remedy."""
-    return " ".join(part for part in (f"{error['name']}:", error["message"], error["remedy"]) if part)
 
 
 def rank_error(logs: Path, since: float) -> dict[str, Any] | None:
@@ -127,7 +121,7 @@ def _stopped(record: Record, stop: BaseException) -> int:
             _finish(record, "failed", other)
             return 1
     record.line(f"cancelled by {by_signal}")
-    _finish(record, "cancelled", {"name": "cancelled", "message": f"stopped by {by_signal}", "remedy": ""})
+    _finish(record, "cancelled", error_data("cancelled", f"stopped by {by_signal}"))
     return status
 
 
@@ -248,17 +242,17 @@ def _sigterm_waits() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _cause(error: Exception) -> dict[str, Any]:
+def _cause(error: Exception) -> dict[str, str]:
     if isinstance(error, JobError):
-        return {"name": error.name, "message": error.cause, "remedy": error.remedy}
+        return error.as_data()
+    if isinstance(error, OSError) and is_disk_full(error):
+        return JobError.of_os_error(error).as_data()
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         remedy = "Lower args.calib_batch_size or args.calib_seq_length, or use a machine with more memory."
-        return {"name": "out_of_memory", "message": str(error) or "memory ran out", "remedy": remedy}
-    if isinstance(error, OSError) and error.errno == _DISK_FULL:
-        return {"name": "disk_full", "message": str(error), "remedy": "Free some space, or write elsewhere."}
+        return error_data("out_of_memory", str(error) or "memory ran out", remedy)
     last = traceback.extract_tb(error.__traceback__)[-1]
     message = f"{type(error).__name__}: {error} ({Path(last.filename).name}:{last.lineno})"
-    return {"name": "unexpected_error", "message": message, "remedy": "The traceback is in logs/traceback.txt."}
+    return error_data("unexpected_error", message, "The traceback is in logs/traceback.txt.")
 
 
 def _write_traceback(record: Record, error: Exception, rank: int) -> None:

@@ -9,9 +9,8 @@ from scripts.args.serve import ServeArgs
 from scripts.checkpoints import look
 from scripts.checkpoints.exported import exported_algorithm
 from scripts.formats import FORMATS
-from scripts.run.errors import JobError
 from scripts.run.gpus import compute_capabilities
-from scripts.run.problems import Problem
+from scripts.run.problems import JobError, Problem
 from scripts.serving.servers import HOST, SERVERS, able
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from http.client import HTTPException
 from typing import Any
 
-from scripts.run.errors import JobError
+from scripts.run.problems import JobError
 from scripts.serving.servers import HOST
 
 _HEALTH_SECONDS = 5.0

@@ -17,8 +17,8 @@ from scripts.args.serve import ServeArgs
 from scripts.engines.script.child import Output
 from scripts.engines.script.command import ScriptJob
 from scripts.engines.script.locate import child_environment
-from scripts.run.errors import JobError
 from scripts.run.files import write_json
+from scripts.run.problems import JobError
 from scripts.run.record import Record
 from scripts.serving.answers import flaw_of
 from scripts.serving.checks import (
@@ -57,7 +57,7 @@ def check_server(job: ScriptJob, record: Record) -> None:
     args = job.args
     assert isinstance(args, ServeArgs)
     for problem in serve_problems(args):
-        raise JobError(problem.name, f"{problem.key}={problem.value}: {problem.cause}.", problem.remedy)
+        raise problem.as_error()
     assert args.checkpoint is not None
     server = SERVERS[args.server]
     program = find_program(server, job.script.path)

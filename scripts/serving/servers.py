@@ -13,7 +13,7 @@ from importlib import util
 from pathlib import Path
 
 from scripts.args.serve import ServeArgs, ServerName
-from scripts.run.errors import JobError
+from scripts.run.problems import JobError
 
 #: They answer nobody but this machine.
 HOST = "127.0.0.1"

@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from scripts.run.errors import JobError
 from scripts.run.files import staged
+from scripts.run.problems import JobError
 from scripts.tiny.corpus import corpus_digest
 
 # Part of the cache key: raise it when training code changes what comes out for the same values.

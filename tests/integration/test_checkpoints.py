@@ -20,7 +20,7 @@ from scripts.args.quantize import KvCacheQuant, QuantizeArgs  # noqa: E402
 from scripts.checkpoints import Checkpoint, concrete_iteration, look  # noqa: E402
 from scripts.engines.hf import calibrate, quantizers, save  # noqa: E402
 from scripts.formats import FORMATS  # noqa: E402
-from scripts.run.errors import JobError  # noqa: E402
+from scripts.run.problems import JobError  # noqa: E402
 from tests import hf_models  # noqa: E402
 from tests.conftest import Done  # noqa: E402
 

@@ -260,7 +260,7 @@ from pathlib import Path
 from recipes import Stage, probe
 from recipes.experiment.examine import Options, prepare_all
 from recipes.experiment.submit import start
-from scripts.run.errors import JobError
+from scripts.run.problems import JobError
 
 def stage(name, executor, after=()):
     recipe = probe()

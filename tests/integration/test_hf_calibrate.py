@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 from scripts.args.quantize import QuantizeArgs  # noqa: E402
 from scripts.engines.hf import calibrate, load, packing, quantizers  # noqa: E402
 from scripts.engines.hf.samples import choose_samples  # noqa: E402
-from scripts.run.errors import JobError  # noqa: E402
+from scripts.run.problems import JobError  # noqa: E402
 from scripts.tiny.model import default_cache_root, ensure_tiny_model  # noqa: E402
 from tests import hf_models  # noqa: E402
 

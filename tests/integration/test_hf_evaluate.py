@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch")
 from scripts.args.quantize import QuantizeArgs  # noqa: E402
 from scripts.engines.hf import calibrate, evaluate, quantizers, sqnr  # noqa: E402
 from scripts.engines.hf.nvfp4 import cpu_kernels  # noqa: E402
-from scripts.run.errors import JobError  # noqa: E402
+from scripts.run.problems import JobError  # noqa: E402
 from tests import hf_models  # noqa: E402
 
 pytestmark = pytest.mark.integration

@@ -15,7 +15,7 @@ from scripts.args.quantize import KvCacheQuant, QuantizeArgs  # noqa: E402
 from scripts.engines.hf import calibrate, quantizers, reference, save, verify  # noqa: E402
 from scripts.engines.hf.nvfp4 import cpu_kernels  # noqa: E402
 from scripts.formats import FORMATS  # noqa: E402
-from scripts.run.errors import JobError  # noqa: E402
+from scripts.run.problems import JobError  # noqa: E402
 from tests import hf_models  # noqa: E402
 
 pytestmark = pytest.mark.integration

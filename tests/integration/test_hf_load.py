@@ -9,7 +9,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from scripts.engines.hf.load import linear_shapes, load_model, pick_device  # noqa: E402
-from scripts.run.errors import JobError  # noqa: E402
+from scripts.run.problems import JobError  # noqa: E402
 from tests import hf_models  # noqa: E402
 
 pytestmark = pytest.mark.integration

@@ -8,7 +8,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from scripts.engines.hf import nvfp4  # noqa: E402
-from scripts.run.errors import JobError  # noqa: E402
+from scripts.run.problems import JobError  # noqa: E402
 
 pytestmark = pytest.mark.integration
 

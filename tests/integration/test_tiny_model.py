@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.run.errors import JobError
+from scripts.run.problems import JobError
 from scripts.tiny.corpus import passages
 from scripts.tiny.model import (
     TINY_MODELS,

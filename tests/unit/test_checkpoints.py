@@ -33,7 +33,7 @@ from scripts.checkpoints.pickles import (
 )
 from scripts.checkpoints.quantization import Quantization, modes_of, of_export, of_modes
 from scripts.checkpoints.tensors import parameters, tensor
-from scripts.run.errors import JobError
+from scripts.run.problems import JobError
 from tests.conftest import Done, write_safetensors
 
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)

@@ -14,7 +14,7 @@ from scripts.data.sources import gather, source_problems
 from scripts.data.tokens import blend, token_files
 from scripts.engines.script.argv import compose
 from scripts.engines.script.flags import Flag, Interface
-from scripts.run.errors import JobError
+from scripts.run.problems import JobError
 from scripts.run.record import Record
 
 

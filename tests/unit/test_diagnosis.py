@@ -28,8 +28,8 @@ from recipes.cli.show import Output
 from recipes.experiment.standing import look
 from recipes.experiment.store import Handle, RunFolder, launch_values
 from scripts.run.diagnosis import LOG_BYTES, NEXT_ATTEMPT, Diagnosis, clean, diagnose
-from scripts.run.errors import JobError
 from scripts.run.identity import identity
+from scripts.run.problems import JobError
 from scripts.run.record import Record, read_record
 from scripts.run.session import run_job
 from scripts.run.signatures import Signature, catalogue
@@ -217,7 +217,7 @@ def test_a_remedy_names_what_the_line_named(logs: Path) -> None:
 
 def test_our_own_lines_are_no_evidence(logs: Path) -> None:
     own = "[12:00:00] failed: script_failed: ended with status 1: ModuleNotFoundError: No module named 'x'.\n"
-    own += "scripts.run.errors.JobError: script_failed: ModuleNotFoundError: No module named 'x'.\n"
+    own += "scripts.run.problems.JobError: script_failed: ModuleNotFoundError: No module named 'x'.\n"
     own += "[12:00:00] diagnosis: missing_module: ModuleNotFoundError: No module named 'x'\n"
     (logs / "rank0.log").write_text(own)
     assert nothing(logs)

@@ -24,7 +24,7 @@ from scripts.evaluation.scores import (
     scores_of,
 )
 from scripts.evaluation.tasks import write_tasks
-from scripts.run.errors import JobError
+from scripts.run.problems import JobError
 
 HOSTILE = '/models/it\'s a, ="b"; pretrained=x'
 RESULTS: dict[str, Any] = {

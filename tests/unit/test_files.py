@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from scripts.run.errors import JobError
 from scripts.run.files import content_of, staged, write_json, write_text
+from scripts.run.problems import JobError
 
 
 def test_write_text_replaces_and_leaves_nothing_beside(tmp_path: Path) -> None:

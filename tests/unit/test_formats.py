@@ -16,7 +16,7 @@ from scripts.formats import (
     get_format,
     resolve_format,
 )
-from scripts.run.errors import JobError
+from scripts.run.problems import JobError
 
 ROOT = Path(__file__).resolve().parents[2]
 

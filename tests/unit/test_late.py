@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from scripts.args.interpolation import resolve, run_tag
-from scripts.run.errors import JobError
+from scripts.run.problems import JobError
 
 HOSTILE = [
     "a b",

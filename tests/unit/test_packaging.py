@@ -17,8 +17,7 @@ from executors.base import Packaging
 from executors.packaging import code as packaging
 from executors.packaging import files as packaging_files
 from executors.packaging.code import OWN_PACKAGES, Code, package, plan
-from scripts.run.errors import JobError
-from scripts.run.problems import Problem, ProblemsError
+from scripts.run.problems import JobError, Problem, ProblemsError
 
 ROOT = Path(__file__).resolve().parents[2]
 Git = Callable[..., str]
@@ -453,7 +452,7 @@ def test_a_full_disk_leaves_nothing(folder: Path) -> None:
 import resource, signal
 from pathlib import Path
 from executors.packaging.code import package
-from scripts.run.errors import JobError
+from scripts.run.problems import JobError
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
 try:

@@ -24,8 +24,7 @@ from executors.profiles.load import (
     profile_names,
 )
 from executors.profiles.values import looks_secret
-from scripts.run.errors import JobError
-from scripts.run.problems import Problem
+from scripts.run.problems import JobError, Problem
 
 Write = Callable[..., Path]
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from scripts.run import identity as process
-from scripts.run.errors import JobError
+from scripts.run.problems import JobError
 from scripts.run.record import FINAL_STATES, STATES, DamagedRecordError, Record, observe
 
 JOB = """

@@ -13,7 +13,7 @@ from scripts.engines.script.command import file_content
 from scripts.engines.script.engine import _failure
 from scripts.engines.script.inputs import refuse_inputs
 from scripts.engines.script.source import read_interface
-from scripts.run.errors import JobError
+from scripts.run.problems import JobError
 from tests.testbed.standin import write_megatron
 
 HANDLED = "ModuleNotFoundError: No module named 'x'\nWARNING: going on without it\n"

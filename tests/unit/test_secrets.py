@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from scripts.run.errors import JobError
 from scripts.run.files import write_private
+from scripts.run.problems import JobError
 from scripts.run.secrets import VARIABLE, forget_secrets, load_secrets, pack_secrets
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scripts.args.serve import ServeArgs, ServerName
 from scripts.checkpoints.exported import exported_algorithm
 from scripts.formats import FORMATS
-from scripts.run.errors import JobError
+from scripts.run.problems import JobError
 from scripts.serving import checks
 from scripts.serving.answers import flaw_of
 from scripts.serving.servers import SERVERS, able, command_line, find_program

@@ -13,8 +13,8 @@ import pytest
 from scripts.args.meaning import ScriptSpec
 from scripts.args.quantize import QuantizeArgs
 from scripts.entrypoints import quantize
-from scripts.run.errors import JobError
 from scripts.run.files import write_private
+from scripts.run.problems import JobError
 from scripts.run.record import Record, observe
 from scripts.run.session import run_job
 

@@ -17,8 +17,7 @@ from executors.slurm.jobs import UNKNOWN_ID, expand, job_states
 from executors.slurm.place import SlurmPlace, SlurmProfile, slurm
 from executors.slurm.profile import wrong_values
 from executors.slurm.script import container_image, pyxis_name, quote, setup_lines, squash_path
-from scripts.run.errors import JobError
-from scripts.run.problems import ProblemsError
+from scripts.run.problems import JobError, ProblemsError
 
 LAUNCH = Launch(run_id="probe_1-abcd", task="probe", run_dir="/shared/runs/probe_1-abcd")
 JOB = SchedulerJob(

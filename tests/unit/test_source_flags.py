@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from scripts.engines.script.flags import Flag, Interface
 from scripts.engines.script.source import read_interface
-from scripts.run.errors import JobError
+from scripts.run.problems import JobError
 
 HEAD = "import argparse\n"
 #: Ways of adding flags to the parser `p`, one after each empty line.

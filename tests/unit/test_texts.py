@@ -6,7 +6,7 @@ import pytest
 from scripts.args.quantize import QuantizeArgs
 from scripts.data.texts import read, source_of
 from scripts.engines.hf.samples import choose_samples
-from scripts.run.errors import JobError
+from scripts.run.problems import JobError
 
 
 class Words:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.run.errors import JobError
+from scripts.run.problems import JobError
 from scripts.tiny.corpus import corpus_digest, normalized, passages
 from scripts.tiny.measure import unigram_perplexity
 from scripts.tiny.model import TINY_MODELS, cache_path, default_cache_root, is_cached

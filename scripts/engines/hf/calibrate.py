@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from scripts.engines.hf import packing
 from scripts.engines.hf.packing import Forward, Tokens
-from scripts.run.errors import JobError
+from scripts.run.problems import JobError
 
 if TYPE_CHECKING:
     import torch

@@ -15,8 +15,8 @@ from scripts.engines.hf import calibrate, evaluate, figures, load, quantizers, r
 from scripts.engines.hf.nvfp4 import cpu_kernels
 from scripts.engines.hf.samples import Samples, choose_samples
 from scripts.formats import FITS_ANY_WIDTH, FORMATS, format_problems
-from scripts.run.errors import JobError
 from scripts.run.files import content_of, refuse_existing, staged
+from scripts.run.problems import JobError
 from scripts.run.record import Record
 from scripts.tiny.named import local_model
 

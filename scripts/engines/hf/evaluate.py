@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from scripts.engines.hf import packing
 from scripts.engines.hf.nvfp4 import cpu_kernels
 from scripts.engines.hf.packing import Tokens
-from scripts.run.errors import JobError
+from scripts.run.problems import JobError
 
 if TYPE_CHECKING:
     import torch

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from scripts.run.errors import JobError
+from scripts.run.problems import JobError
 
 if TYPE_CHECKING:
     import torch

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scripts.run.errors import JobError
+from scripts.run.problems import JobError
 
 if TYPE_CHECKING:
     import torch

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from scripts.run.errors import JobError
+from scripts.run.problems import JobError
 
 if TYPE_CHECKING:
     import torch

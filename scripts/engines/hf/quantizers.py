@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from scripts.args.quantize import QuantizeArgs
 from scripts.engines.hf.nvfp4 import cpu_kernels
 from scripts.formats import FORMATS, FormatRef, resolve_format
-from scripts.run.errors import JobError
+from scripts.run.problems import JobError
 
 if TYPE_CHECKING:
     from torch import nn

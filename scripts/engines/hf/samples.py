@@ -8,7 +8,7 @@ from typing import Any
 
 from scripts.args.quantize import QuantizeArgs
 from scripts.data.texts import Source, read, source_of
-from scripts.run.errors import JobError
+from scripts.run.problems import JobError
 
 Tokens = tuple[int, ...]
 #: At most this share of a single text source is kept aside for scoring.

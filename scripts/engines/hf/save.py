@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from scripts.run.errors import JobError
+from scripts.run.problems import JobError
 
 STATE = "modelopt_state.pth"
 

@@ -5,8 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from configs import CONFIGS
-from scripts.run.errors import JobError
-from scripts.run.problems import nearest
+from scripts.run.problems import JobError, nearest
 
 #: A card may say that the model brings code of its own; whether it is run is for args.trust_remote_code to say.
 REMOTE_CODE = "trust-remote-code"

@@ -13,8 +13,8 @@ from scripts.engines.script.argv import Argv, compose
 from scripts.engines.script.cards import card_words
 from scripts.engines.script.flags import Interface
 from scripts.engines.script.outputs import outputs_of
-from scripts.run.errors import JobError
 from scripts.run.files import write_text
+from scripts.run.problems import JobError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,8 +24,8 @@ from scripts.engines.script.inputs import refuse_inputs
 from scripts.engines.script.locate import Located, child_environment, is_module, locate
 from scripts.engines.script.source import read_interface
 from scripts.engines.script.tables import completed, releases_like, repository_of
-from scripts.run.errors import JobError
 from scripts.run.files import content_of, write_json
+from scripts.run.problems import JobError
 from scripts.run.record import Follower, Record, read_json
 
 _WAIT_SECONDS = 1800.0  # as long as torch's own store waits

@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.args.meaning import Meaning, meanings
-from scripts.run.errors import JobError
-from scripts.run.problems import Problem
+from scripts.run.problems import JobError, Problem
 
 #: How to get from what is there to what is needed.
 _CONVERSION = {

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from configs import CONFIGS
 from scripts.engines.script.tables import container_path
-from scripts.run.errors import JobError
+from scripts.run.problems import JobError
 
 #: How a script that is a module of an installed package is named: "-m package.module".
 MODULE = "-m "

@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from scripts.run.errors import JobError
+from scripts.run.problems import JobError
 
 _MAX_BYTES = 8 << 20
 #: A script whose flags lie in more modules than this is not followed further.

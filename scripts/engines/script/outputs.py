@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scripts.args.meaning import meanings
-from scripts.run.errors import JobError
 from scripts.run.files import publish, refuse_existing, write_text
+from scripts.run.problems import JobError
 from scripts.run.record import Record
 
 if TYPE_CHECKING:
