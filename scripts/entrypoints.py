@@ -9,7 +9,7 @@ import dataclasses
 import os
 from collections.abc import Callable
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from scripts.args.data import PrepareDataArgs
 from scripts.args.evaluate import EvaluateArgs
@@ -18,6 +18,7 @@ from scripts.args.meaning import Engine, Role, ScriptArgs, ScriptSpec, Torchrun,
 from scripts.args.probe import ProbeArgs
 from scripts.args.quantize import QuantizeArgs
 from scripts.args.serve import ServeArgs
+from scripts.engines.choice import TITLES, choose_engine
 from scripts.engines.script.locate import installed
 from scripts.run.problems import JobError
 from scripts.run.record import Record
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from scripts.engines.script.command import ScriptJob
 
 Work = Callable[["ScriptJob", Record], None]
-ENGINES = {"script": "script (NVIDIA's own, as it is)", "hf": "hf (ModelOpt on a Transformers model, one process)"}
 _SIZES: tuple[Role, ...] = ("tp", "pp", "ep", "etp")
 
 
@@ -157,9 +157,9 @@ def _work(name: str, engine: Engine, args: ScriptArgs, script: ScriptSpec, recor
     if algorithm.tool and isinstance(args, algorithm.args or ()):
         _refuse_ranks(f"{name}, which spreads over the GPUs by itself,")
         return _loaded(algorithm.tool)
-    chosen = choose_engine(engine, args, script)
+    chosen = choose_engine(engine, args, script, has_script=lambda: installed(args.SCRIPTS)) or "script"
     record.update(engine=chosen)
-    record.line(f"engine: {ENGINES[chosen]}")
+    record.line(f"engine: {TITLES[chosen]}")
     if chosen == "hf":
         return _checked(_loaded(algorithm.hf))
     from scripts.engines.script.engine import run_script
@@ -172,18 +172,6 @@ def _loaded(work: str) -> Callable[..., None]:
     module, _, name = work.partition(":")
     function: Callable[..., None] = getattr(import_module(module), name)
     return function
-
-
-def choose_engine(engine: Engine, args: ScriptArgs, script: ScriptSpec) -> Literal["script", "hf"]:
-    """What `auto` stands for here: the script that was named or is installed, else ModelOpt itself where it can."""
-    if engine != "auto":
-        return engine
-    if not args.HF_ENGINE:
-        return "script"
-    model = value_of(args, "model", "")
-    if script.path is None and (model.startswith("tiny:") or not installed(args.SCRIPTS)):
-        return "hf"
-    return "script"
 
 
 def _checked(hf: Callable[[Any, Record], None]) -> Work:

@@ -3,14 +3,15 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from recipes.experiment.releases import Addressed, address
 from recipes.models import ModelFacts, facts_of
 from recipes.planner.gpus import Gpu, gpu_of
 from recipes.planner.layout import Layout, default_ep, layout_of, sizes_of
 from scripts.args.interpolation import MODEL_FIELDS, resolve, tag_of
-from scripts.args.meaning import Engine, Role, ScriptSpec, Torchrun, field_of, meanings, value_of
+from scripts.args.meaning import Role, ScriptArgs, ScriptSpec, Torchrun, field_of, meanings, value_of
+from scripts.engines.choice import Chosen, choose_engine
 from scripts.engines.script.locate import installed
 from scripts.engines.script.tables import releases_in
 from scripts.run.problems import JobError, Problem
@@ -41,7 +42,7 @@ class Job:
     script: ScriptSpec
     torchrun: Torchrun
     extra_args: list[str]
-    engine: Literal["script", "hf"] | None  # None: an algorithm without a choice
+    engine: Chosen | None  # None: an algorithm without a choice
     addressed: Addressed | None  # of the script engine
     promised: frozenset[str]  # the args that name what another run is going to leave
     given: frozenset[str]  # the args that are not what the shipped recipe says
@@ -107,7 +108,7 @@ def job_of(
     given = _given(partial.recipe, args)
     sizes = {key.removeprefix("args.") for key, _ in sizes_of(args).values()}
     spread = overrides.get("nodes", "1") != "1" or torchrun.nnodes > 1 or bool(sizes & given)
-    engine = engine_of(partial.engine, args, script, place, spread=spread)
+    engine = choose_engine(partial.engine, args, script, has_script=lambda: _has_script(args, place, spread=spread))
     if engine == "script" and (ep := default_ep(args, torchrun)) is not None:
         args = replace(args, ep=ep)
     try:
@@ -137,27 +138,16 @@ def job_of(
     return job, [*_contradiction(torchrun, overrides), *problems]
 
 
-def engine_of(
-    engine: Engine, args: Any, script: ScriptSpec, place: "Place", *, spread: bool
-) -> Literal["script", "hf"] | None:
-    """What `auto` stands for in a place: the script of its container where that is known to have it, else hf.
+def _has_script(args: ScriptArgs, place: "Place", *, spread: bool) -> bool:
+    """Whether a place is known to have the script in its container.
 
     `spread`: somebody asked for several machines, or for a size of the layout, which the hf engine has no use for;
-    away from this machine that means the script. The job is told the answer, because its shape depends on it: ranks,
-    or one process.
+    away from this machine that means the script. The job is told which engine it is, because its shape depends on
+    it: ranks, or one process.
     """
-    scripts = getattr(args, "SCRIPTS", ())
-    if not scripts:
-        return None
-    if engine != "auto":
-        return engine
-    if not args.HF_ENGINE or script.path is not None or script.release is not None:
-        return "script"
-    if args.hf_model_id.startswith("tiny:"):
-        return "hf"
     if place.runs_here:
-        return "script" if installed(scripts) else "hf"
-    return "script" if spread or (place.image and releases_in(place.image)) else "hf"
+        return installed(args.SCRIPTS)
+    return spread or bool(place.image and releases_in(place.image))
 
 
 def written(job: Job) -> Iterator[tuple[str, str, Path]]:

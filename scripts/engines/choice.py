@@ -1,0 +1,30 @@
+"""What carries a job out where `engine=auto` leaves it open; asked by the submitting machine and by the node."""
+
+from collections.abc import Callable
+from typing import Literal
+
+from scripts.args.meaning import Engine, ScriptArgs, ScriptSpec, value_of
+
+Chosen = Literal["script", "hf"]
+TITLES: dict[Chosen, str] = {
+    "script": "script (NVIDIA's own, as it is)",
+    "hf": "hf (ModelOpt on a Transformers model, one process)",
+}
+
+
+def choose_engine(
+    asked: Engine, args: ScriptArgs, script: ScriptSpec, *, has_script: Callable[[], bool]
+) -> Chosen | None:
+    """The script that was named or that the place has, else ModelOpt itself where it can; None: nothing to choose.
+
+    `has_script` says whether the place has, or will have, one of the algorithm's scripts; it is asked last.
+    """
+    if not args.SCRIPTS:
+        return None
+    if asked != "auto":
+        return asked
+    if not args.HF_ENGINE or script.path is not None or script.release is not None:
+        return "script"
+    if str(value_of(args, "model", "")).startswith("tiny:"):
+        return "hf"
+    return "script" if has_script() else "hf"
