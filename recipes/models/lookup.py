@@ -11,7 +11,8 @@ from recipes.models.model import ModelFacts
 from recipes.models.published import SOURCE, is_gated, published
 from scripts.checkpoints.documents import read_json
 from scripts.run.problems import JobError
-from scripts.tiny.model import TINY_MODELS, TinyModel
+from scripts.tiny.model import TINY_MODELS
+from scripts.tiny.train import TinyModel
 
 _SIDECAR = "hf_quant_config.json"
 

@@ -16,7 +16,7 @@ from scripts.engines.script.source import read_interface
 from scripts.run.files import write_json
 from scripts.run.problems import JobError
 from scripts.run.record import Record
-from scripts.tiny.named import local_model
+from scripts.tiny.model import local_model
 
 SCHEMA = 1
 

@@ -25,7 +25,7 @@ from scripts.evaluation.tasks import write_tasks
 from scripts.run.files import staged
 from scripts.run.problems import JobError
 from scripts.run.record import Record
-from scripts.tiny.named import local_model
+from scripts.tiny.model import local_model
 
 _RESTORED = Path(__file__).resolve().parent / "restored" / "lm_eval_restored.py"
 #: What must be equal for two runs to have asked alike, besides what each task says of itself.

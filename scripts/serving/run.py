@@ -32,7 +32,7 @@ from scripts.serving.checks import (
 from scripts.serving.client import Answer, Client, UnreachableError
 from scripts.serving.process import Running, started
 from scripts.serving.servers import SERVERS, command_line, find_program
-from scripts.tiny.named import local_model
+from scripts.tiny.model import local_model
 
 SCHEMA = 1
 _POLL_SECONDS = 0.5

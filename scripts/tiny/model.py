@@ -3,7 +3,6 @@
 Standard library only, except while a model is trained.
 """
 
-import difflib
 import fcntl
 import hashlib
 import json
@@ -11,48 +10,19 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
 
 from scripts.run.files import staged
-from scripts.run.problems import JobError
+from scripts.run.problems import JobError, nearest
+from scripts.run.record import Record
 from scripts.tiny.corpus import corpus_digest
+from scripts.tiny.train import TinyModel, train_into
 
 # Part of the cache key: raise it when training code changes what comes out for the same values.
 _CODE_VERSION = 2
 
 _NEEDED = ("config.json", "model.safetensors", "tokenizer.json", "tiny.json")
-
-
-@dataclass(frozen=True, kw_only=True)
-class TinyModel:
-    """Dimensions and training values of one model.
-
-    Every in and out feature of a projection is a multiple of 128, the largest block of any format.
-    The number of steps, not of seconds, is fixed: the weights do not depend on the machine's load.
-    """
-
-    name: str
-    architecture: Literal["qwen3", "llama"]
-    vocab_size: int = 1024
-    hidden_size: int = 256
-    intermediate_size: int = 512
-    layers: int = 4
-    heads: int = 4
-    kv_heads: int = 2
-    head_dim: int = 64
-    context: int = 1024
-    steps: int = 300
-    warmup_steps: int = 30
-    batch: int = 8
-    window: int = 128
-    learning_rate: float = 5e-3
-    weight_decay: float = 0.1
-    seed: int = 1
-    # One thread: two take 46 s instead of 54 with the cores free, but 220 s with one core busy, where each of
-    # thousands of short parallel regions waits for the thread that lost its core.
-    threads: int = 1
 
 
 TINY_MODELS: dict[str, TinyModel] = {
@@ -73,12 +43,10 @@ def default_cache_root() -> Path:
 
 
 def find_tiny_model(name: str) -> TinyModel:
-    """The values behind a name; raises JobError `unknown_tiny_model` with the nearest name."""
+    """The values behind a name; raises JobError `unknown_model` with the nearest name."""
     if name in TINY_MODELS:
         return TINY_MODELS[name]
-    near = difflib.get_close_matches(name, TINY_MODELS, n=1)
-    remedy = f"Did you mean {near[0]}?" if near else f"Choose one of {', '.join(TINY_MODELS)}."
-    raise JobError("unknown_tiny_model", f"There is no tiny model {name!r}.", remedy)
+    raise JobError("unknown_model", f"there is no built-in model {name}.", nearest(name, TINY_MODELS))
 
 
 def cache_path(name: str, cache_root: Path) -> Path:
@@ -98,6 +66,16 @@ def ensure_tiny_model(name: str, cache_root: Path, *, advance: Callable[[int, in
     and for a cache that cannot be written.
     """
     return ensure_model(find_tiny_model(name), cache_root, advance=advance)
+
+
+def local_model(name: str, record: Record) -> str:
+    """`name` as a library can open it: a built-in model becomes its folder, trained now if it is not there."""
+    if name.startswith("tiny:"):
+        with record.phase("built-in model"):
+            root = default_cache_root()
+            return str(ensure_tiny_model(name, root, advance=lambda done, of: record.progress(done, of, "steps")))
+    folder = Path(name).expanduser()
+    return str(folder.absolute()) if folder.exists() else name
 
 
 def model_path(model: TinyModel, cache_root: Path) -> Path:
@@ -132,8 +110,6 @@ def ensure_model(model: TinyModel, cache_root: Path, *, advance: Callable[[int, 
 
 def _build(model: TinyModel, folder: Path, advance: Callable[[int, int], None] | None) -> None:
     """Train beside `folder`, then rename. The caller holds the lock, so an incomplete folder is nobody's."""
-    from scripts.tiny.train import train_into
-
     if folder.exists():
         shutil.rmtree(folder)
     with staged(folder) as partial:

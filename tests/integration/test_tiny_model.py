@@ -14,12 +14,12 @@ from scripts.run.problems import JobError
 from scripts.tiny.corpus import passages
 from scripts.tiny.model import (
     TINY_MODELS,
-    TinyModel,
     default_cache_root,
     ensure_model,
     ensure_tiny_model,
     model_path,
 )
+from scripts.tiny.train import TinyModel
 
 pytestmark = pytest.mark.integration
 

@@ -10,8 +10,8 @@ import pytest
 
 from scripts.run.problems import JobError
 from scripts.tiny.corpus import corpus_digest, normalized, passages
-from scripts.tiny.measure import unigram_perplexity
 from scripts.tiny.model import TINY_MODELS, cache_path, default_cache_root, is_cached
+from scripts.tiny.train import unigram_perplexity
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -95,8 +95,8 @@ def test_a_folder_with_a_file_missing_is_not_cached(tmp_path: Path) -> None:
 def test_a_wrong_name_is_answered_with_the_nearest() -> None:
     with pytest.raises(JobError, match="Did you mean tiny:qwen3") as caught:
         cache_path("tiny:qwen", Path("/nonexistent"))
-    assert caught.value.name == "unknown_tiny_model"
-    with pytest.raises(JobError, match="Choose one of tiny:qwen3, tiny:llama"):
+    assert caught.value.name == "unknown_model"
+    with pytest.raises(JobError, match="Choices: tiny:llama, tiny:qwen3"):
         is_cached("\x00$(id)", Path("/nonexistent"))
 
 

@@ -18,7 +18,7 @@ from scripts.formats import FITS_ANY_WIDTH, FORMATS, format_problems
 from scripts.run.files import content_of, refuse_existing, staged
 from scripts.run.problems import JobError
 from scripts.run.record import Record
-from scripts.tiny.named import local_model
+from scripts.tiny.model import local_model
 
 if TYPE_CHECKING:
     import torch
