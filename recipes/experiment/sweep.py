@@ -82,7 +82,7 @@ def array_job(elements: Sequence[Submission], archive: Path | None) -> "tuple[La
     """The one job that runs all of `elements`."""
     import nemo_run as run
 
-    from scripts.run.array import run_element
+    from scripts.run.session import run_element
 
     first = elements[0]
     assert first.element is not None

@@ -7,8 +7,8 @@ from pathlib import Path
 from scripts.args.evaluate import Backend, EvaluateArgs
 from scripts.checkpoints import look
 from scripts.checkpoints.exported import exported_algorithm
-from scripts.run.gpus import compute_capabilities
 from scripts.run.problems import JobError
+from scripts.run.provenance import compute_capabilities
 
 
 @dataclass(frozen=True, kw_only=True)

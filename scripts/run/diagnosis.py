@@ -4,6 +4,7 @@ Logs are searched for the signatures of configs/diagnosis.yaml, the rank that fa
 others. Nothing here raises for what a log holds, and nothing reads more of it than its end.
 """
 
+import functools
 import os
 import re
 import time
@@ -15,7 +16,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from scripts.run.signatures import Signature, catalogue
+from configs import CONFIGS
 
 #: A log that an earlier attempt began holds this line where the next one starts.
 NEXT_ATTEMPT = "--- the next attempt of this run ---"
@@ -23,7 +24,8 @@ NEXT_ATTEMPT = "--- the next attempt of this run ---"
 LOG_BYTES = 256 << 10
 _FILES = 64
 _SECONDS = 5.0
-_CLOCK_SKEW_SECONDS = 5.0
+#: Between the clocks of the machines that write and read a run directory.
+CLOCK_SKEW_SECONDS = 5.0
 #: Tracebacks that chain to each other lie within this many characters of the last line that tells something.
 _LAST_WORDS = 16 << 10
 #: Of lines that repeat, so many of the last ones are looked at.
@@ -43,6 +45,61 @@ _TOKEN = re.compile(
 )
 _SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSWORD|API_KEY")
 _SECRET_LENGTH = 8  # a shorter value stands in any text
+
+
+@dataclass(frozen=True, kw_only=True)
+class Signature:
+    """One kind of failure; the fields are explained in configs/diagnosis.yaml."""
+
+    name: str
+    patterns: tuple[re.Pattern[str], ...]
+    frames: re.Pattern[str] | None
+    phases: tuple[str, ...]
+    scheduler: tuple[str, ...]
+    consequence: bool
+    remedy: str
+    source: str
+
+    def applies(self, traceback: str, phase: str | None) -> bool:
+        """Whether it happened where this signature says; one that says nothing applies everywhere."""
+        if self.frames is None and not self.phases:
+            return True
+        return phase in self.phases or (self.frames is not None and self.frames.search(traceback) is not None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Catalogue:
+    """Every signature in order, and the errors that need one."""
+
+    signatures: tuple[Signature, ...]
+    vague: frozenset[str]
+
+    def of_scheduler(self, word: str | None) -> Signature | None:
+        """The signature that a scheduler's word alone stands for."""
+        return next((signature for signature in self.signatures if word in signature.scheduler), None)
+
+
+@functools.cache
+def catalogue() -> Catalogue:
+    """The shipped catalogue."""
+    import yaml
+
+    raw = yaml.safe_load((CONFIGS / "diagnosis.yaml").read_text(encoding="utf-8"))
+    return Catalogue(signatures=tuple(map(_read, raw["signatures"])), vague=frozenset(raw["vague"]))
+
+
+def _read(raw: dict[str, Any]) -> Signature:
+    frames = raw.get("frames")
+    return Signature(
+        name=raw["name"],
+        patterns=tuple(re.compile(pattern, re.MULTILINE) for pattern in raw["patterns"]),
+        frames=re.compile("|".join(frames)) if frames else None,
+        phases=tuple(raw.get("phases", ())),
+        scheduler=tuple(raw.get("scheduler", ())),
+        consequence=raw.get("consequence", False),
+        remedy=raw["remedy"],
+        source=raw["source"],
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,7 +288,7 @@ def _logs(folder: Path, since: float) -> Iterator[_Log]:
         for path in sorted(folder.iterdir()):
             with suppress(OSError):
                 written = path.stat().st_mtime
-                if written < since - _CLOCK_SKEW_SECONDS:
+                if written < since - CLOCK_SKEW_SECONDS:
                     continue
                 if path.name.endswith(".error.json"):
                     failed[_rank(path.name)] = written

@@ -10,40 +10,41 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from scripts.run.problems import JobError
 
 _CHUNK = 1 << 20
 
 
-def write_text(path: Path, text: str) -> None:
-    """Replace `path` with `text`: a reader, or a crash, sees the old content or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+@contextmanager
+def _replacing(path: Path, mode: int) -> Iterator[IO[bytes]]:
+    """A file beside `path` that takes its place when the block ends well."""
     beside = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
+    handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     try:
-        with beside.open("w", encoding="utf-8") as handle:
-            handle.write(text)
-            handle.flush()
-            os.fsync(handle.fileno())
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
         beside.replace(path)
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace `path` with `text`: a reader, or a crash, sees the old content or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _replacing(path, 0o666) as file:
+        file.write(text.encode())
 
 
 def write_private(path: Path, content: bytes) -> None:
     """Replace `path` with `content`, readable by its owner only; the folders made for it too."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
-    handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        beside.replace(path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
+    with _replacing(path, 0o600) as file:
+        file.write(content)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -1,4 +1,4 @@
-"""What a run was made of: package versions, the state of the code, the memory it took."""
+"""What a run was made of and ran on: package versions, the state of the code, the GPUs, the memory it took."""
 
 import os
 import subprocess
@@ -84,3 +84,13 @@ def git_state(folder: Path) -> dict[str, Any] | None:
         "branch": git("branch", "--show-current"),
         "changed": changed,
     }
+
+
+def compute_capabilities() -> list[int]:
+    """The compute capability of each GPU, such as 89 or 100, as the driver's own tool says; empty where it cannot."""
+    words = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=True)
+        return [round(float(line) * 10) for line in done.stdout.split()]
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return []

@@ -16,15 +16,15 @@ from types import FrameType
 from typing import Any, TextIO
 
 from scripts.run import identity as process
-from scripts.run.diagnosis import NEXT_ATTEMPT, diagnose, is_vague
+from scripts.run.diagnosis import CLOCK_SKEW_SECONDS, NEXT_ATTEMPT, diagnose, is_vague
 from scripts.run.problems import JobError, error_data, error_line, is_disk_full
 from scripts.run.provenance import job_facts, versions
-from scripts.run.record import DamagedRecordError, Follower, Record, default_run_dir, observe, read_record
+from scripts.run.record import DamagedRecordError, Follower, Record, default_run_dir, observe, read_json, read_record
+from scripts.run.secrets import VARIABLE as SECRETS_FILE
 from scripts.run.secrets import forget_secrets, load_secrets
 
 #: Set where the run directory cannot be read from the submitting machine: the record goes to the log as well.
 PRINT_RECORD = "MODELOPT_RECIPES_PRINT_RECORD"
-_CLOCK_SKEW_SECONDS = 5.0
 #: Between one rank's failure and the launcher's SIGTERM to the others, its cause reaches shared storage.
 _RANK_GRACE_SECONDS = 1.0
 
@@ -47,7 +47,7 @@ def run_job(*, name: str, algorithm: str, values: dict[str, Any], job: Callable[
     except (JobError, DamagedRecordError) as error:  # the directory is another run's
         print(f"failed: {error}", file=sys.stderr, flush=True)
         raise SystemExit(1) from None
-    with _sigterm_cancels(), _logged(record.dir / "logs", rank), record.running():
+    with _on_sigterm(_cancel), _logged(record.dir / "logs", rank), record.running():
         try:
             load_secrets()
             job(record)
@@ -63,6 +63,18 @@ def run_job(*, name: str, algorithm: str, values: dict[str, Any], job: Callable[
         record.line(f"succeeded: {record.dir}")
 
 
+def run_element(*, run_dirs: list[str], jobs: list[str]) -> None:
+    """Run the job of this element of a Slurm job array, in its own run directory; `jobs` are Partials as text."""
+    from fiddle import build
+    from nemo_run.core.serialization.zlib_json import ZlibJSONSerializer
+
+    index = int(os.environ["SLURM_ARRAY_TASK_ID"])
+    os.environ["NEMO_RUN_DIR"] = run_dirs[index]
+    if SECRETS_FILE in os.environ:
+        os.environ[SECRETS_FILE] += f".{index}"
+    build(ZlibJSONSerializer().deserialize(jobs[index]))()
+
+
 def values_given(engine: str, script: Any, args: Any, torchrun: Any, extra_args: list[str]) -> dict[str, Any]:
     """What an entrypoint was called with, as the record keeps it: section by section, as a YAML file has it."""
     sections = {"script": asdict(script), "args": asdict(args), "torchrun": asdict(torchrun)}
@@ -72,11 +84,10 @@ def values_given(engine: str, script: Any, args: Any, torchrun: Any, extra_args:
 def rank_error(logs: Path, since: float) -> dict[str, Any] | None:
     """Why another rank failed, as it wrote down after `since` (seconds since the epoch)."""
     for file in sorted(logs.glob("rank*.error.json")):
-        with suppress(OSError, ValueError):
-            if file.stat().st_mtime >= since - _CLOCK_SKEW_SECONDS:
-                error: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        with suppress(OSError):
+            if file.stat().st_mtime >= since - CLOCK_SKEW_SECONDS and (error := read_json(file)):
                 rank = file.name.removesuffix(".error.json")
-                return error | {"message": f"{rank}: {error['message']}"}
+                return {**error, "message": f"{rank}: {error['message']}"}
     return None
 
 
@@ -142,7 +153,7 @@ def _finish(record: Record, state: str, error: dict[str, Any] | None) -> None:
 
 def _diagnose(record: Record, error: dict[str, Any]) -> None:
     """Add to a failure that is recorded what the logs of all ranks say about it."""
-    with _sigterm_waits():
+    with _on_sigterm(signal.SIG_IGN):  # that it failed is recorded; what is said about it must not be cut short
         if os.environ.get("WORLD_SIZE", "1") != "1":
             time.sleep(_RANK_GRACE_SECONDS)  # the rank whose failure ended this one may not have said so yet
         found = diagnose(record.dir / "logs", since=_process_start(), error=error, phase=record.values.get("phase"))
@@ -200,42 +211,23 @@ def _logged(logs: Path, rank: int) -> Iterator[None]:
 def _warnings_to(path: Path) -> Iterator[None]:
     """Python warnings of the libraries go to a file of their own, each once."""
     with warnings.catch_warnings(), path.open("a", encoding="utf-8") as log:
-        show = warnings.showwarning
 
-        def write(
-            message: Warning | str,
-            category: type[Warning],
-            filename: str,
-            lineno: int,
-            file: TextIO | None = None,
-            line: str | None = None,
-        ) -> None:
+        def write(message: Any, category: Any, filename: str, lineno: int, file: Any = None, line: Any = None) -> None:
             log.write(warnings.formatwarning(message, category, filename, lineno, line))
             log.flush()
 
-        warnings.showwarning = write
-        try:
-            yield
-        finally:
-            warnings.showwarning = show
-
-
-@contextmanager
-def _sigterm_cancels() -> Iterator[None]:
-    def handler(_signal: int, _frame: FrameType | None) -> None:
-        raise Cancelled
-
-    before = signal.signal(signal.SIGTERM, handler)
-    try:
+        warnings.showwarning = write  # until catch_warnings ends
         yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+
+
+def _cancel(_signal: int, _frame: FrameType | None) -> None:
+    raise Cancelled
 
 
 @contextmanager
-def _sigterm_waits() -> Iterator[None]:
-    """How the run ended is recorded; the launcher's SIGTERM must not cut short what is said about it."""
-    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def _on_sigterm(handler: Callable[[int, FrameType | None], None] | signal.Handlers) -> Iterator[None]:
+    """Answer the launcher's SIGTERM otherwise while the block lasts."""
+    before = signal.signal(signal.SIGTERM, handler)
     try:
         yield
     finally:

@@ -9,8 +9,8 @@ from scripts.args.serve import ServeArgs
 from scripts.checkpoints import look
 from scripts.checkpoints.exported import exported_algorithm
 from scripts.formats import FORMATS
-from scripts.run.gpus import compute_capabilities
 from scripts.run.problems import JobError, Problem
+from scripts.run.provenance import compute_capabilities
 from scripts.serving.servers import HOST, SERVERS, able
 
 

@@ -302,7 +302,7 @@ def test_an_array_is_one_job_with_a_log_for_each_element(site: Site) -> None:
 
     from recipes.experiment.delivery import serialized
     from scripts.entrypoints import probe
-    from scripts.run.array import run_element
+    from scripts.run.session import run_element
 
     place = site.place()
     launch = site.launch(place, array=4)

@@ -27,12 +27,11 @@ from executors.slurm.jobs import _STATES
 from recipes.cli.show import Output
 from recipes.experiment.standing import look
 from recipes.experiment.store import Handle, RunFolder, launch_values
-from scripts.run.diagnosis import LOG_BYTES, NEXT_ATTEMPT, Diagnosis, clean, diagnose
+from scripts.run.diagnosis import LOG_BYTES, NEXT_ATTEMPT, Diagnosis, Signature, catalogue, clean, diagnose
 from scripts.run.identity import identity
 from scripts.run.problems import JobError
 from scripts.run.record import Record, read_record
 from scripts.run.session import run_job
-from scripts.run.signatures import Signature, catalogue
 
 EXAMPLES = yaml.safe_load(Path(__file__).with_name("diagnosis_examples.yaml").read_text(encoding="utf-8"))
 SIGNATURES = catalogue().signatures
