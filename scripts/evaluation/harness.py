@@ -1,16 +1,23 @@
-"""The harness's command line: what EvaluateArgs become.
+"""What the harness is given: its command line, and the tasks that ship, on text kept from the built-in models.
 
 Source: lm_eval 0.4.13 and 0.4.9. Since 0.4.9 the arguments of a model may be JSON, the one form in which
 a path with a comma, an equals sign or a blank arrives as it is.
 """
 
+import glob
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from configs import CONFIGS
 from scripts.args.evaluate import Backend, EvaluateArgs
 from scripts.args.meaning import ScriptArgs, doc
+from scripts.run.files import write_text
+from scripts.tiny.corpus import passages
+
+#: Of a choice: words of the beginning, words of a continuation, and how many continuations there are.
+_CONTEXT_WORDS, _NEXT_WORDS, _CHOICES = 40, 12, 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,3 +90,44 @@ def _model_args(args: EvaluateArgs, model: str, backend: Backend) -> dict[str, A
     if args.max_length is not None:
         values["max_model_len" if backend == "vllm" else "max_length"] = args.max_length
     return values | args.model_args
+
+
+def write_tasks(folder: Path) -> Path:
+    """Write the shipped tasks with their rows to `folder`. The harness takes absolute paths of data, as patterns."""
+    import yaml
+
+    for file in sorted((CONFIGS / "evaluate" / "tasks").glob("*.yaml")):
+        task = yaml.safe_load(file.read_text(encoding="utf-8"))
+        files = task["dataset_kwargs"]["data_files"]
+        task["dataset_kwargs"]["data_files"] = {split: glob.escape(str(folder / name)) for split, name in files.items()}
+        write_text(folder / file.name, yaml.safe_dump(task, sort_keys=False))
+    _write_rows(folder / "tiny_text.jsonl", [{"text": text} for text in passages("eval")])
+    _write_rows(folder / "tiny_choice.jsonl", _choices())
+    return folder
+
+
+def _choices() -> list[dict[str, Any]]:
+    """For each part of each passage: its beginning, and its continuation among those of other passages."""
+    parts = [part for text in passages("eval") for part in _parts(text)]
+    rows = []
+    for number, (context, continuation) in enumerate(parts):
+        others = [parts[(number + step * (len(parts) // _CHOICES)) % len(parts)][1] for step in range(1, _CHOICES)]
+        answer = number % _CHOICES
+        rows.append(
+            {"context": context, "choices": [*others[:answer], continuation, *others[answer:]], "answer": answer}
+        )
+    return rows
+
+
+def _parts(text: str) -> list[tuple[str, str]]:
+    words = text.split()
+    length = _CONTEXT_WORDS + _NEXT_WORDS
+    starts = range(0, len(words) - length + 1, length)
+    return [
+        (" ".join(words[start : start + _CONTEXT_WORDS]), " ".join(words[start + _CONTEXT_WORDS : start + length]))
+        for start in starts
+    ]
+
+
+def _write_rows(file: Path, rows: list[dict[str, Any]]) -> None:
+    write_text(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

@@ -8,9 +8,8 @@ from typing import Any
 from scripts.args.evaluate import EvaluateArgs
 from scripts.engines.script.command import ScriptJob
 from scripts.engines.script.engine import run_script
-from scripts.evaluation.backends import Loading, loading_of
-from scripts.evaluation.checks import evaluate_problems, refuse_without_harness
-from scripts.evaluation.harness import closing_words, harness_args
+from scripts.evaluation.checks import Loading, evaluate_problems, loading_of, refuse_without_harness
+from scripts.evaluation.harness import closing_words, harness_args, write_tasks
 from scripts.evaluation.report import as_text, write_report
 from scripts.evaluation.scores import (
     SCHEMA,
@@ -21,7 +20,6 @@ from scripts.evaluation.scores import (
     read_results,
     scores_of,
 )
-from scripts.evaluation.tasks import write_tasks
 from scripts.run.files import staged
 from scripts.run.problems import JobError
 from scripts.run.record import Record

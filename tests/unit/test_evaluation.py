@@ -10,7 +10,7 @@ from scripts.args.evaluate import EvaluateArgs
 from scripts.engines.script.argv import compose
 from scripts.engines.script.flags import Interface
 from scripts.evaluation.checks import evaluate_problems
-from scripts.evaluation.harness import HarnessArgs, closing_words, harness_args
+from scripts.evaluation.harness import HarnessArgs, closing_words, harness_args, write_tasks
 from scripts.evaluation.report import as_text, verdict, write_report
 from scripts.evaluation.scores import (
     SCHEMA,
@@ -23,7 +23,6 @@ from scripts.evaluation.scores import (
     read_results,
     scores_of,
 )
-from scripts.evaluation.tasks import write_tasks
 from scripts.run.problems import JobError
 
 HOSTILE = '/models/it\'s a, ="b"; pretrained=x'
