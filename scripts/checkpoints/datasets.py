@@ -2,6 +2,7 @@
 
 import struct
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from scripts.checkpoints.checkpoint import Checkpoint, unreadable
@@ -23,6 +24,16 @@ _SEQUENCE_BYTES, _DOCUMENT_BYTES = 4 + 8, 8  # a length and an offset; the numbe
 _LONGEST_LINE = 16 << 20
 
 
+@dataclass(frozen=True, kw_only=True)
+class TokenFile:
+    """One pair of files."""
+
+    prefix: Path  # without .bin and .idx
+    dtype: str
+    documents: int
+    tokens: int
+
+
 def pair_of(path: Path) -> tuple[Path, Path] | None:
     """The index and the data that `path` stands for: one of the two, or what their names begin with."""
     prefix = path.with_suffix("") if path.suffix in (".idx", ".bin") else path
@@ -34,9 +45,19 @@ def look_binidx(path: Path, pairs: Sequence[tuple[Path, Path]]) -> Checkpoint:
     """Tokenized data: the tokens of these pairs of index and data. Raises JobError `unreadable_checkpoint`."""
     tokens: dict[str, int] = {}
     for index, data in pairs:
-        dtype, count = _read_pair(index, data)
-        tokens[dtype] = tokens.get(dtype, 0) + count
+        file = _read_pair(index, data)
+        tokens[file.dtype] = tokens.get(file.dtype, 0) + file.tokens
     return Checkpoint(path=path, kind="binidx", layout="binidx", dtypes=tokens)
+
+
+def token_files(folder: Path) -> list[TokenFile]:
+    """Every pair in `folder`, by name. Raises JobError `unreadable_checkpoint` for one that is not whole."""
+    return [_read_pair(index, index.with_suffix(".bin")) for index in sorted(folder.glob("*.idx"))]
+
+
+def blend(files: list[TokenFile]) -> list[int | str]:
+    """`data_paths` of a training: each prefix after its weight, which is its number of tokens."""
+    return [part for file in files if file.tokens for part in (file.tokens, str(file.prefix))]
 
 
 def look_jsonl(path: Path, files: Sequence[Path]) -> Checkpoint:
@@ -49,8 +70,8 @@ def look_jsonl(path: Path, files: Sequence[Path]) -> Checkpoint:
     return Checkpoint(path=path, kind="training_jsonl", layout="jsonl")
 
 
-def _read_pair(index: Path, data: Path) -> tuple[str, int]:
-    """The tokens' dtype and number, by the index, which must fit both files."""
+def _read_pair(index: Path, data: Path) -> TokenFile:
+    """What the index says, which must fit both files."""
     start = read_bytes(index, min(size_of(index), _HEADER.size))
     magic, version, code, sequences, documents = _HEADER.unpack(start.ljust(_HEADER.size, b"\0"))
     if magic != _MAGIC or version != 1 or code not in _DTYPES:
@@ -62,7 +83,10 @@ def _read_pair(index: Path, data: Path) -> tuple[str, int]:
     end = _end(index, sequences, width)
     if size_of(data) < end:
         raise unreadable(data, f"it is cut short: {size_of(data)} bytes, {end} by its index")
-    return dtype, size_of(data) // width
+    # The table of documents has an entry for the end.
+    return TokenFile(
+        prefix=index.with_suffix(""), dtype=dtype, tokens=size_of(data) // width, documents=max(0, documents - 1)
+    )
 
 
 def _end(index: Path, sequences: int, width: int) -> int:

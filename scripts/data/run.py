@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from scripts.args.data import PrepareDataArgs
+from scripts.checkpoints.datasets import TokenFile, blend, token_files
 from scripts.data.sources import DataSource, gather, refuse_without_core, source_problems
-from scripts.data.tokens import TokenFile, blend, token_files
 from scripts.engines.script.command import ScriptJob
 from scripts.engines.script.engine import run_script
 from scripts.engines.script.locate import locate

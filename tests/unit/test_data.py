@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from scripts.args.data import PrepareDataArgs
+from scripts.checkpoints.datasets import blend, token_files
 from scripts.data.run import report_data
 from scripts.data.sources import gather, source_problems
-from scripts.data.tokens import blend, token_files
 from scripts.engines.script.argv import compose
 from scripts.engines.script.flags import Flag, Interface
 from scripts.run.problems import JobError

@@ -56,7 +56,7 @@ def with_inputs(args: ScriptArgs) -> ScriptArgs:
 
 def _blend_of(folder: Path, key: str) -> list[int | str]:
     """What prepare_data left in a folder, each file weighed by its tokens; a prefix alone stays one."""
-    from scripts.data.tokens import blend, token_files
+    from scripts.checkpoints.datasets import blend, token_files
 
     if not folder.is_dir():
         return [1, str(folder)]
