@@ -10,7 +10,7 @@ import re
 import shlex
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 from scripts.args.serve import ServeArgs
@@ -20,18 +20,9 @@ from scripts.engines.script.locate import child_environment
 from scripts.run.files import write_json
 from scripts.run.problems import JobError
 from scripts.run.record import Record
-from scripts.serving.answers import flaw_of
-from scripts.serving.checks import (
-    Served,
-    check_checkpoint,
-    check_gpus,
-    choose_port,
-    prompts_of,
-    serve_problems,
-)
-from scripts.serving.client import Answer, Client, UnreachableError
-from scripts.serving.process import Running, started
-from scripts.serving.servers import SERVERS, command_line, find_program
+from scripts.serving.checks import Served, check_checkpoint, check_gpus, choose_port, prompts_of, serve_problems
+from scripts.serving.client import Answer, Client, UnreachableError, flaw_of
+from scripts.serving.servers import SERVERS, Running, command_line, find_program, started
 from scripts.tiny.model import local_model
 
 SCHEMA = 1
@@ -40,16 +31,6 @@ _POLL_SECONDS = 0.5
 _DEATH_SECONDS = 5.0
 _ERROR = re.compile(r"^.*?((?:\w+\.)*\w*(?:Error|Exception|Failure)\b.*)", re.MULTILINE)
 _SHOWN = 500
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Measured:
-    """What was found out while the server ran."""
-
-    model: str
-    start_seconds: float
-    first_answer_seconds: float
-    answers: list[Answer]
 
 
 def check_server(job: ScriptJob, record: Record) -> None:
@@ -72,12 +53,13 @@ def check_server(job: ScriptJob, record: Record) -> None:
     write_json(record.dir / "logs" / "server.command.json", {"argv": words})
     output = Output(record.dir / "logs" / "server.tail.log")
     with started(words, env=child_environment(os.environ), output=output) as running:
-        measured = _measure(args, running, Client(port, answer_seconds=args.answer_minutes * 60), record)
+        facts, answers = _measure(args, running, Client(port, answer_seconds=args.answer_minutes * 60), record)
     with record.phase("report"):
-        _report(args, served, words, measured, record)
+        _report(args, {**_facts(args, served, words), **facts}, answers, record)
 
 
-def _measure(args: ServeArgs, running: Running, client: Client, record: Record) -> _Measured:
+def _measure(args: ServeArgs, running: Running, client: Client, record: Record) -> tuple[dict[str, Any], list[Answer]]:
+    """What the report says of the server while it ran, and its answers."""
     began = time.monotonic()
     try:
         with record.phase("start the server"):
@@ -97,12 +79,8 @@ def _measure(args: ServeArgs, running: Running, client: Client, record: Record) 
         cause = f"{error}, after it had said that it was ready."
         raise JobError("server_not_ready", cause, "Raise args.answer_minutes, or look at logs/rank0.log.") from error
     _refuse_dead(running)
-    return _Measured(
-        model=model,
-        start_seconds=round(start_seconds, 3),
-        first_answer_seconds=round(first_answer_seconds, 3),
-        answers=answers,
-    )
+    figures = {"start_seconds": round(start_seconds, 3), "first_answer_seconds": round(first_answer_seconds, 3)}
+    return {"model": model, **figures, "tokens_per_second": _tokens_per_second(answers)}, answers
 
 
 def _wait(args: ServeArgs, running: Running, client: Client, began: float, record: Record) -> None:
@@ -127,36 +105,29 @@ def _refuse_dead(running: Running, *, within: float = 0.0) -> None:
         raise JobError("server_died", cause, "All that it said is in logs/rank0.log.")
 
 
-def _report(args: ServeArgs, served: Served, words: Sequence[str], measured: _Measured, record: Record) -> None:
+def _facts(args: ServeArgs, served: Served, words: Sequence[str]) -> dict[str, Any]:
+    """What the report says of what was served, and how."""
+    asked = {"schema": SCHEMA, "server": args.server, "argv": list(words), "checkpoint": args.checkpoint}
+    return {**asked, "algorithm": served.algorithm, "quantization": served.quantization}
+
+
+def _report(args: ServeArgs, report: dict[str, Any], answers: Sequence[Answer], record: Record) -> None:
     """Raises JobError `server_answer_empty` and `server_answer_degenerate`, after the report was written."""
-    flaws = [flaw_of(answer.text) for answer in measured.answers]
-    rows = [asdict(answer) | {"flaw": flaw} for answer, flaw in zip(measured.answers, flaws, strict=True)]
-    speed = _tokens_per_second(measured.answers)
-    report: dict[str, Any] = {
-        "schema": SCHEMA,
-        "server": args.server,
-        "argv": list(words),
-        "checkpoint": args.checkpoint,
-        "algorithm": served.algorithm,
-        "quantization": served.quantization,
-        "model": measured.model,
-        "start_seconds": measured.start_seconds,
-        "first_answer_seconds": measured.first_answer_seconds,
-        "tokens_per_second": speed,
-        "answers": rows,
-        "warnings": [f"{row['prompt']!r}: the answer is {row['flaw']}." for row in rows if row["flaw"]],
-    }
+    flaws = [flaw_of(answer.text) for answer in answers]
+    rows = [asdict(answer) | {"flaw": flaw} for answer, flaw in zip(answers, flaws, strict=True)]
+    warnings = [f"{row['prompt']!r}: the answer is {row['flaw']}." for row in rows if row["flaw"]]
     folder = record.dir / "report"
+    report |= {"answers": rows, "warnings": warnings}
     write_json(folder / "serve.json", report)
-    for answer in measured.answers:
+    for answer in answers:
         record.line(f"{answer.prompt!r} -> {answer.text!r} ({answer.seconds:.2f} s)")
     for name in ("start_seconds", "first_answer_seconds", "tokens_per_second"):
         if report[name] is not None:
             record.metric(name, report[name])
     _refuse_flaws(args, flaws)
-    for warning in report["warnings"]:
+    for warning in warnings:
         record.line(f"warning: {warning}")
-    record.artifact("eval_results", folder, server=args.server, quantization=served.quantization)
+    record.artifact("eval_results", folder, server=args.server, quantization=report["quantization"])
 
 
 def _refuse_flaws(args: ServeArgs, flaws: Sequence[str | None]) -> None:
@@ -167,9 +138,7 @@ def _refuse_flaws(args: ServeArgs, flaws: Sequence[str | None]) -> None:
         cause = f"every answer of {title} is empty."
         raise JobError("server_answer_empty", cause, "Try other prompts; is it the checkpoint's end-of-text token?")
     cause = f"every answer of {title} is one piece of text repeated, or empty."
-    remedy = (
-        "Compare with the checkpoint it was made of: scales may be missing, or of another format than the server took."
-    )
+    remedy = "Compare with the checkpoint it was made of: scales may be missing, or not of the format that it took."
     raise JobError("server_answer_degenerate", cause, remedy)
 
 
@@ -178,6 +147,5 @@ def _tokens_per_second(answers: Sequence[Answer]) -> float | None:
     counted = answers[1:] or answers
     if any(answer.tokens is None for answer in counted):
         return None
-    return round(
-        sum(answer.tokens or 0 for answer in counted) / max(sum(answer.seconds for answer in counted), 1e-9), 1
-    )
+    seconds = sum(answer.seconds for answer in counted)
+    return round(sum(answer.tokens or 0 for answer in counted) / max(seconds, 1e-9), 1)

@@ -1,4 +1,4 @@
-"""The three servers: their command lines, and the ModelOpt formats that each can load.
+"""The three servers: the ModelOpt formats that each can load, its command line, and its process.
 
 Sources: vLLM 0.29 (vllm/model_executor/layers/quantization/modelopt.py), TensorRT-LLM 1.2
 (tensorrt_llm/commands/serve.py, _torch/modules/linear.py), SGLang 0.5.17 (python/sglang/srt/server_args.py,
@@ -6,17 +6,26 @@ layers/quantization/modelopt_quant.py).
 """
 
 import shutil
+import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import util
 from pathlib import Path
+from typing import IO
 
 from scripts.args.serve import ServeArgs, ServerName
+from scripts.engines.script.child import Output
 from scripts.run.problems import JobError
 
 #: They answer nobody but this machine.
 HOST = "127.0.0.1"
+_SUPERVISE = Path(__file__).with_name("supervise.py")
+_CHUNK = 1 << 16
+#: The supervisor gives the server time to end by itself, then kills; after this long it is killed.
+_STOP_SECONDS = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,17 +129,61 @@ def command_line(
 ) -> list[str]:
     """The words that serve `model`, an absolute path or a hub name; `method` is what it is told of the format."""
     words = [*program, *([server.model] if server.model else []), model]
-    words += [
-        "--host",
-        HOST,
-        "--port",
-        str(port),
-        server.tensor_parallel,
-        str(args.tensor_parallel_size),
-        *server.fixed,
-    ]
+    words += ["--host", HOST, "--port", str(port), server.tensor_parallel, str(args.tensor_parallel_size)]
+    words += server.fixed
     if method and server.quantization:
         words += [server.quantization, method]
     if args.max_length is not None:
         words += [server.longest, str(args.max_length)]
     return [*words, *([server.trust] if args.trust_remote_code else [])]
+
+
+class Running:
+    """A server that was started."""
+
+    def __init__(self, process: "subprocess.Popen[bytes]", output: Output) -> None:
+        self._process = process
+        self._output = output
+
+    def status_within(self, seconds: float) -> int | None:
+        """Its exit status; None where it still runs after `seconds`."""
+        with suppress(subprocess.TimeoutExpired):
+            return self._process.wait(seconds)
+        return None
+
+    @property
+    def tail(self) -> str:
+        """The end of what it printed."""
+        return self._output.tail
+
+
+@contextmanager
+def started(words: Sequence[str], *, env: Mapping[str, str], output: Output) -> Iterator[Running]:
+    """Run `words` while the block lasts; what they print goes to `output`. Everything they start ends with the job."""
+    process = subprocess.Popen(
+        [sys.executable, "-P", str(_SUPERVISE), *words],
+        env=dict(env),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,  # Ctrl-C is for the job, which ends it in order
+    )
+    assert process.stdin is not None and process.stdout is not None
+    reader = threading.Thread(target=_copy, args=(process.stdout, output), name="server output", daemon=True)
+    reader.start()
+    try:
+        yield Running(process, output)
+    finally:
+        process.stdin.close()
+        try:
+            process.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        reader.join(timeout=5)
+        output.close()
+
+
+def _copy(pipe: IO[bytes], output: Output) -> None:
+    while data := pipe.read1(_CHUNK):  # type: ignore[attr-defined]  # a buffered reader, by Popen's default
+        output.write(data)

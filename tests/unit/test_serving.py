@@ -14,7 +14,7 @@ from scripts.checkpoints.exported import exported_algorithm
 from scripts.formats import FORMATS
 from scripts.run.problems import JobError
 from scripts.serving import checks
-from scripts.serving.answers import flaw_of
+from scripts.serving.client import flaw_of
 from scripts.serving.servers import SERVERS, able, command_line, find_program
 from tests.conftest import write_safetensors
 
