@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from recipes.experiment.job import Job
-from recipes.models.folder import read_config
 from recipes.preflight.history import same_model
 from recipes.preflight.paths import NAMES_A_MODEL, inputs_of, model_folder, path_here
 from recipes.preflight.provenance import recorded_origin
@@ -14,6 +13,7 @@ from scripts.args.convert import MergeLoraArgs
 from scripts.args.meaning import meanings
 from scripts.checkpoints import Checkpoint, look
 from scripts.checkpoints.documents import read_json
+from scripts.checkpoints.model import read_config
 from scripts.run.problems import JobError, Problem
 from scripts.run.registry import check
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from recipes.experiment.job import Job
 from recipes.models import hub
-from recipes.models.folder import local_model_problem
 from recipes.preflight.quantize import is_local
 from scripts.args.meaning import Meaning, meanings
+from scripts.checkpoints.model import local_model_problem
 from scripts.engines.script.argv import Argv, flags_of
 from scripts.engines.script.command import ScriptJob, command_words
 from scripts.engines.script.flags import Interface

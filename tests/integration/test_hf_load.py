@@ -102,14 +102,14 @@ def own_code(folder: Path) -> None:
     ("damage", "name"),
     [
         (only_pickles, "unsafe_weights"),
-        (no_weights, "model_missing"),
-        (no_config, "model_missing"),
-        (bad_config, "model_damaged"),
+        (no_weights, "missing_model"),
+        (no_config, "missing_model"),
+        (bad_config, "missing_model"),
         (unknown_type, "model_unknown"),
-        (truncated, "model_damaged"),
-        (missing_shard, "model_missing"),
-        (no_tokenizer, "tokenizer_missing"),
-        (own_code, "remote_code"),
+        (truncated, "damaged_weights"),
+        (missing_shard, "missing_model"),
+        (no_tokenizer, "missing_tokenizer"),
+        (own_code, "remote_code_not_trusted"),
     ],
     ids=lambda value: getattr(value, "__name__", value),
 )
@@ -122,7 +122,7 @@ def test_failures_have_names_and_remedies(damage: Callable[[Path], None], name: 
 
 
 def test_no_such_folder(tmp_path: Path) -> None:
-    with pytest.raises(JobError, match="model_missing"):
+    with pytest.raises(JobError, match="missing_model"):
         load(tmp_path / "nothing" / "here")
 
 

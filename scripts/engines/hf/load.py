@@ -1,16 +1,14 @@
 """Open a Transformers model: safetensors only, evaluation mode, every failure with a remedy."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scripts.checkpoints.model import Trouble, config_problem, weights_problem
 from scripts.run.problems import JobError
 
 if TYPE_CHECKING:
     import torch
-
-UNSAFE = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,64 +23,34 @@ class LoadedModel:
 def _config(path: str, trust_remote_code: bool) -> Any:
     from transformers import AutoConfig
 
-    folder = Path(path)
-    if folder.is_dir():
-        _check_folder(folder, trust_remote_code)
+    if Path(path).is_dir():
+        _refuse(path, config_problem(Path(path), trust_remote_code=trust_remote_code))
     try:
         return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         raise _as_job_error(path, error) from error
 
 
-def _check_folder(folder: Path, trust_remote_code: bool) -> None:
-    if not (folder / "config.json").is_file():
-        remedy = "Give the folder that `save_pretrained` wrote."
-        raise JobError("model_missing", f"{folder} has no config.json.", remedy)
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise JobError(
-            "model_damaged", f"{folder / 'config.json'} is not JSON: {error}.", "Fetch the model again."
-        ) from error
-    if isinstance(config, dict) and config.get("auto_map") and not trust_remote_code:
-        cause = f"{folder} brings its own Python code ({', '.join(sorted(config['auto_map']))})."
-        raise JobError("remote_code", cause, "Read that code, then set args.trust_remote_code=true.")
+def _refuse(path: str, found: Trouble | None) -> None:
+    if found is not None:
+        name, cause, remedy = found
+        raise JobError(name, f"{path}: {cause}.", remedy or "Name a model's folder or a hub name.")
 
 
-def _check_weights(folder: Path) -> None:
-    if any(folder.glob("*.safetensors")):
-        _check_shards(folder)
-        return
-    unsafe = sorted(path.name for pattern in UNSAFE for path in folder.glob(pattern))
-    if unsafe:
-        cause = f"{folder} has its weights as pickles only ({unsafe[0]}), which can run code when they are opened."
-        remedy = "Convert them on a machine you can afford to lose: load there, then save_pretrained(folder)."
-        raise JobError("unsafe_weights", cause, remedy)
-    raise JobError("model_missing", f"{folder} has no *.safetensors file.", "Fetch the model again.")
-
-
-def _check_shards(folder: Path) -> None:
-    index = folder / "model.safetensors.index.json"
-    if not index.is_file():
-        return
-    try:
-        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise JobError("model_damaged", f"{index} is not a weight index: {error}.", "Fetch the model again.") from error
-    missing = sorted(name for name in shards if not (folder / name).is_file())
-    if missing:
-        raise JobError("model_missing", f"{folder} lacks {', '.join(missing[:3])}.", "Fetch the model again.")
+def first_line(error: Exception) -> str:
+    """What an error of a library says, without the page that follows."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _as_job_error(path: str, error: Exception) -> JobError:
-    text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if "trust_remote_code" in str(error):
-        return JobError(
-            "remote_code", f"{path} brings its own Python code.", "Read it, then set args.trust_remote_code=true."
-        )
+        remedy = "Read that code, then set args.trust_remote_code=true."
+        return JobError("remote_code_not_trusted", f"{path} brings its own Python code.", remedy)
     if isinstance(error, OSError):
-        return JobError("model_missing", f"{path} cannot be opened: {text}", "Check args.hf_model_id and the network.")
-    return JobError("model_unknown", f"{path} cannot be built: {text}", "A newer transformers may know this model.")
+        cause = f"{path} cannot be opened: {first_line(error)}"
+        return JobError("missing_model", cause, "Check args.hf_model_id and the network.")
+    cause = f"{path} cannot be built: {first_line(error)}"
+    return JobError("model_unknown", cause, "A newer transformers may know this model.")
 
 
 def linear_shapes(path: str, trust_remote_code: bool) -> dict[str, tuple[int, int]]:
@@ -127,17 +95,14 @@ def load_tokenizer(path: str, trust_remote_code: bool) -> Any:
     """The tokenizer; one without a pad token pads with its end token, so that the vocabulary stays as it is."""
     from transformers import AutoTokenizer
 
+    remedy = "Put tokenizer.json and tokenizer_config.json beside the weights."
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
-        text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        cause = f"{path} has no usable tokenizer: {text}"
-        remedy = "Put tokenizer.json and tokenizer_config.json beside the weights."
-        raise JobError("tokenizer_missing", cause, remedy) from error
+        raise JobError("missing_tokenizer", f"{path} has no usable tokenizer: {first_line(error)}", remedy) from error
     # Transformers answers a folder without tokenizer files with an empty tokenizer of the model's class.
     if not len(tokenizer) or not tokenizer("tokenizer check")["input_ids"]:
-        cause = f"{path} has no tokenizer files."
-        raise JobError("tokenizer_missing", cause, "Put tokenizer.json and tokenizer_config.json beside the weights.")
+        raise JobError("missing_tokenizer", f"{path} has no tokenizer files.", remedy)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.convert_ids_to_tokens(0)
     return tokenizer
@@ -146,7 +111,8 @@ def load_tokenizer(path: str, trust_remote_code: bool) -> Any:
 def load_model(path: str, *, dtype: str, device: str, trust_remote_code: bool) -> LoadedModel:
     """Load the whole model onto one device in `dtype`, in evaluation mode, from safetensors only.
 
-    Raises JobError: model_missing, model_damaged, unsafe_weights, remote_code, tokenizer_missing, no_cuda.
+    Raises JobError: missing_model, damaged_weights, unsafe_weights, remote_code_not_trusted, missing_tokenizer,
+    no_cuda.
     """
     import torch
     from safetensors import SafetensorError
@@ -155,7 +121,7 @@ def load_model(path: str, *, dtype: str, device: str, trust_remote_code: bool) -
     place = pick_device(device)
     config = _config(path, trust_remote_code)
     if Path(path).is_dir():
-        _check_weights(Path(path))
+        _refuse(path, weights_problem(Path(path)))
     tokenizer = load_tokenizer(path, trust_remote_code)
     try:
         model = AutoModelForCausalLM.from_pretrained(
@@ -167,7 +133,7 @@ def load_model(path: str, *, dtype: str, device: str, trust_remote_code: bool) -
         )
     except SafetensorError as error:
         raise JobError(
-            "model_damaged", f"A weight file of {path} cannot be read: {error}.", "Fetch it again."
+            "damaged_weights", f"{path}: a weight file cannot be read: {error}.", "Copy it again."
         ) from error
     except (OSError, ValueError, KeyError) as error:
         raise _as_job_error(path, error) from error

@@ -1,0 +1,79 @@
+"""Whether a model can be loaded, told by its files alone: asked where a job is submitted, and by the engine."""
+
+import difflib
+import json
+from pathlib import Path
+from typing import Any
+
+from scripts.checkpoints.hf_weights import read_weights
+from scripts.run.problems import JobError, nearest
+from scripts.tiny.model import TINY_MODELS
+
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "spiece.model")
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+Trouble = tuple[str, str, str]
+
+
+def local_model_problem(name: str) -> Trouble | None:
+    """What is wrong with a folder or a built-in model as (problem, cause, remedy); None when it can be loaded."""
+    if name.startswith("tiny:"):
+        return None if name in TINY_MODELS else _unknown(name)
+    path = Path(name).expanduser()
+    found = config_problem(path) or weights_problem(path)
+    if found is None and not any((path / file).is_file() for file in _TOKENIZERS):
+        return "missing_tokenizer", "it has no tokenizer", "Copy the tokenizer's files beside config.json."
+    return found
+
+
+def config_problem(path: Path, *, trust_remote_code: bool = True) -> Trouble | None:
+    """What is wrong with a folder apart from its weights; code that it brings is, unless it is trusted."""
+    if not path.exists():
+        return "missing_model", "there is no such folder, and it is not a hub name (org/name)", _neighbours(path)
+    if not path.is_dir():
+        return "missing_model", "it is a file; a model is a folder with config.json and safetensors", ""
+    if (path / "adapter_config.json").is_file():
+        return "unmerged_adapter", "it is a LoRA adapter, not a model", "Merge it into its base model first."
+    config = read_config(path)
+    if config is None:
+        return "missing_model", "it has no readable config.json", "Name the folder that save_pretrained wrote."
+    if config.get("auto_map") and not trust_remote_code:
+        cause = f"it brings its own Python code ({', '.join(sorted(config['auto_map']))})"
+        return "remote_code_not_trusted", cause, "Read that code, then set args.trust_remote_code=true."
+    return None
+
+
+def weights_problem(path: Path) -> Trouble | None:
+    """What is wrong with the weights in a folder: nothing but whole safetensors is opened."""
+    if not any(path.glob("*.safetensors")):
+        unsafe = [file.name for pattern in _PICKLES for file in sorted(path.glob(pattern))]
+        if unsafe:
+            cause = f"its weights are pickles ({unsafe[0]}), which can run code when they are opened"
+            return "unsafe_weights", cause, "Convert them where that does no harm: save_pretrained(folder)."
+        return "missing_model", "it has no *.safetensors", "Copy the weights beside config.json."
+    try:
+        problems = read_weights(path, "model", "").problems
+    except JobError as error:
+        return "damaged_weights", error.cause.rstrip("."), "Copy it again."
+    return ("missing_model", problems[0], "Copy the weights again.") if problems else None
+
+
+def read_config(folder: Path) -> dict[str, Any] | None:
+    """config.json of a model; None when it is absent or no JSON object."""
+    try:
+        value = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _unknown(name: str) -> Trouble:
+    return "unknown_model", "there is no such built-in model", nearest(name, TINY_MODELS)
+
+
+def _neighbours(path: Path) -> str:
+    if not path.parent.is_dir():
+        return f"{path.parent} does not exist either."
+    folders = [entry.name for entry in path.parent.iterdir() if (entry / "config.json").is_file()]
+    close = difflib.get_close_matches(path.name, folders, n=1, cutoff=0.5)
+    near = f"Did you mean {path.parent / close[0]}?" if close else ""
+    return near or "Name a model's folder, a hub name, tiny:qwen3 or tiny:llama."
