@@ -1,4 +1,4 @@
-"""Fixtures for all tests: a home of its own for NeMo-Run, the CLI as a subprocess, small models on disk."""
+"""Fixtures for all tests: a home of its own for NeMo-Run, the CLI in processes of its own, small models on disk."""
 
 import json
 import os
@@ -6,13 +6,16 @@ import signal
 import struct
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.testbed.warm import Warm, warm_nemo
+
+#: The script itself: what an entry point, a shell or another program starts. Costs seconds; `nemo` does not.
 NEMO = str(Path(sys.executable).with_name("nemo"))
 
 # A shell starts background jobs with SIGINT ignored, and so would every command that a test interrupts.
@@ -41,22 +44,46 @@ def home(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def warm() -> Iterator[Warm]:
+    """The server that every command of this process's tests is forked from."""
+    with warm_nemo() as started:
+        yield started
+
+
 @pytest.fixture
-def nemo(home: Path, tmp_path: Path) -> Callable[..., Done]:
+def work(tmp_path: Path) -> Path:
+    """The folder that this test's commands are called in, empty."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def nemo(home: Path, work: Path, warm: Warm) -> Callable[..., Done]:
     """Run `nemo experiment WORDS...` with no terminal, in an empty folder, away from any hub."""
-    work = tmp_path / "work"
-    work.mkdir()
 
     def run(*words: str, env: dict[str, str] | None = None, cwd: Path = work, timeout: float = 300) -> Done:
         variables = {**os.environ, "NEMORUN_HOME": str(home), "HF_HUB_OFFLINE": "1", **(env or {})}
         variables.pop("NEMO_RUN_DIR", None)
+        return Done(*warm.run(["experiment", *words], variables, cwd, timeout))
+
+    return run
+
+
+@pytest.fixture
+def cold_nemo(home: Path, work: Path) -> Callable[..., Done]:
+    """The same through the script `nemo`, for the few tests that are about the entry point itself."""
+
+    def run(*words: str) -> Done:
+        variables = {**os.environ, "NEMORUN_HOME": str(home), "HF_HUB_OFFLINE": "1"}
         done = subprocess.run(
             [NEMO, "experiment", *words],
             capture_output=True,
             text=True,
-            cwd=cwd,
+            cwd=work,
             env=variables,
-            timeout=timeout,
+            timeout=300,
             stdin=subprocess.DEVNULL,
         )
         return Done(done.returncode, done.stdout, done.stderr)

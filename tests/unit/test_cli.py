@@ -1,4 +1,4 @@
-"""The CLI as its users meet it: a subprocess, its exit status, what it prints, what it leaves."""
+"""The CLI as its users meet it: a process, its exit status, what it prints, what it leaves."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -109,8 +109,8 @@ def test_help_has_an_example(nemo: Nemo, command: str) -> None:
     assert f"Example: nemo experiment {command}" in " ".join(done.out.split())
 
 
-def test_nemo_run_s_own_commands_are_still_there(nemo: Nemo) -> None:
-    done = nemo("--help")
+def test_nemo_run_s_own_commands_are_still_there(cold_nemo: Nemo) -> None:
+    done = cold_nemo("--help")
     for command in ("list", "logs", "status", "cancel", "run", "recipes", "ps"):
         assert command in done.out
 
@@ -122,3 +122,11 @@ def test_ps_tells_damaged_records_apart(nemo: Nemo, home: Path) -> None:
     done = nemo("ps", "--json")
     assert done.code == 0
     assert [row["state"] for row in done.json] == ["unreadable"]
+
+
+@pytest.mark.parametrize(
+    "words", [("recipes", "quantze_fp8"), ("recipes", "--json"), ("run", "quantize_fp8", "--dtach")]
+)
+def test_the_script_nemo_does_what_the_tests_process_does(nemo: Nemo, cold_nemo: Nemo, words: tuple[str, ...]) -> None:
+    """All other tests fork their commands from a process that has imported torch: here is the proof that they may."""
+    assert cold_nemo(*words) == nemo(*words)
