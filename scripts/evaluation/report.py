@@ -4,12 +4,12 @@ report.json (schema 1): `harness`, `checkpoint`, `backend`, `quantization`, `res
 `baseline` (null without one), `scores` (score, before, change, sigmas), `warnings`.
 """
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from scripts.evaluation.scores import REPORT, Compared
+from scripts.run.drawing import Table, png_of, tables_as_text
 from scripts.run.files import write_json
 
 _PLOTTED_METRICS = 4
@@ -30,22 +30,11 @@ def write_report(folder: Path, report: dict[str, Any], rows: Sequence[Compared])
 
 def as_text(rows: Sequence[Compared], *, title: str, warnings: Sequence[str]) -> str:
     """The scores that are no part of another, as a table for a terminal or a log."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
     compared = any(row.before is not None for row in rows)
-    table = Table(title=title, box=box.SIMPLE, title_justify="left")
-    for column in ("task", "metric", "score", "+/-", *(("before", "change", "") if compared else ())):
-        table.add_column(column, justify="left" if column in ("task", "metric", "") else "right")
-    for row in _headlines(rows):
-        table.add_row(*_cells(row, compared))
-    console = Console(file=io.StringIO(), width=110, color_system=None, markup=False, highlight=False)
-    console.print(table)
-    for warning in warnings:
-        console.print(f"warning: {warning}", soft_wrap=True)
-    assert isinstance(console.file, io.StringIO)
-    return console.file.getvalue().rstrip()
+    names = ("task", "metric", "score", "+/-", *(("before", "change", "") if compared else ()))
+    columns: dict[str, Any] = {name: "left" if name in ("task", "metric", "") else "right" for name in names}
+    table = Table(title=title, columns=columns, rows=[_cells(row, compared) for row in _headlines(rows)])
+    return tables_as_text([table], [f"warning: {warning}" for warning in warnings])
 
 
 def _headlines(rows: Sequence[Compared]) -> list[Compared]:
@@ -85,9 +74,7 @@ def _plot(rows: Sequence[Compared]) -> bytes:
         _bars(axes, metric, _of_metric(rows, metric))
     if any(row.before is not None for row in rows):
         figure.legend(*figure.axes[0].get_legend_handles_labels(), fontsize=7, ncols=2, loc="outside lower center")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return buffer.getvalue()
+    return png_of(figure)
 
 
 def _of_metric(rows: Sequence[Compared], metric: str) -> list[Compared]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scripts.args.quantize import QuantizeArgs
-from scripts.engines.hf import calibrate, evaluate, figures, load, quantizers, reference, report, save, sqnr, verify
+from scripts.engines.hf import calibrate, evaluate, load, quantizers, reference, report, save, sqnr, verify
 from scripts.engines.hf.nvfp4 import cpu_kernels
 from scripts.engines.hf.samples import Samples, choose_samples
 from scripts.formats import FITS_ANY_WIDTH, FORMATS, format_problems
@@ -134,12 +134,12 @@ def _measure_and_quantize(state: _State) -> dict[str, Any]:
     return {
         "schema": report.SCHEMA,
         "model": args.hf_model_id,
-        "format": figures.format_name(args),
-        "calibration": figures.calibration_figures(samples, record.values["timings"]["calibrate"]),
-        "evaluation": figures.evaluation_figures(scores, samples),
+        "format": report.format_name(args),
+        "calibration": report.calibration_figures(samples, record.values["timings"]["calibrate"]),
+        "evaluation": report.evaluation_figures(scores, samples),
         "layers": layers,
         "generations": [{"prompt": prompt, "before": old, "after": new} for prompt, old, new in rows],
-        "warnings": figures.warnings(args, samples),
+        "warnings": report.warnings(args, samples),
     }
 
 
@@ -182,7 +182,7 @@ def _publish(state: _State, results: dict[str, Any]) -> None:
                 verified += verify.verify_restorable(
                     folders["checkpoint_modelopt"], logits, probe, _opener(args, device)
                 )
-    results |= {"size": figures.sizes(args, state.source), "verified": verified}
+    results |= {"size": report.sizes(args, state.source), "verified": verified}
     _record_results(state, results)
 
 

@@ -5,16 +5,75 @@ report.json (schema 1): `model`, `format`, `calibration`, `evaluation` (null whe
 """
 
 import base64
-import io
 import re
 from pathlib import Path
 from typing import Any
 
-from scripts.run.files import write_json, write_text
+from scripts.args.quantize import QuantizeArgs
+from scripts.engines.hf.evaluate import Scores
+from scripts.engines.hf.samples import Samples
+from scripts.run.drawing import Table, png_of, tables_as_text
+from scripts.run.files import weight_bytes, write_json, write_text
 
 SCHEMA = 1
 _WORST = 12
+_QUALITY_SAMPLES = 128
+_SCORED_SAMPLES = 16
 _SIDES = (("weight_db", "weights"), ("input_db", "inputs"), ("output_db", "outputs"))
+
+
+def format_name(args: QuantizeArgs) -> str:
+    """The format and what was asked for besides it, in words."""
+    parts = [args.export_quant_cfg, "weight-only" if args.weight_only else "", "compressed" if args.compress else ""]
+    if args.export_kv_cache_quant != "none":
+        parts.append(f"key/value cache {args.export_kv_cache_quant}")
+    return ", ".join(part for part in parts if part)
+
+
+def calibration_figures(samples: Samples, seconds: float) -> dict[str, Any]:
+    """What was calibrated on; `seconds` include inserting the quantizers."""
+    tokens = sum(map(len, samples.calibration))
+    return {
+        "source": samples.calibration_source,
+        "samples": len(samples.calibration),
+        "tokens": tokens,
+        "seconds": seconds,
+        "tokens_per_second": round(tokens / max(seconds, 1e-9), 1),
+    }
+
+
+def evaluation_figures(scores: Scores | None, samples: Samples) -> dict[str, Any] | None:
+    """Quality on text that was not calibrated on; KL in nats per token, agreement as a share."""
+    if scores is None:
+        return None
+    return {
+        "source": samples.held_out_source,
+        "samples": len(samples.held_out),
+        "tokens": scores.tokens,
+        "perplexity_base": scores.base_perplexity,
+        "perplexity_quantized": scores.perplexity,
+        "kl_divergence": scores.mean_kl,
+        "top1_agreement": scores.top1_agreement,
+    }
+
+
+def sizes(args: QuantizeArgs, source: Path) -> dict[str, int | None]:
+    """Bytes of safetensors before and after."""
+    exported = weight_bytes(Path(args.export_dir)) if args.export_dir else None
+    return {"base_bytes": weight_bytes(source), "export_bytes": exported}
+
+
+def warnings(args: QuantizeArgs, samples: Samples) -> list[str]:
+    """What a reader of the figures must know."""
+    found = []
+    count = len(samples.calibration)
+    if count < args.calib_size:
+        found.append(f"{args.calib_size} calibration samples were asked for; the text gave {count}.")
+    if count < _QUALITY_SAMPLES:
+        found.append(f"tiny_calibration_used_as_quality_signal: {count} samples are a smoke test, not a measurement.")
+    if args.eval_size and len(samples.held_out) < _SCORED_SAMPLES:
+        found.append(f"Only {len(samples.held_out)} samples were scored; the figures are rough.")
+    return found
 
 
 def write_report(folder: Path, report: dict[str, Any]) -> None:
@@ -40,32 +99,17 @@ def as_html(report: dict[str, Any], plots: dict[str, bytes]) -> str:
 
 
 def as_text(report: dict[str, Any]) -> str:
-    """The summary and the layers that suffer most, as a table for a terminal or a log."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=f"{report['model']} in {report['format']}", box=box.SIMPLE, title_justify="left")
-    for column in ("", "before", "after", "change"):
-        table.add_column(column, justify="left" if not column else "right")
-    for row in summary_rows(report):
-        table.add_row(*row)
-    layers = Table(title="layers that suffer most (signal to quantization noise)", box=box.SIMPLE, title_justify="left")
-    for column in ("layer", *(f"{label} dB" for _, label in _SIDES)):
-        layers.add_column(column, justify="left" if column == "layer" else "right")
-    for layer in worst_layers(report["layers"])[:5]:
-        layers.add_row(layer["name"], *(_db(layer[key]) for key, _ in _SIDES))
-    console = Console(file=io.StringIO(), width=100, color_system=None)
-    console.print(table)
+    """The summary and the layers that suffer most, as tables for a terminal or a log."""
+    title = f"{report['model']} in {report['format']}"
+    columns: dict[str, Any] = {"": "left", "before": "right", "after": "right", "change": "right"}
+    tables = [Table(title=title, columns=columns, rows=summary_rows(report))]
     if report["layers"]:
-        console.print(layers)
-    for generation in report["generations"]:
-        for key in ("prompt", "before", "after"):
-            console.print(f"{key:6} {generation[key]!r}", markup=False, highlight=False, soft_wrap=True)
-    for warning in report["warnings"]:
-        console.print(f"warning: {warning}", markup=False, highlight=False)
-    assert isinstance(console.file, io.StringIO)
-    return console.file.getvalue().rstrip()
+        rows = [(each["name"], *(_db(each[key]) for key, _ in _SIDES)) for each in worst_layers(report["layers"])[:5]]
+        columns = {"layer": "left", **{f"{label} dB": "right" for _, label in _SIDES}}
+        title = "layers that suffer most (signal to quantization noise)"
+        tables.append(Table(title=title, columns=columns, rows=rows))
+    said = [f"{key:6} {text[key]!r}" for text in report["generations"] for key in ("prompt", "before", "after")]
+    return tables_as_text(tables, [*said, *(f"warning: {warning}" for warning in report["warnings"])], width=100)
 
 
 def summary_rows(report: dict[str, Any]) -> list[tuple[str, str, str, str]]:
@@ -80,9 +124,8 @@ def summary_rows(report: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     size = report["size"]
     if size["export_bytes"] is not None:
         ratio = f"{size['base_bytes'] / size['export_bytes']:.2f}x smaller"
-        rows.append(
-            ("weights on disk (MB)", f"{size['base_bytes'] / 1e6:.2f}", f"{size['export_bytes'] / 1e6:.2f}", ratio)
-        )
+        before, after = f"{size['base_bytes'] / 1e6:.2f}", f"{size['export_bytes'] / 1e6:.2f}"
+        rows.append(("weights on disk (MB)", before, after, ratio))
     calibration = report["calibration"]
     rows.append(("calibration samples", "", f"{calibration['samples']}", f"{calibration['tokens']} tokens"))
     return rows
@@ -117,7 +160,7 @@ def _plot_depth(layers: list[dict[str, Any]]) -> bytes:
     axes.xaxis.get_major_locator().set_params(integer=True)
     if kinds:
         figure.legend(fontsize=7, ncols=4, loc="outside lower center")
-    return _png(figure)
+    return png_of(figure)
 
 
 def _plot_worst(layers: list[dict[str, Any]]) -> bytes:
@@ -131,7 +174,7 @@ def _plot_worst(layers: list[dict[str, Any]]) -> bytes:
     axes.set_yticks(range(len(worst)), [layer["name"].removeprefix("model.") for layer in worst], fontsize=7)
     axes.set(xlabel="SQNR (dB)", title="The worst layers")
     figure.legend(fontsize=7, ncols=3, loc="outside lower center")
-    return _png(figure)
+    return png_of(figure)
 
 
 def _figure() -> tuple[Any, Any]:
@@ -139,9 +182,3 @@ def _figure() -> tuple[Any, Any]:
 
     figure = Figure(figsize=(8, 4), layout="constrained")
     return figure, figure.subplots()
-
-
-def _png(figure: Any) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return buffer.getvalue()

@@ -4,19 +4,18 @@ ModelOpt's exporter merges scales of layers that share an input, folds scales in
 the place of the model's own; nothing may be computed with the model afterwards.
 """
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from scripts.engines.hf.load import first_line
+from scripts.engines.hf.nvfp4 import cpu_kernels
 from scripts.run.problems import JobError
 
 STATE = "modelopt_state.pth"
 
 
-@contextlib.contextmanager
-def huggingface_checkpointing() -> Iterator[None]:
-    """Let save_pretrained and from_pretrained carry ModelOpt's state while the block runs.
+def enable_checkpointing() -> None:
+    """Let save_pretrained and from_pretrained carry ModelOpt's state from here on.
 
     ModelOpt patches PreTrainedModel for the life of the process and asks to be called once. The patched methods behave
     as before for models and folders without ModelOpt state, so they are left in place; calling again changes nothing.
@@ -24,11 +23,6 @@ def huggingface_checkpointing() -> Iterator[None]:
     import modelopt.torch.opt as mto
 
     mto.enable_huggingface_checkpointing()
-    yield
-
-
-def _has_shared_experts_tensor(model: Any) -> bool:
-    return any("weight_quantizers" in name for name, _ in model.named_modules())
 
 
 def save_restorable(model: Any, tokenizer: Any, folder: Path) -> None:
@@ -37,11 +31,12 @@ def save_restorable(model: Any, tokenizer: Any, folder: Path) -> None:
     ModelOpt writes modelopt_state.pth with torch.save and reads it with weights_only=True, which runs no code. The
     names of experts stay as they are in memory: Transformers' renaming to the hub's names knows no quantizers.
     """
-    with huggingface_checkpointing():
-        try:
-            model.save_pretrained(folder, save_original_format=not _has_shared_experts_tensor(model))
-        except OSError as error:
-            raise JobError("not_written", f"{folder} cannot be written: {error}.", "Check the disk.") from error
+    experts_share = any("weight_quantizers" in name for name, _ in model.named_modules())
+    enable_checkpointing()
+    try:
+        model.save_pretrained(folder, save_original_format=not experts_share)
+    except OSError as error:
+        raise JobError("not_written", f"{folder} cannot be written: {error}.", "Check the disk.") from error
     if not (folder / STATE).is_file():
         raise JobError("not_written", f"ModelOpt wrote no {STATE} into {folder}.", "The model has no quantizers.")
     tokenizer.save_pretrained(folder)
@@ -55,17 +50,14 @@ def export_hf(model: Any, tokenizer: Any, folder: Path, dtype: str) -> None:
     import torch
     from modelopt.torch.export import export_hf_checkpoint
 
-    from scripts.engines.hf.nvfp4 import cpu_kernels
-
-    # The exporter passes save_pretrained an argument that only ModelOpt's patched version takes.
-    with huggingface_checkpointing(), cpu_kernels():
-        try:
+    enable_checkpointing()  # the exporter passes save_pretrained an argument that only the patched version takes
+    try:
+        with cpu_kernels():
             export_hf_checkpoint(model, dtype=getattr(torch, dtype), export_dir=folder)
-        except (NotImplementedError, AssertionError, ValueError, TypeError, RuntimeError) as error:
-            text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            cause = f"ModelOpt's exporter cannot write this model in this format: {text}"
-            remedy = "Take another format, or args.export_dir=null and the ModelOpt checkpoint."
-            raise JobError("export_failed", cause, remedy) from error
+    except (NotImplementedError, AssertionError, ValueError, TypeError, RuntimeError) as error:
+        cause = f"ModelOpt's exporter cannot write this model in this format: {first_line(error)}"
+        remedy = "Take another format, or args.export_dir=null and the ModelOpt checkpoint."
+        raise JobError("export_failed", cause, remedy) from error
     generation = getattr(model, "generation_config", None)
     if generation is not None and not (folder / "generation_config.json").is_file():
         generation.save_pretrained(folder)

@@ -1,21 +1,29 @@
-"""Reopen what was written and compare it with what should be there."""
+"""Reopen what was written and compare it with what should be there.
 
-import json
+Weights are dequantized by the layout of the files, not with the exporter's code. Only safetensors are read.
+"""
+
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from scripts.args.quantize import KvCacheQuant
-from scripts.engines.hf.dequantize import dequantize, group_errors
-from scripts.engines.hf.exported import Export, refuse
+from scripts.checkpoints.documents import read_json
+from scripts.checkpoints.headers import read_header
+from scripts.engines.hf.load import first_line
+from scripts.engines.hf.nvfp4 import cpu_kernels
 from scripts.engines.hf.reference import Reference, layer_of
+from scripts.engines.hf.save import STATE, enable_checkpointing
 from scripts.formats import Format
+from scripts.run.problems import JobError
 
 if TYPE_CHECKING:
     import torch
 
 Fact = tuple[str, str]
+INDEX = "model.safetensors.index.json"
+E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
 PLAIN = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 KV_ALGO: dict[str, str | None] = {
     "none": None,
@@ -25,6 +33,138 @@ KV_ALGO: dict[str, str | None] = {
     "nvfp4_affine": "NVFP4_AFFINE",
     "nvfp4_rotate": "NVFP4",
 }
+
+
+def refuse(name: str, cause: str) -> NoReturn:
+    """Raise the JobError of a check that found something wrong in what was just written."""
+    raise JobError(name, cause, "Delete the folder and run again; if it happens again, it is a defect.")
+
+
+class Export:
+    """The tensors of an exported folder, by name, read from safetensors headers; never a pickle.
+
+    Raises JobError('export_incomplete') where index, shards and headers disagree.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.shard_of: dict[str, Path] = {}
+        self.header: dict[str, tuple[str, tuple[int, ...]]] = {}
+        self.shards = sorted(folder.glob("*.safetensors"))
+        if not self.shards:
+            refuse("export_incomplete", f"{folder} has no safetensors file.")
+        try:
+            for shard in self.shards:
+                self._read_header(shard)
+            self._check_index(folder / INDEX)
+        except JobError as error:
+            refuse("export_incomplete", error.cause)
+
+    def _read_header(self, shard: Path) -> None:
+        for name, entry in read_header(shard).items():
+            if name in self.shard_of:
+                refuse("export_incomplete", f"{name} is both in {self.shard_of[name].name} and in {shard.name}.")
+            self.shard_of[name] = shard
+            self.header[name] = (entry["dtype"], tuple(entry["shape"]))
+
+    def _check_index(self, path: Path) -> None:
+        if not path.is_file():
+            if len(self.shards) > 1:
+                refuse("export_incomplete", f"{self.folder} has {len(self.shards)} shards and no {INDEX}.")
+            return
+        listed = read_json(path).get("weight_map")
+        if not isinstance(listed, dict):
+            refuse("export_incomplete", f"{path} is not a weight index.")
+        present = {name: shard.name for name, shard in self.shard_of.items()}
+        wrong = sorted(name for name in {*listed, *present} if listed.get(name) != present.get(name))
+        if wrong:
+            name = wrong[0]
+            where = f"in {listed.get(name) or 'no shard'} by the index, in {present.get(name) or 'none'} by the files"
+            refuse("export_incomplete", f"{name} is {where} ({len(wrong)} tensors disagree).")
+
+    def tensor(self, name: str) -> "torch.Tensor":
+        """One tensor, read from its shard."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(self.shard_of[name], framework="pt") as file:
+                tensor: torch.Tensor = file.get_tensor(name)
+                return tensor
+        except SafetensorError as error:
+            refuse("export_incomplete", f"{name} cannot be read: {error}.")
+
+    def of_module(self, module: str) -> "dict[str, torch.Tensor]":
+        """The tensors of one module by their last name, such as weight and weight_scale."""
+        prefix = f"{module}."
+        names = [name for name in self.header if name.startswith(prefix) and "." not in name[len(prefix) :]]
+        return {name[len(prefix) :]: self.tensor(name) for name in names}
+
+
+def _per_block(scale: "torch.Tensor", shape: tuple[int, int]) -> "torch.Tensor":
+    """A scale of any of the stored shapes, spread over a weight of `shape` [out, in]."""
+    if scale.numel() == 1:
+        return scale.float().reshape(1, 1).expand(shape)
+    if scale.ndim == 1:
+        return scale.float()[:, None].expand(shape)
+    grid = scale.float().reshape(scale.shape[0], -1)
+    rows, columns = shape[0] // grid.shape[0], shape[1] // grid.shape[1]
+    return grid.repeat_interleave(rows, 0).repeat_interleave(columns, 1)
+
+
+def _unpack_columns(packed: "torch.Tensor") -> "torch.Tensor":
+    """NVFP4: two neighbours along the input in one byte, the first in the low half."""
+    import torch
+
+    codes = torch.stack([packed & 0x0F, packed >> 4], -1).reshape(packed.shape[0], -1)
+    return torch.tensor(E2M1)[codes.long()]
+
+
+def _unpack_rows(packed: "torch.Tensor") -> "torch.Tensor":
+    """INT4: two neighbours along the output in one byte, two's complement, the first in the low half."""
+    import torch
+
+    codes = torch.stack([packed & 0x0F, packed >> 4], 1).reshape(-1, packed.shape[1]).to(torch.int8)
+    return torch.where(codes > 7, codes - 16, codes).float()
+
+
+def dequantize(name: str, tensors: "Mapping[str, torch.Tensor]") -> "torch.Tensor":
+    """A module's weight [out, in] in float32, for the format called `name`.
+
+    `tensors` are the module's own: weight, weight_scale, weight_scale_2. The result applies to the module's input
+    after pre_quant_scale, where there is one.
+    """
+    stored = tensors["weight"]
+    if name == "nvfp4":
+        values = _unpack_columns(stored)
+    elif name in ("int4_awq", "w4a8_awq"):
+        values = _unpack_rows(stored)
+    else:
+        values = stored.float()
+    weight = values * _per_block(tensors["weight_scale"], (values.shape[0], values.shape[1]))
+    if name == "nvfp4":
+        weight = weight * tensors["weight_scale_2"].float()
+    return weight
+
+
+def group_errors(weight: "torch.Tensor", original: "torch.Tensor", scale: "torch.Tensor") -> "torch.Tensor":
+    """The relative error of each scale group of `weight` against `original`, both [out, in].
+
+    Groups far smaller than the average are measured against a twentieth of the average, as their scale is at the
+    lower end of its own format.
+    """
+    import torch
+
+    difference, size = (weight - original).square(), original.square()
+    if scale.numel() == 1:
+        return (difference.sum() / size.sum().clamp(min=1e-30)).sqrt().reshape(1)
+    rows = weight.shape[0] // scale.shape[0]
+    columns = weight.shape[1] // (scale.reshape(scale.shape[0], -1).shape[1] if scale.ndim > 1 else 1)
+    pooled = [
+        part.reshape(weight.shape[0] // rows, rows, weight.shape[1] // columns, columns).sum((1, 3))
+        for part in (difference, size)
+    ]
+    floor = pooled[1].sqrt().mean().clamp(min=1e-15) / 20
+    return pooled[0].sqrt() / torch.maximum(pooled[1].sqrt(), floor)
 
 
 def _scale_shape(shape: str, facts: Format, size: tuple[int, int]) -> tuple[int, ...]:
@@ -106,9 +246,9 @@ def _check_config(folder: Path, algo: str | None, kv_cache: KvCacheQuant | None)
     if not path.is_file():
         refuse("export_incomplete", f"{folder} has no hf_quant_config.json.")
     try:
-        said = json.loads(path.read_text(encoding="utf-8"))["quantization"]
+        said = read_json(path)["quantization"]
         found_algo, found_kv = said.get("quant_algo"), said.get("kv_cache_quant_algo")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (JobError, KeyError, TypeError, AttributeError) as error:
         refuse("export_incomplete", f"{path} is not what ModelOpt writes: {error}.")
     if algo is not None and found_algo != algo:
         refuse("export_wrong_config", f"{path} says quant_algo {found_algo}, not {algo}.")
@@ -202,7 +342,7 @@ def verify_export(
     scales = _check_values(export, _scale_names(export))
     weights = _check_weights(export, reference, facts) if facts is not None else []
     return [
-        ("shards", f"{export.shards}, {len(export.header)} tensors, each in the shard that the index names"),
+        ("shards", f"{len(export.shards)}, {len(export.header)} tensors, each in the shard that the index names"),
         config,
         ("quantized layers", f"{len(reference.modules) + reference.experts}, scales complete"),
         ("scales", f"{scales}, all finite and positive"),
@@ -221,13 +361,10 @@ def verify_restorable(
     """
     import torch
 
-    from scripts.engines.hf.nvfp4 import cpu_kernels
-
     try:
         model = open_model(folder)
     except (OSError, RuntimeError, ValueError, KeyError, AttributeError, TypeError, AssertionError) as error:
-        text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        refuse("restore_failed", f"{folder} cannot be reopened: {text}.")
+        refuse("restore_failed", f"{folder} cannot be reopened: {first_line(error)}.")
     with torch.no_grad(), cpu_kernels():
         again = model(input_ids=probe.to(model.device), use_cache=False).logits
     if not torch.equal(again.cpu(), logits.cpu()):
@@ -241,12 +378,10 @@ def open_restorable(folder: Path, *, dtype: str, device: "torch.device", trust_r
     import torch
     from transformers import AutoModelForCausalLM
 
-    from scripts.engines.hf.save import huggingface_checkpointing
-
-    if not (folder / "modelopt_state.pth").is_file():
-        refuse("restore_failed", f"{folder} has no modelopt_state.pth.")
-    with huggingface_checkpointing():
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=trust_remote_code
-        )
+    if not (folder / STATE).is_file():
+        refuse("restore_failed", f"{folder} has no {STATE}.")
+    enable_checkpointing()
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=trust_remote_code
+    )
     return model.to(device).eval()

@@ -1,0 +1,42 @@
+"""What a report is made of besides its JSON: tables for a terminal or a log, and plots."""
+
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Rows of text under `columns`, of which each says how it is justified."""
+
+    title: str
+    columns: Mapping[str, Literal["left", "right"]]
+    rows: Iterable[Sequence[str]]
+
+
+def tables_as_text(tables: Iterable[Table], lines: Iterable[str] = (), *, width: int = 110) -> str:
+    """Tables, and lines below them as long as they are, in plain text."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table as Drawn
+
+    text = io.StringIO()
+    console = Console(file=text, width=width, color_system=None, markup=False, highlight=False)
+    for table in tables:
+        drawn = Drawn(title=table.title, box=box.SIMPLE, title_justify="left")
+        for column, justify in table.columns.items():
+            drawn.add_column(column, justify=justify)
+        for row in table.rows:
+            drawn.add_row(*row)
+        console.print(drawn)
+    for line in lines:
+        console.print(line, soft_wrap=True)
+    return text.getvalue().rstrip()
+
+
+def png_of(figure: Any) -> bytes:
+    """A matplotlib figure as a file's content."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()
