@@ -1,11 +1,11 @@
 """The forward passes of calibration: as few as possible, and none that the scales could tell from one at a time."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 from scripts.engines.hf import packing
-from scripts.engines.hf.packing import Forward, Tokens
+from scripts.engines.hf.packing import Forward, Tokens, replaced
 from scripts.run.problems import JobError
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def _sharing(model: "nn.Module", algorithm: str | None) -> Sharing:
 def _packs(model: "nn.Module", forward: Forward, samples: Sequence[Tokens], device: "torch.device") -> bool:
     if len({len(sample) for sample in samples}) == 1:
         return False
-    with _collecting_paused(model):
+    with replaced([quantizer for _, quantizer in _quantizers(model) if quantizer._if_calib], "_if_calib", False):
         return packing.can_pack(model, forward, samples, device)
 
 
@@ -135,23 +135,13 @@ def _run_groups(
             advance(len(group))
 
 
-@contextmanager
-def _without_cache(model: "nn.Module") -> Iterator[None]:
+def _without_cache(model: "nn.Module") -> AbstractContextManager[None]:
     """Keep key/value caches off for models whose forward overrides the argument with the configuration."""
     config = getattr(model, "config", None)
-    before = getattr(config, "use_cache", None)
-    if before is None:
-        yield
-        return
-    config.use_cache = False  # type: ignore[union-attr]
-    try:
-        yield
-    finally:
-        config.use_cache = before  # type: ignore[union-attr]
+    return replaced([] if getattr(config, "use_cache", None) is None else [config], "use_cache", False)
 
 
-@contextmanager
-def _weights_paused(model: "nn.Module") -> Iterator[None]:
+def _weights_paused(model: "nn.Module") -> AbstractContextManager[None]:
     """Do not take the maximum of every weight again in every pass.
 
     ModelOpt's max calibration has read each weight once before the first pass. Quantizers that hold no statistics yet
@@ -162,25 +152,8 @@ def _weights_paused(model: "nn.Module") -> Iterator[None]:
         of_weight = any(part.endswith(("weight_quantizer", "weight_quantizers")) for part in name.split("."))
         collects = quantizer.is_enabled and quantizer._if_calib and not quantizer._if_quant
         if of_weight and collects and getattr(quantizer._calibrator, "_calib_amax", None) is not None:
-            quantizer._if_calib = False
             paused.append(quantizer)
-    try:
-        yield
-    finally:
-        for quantizer in paused:
-            quantizer._if_calib = True
-
-
-@contextmanager
-def _collecting_paused(model: "nn.Module") -> Iterator[None]:
-    paused = [quantizer for _, quantizer in _quantizers(model) if quantizer._if_calib]
-    for quantizer in paused:
-        quantizer._if_calib = False
-    try:
-        yield
-    finally:
-        for quantizer in paused:
-            quantizer._if_calib = True
+    return replaced(paused, "_if_calib", False)
 
 
 def _awq_helpers(model: "nn.Module") -> list[Any]:

@@ -4,6 +4,7 @@ The order is fixed by what ModelOpt does to a model: score it while it is whole,
 again, save, then export, which spends it. Nothing is published before it was reopened and checked.
 """
 
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
@@ -179,9 +180,9 @@ def _publish(state: _State, results: dict[str, Any]) -> None:
                     dtype=args.dtype,
                 )
             if "checkpoint_modelopt" in folders:
-                verified += verify.verify_restorable(
-                    folders["checkpoint_modelopt"], logits, probe, _opener(args, device)
-                )
+                how: Any = {"dtype": args.dtype, "device": device, "trust_remote_code": args.trust_remote_code}
+                reopen = functools.partial(verify.open_restorable, **how)
+                verified += verify.verify_restorable(folders["checkpoint_modelopt"], logits, probe, reopen)
     results |= {"size": report.sizes(args, state.source), "verified": verified}
     _record_results(state, results)
 
@@ -203,13 +204,6 @@ def _record_results(state: _State, results: dict[str, Any]) -> None:
             record.artifact("checkpoint_hf", Path(args.export_dir), **made_of)
         record.artifact("eval_results", record.dir / "report")
         record.line(report.as_text(results))
-
-
-def _opener(args: QuantizeArgs, device: "torch.device") -> Callable[[Path], Any]:
-    def reopen(folder: Path) -> Any:
-        return verify.open_restorable(folder, dtype=args.dtype, device=device, trust_remote_code=args.trust_remote_code)
-
-    return reopen
 
 
 def _probe(state: _State) -> "tuple[torch.Tensor, torch.Tensor]":

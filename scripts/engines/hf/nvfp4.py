@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from scripts.engines.hf.packing import replaced
 from scripts.run.problems import JobError
 
 if TYPE_CHECKING:
@@ -151,10 +152,8 @@ def cpu_kernels() -> Iterator[None]:
         chosen = rotate if inputs.device.type == "cpu" else rotation
         return chosen(inputs, rotate_fp32=rotate_fp32, block_size=block_size)
 
-    quant_module.dynamic_block_quantize_op = _dynamic_block_op(block_op)
-    quantizer_module.normalized_hadamard_transform = dispatch_rotation
-    try:
+    with (
+        replaced([quant_module], "dynamic_block_quantize_op", _dynamic_block_op(block_op)),
+        replaced([quantizer_module], "normalized_hadamard_transform", dispatch_rotation),
+    ):
         yield
-    finally:
-        quant_module.dynamic_block_quantize_op = block_op
-        quantizer_module.normalized_hadamard_transform = rotation

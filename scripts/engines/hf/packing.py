@@ -37,24 +37,29 @@ def plan(lengths: Sequence[int], *, batch_size: int, max_tokens: int, mixed: boo
     return groups
 
 
+@contextmanager
+def replaced(owners: Sequence[Any], name: str, value: Any) -> Iterator[None]:
+    """Give an attribute of each owner another value while the block runs."""
+    before = [getattr(owner, name) for owner in owners]
+    for owner in owners:
+        setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        for owner, old in zip(owners, before, strict=True):
+            setattr(owner, name, old)
+
+
 def _configs(model: Any) -> list[Any]:
-    found = {}
-    for module in model.modules():
-        config = getattr(module, "config", None)
-        if hasattr(config, "_attn_implementation_internal"):
-            found[id(config)] = config
-    return list(found.values())
+    configs = [getattr(module, "config", None) for module in model.modules()]
+    return list({id(each): each for each in configs if hasattr(each, "_attn_implementation_internal")}.values())
 
 
 def window(model: Any) -> int | None:
     """The shortest attention window of the model in tokens; None when every token sees all earlier ones."""
-    sizes = []
-    for config in _configs(model):
-        for key in ("sliding_window", "attention_chunk_size"):
-            size = getattr(config, key, None)
-            if isinstance(size, int) and size > 0:
-                sizes.append(size)
-    return min(sizes, default=None)
+    keys = ("sliding_window", "attention_chunk_size")
+    sizes = [getattr(config, key, None) for config in _configs(model) for key in keys]
+    return min((size for size in sizes if isinstance(size, int) and size > 0), default=None)
 
 
 @contextmanager
@@ -76,16 +81,11 @@ def attention_per_sample(model: Any) -> Iterator[Callable[[Sequence[int]], None]
     def set_lengths(values: Sequence[int]) -> None:
         lengths[:] = values
 
-    configs = _configs(model)
-    before = [config._attn_implementation_internal for config in configs]
     ALL_ATTENTION_FUNCTIONS[ATTENTION] = attend
-    for config in configs:
-        config._attn_implementation_internal = ATTENTION
     try:
-        yield set_lengths
+        with replaced(_configs(model), "_attn_implementation_internal", ATTENTION):
+            yield set_lengths
     finally:
-        for config, implementation in zip(configs, before, strict=True):
-            config._attn_implementation_internal = implementation
         del ALL_ATTENTION_FUNCTIONS[ATTENTION]
 
 

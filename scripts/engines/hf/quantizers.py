@@ -1,14 +1,14 @@
 """The ModelOpt configuration for the arguments, and quantizing, compressing and summing up a model."""
 
-import contextlib
 import copy
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from scripts.args.quantize import QuantizeArgs
 from scripts.engines.hf.nvfp4 import cpu_kernels
+from scripts.engines.hf.packing import replaced
 from scripts.formats import FORMATS, FormatRef, resolve_format
 from scripts.run.problems import JobError
 
@@ -101,26 +101,16 @@ def algorithm_name(config: dict[str, Any]) -> str | None:
     return None if algorithm is None else str(getattr(algorithm, "method", algorithm))
 
 
-@contextlib.contextmanager
-def _linear_restored() -> Iterator[None]:
-    """Put torch's linear function back when ModelOpt's expert layers fail and leave theirs behind."""
-    import torch.nn.functional as functions
-
-    original = functions.linear
-    try:
-        yield
-    finally:
-        functions.linear = original
-
-
 def quantize(model: "nn.Module", config: dict[str, Any], loop: "Callable[[nn.Module], None]") -> "nn.Module":
     """Insert and calibrate quantizers in place; `loop` from calibrate.calibration_loop.
 
     Raises JobError('nothing_quantized') when no weight matches the format.
     """
     import modelopt.torch.quantization as mtq
+    from torch.nn import functional
 
-    with cpu_kernels(), _linear_restored():
+    # ModelOpt's expert layers leave their own linear function behind where they fail.
+    with cpu_kernels(), replaced([functional], "linear", functional.linear):
         mtq.quantize(model, config, loop)
     if not any(kind.startswith("weight") for kind in summary(model).kinds):
         raise JobError("nothing_quantized", "The format matches no weight of this model.", "Take another format.")
