@@ -7,9 +7,9 @@ cause. Entrypoints differ in the row of ALGORITHMS that they carry out, and in t
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from scripts.args.data import PrepareDataArgs
 from scripts.args.evaluate import EvaluateArgs
@@ -24,10 +24,8 @@ from scripts.run.problems import JobError
 from scripts.run.record import Record
 from scripts.run.session import run_job, values_given
 
-if TYPE_CHECKING:
-    from scripts.engines.script.command import ScriptJob
-
-Work = Callable[["ScriptJob", Record], None]
+#: What carries a job out, of its resolved arguments, its script and the words that come last.
+Work = Callable[[ScriptArgs, ScriptSpec, Sequence[str], Record], None]
 _SIZES: tuple[Role, ...] = ("tp", "pp", "ep", "etp")
 
 
@@ -139,15 +137,12 @@ def _carry_out(
     name: str, *, engine: Engine, script: ScriptSpec, args: ScriptArgs, extra_args: list[str], record: Record
 ) -> None:
     """Resolve what is only true here, and do the work by the engine that was asked for, or is here."""
-    from scripts.engines.script.command import ScriptJob
-
     if ALGORITHMS[name].ranks:
         _loaded(ALGORITHMS[name].ranks)(args, record)
         return
     resolved = type(args)(**resolve(dataclasses.asdict(args), run_dir=record.dir, run_tag=tag_of(args)))
     record.update(resolved={"args": dataclasses.asdict(resolved)})
-    job = ScriptJob(args=resolved, script=script, extra_args=extra_args)
-    _work(name, engine, args, script, record)(job, record)
+    _work(name, engine, args, script, record)(resolved, script, extra_args, record)
 
 
 def _work(name: str, engine: Engine, args: ScriptArgs, script: ScriptSpec, record: Record) -> Work:
@@ -177,16 +172,16 @@ def _loaded(work: str) -> Callable[..., None]:
 def _checked(hf: Callable[[Any, Record], None]) -> Work:
     """The hf engine, after the checks of preflight that a recipe in somebody's own experiment has not been through."""
 
-    def work(job: "ScriptJob", record: Record) -> None:
+    def work(args: ScriptArgs, script: ScriptSpec, extra_args: Sequence[str], record: Record) -> None:
         _refuse_ranks("the hf engine")
-        if job.script.path is not None or job.extra_args:
-            cause = f"script.path={job.script.path}, extra_args={job.extra_args}, and the hf engine runs no script."
+        if script.path is not None or extra_args:
+            cause = f"script.path={script.path}, extra_args={extra_args}, and the hf engine runs no script."
             raise JobError("script_unused", cause, "Remove them.")
-        sizes = [(field_of(job.args, size), value_of(job.args, size, 1)) for size in _SIZES]
+        sizes = [(field_of(args, size), value_of(args, size, 1)) for size in _SIZES]
         unused = [f"args.{name}={value}" for name, value in sizes if value != 1]
         if unused:
             record.line(f"{', '.join(unused)}: not used, the hf engine has no parallelism")
-        hf(job.args, record)
+        hf(args, record)
 
     return work
 

@@ -1,4 +1,4 @@
-"""What may stand in `export_quant_cfg`, and what each of the six named formats demands of a model.
+"""What may stand in `export_quant_cfg`, and what is known of each named format: all of it from configs/formats.yaml.
 
 No torch here: the control plane checks values with these functions before anything is written.
 """
@@ -19,9 +19,6 @@ from configs import CONFIGS
 from scripts.run.problems import JobError
 
 Kind = Literal["format", "config", "builtin_recipe", "recipe_file"]
-FACTS = CONFIGS / "formats.yaml"
-#: The remedy for a format whose blocks do not fit a model.
-FITS_ANY_WIDTH = "fp8 and int8_sq have no blocks and fit any width."
 ScaleFacts = Mapping[str, tuple[str, str]]
 
 
@@ -32,6 +29,7 @@ class Format:
     name: str
     config: str
     block: tuple[int, int]
+    numbers: tuple[int | tuple[int, ...], ...]
     weight_dtype: str
     packed: Literal["input", "output"] | None
     scales: ScaleFacts
@@ -40,9 +38,12 @@ class Format:
     quant_algo: str
     min_sm: int
     native_sm: int
-    weight_only: bool
-    compress: bool
     group_error: float
+    megatron_export: bool = False
+    compress_export: bool = True
+    gpu_only: bool = False
+    retained: tuple[float, float] = (1.7, 0.55)
+    servers: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     config_weight_only: str | None = None
     quant_algo_weight_only: str | None = None
     quant_algo_compressed: str | None = None
@@ -51,6 +52,16 @@ class Format:
     @property
     def quantizes_inputs(self) -> bool:
         return bool(self.input_scales)
+
+    @property
+    def weight_only(self) -> bool:
+        """Whether leaving activations alone makes something of its own; else the second rounding is for nothing."""
+        return len(self.numbers) == 1
+
+    @property
+    def compress(self) -> bool:
+        """Whether ModelOpt can pack the weights of a model: it packs the first of several steps only."""
+        return len(self.numbers) == 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +83,7 @@ def _read(name: str, raw: dict[str, Any]) -> Format:
     return Format(
         name=name,
         block=(int(outputs), int(inputs)),
+        numbers=tuple(tuple(step) if isinstance(step, list) else step for step in values.pop("numbers")),
         weight_dtype=weight["dtype"],
         packed=weight.get("packed"),
         scales=_scales(values.pop("scales")),
@@ -82,14 +94,26 @@ def _read(name: str, raw: dict[str, Any]) -> Format:
     )
 
 
-@functools.cache
-def formats() -> Mapping[str, Format]:
-    """The named formats, from configs/formats.yaml."""
-    raw = yaml.load(FACTS.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+def _formats() -> Mapping[str, Format]:
+    raw = yaml.load(
+        (CONFIGS / "formats.yaml").read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    )
     return MappingProxyType({name: _read(name, facts) for name, facts in raw.items()})
 
 
-FORMATS: Mapping[str, Format] = formats()
+#: The named formats.
+FORMATS: Mapping[str, Format] = _formats()
+#: ModelOpt's own names, where a script does not list the short ones: they work in every release that takes free text.
+CONFIG_NAMES: Mapping[str, str] = MappingProxyType({name: facts.config for name, facts in FORMATS.items()})
+#: What Megatron's exporter cannot write, and what to do about it.
+NOT_EXPORTABLE = tuple(name for name, facts in FORMATS.items() if not facts.megatron_export)
+EXPORTABLE = (
+    f"Quantize in {' or '.join(name for name in FORMATS if name not in NOT_EXPORTABLE)}, or with engine=hf, which "
+    "exports every format."
+)
+_NO_BLOCKS = " and ".join(name for name, facts in FORMATS.items() if facts.block == (1, 1))
+#: The remedy for a format whose blocks do not fit a model.
+FITS_ANY_WIDTH = f"{_NO_BLOCKS} have no blocks and fit any width."
 
 
 def get_format(name: str) -> Format:

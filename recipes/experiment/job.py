@@ -12,8 +12,8 @@ from recipes.planner.layout import Layout, default_ep, layout_of, sizes_of
 from scripts.args.interpolation import MODEL_FIELDS, resolve, tag_of
 from scripts.args.meaning import Role, ScriptArgs, ScriptSpec, Torchrun, field_of, meanings, value_of
 from scripts.engines.choice import Chosen, choose_engine
+from scripts.engines.script.flags.tables import releases_in
 from scripts.engines.script.locate import installed
-from scripts.engines.script.tables import releases_in
 from scripts.run.problems import JobError, Problem
 
 if TYPE_CHECKING:

@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from scripts.args.meaning import ScriptArgs, ScriptSpec
-from scripts.engines.script.flags import Interface
-from scripts.engines.script.locate import file_of, is_module, locate
-from scripts.engines.script.tables import (
+from scripts.engines.script.flags.interface import Interface
+from scripts.engines.script.flags.tables import (
     completed,
     containers_with,
     interface_of,
@@ -17,6 +16,7 @@ from scripts.engines.script.tables import (
     releases_of,
     repository_of,
 )
+from scripts.engines.script.locate import file_of, is_module, locate
 from scripts.run.problems import Problem
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def address(args: ScriptArgs, script: ScriptSpec, place: "Place") -> tuple[Addre
 
 def _here(args: ScriptArgs, script: ScriptSpec) -> Addressed | None:
     """On this machine the script itself says what it takes."""
-    from scripts.engines.script.source import read_interface
+    from scripts.engines.script.flags.reader import read_interface
     from scripts.run.problems import JobError
 
     try:
@@ -120,7 +120,7 @@ def releases(partial: "run.Partial[Any]") -> list[dict[str, Any]]:
 
     from fiddle import build
 
-    from scripts.engines.script.argv import compose
+    from scripts.engines.script.command import compose
 
     args = build(partial.args)
     rows = []

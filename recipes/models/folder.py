@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from scripts.checkpoints.headers import read_header
+from scripts.checkpoints.safetensors import read_header
 from scripts.run.problems import JobError
 
 

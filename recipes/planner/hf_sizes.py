@@ -1,7 +1,6 @@
 """The sizes of what the hf engine holds in memory, each with the code that makes it."""
 
 from dataclasses import dataclass
-from types import MappingProxyType
 
 from recipes.models import ModelFacts
 from recipes.planner.disk import WIDTHS, packed_bytes
@@ -48,10 +47,7 @@ class _Retained:
 _QUANTIZING = _Retained(heap=0.6, partly=0.25)
 _SEARCHING = _Retained(heap=2.2, partly=1.4)  # AWQ tries scales
 _COMPARING_OUTPUTS = _Retained(heap=1.0, partly=0.25)
-_WRITING = _Retained(heap=1.7, partly=0.55)
 _PACKING = _Retained(heap=0.75, partly=0.35)  # with the fewest steps
-#: w4a8_awq quantizes each weight twice.
-_WRITING_AS = MappingProxyType({"fp8": _PACKING, "nvfp4": _PACKING, "w4a8_awq": _Retained(heap=3.5, partly=0.5)})
 #: glibc maps what is larger than this, and gives it back when it is freed: mallopt(3), M_MMAP_THRESHOLD.
 _HEAP = 32 * _MIB
 
@@ -166,7 +162,8 @@ class Sizes:
     @property
     def retained_writing(self) -> int:
         """Once the model was saved and exported; weights that were packed before need no more work."""
-        return self._kept(_PACKING if self.args.compress else _WRITING_AS.get(self._format.name, _WRITING))
+        heap, partly = self._format.retained
+        return self._kept(_PACKING if self.args.compress else _Retained(heap=heap, partly=partly))
 
     @property
     def _format(self) -> Format:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from recipes.models import ModelFacts, hub
 from recipes.planner.parameters import count
-from scripts.checkpoints.headers import read_header
+from scripts.checkpoints.safetensors import read_header
 from scripts.run.problems import JobError
 from scripts.tiny.model import TINY_MODELS, cache_path, default_cache_root, is_cached
 

@@ -10,9 +10,8 @@ from recipes.models import ModelFacts
 from recipes.models.model import Part
 from recipes.planner.layout import Layout
 from recipes.preflight.layout import asked, ranked
-from scripts.args.export import NOT_EXPORTABLE
 from scripts.args.meaning import meanings
-from scripts.formats import FITS_ANY_WIDTH, FORMATS, Format
+from scripts.formats import EXPORTABLE, FITS_ANY_WIDTH, FORMATS, Format
 from scripts.run.problems import Problem
 from scripts.run.registry import Check
 
@@ -76,12 +75,16 @@ def made_format(job: Job) -> tuple[str, str] | None:
 
 
 def named_format(name: str) -> Format | None:
-    """The format by its own name, by ModelOpt's, or by the one that a longer name is a variant of."""
+    """The format by its own name, by ModelOpt's, or by the one that a longer name is a variant of.
+
+    Of several, as in W4A8_NVFP4_FP8_CFG, the one that needs the newest GPU.
+    """
     exact = exact_format(name)
     if exact is not None:
         return exact
     plain = name.lower()
-    return next((FORMATS[base] for base in ("nvfp4", "fp8") if f"_{base}_" in f"_{plain}_"), None)
+    variants = [facts for name, facts in FORMATS.items() if f"_{name}_" in f"_{plain}_"]
+    return max(variants, key=lambda facts: facts.native_sm, default=None)
 
 
 def exact_format(name: str) -> Format | None:
@@ -112,7 +115,7 @@ def _fits(job: Job) -> Iterator[Problem]:
         if width is None or not model.count_of(matrix.part) or (model.latent and matrix.part == "attention"):
             continue
         if width % block:
-            exported = facts.name not in NOT_EXPORTABLE
+            exported = facts.megatron_export
             yield Problem(
                 name="format_does_not_fit",
                 key=made[0],
@@ -140,12 +143,11 @@ def _exportable(job: Job) -> Iterator[Problem]:
     """The checkpoint itself is sound: it can be trained on and generate."""
     made = made_format(job)
     facts = exact_format(made[1]) if made else None
-    if made and facts and facts.name in NOT_EXPORTABLE:
+    if made and facts and not facts.megatron_export:
         cause = "Megatron's exporter cannot write it: no Hugging Face checkpoint can be made of what this leaves"
-        remedy = "Quantize in fp8 or nvfp4, or with engine=hf, which exports every format."
         key, value = made
         yield Problem(
-            name="format_not_exportable", key=key, value=value, cause=cause, remedy=remedy, severity="warning"
+            name="format_not_exportable", key=key, value=value, cause=cause, remedy=EXPORTABLE, severity="warning"
         )
 
 

@@ -10,12 +10,11 @@ from recipes.models import hub
 from recipes.preflight.quantize import is_local
 from scripts.args.meaning import Meaning, meanings
 from scripts.checkpoints.model import local_model_problem
-from scripts.engines.script.argv import Argv, flags_of
-from scripts.engines.script.command import ScriptJob, command_words
-from scripts.engines.script.flags import Interface
+from scripts.engines.script.command import Argv, command_words, flags_of
+from scripts.engines.script.flags.interface import Interface
+from scripts.engines.script.flags.tables import interface_of, releases_of
 from scripts.engines.script.inputs import checkpoint_problems
 from scripts.engines.script.locate import is_module, locate
-from scripts.engines.script.tables import interface_of, releases_of
 from scripts.run.problems import JobError, Problem
 from scripts.run.registry import check
 
@@ -58,8 +57,8 @@ def script_notes(job: Job) -> Iterator[str]:
 def command(job: Job) -> Argv:
     """The words after the script's name, as the job will give them to the release that it is written for."""
     assert job.addressed is not None
-    values = ScriptJob(args=job.resolved, script=job.script, extra_args=job.extra_args)
-    return command_words(values, job.addressed.interface, job.addressed.script, job.run_dir)
+    name, interface = job.addressed.script, job.addressed.interface
+    return command_words(job.resolved, job.script, job.extra_args, name=name, interface=interface, run_dir=job.run_dir)
 
 
 @check("script_not_found", engines=("script",))

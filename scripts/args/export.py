@@ -4,9 +4,8 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from scripts.args.meaning import ScriptArgs, doc
+from scripts.formats import NOT_EXPORTABLE
 
-#: What Megatron's exporter cannot write: it raises, or leaves no hf_quant_config.json (seen with ModelOpt 0.47).
-NOT_EXPORTABLE = ("int8_sq", "w4a8_awq", "fp8_blockwise", "int4_awq")
 _EXAMPLES = "Model-Optimizer/examples/megatron_bridge"
 
 

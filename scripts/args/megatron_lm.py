@@ -7,9 +7,9 @@ configs/models/megatron_lm.yaml, the rest is here. `extra_args` reaches everythi
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from scripts.args.export import NOT_EXPORTABLE
 from scripts.args.meaning import ScriptArgs, doc
-from scripts.args.quantize import CONFIG_NAMES, KvCacheQuant
+from scripts.args.quantize import KvCacheQuant
+from scripts.formats import CONFIG_NAMES, FORMATS, NOT_EXPORTABLE
 
 _EXAMPLES = "Megatron-LM/examples/post_training/modelopt"
 _PROMPTS = "Hello!|Born in California, Soyer trained as a"
@@ -78,7 +78,9 @@ class MlmQuantizeArgs(MegatronLmArgs):
     save_interval: int = doc(
         "what Megatron-LM wants to be told, with --save; it saves at the end", 100000, role="save_interval"
     )
-    export_quant_cfg: str | None = doc("a format name", "fp8", aliases=CONFIG_NAMES, role="format")
+    export_quant_cfg: str | None = doc(
+        f"a format name: {', '.join(FORMATS)}", "fp8", aliases=CONFIG_NAMES, role="format"
+    )
     recipe: str | None = doc("a ModelOpt recipe, instead of a format", None, role="format_recipe")
     export_kv_cache_quant: KvCacheQuant = doc("format of the key/value cache", "none", role="kv_format")
     compress: bool = doc("store real low-precision weights", False)

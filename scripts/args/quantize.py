@@ -1,23 +1,13 @@
 """Arguments of `quantize`: by the scripts of Megatron-Bridge or Model-Optimizer, or by ModelOpt itself."""
 
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import ClassVar, Literal
 
 from scripts.args.meaning import ScriptArgs, doc
+from scripts.formats import CONFIG_NAMES, FORMATS
 
 KvCacheQuant = Literal["none", "fp8", "fp8_affine", "nvfp4", "nvfp4_affine", "nvfp4_rotate"]
-#: ModelOpt's own names, where a script does not list the short ones: they work in every release that takes free text.
-CONFIG_NAMES = MappingProxyType(
-    {
-        "int8_sq": "INT8_SMOOTHQUANT_CFG",
-        "fp8": "FP8_DEFAULT_CFG",
-        "fp8_blockwise": "FP8_2D_BLOCKWISE_WEIGHT_ONLY_CFG",
-        "int4_awq": "INT4_AWQ_CFG",
-        "w4a8_awq": "W4A8_AWQ_BETA_CFG",
-        "nvfp4": "NVFP4_DEFAULT_CFG",
-    }
-)
+_FORMATS = ", ".join(FORMATS)
 _PROMPTS = "Hello!|Born in California, Soyer trained as a"
 
 
@@ -36,7 +26,7 @@ class QuantizeArgs(ScriptArgs):
     )
     trust_remote_code: bool = doc("run Python code that the model's repository brings", False, role="remote_code")
     export_quant_cfg: str = doc(
-        "a format name; hf engine: also a ModelOpt config name (FP8_DEFAULT_CFG) or recipe YAML",
+        f"a format name ({_FORMATS}); hf engine: also a ModelOpt config name (FP8_DEFAULT_CFG) or recipe YAML",
         "fp8",
         role="format",
     )
@@ -115,7 +105,7 @@ class QuantizeVlmArgs(ScriptArgs):
         "a folder or a hub name", "Qwen/Qwen3-VL-8B-Instruct", consumes="checkpoint_hf", role="model"
     )
     trust_remote_code: bool = doc("run Python code that the model's repository brings", False, role="remote_code")
-    export_quant_cfg: str = doc("a format name", "fp8", role="format")
+    export_quant_cfg: str = doc(f"a format name: {_FORMATS}", "fp8", role="format")
     weight_only: bool = doc("quantize weights, leave activations alone", False)
     export_kv_cache_quant: KvCacheQuant = doc(
         "format of the key/value cache; the script knows fp8 only", "none", role="kv_format"
@@ -159,7 +149,9 @@ class QuantizeModelOptArgs(ScriptArgs):
     recipe: str | None = doc(
         "a ModelOpt recipe: general/ptq/fp8_default-kv_fp8, or a YAML file", None, role="format_recipe"
     )
-    quant_cfg: str | None = doc("a format name, where no recipe is given", None, aliases=CONFIG_NAMES, role="format")
+    quant_cfg: str | None = doc(
+        f"a format name, where no recipe is given: {_FORMATS}", None, aliases=CONFIG_NAMES, role="format"
+    )
     kv_cache_quant: str = doc("format of the key/value cache, or none", "none", role="kv_format")
     weight_only: bool = doc("quantize weights, leave activations alone", False)
     compress: bool = doc("store real low-precision weights in the checkpoint", False)

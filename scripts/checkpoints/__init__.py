@@ -2,6 +2,6 @@
 
 from scripts.checkpoints.checkpoint import Checkpoint
 from scripts.checkpoints.detect import look
-from scripts.checkpoints.iterations import concrete_iteration
+from scripts.checkpoints.megatron import concrete_iteration
 
 __all__ = ["Checkpoint", "concrete_iteration", "look"]

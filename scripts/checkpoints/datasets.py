@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from scripts.checkpoints.checkpoint import Checkpoint, unreadable
-from scripts.checkpoints.documents import parse_json, read_bytes, size_of
+from scripts.checkpoints.checkpoint import Checkpoint
+from scripts.checkpoints.documents import parse_json, read_bytes, size_of, unreadable
 
 _MAGIC = b"MMIDIDX\x00\x00"
 _HEADER = struct.Struct("<9sQBQQ")  # magic, version, dtype, sequences, documents

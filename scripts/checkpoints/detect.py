@@ -4,13 +4,21 @@ import difflib
 from dataclasses import replace
 from pathlib import Path
 
-from scripts.checkpoints.checkpoint import Checkpoint, unreadable
+from scripts.checkpoints.checkpoint import Checkpoint
 from scripts.checkpoints.datasets import look_binidx, look_jsonl, pair_of
+from scripts.checkpoints.documents import measure, unreadable
 from scripts.checkpoints.huggingface import is_adapter, is_model, look_adapter, look_model
-from scripts.checkpoints.iterations import choose, holds_ranks, holds_weights, is_tracked, linked_weights, nemo_weights
-from scripts.checkpoints.megatron import look_sharded
-from scripts.checkpoints.sizes import measure
-from scripts.checkpoints.unsharded import look_file, look_ranks
+from scripts.checkpoints.megatron import (
+    choose,
+    holds_ranks,
+    holds_weights,
+    is_tracked,
+    linked_weights,
+    look_file,
+    look_ranks,
+    look_sharded,
+    nemo_weights,
+)
 from scripts.run.problems import JobError
 
 _KNOWN = (

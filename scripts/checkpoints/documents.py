@@ -1,16 +1,35 @@
-"""Small text files beside a checkpoint: JSON, and single values of YAML without building what it describes."""
+"""Files of a checkpoint, read with limits: bytes, JSON, single values of YAML without building what it describes."""
 
 import json
+import os
 import stat
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scripts.checkpoints.checkpoint import unreadable
+from scripts.run.problems import JobError
 
 if TYPE_CHECKING:
     import yaml
 
-_MAX_BYTES = 256 << 20
+#: The most that is read of one file at a time.
+MAX_BYTES = 256 << 20
+
+
+def unreadable(path: Path, reason: object) -> JobError:
+    """The error for a file that is there and cannot be understood: it is never taken for an absent one."""
+    return JobError("unreadable_checkpoint", f"{path}: {reason}.", "Copy it again, or name another checkpoint.")
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """What is wrong with a value in this block is wrong with the file at `path`."""
+    try:
+        yield
+    except ValueError as error:
+        raise unreadable(path, error) from error
 
 
 def read_bytes(path: Path, length: int | None = None, *, offset: int = 0) -> bytes:
@@ -20,7 +39,7 @@ def read_bytes(path: Path, length: int | None = None, *, offset: int = 0) -> byt
     """
     size = size_of(path)
     wanted = size - offset if length is None else length
-    if wanted > _MAX_BYTES:
+    if wanted > MAX_BYTES:
         raise unreadable(path, f"{wanted} bytes are too many for what it should hold")
     if wanted < 0 or offset + wanted > size:
         raise unreadable(path, f"it is cut short: {size} bytes, {offset + wanted} expected")
@@ -92,3 +111,33 @@ class Yaml:
                 return None
             node = next((value for name, value in node.value if name.value == key), None)
         return node
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """Bytes and number of files, each file once however many names it has, and the links that lead nowhere."""
+
+    bytes: int
+    files: int
+    broken: tuple[Path, ...]
+
+
+def measure(paths: Sequence[Path]) -> Size:
+    """What the files and folders in `paths` amount to. Links to files are followed, links to folders in them not."""
+    sizes: dict[tuple[int, int], int] = {}
+    broken = []
+    for file in (file for path in paths for file in _files(path)):
+        try:
+            facts = file.stat()
+        except OSError:
+            broken.append(file)
+        else:
+            sizes[facts.st_dev, facts.st_ino] = facts.st_size
+    return Size(bytes=sum(sizes.values()), files=len(sizes), broken=tuple(broken))
+
+
+def _files(path: Path) -> Iterator[Path]:
+    if not path.is_dir():
+        yield path
+    for folder, _, names in os.walk(path):
+        yield from (Path(folder) / name for name in names)

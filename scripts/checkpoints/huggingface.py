@@ -1,15 +1,15 @@
 """Folders in the layout of Hugging Face: models, what ModelOpt saved or exported of them, and PEFT's adapters."""
 
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from scripts.checkpoints.checkpoint import Checkpoint, unreadable
-from scripts.checkpoints.documents import read_json
-from scripts.checkpoints.grids import UNKNOWN
-from scripts.checkpoints.hf_weights import Weights, read_weights
+from scripts.checkpoints.checkpoint import Checkpoint, Tensor, parameters, stored
+from scripts.checkpoints.documents import read_json, reading, size_of, unreadable
 from scripts.checkpoints.pickles import mapping_of
 from scripts.checkpoints.quantization import (
+    UNKNOWN,
     Modes,
     Quantization,
     modes_of,
@@ -17,14 +17,24 @@ from scripts.checkpoints.quantization import (
     of_modes,
     restores_something,
 )
-from scripts.checkpoints.tensors import parameters, stored
-from scripts.checkpoints.torch_files import read_torch
+from scripts.checkpoints.safetensors import read_tensors
+from scripts.checkpoints.torch_files import read_torch, tensors_of
 
 _CONFIG, _ADAPTER = "config.json", "adapter_config.json"
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "model.safetensors.index.json")
 _SIDECAR = "hf_quant_config.json"
 _STATE = "modelopt_state.pth"
 _TRAINING = ("optimizer*", "scheduler.pt", "rng_state*.pth", "global_step*")
+_Read = Callable[[Path], list[Tensor]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """The tensors that are there, how they are stored, and a sentence for everything that is not as it should be."""
+
+    tensors: tuple[Tensor, ...] = ()
+    format: str | None = None
+    problems: tuple[str, ...] = ()
 
 
 def is_model(folder: Path) -> bool:
@@ -40,7 +50,7 @@ def is_adapter(folder: Path) -> bool:
 
 def look_model(folder: Path) -> Checkpoint:
     """A model's folder. Raises JobError `unreadable_checkpoint`."""
-    config = read_json(folder / _CONFIG) if (folder / _CONFIG).is_file() else None
+    config = _config(folder)
     weights = read_weights(folder, "model", "pytorch_model")
     quantization = _exported(folder, config or {})
     modes = _modes(folder)
@@ -71,6 +81,15 @@ def look_model(folder: Path) -> Checkpoint:
     )
 
 
+def exported_algorithm(folder: Path) -> str | None:
+    """The `quant_algo` of a ModelOpt export, in capitals; None for a folder that is none.
+
+    Raises JobError `unreadable_checkpoint`.
+    """
+    algorithm = _exported(folder, _config(folder) or {}).algorithm
+    return algorithm.upper() if algorithm else None
+
+
 def look_adapter(folder: Path) -> Checkpoint:
     """An adapter that PEFT saved. Raises JobError `unreadable_checkpoint`."""
     base = read_json(folder / _ADAPTER).get("base_model_name_or_path")
@@ -86,6 +105,10 @@ def look_adapter(folder: Path) -> Checkpoint:
         training_state=any(next(folder.glob(pattern), None) for pattern in _TRAINING),
         problems=weights.problems,
     )
+
+
+def _config(folder: Path) -> dict[str, Any] | None:
+    return read_json(folder / _CONFIG) if (folder / _CONFIG).is_file() else None
 
 
 def _architecture(config: dict[str, Any]) -> str | None:
@@ -104,17 +127,83 @@ def _parameters(weights: Weights, quantization: Quantization) -> int | None:
 def _exported(folder: Path, config: dict[str, Any]) -> Quantization:
     sidecar = folder / _SIDECAR
     said = read_json(sidecar) if sidecar.is_file() else None
-    try:
-        return of_export(config, said)
-    except ValueError as error:
-        raise unreadable(sidecar if said is not None else folder / _CONFIG, error) from error
+    with reading(folder / _CONFIG if said is None else sidecar):
+        found = of_export(config, said)
+    return found
 
 
 def _modes(folder: Path) -> Modes:
     path = folder / _STATE
     if not path.is_file():
         return []
-    try:
-        return modes_of(mapping_of(read_torch(path)))
-    except ValueError as error:
-        raise unreadable(path, error) from error
+    with reading(path):
+        found = modes_of(mapping_of(read_torch(path)))
+    return found
+
+
+def read_weights(folder: Path, safe: str, pickled: str) -> Weights:
+    """What `<safe>*.safetensors` hold, else `<pickled>*.bin`, which torch.save wrote.
+
+    Raises JobError `unreadable_checkpoint` for a damaged file; one that is missing or empty is a problem.
+    """
+    kinds: tuple[tuple[str, str, str, _Read], ...] = (
+        (safe, ".safetensors", "safetensors", read_tensors),
+        (pickled, ".bin", "torch", _read_pickled),
+    )
+    for stem, ending, form, read in kinds:
+        index = folder / f"{stem}{ending}.index.json"
+        present = sorted(path.name for path in folder.glob(f"*{ending}"))
+        if index.is_file():
+            return replace(_read_indexed(index, present, read), format=form)
+        files = _belonging(present, stem, ending)
+        if files:
+            found = _read_files(folder, files, read)
+            lost = (f"{index.name} is missing",) if len(files) > 1 else ()
+            return replace(found, format=form, problems=found.problems + lost)
+    return Weights(problems=("it has no weights",))
+
+
+def _belonging(present: Sequence[str], stem: str, ending: str) -> list[str]:
+    """The model's own files where other tools left theirs beside, such as consolidated.safetensors.
+
+    A .bin can be anything; only one named after the model is taken for its weights.
+    """
+    if stem + ending in present:
+        return [stem + ending]
+    named = [name for name in present if name.startswith(stem)]
+    return named or (list(present) if ending == ".safetensors" else [])
+
+
+def _read_indexed(index: Path, present: Sequence[str], read: _Read) -> Weights:
+    listed = _weight_map(index)
+    shards = sorted(set(listed.values()))
+    missing = tuple(f"{name} is missing, which {index.name} names" for name in shards if name not in present)
+    found = _read_files(index.parent, [name for name in shards if name in present], read)
+    names = {one.name for one in found.tensors}
+    lost = sorted(name for name in listed if name not in names) if not missing and not found.problems else []
+    told = (f"{lost[0]} is in no shard, though {index.name} names it ({len(lost)} such)",) if lost else ()
+    return replace(found, problems=missing + found.problems + told)
+
+
+def _read_files(folder: Path, names: Sequence[str], read: _Read) -> Weights:
+    tensors: list[Tensor] = []
+    problems = []
+    for name in names:
+        if size_of(folder / name):
+            tensors += read(folder / name)
+        else:
+            problems.append(f"{name} is empty")
+    return Weights(tensors=tuple(tensors), problems=tuple(problems))
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    listed = read_json(index).get("weight_map")
+    if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
+        raise unreadable(index, "it is no index of weights")
+    return listed
+
+
+def _read_pickled(file: Path) -> list[Tensor]:
+    with reading(file):
+        found = list(tensors_of(mapping_of(read_torch(file))))
+    return found

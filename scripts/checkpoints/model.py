@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from scripts.checkpoints.hf_weights import read_weights
+from scripts.checkpoints.huggingface import read_weights
 from scripts.run.problems import JobError, nearest
 from scripts.tiny.model import TINY_MODELS
 

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import IO, Any
 
-MAX_BYTES = 256 << 20
 MAX_OPCODES = 50_000_000  # the list of 50,000 pieces of tensors takes 6 million, and as many again for its plans
 _STOP = b"."
 
@@ -118,8 +117,14 @@ class _Machine:
     def push(self, value: object) -> None:
         self.stack.append(value)
 
-    def nothing(self, _: object) -> None:
-        """PROTO and FRAME say nothing about the content."""
+    def top(self, count: int) -> list[Any]:
+        """Take the last of the stack, in the order in which they were put there."""
+        stack = self.stack
+        items = stack[-count:]
+        del stack[-count:]
+        if len(items) < count:
+            raise IndexError("the stack is empty")
+        return items
 
     def mark(self, _: object) -> None:
         self.below.append(self.stack)
@@ -129,169 +134,90 @@ class _Machine:
         items, self.stack = self.stack, self.below.pop()
         return items
 
-    def pop(self, _: object) -> None:
-        if self.stack:
-            self.stack.pop()
-        else:
-            self.above_mark()
-
-    def memoize(self, _: object) -> None:
-        self.memo[len(self.memo)] = self.stack[-1]
-
     def put(self, index: int) -> None:
         self.memo[index] = self.stack[-1]
 
-    def get(self, index: int) -> None:
-        self.stack.append(self.memo[index])
+    def extend(self, items: list[Any]) -> None:
+        node = self.stack[-1]
+        if isinstance(node, Call):
+            node.items = node.items or []
+            node = node.items
+        if not isinstance(node, list) or isinstance(node, Pairs):
+            raise PickleError("an item for something that is no list")
+        node.extend(items)
 
-    def append(self, _: object) -> None:
-        item = self.stack.pop()
-        _items(self.stack[-1]).append(item)
+    def assign(self, items: list[Any]) -> None:
+        node = self.stack[-1]
+        if isinstance(node, Call):
+            node.pairs = node.pairs or Pairs()
+            node = node.pairs
+        if not isinstance(node, Pairs):
+            raise PickleError("a pair for something that is no dictionary")
+        node.extend(_paired(items))
 
-    def appends(self, _: object) -> None:
-        items = self.above_mark()
-        _items(self.stack[-1]).extend(items)
-
-    def setitem(self, _: object) -> None:
-        value, key = self.stack.pop(), self.stack.pop()
-        _pairs(self.stack[-1]).append((key, value))
-
-    def setitems(self, _: object) -> None:
-        items = self.above_mark()
-        _pairs(self.stack[-1]).extend(zip(items[::2], items[1::2], strict=True))
-
-    def dictionary(self, _: object) -> None:
-        items = self.above_mark()
-        self.push(Pairs(zip(items[::2], items[1::2], strict=True)))
-
-    def tuple_of_1(self, _: object) -> None:
-        self.stack[-1] = (self.stack[-1],)
-
-    def tuple_of_2(self, _: object) -> None:
-        last = self.stack.pop()
-        self.stack[-1] = (self.stack[-1], last)
-
-    def tuple_of_3(self, _: object) -> None:
-        last, middle = self.stack.pop(), self.stack.pop()
-        self.stack[-1] = (self.stack[-1], middle, last)
-
-    def name(self, words: str) -> None:
-        module, _, name = words.partition(" ")
-        self.push(Global(module, name))
-
-    def stack_name(self, _: object) -> None:
-        name, module = self.stack.pop(), self.stack.pop()
+    def name(self, module: object, name: object) -> None:
         if not isinstance(module, str) or not isinstance(name, str):
             raise PickleError("a name that is no text")
         self.push(Global(module, name))
 
-    def extension(self, code: int) -> None:
-        self.push(Global("copyreg", f"extension {code}"))
-
-    def call(self, _: object) -> None:
-        args = self.stack.pop()
-        self.stack[-1] = Call(self.stack[-1], args)
-
-    def call_with_names(self, _: object) -> None:
-        names, args = self.stack.pop(), self.stack.pop()
-        self.stack[-1] = Call(self.stack[-1], args, state=names)
-
-    def call_above_mark(self, _: object) -> None:
-        function, *args = self.above_mark()
-        self.push(Call(function, tuple(args)))
-
-    def instance(self, words: str) -> None:
-        args = tuple(self.above_mark())
-        self.name(words)
-        self.push(Call(self.stack.pop(), args))
+    def call(self, function: object, *args: object) -> None:
+        self.push(Call(function, args))
 
     def build(self, _: object) -> None:
         state = self.stack.pop()
         self.stack[-1].state = state
 
-    def persistent(self, _: object) -> None:
-        self.push(Persistent(self.stack.pop()))
 
-
-def _items(node: object) -> list[object]:
-    if isinstance(node, Call):
-        node.items = node.items or []
-        return node.items
-    if not isinstance(node, list) or isinstance(node, Pairs):
-        raise PickleError("an item for something that is no list")
-    return node
-
-
-def _pairs(node: object) -> Pairs:
-    if isinstance(node, Call):
-        node.pairs = node.pairs or Pairs()
-        return node.pairs
-    if not isinstance(node, Pairs):
-        raise PickleError("a pair for something that is no dictionary")
-    return node
+def _paired(items: list[Any]) -> Pairs:
+    return Pairs(zip(items[::2], items[1::2], strict=True))
 
 
 _Act = Callable[[_Machine, Any], object]
-
-
-def _acts() -> dict[str, _Act]:
-    """What each instruction does, by its name in pickletools; sets are kept as lists, which need no hash."""
-    machine = _Machine
-    values = """INT LONG LONG1 LONG4 BININT BININT1 BININT2 FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING UNICODE
-        BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8"""
-    acts: dict[str, _Act] = dict.fromkeys(values.split(), machine.push)
-    acts |= {
-        "NONE": machine.push,  # its argument is None
-        "NEWTRUE": lambda m, _: m.stack.append(True),
-        "NEWFALSE": lambda m, _: m.stack.append(False),
-        "EMPTY_LIST": lambda m, _: m.stack.append([]),
-        "EMPTY_SET": lambda m, _: m.stack.append([]),
-        "EMPTY_DICT": lambda m, _: m.stack.append(Pairs()),
-        "EMPTY_TUPLE": lambda m, _: m.stack.append(()),
-        "TUPLE1": machine.tuple_of_1,
-        "TUPLE2": machine.tuple_of_2,
-        "TUPLE3": machine.tuple_of_3,
-        "TUPLE": lambda m, _: m.push(tuple(m.above_mark())),
-        "LIST": lambda m, _: m.push(m.above_mark()),
-        "FROZENSET": lambda m, _: m.push(m.above_mark()),
-        "DICT": machine.dictionary,
-        "DUP": lambda m, _: m.stack.append(m.stack[-1]),
-        "POP_MARK": lambda m, _: m.above_mark(),
-        "PERSID": lambda m, name: m.stack.append(Persistent(name)),
+_VALUES = """NONE INT LONG LONG1 LONG4 BININT BININT1 BININT2 FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING UNICODE
+    BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8"""
+#: What each instruction does, by its name in pickletools; sets are kept as lists, which need no hash. PROTO and FRAME
+#: say nothing about the content. What takes the items above a mark changes `m.stack`, and looks it up afterwards: push.
+_ACTS: dict[str, _Act] = {
+    **dict.fromkeys(_VALUES.split(), _Machine.push),
+    "NEWTRUE": lambda m, _: m.stack.append(True),
+    "NEWFALSE": lambda m, _: m.stack.append(False),
+    **dict.fromkeys(("EMPTY_LIST", "EMPTY_SET"), lambda m, _: m.stack.append([])),
+    "EMPTY_DICT": lambda m, _: m.stack.append(Pairs()),
+    "EMPTY_TUPLE": lambda m, _: m.stack.append(()),
+    "TUPLE1": lambda m, _: m.stack.append((m.stack.pop(),)),
+    "TUPLE2": lambda m, _: m.stack.append(tuple(m.top(2))),
+    "TUPLE3": lambda m, _: m.stack.append(tuple(m.top(3))),
+    "TUPLE": lambda m, _: m.push(tuple(m.above_mark())),
+    **dict.fromkeys(("LIST", "FROZENSET"), lambda m, _: m.push(m.above_mark())),
+    "DICT": lambda m, _: m.push(_paired(m.above_mark())),
+    "MARK": _Machine.mark,
+    "POP": lambda m, _: m.stack.pop() if m.stack else m.above_mark(),
+    "POP_MARK": lambda m, _: m.above_mark(),
+    "DUP": lambda m, _: m.stack.append(m.stack[-1]),
+    "MEMOIZE": lambda m, _: m.memo.setdefault(len(m.memo), m.stack[-1]),
+    **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT"), _Machine.put),
+    **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), lambda m, index: m.stack.append(m.memo[index])),
+    "APPEND": lambda m, _: m.extend(m.top(1)),
+    **dict.fromkeys(("APPENDS", "ADDITEMS"), lambda m, _: m.extend(m.above_mark())),
+    "SETITEM": lambda m, _: m.assign(m.top(2)),
+    "SETITEMS": lambda m, _: m.assign(m.above_mark()),
+    "GLOBAL": lambda m, words: m.name(*words.split(" ", 1)),
+    "STACK_GLOBAL": lambda m, _: m.name(*m.top(2)),
+    **dict.fromkeys(("EXT1", "EXT2", "EXT4"), lambda m, code: m.name("copyreg", f"extension {code}")),
+    **dict.fromkeys(("REDUCE", "NEWOBJ"), lambda m, _: m.stack.append(Call(*m.top(2)))),
+    "NEWOBJ_EX": lambda m, _: m.stack.append(Call(*m.top(3))),  # the names of its arguments are what it is set to
+    "OBJ": lambda m, _: m.call(*m.above_mark()),
+    "INST": lambda m, words: m.call(Global(*words.split(" ", 1)), *m.above_mark()),
+    "BUILD": _Machine.build,
+    "BINPERSID": lambda m, _: m.stack.append(Persistent(m.stack.pop())),
+    "PERSID": lambda m, name: m.stack.append(Persistent(name)),
+    **dict.fromkeys(("PROTO", "FRAME"), lambda m, _: None),
+}
+#: Each instruction by its byte: the standard library's reader of its argument, and what it does here.
+_TABLE: Mapping[bytes, tuple[Callable[[IO[bytes]], Any] | None, _Act]] = MappingProxyType(
+    {
+        opcode.code.encode("latin-1"): (opcode.arg.reader if opcode.arg else None, _ACTS[opcode.name])
+        for opcode in pickletools.opcodes
+        if opcode.name in _ACTS
     }
-    return acts | {
-        "MARK": machine.mark,
-        "POP": machine.pop,
-        "MEMOIZE": machine.memoize,
-        **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT"), machine.put),
-        **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), machine.get),
-        "APPEND": machine.append,
-        **dict.fromkeys(("APPENDS", "ADDITEMS"), machine.appends),
-        "SETITEM": machine.setitem,
-        "SETITEMS": machine.setitems,
-        "GLOBAL": machine.name,
-        "STACK_GLOBAL": machine.stack_name,
-        **dict.fromkeys(("EXT1", "EXT2", "EXT4"), machine.extension),
-        **dict.fromkeys(("REDUCE", "NEWOBJ"), machine.call),
-        "NEWOBJ_EX": machine.call_with_names,
-        "OBJ": machine.call_above_mark,
-        "INST": machine.instance,
-        "BUILD": machine.build,
-        "BINPERSID": machine.persistent,
-        **dict.fromkeys(("PROTO", "FRAME"), machine.nothing),
-    }
-
-
-def _table() -> Mapping[bytes, tuple[Callable[[IO[bytes]], Any] | None, _Act]]:
-    """Each instruction by its byte: the standard library's reader of its argument, and what it does here."""
-    acts = _acts()
-    known = [opcode for opcode in pickletools.opcodes if opcode.name in acts]
-    return MappingProxyType(
-        {
-            opcode.code.encode("latin-1"): (opcode.arg.reader if opcode.arg else None, acts[opcode.name])
-            for opcode in known
-        }
-    )
-
-
-_TABLE = _table()
+)

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from scripts.args.data import PrepareDataArgs
+from scripts.args.meaning import ScriptArgs, ScriptSpec
 from scripts.checkpoints.datasets import TokenFile, blend, token_files
 from scripts.data.sources import DataSource, gather, refuse_without_core, source_problems
-from scripts.engines.script.command import ScriptJob
 from scripts.engines.script.engine import run_script
+from scripts.engines.script.flags.reader import read_interface
 from scripts.engines.script.locate import locate
-from scripts.engines.script.source import read_interface
 from scripts.run.files import write_json
 from scripts.run.problems import JobError
 from scripts.run.record import Record
@@ -21,9 +21,8 @@ from scripts.tiny.model import local_model
 SCHEMA = 1
 
 
-def prepare(job: ScriptJob, record: Record) -> None:
+def prepare(args: ScriptArgs, script: ScriptSpec, extra_args: Sequence[str], record: Record) -> None:
     """Tokenize, and report. Raises JobError for everything that is understood."""
-    args = job.args
     assert isinstance(args, PrepareDataArgs)
     for problem in source_problems(args):
         raise problem.as_error()
@@ -35,21 +34,21 @@ def prepare(job: ScriptJob, record: Record) -> None:
         folder = record.dir / "jsonl"
         with record.phase("gather the text"):
             sources = gather(args, folder)
-        _refuse_unread(job, sources)
+        _refuse_unread(args, script, sources)
         values |= {"jsonl_paths": None, "input_dir": str(folder)}
-    spelled = dataclasses.replace(job.script, flag_style="underscore")
-    run_script(ScriptJob(args=dataclasses.replace(args, **values), script=spelled, extra_args=job.extra_args), record)
+    spelled = dataclasses.replace(script, flag_style="underscore")
+    run_script(dataclasses.replace(args, **values), spelled, extra_args, record)
     record.update(inputs=_inputs(args, sources))
     with record.phase("report"):
         report_data(args, sources, record)
 
 
-def _refuse_unread(job: ScriptJob, sources: Sequence[DataSource]) -> None:
+def _refuse_unread(args: ScriptArgs, script: ScriptSpec, sources: Sequence[DataSource]) -> None:
     """Before ModelOpt 0.43 the script leaves compressed files out, and says nothing."""
     compressed = [source.name for source in sources if source.compressed]
     if not compressed:
         return
-    located = locate(job.args.SCRIPTS, job.script.path)
+    located = locate(args.SCRIPTS, script.path)
     interface = read_interface(located.file, located.roots)
     if interface.closed and interface.find("jsonl_paths") is None:
         cause = f"this release of {located.file.name} reads no compressed files: {', '.join(compressed)}."

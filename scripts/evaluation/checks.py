@@ -11,7 +11,8 @@ from pathlib import Path
 from scripts.args.evaluate import Backend, EvaluateArgs
 from scripts.args.meaning import ScriptSpec
 from scripts.checkpoints import look
-from scripts.checkpoints.exported import exported_algorithm
+from scripts.checkpoints.huggingface import exported_algorithm
+from scripts.formats import FORMATS
 from scripts.run.problems import JobError, Problem
 from scripts.run.provenance import compute_capabilities
 
@@ -93,7 +94,8 @@ def _restored(args: EvaluateArgs, folder: Path, quantization: str | None) -> Loa
     if args.backend == "vllm":
         cause = f"{folder} holds ModelOpt's state, which vLLM ignores: it would score the weights unquantized."
         raise JobError("backend_cannot_load", cause, "Use args.backend=hf, or score the export of the same run.")
-    if quantization == "nvfp4" and not compute_capabilities():
-        cause = f"{folder} is in nvfp4, which ModelOpt computes on a GPU only, and there is none here."
+    facts = FORMATS.get(quantization or "")
+    if facts is not None and facts.gpu_only and not compute_capabilities():
+        cause = f"{folder} is in {facts.name}, which ModelOpt computes on a GPU only, and there is none here."
         raise JobError("backend_cannot_load", cause, "Score it where there is a GPU.")
     return Loading(backend="hf", quantization=quantization, restored=True)

@@ -2,11 +2,12 @@
 
 import dataclasses
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from scripts.args.evaluate import EvaluateArgs
-from scripts.engines.script.command import ScriptJob
+from scripts.args.meaning import ScriptArgs, ScriptSpec
 from scripts.engines.script.engine import run_script
 from scripts.evaluation.checks import Loading, evaluate_problems, loading_of, refuse_without_harness
 from scripts.evaluation.harness import closing_words, harness_args, write_tasks
@@ -30,28 +31,27 @@ _RESTORED = Path(__file__).resolve().parent / "restored" / "lm_eval_restored.py"
 _CONDITIONS = ("apply_chat_template", "fewshot_as_multiturn", "system_instruction", "gen_kwargs", "seed")
 
 
-def score_checkpoint(job: ScriptJob, record: Record) -> None:
+def score_checkpoint(args: ScriptArgs, script: ScriptSpec, extra_args: Sequence[str], record: Record) -> None:
     """Score, compare, report. Raises JobError for everything that is understood."""
-    args = job.args
     assert isinstance(args, EvaluateArgs)
     baseline = read_baseline(Path(args.baseline)) if args.baseline else None
     _refuse(args)
-    refuse_without_harness(job.script)
+    refuse_without_harness(script)
     model = local_model(args.checkpoint, record)
     with record.phase("check the checkpoint"):
         loading = loading_of(args, model)
         _refuse(dataclasses.replace(args, backend=loading.backend))
-        if loading.restored and job.script.path is not None:
-            cause = f"script.path={job.script.path}, and a checkpoint with ModelOpt's state has a script of its own."
+        if loading.restored and script.path is not None:
+            cause = f"script.path={script.path}, and a checkpoint with ModelOpt's state has a script of its own."
             raise JobError("script_unused", cause, "Leave it out.")
     how = ", restored by ModelOpt" if loading.restored else ""
     record.line(f"backend: {loading.backend}{how}; quantization: {loading.quantization or 'none'}")
     include = Path(args.include_path).expanduser() if args.include_path else write_tasks(record.dir / "tasks")
     results = record.dir / "harness" / "results.json"
     harness = harness_args(args, model=model, backend=loading.backend, include=include, results=results)
-    path = str(_RESTORED) if loading.restored else job.script.path
-    script = dataclasses.replace(job.script, path=path, flag_style="underscore")
-    run_script(ScriptJob(args=harness, script=script, extra_args=[*job.extra_args, *closing_words(args)]), record)
+    path = str(_RESTORED) if loading.restored else script.path
+    script = dataclasses.replace(script, path=path, flag_style="underscore")
+    run_script(harness, script, [*extra_args, *closing_words(args)], record)
     with record.phase("report"):
         _report(args, loading, baseline, results.parent, record)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from scripts.args.serve import ServeArgs
 from scripts.checkpoints import look
-from scripts.checkpoints.exported import exported_algorithm
+from scripts.checkpoints.huggingface import exported_algorithm
 from scripts.formats import FORMATS
 from scripts.run.problems import JobError, Problem
 from scripts.run.provenance import compute_capabilities

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from scripts.args.meaning import ScriptArgs, ScriptSpec
 from scripts.args.serve import ServeArgs
 from scripts.engines.script.child import Output
-from scripts.engines.script.command import ScriptJob
 from scripts.engines.script.locate import child_environment
 from scripts.run.files import write_json
 from scripts.run.problems import JobError
@@ -33,22 +33,21 @@ _ERROR = re.compile(r"^.*?((?:\w+\.)*\w*(?:Error|Exception|Failure)\b.*)", re.MU
 _SHOWN = 500
 
 
-def check_server(job: ScriptJob, record: Record) -> None:
+def check_server(args: ScriptArgs, script: ScriptSpec, extra_args: Sequence[str], record: Record) -> None:
     """Start, ask, judge, stop, report. Raises JobError for everything that is understood."""
-    args = job.args
     assert isinstance(args, ServeArgs)
     for problem in serve_problems(args):
         raise problem.as_error()
     assert args.checkpoint is not None
     server = SERVERS[args.server]
-    program = find_program(server, job.script.path)
+    program = find_program(server, script.path)
     model = local_model(args.checkpoint, record)
     with record.phase("check the checkpoint"):
         served = check_checkpoint(args, model)
         record.update(inputs=[{"type": "checkpoint_hf", "name": args.checkpoint, "quantization": served.quantization}])
         check_gpus(args, served)
         port = choose_port(args.port)
-    words = [*command_line(server, program, args, model=served.model, method=served.method, port=port), *job.extra_args]
+    words = [*command_line(server, program, args, model=served.model, method=served.method, port=port), *extra_args]
     record.line(f"server: {shlex.join(words)}")
     write_json(record.dir / "logs" / "server.command.json", {"argv": words})
     output = Output(record.dir / "logs" / "server.tail.log")

@@ -18,6 +18,7 @@ from typing import IO
 
 from scripts.args.serve import ServeArgs, ServerName
 from scripts.engines.script.child import Output
+from scripts.formats import FORMATS
 from scripts.run.problems import JobError
 
 #: They answer nobody but this machine.
@@ -44,6 +45,12 @@ class Server:
     formats: Mapping[str, str]  # quant_algo of an export -> what `quantization` is given
 
 
+def _loads(server: ServerName, **others: str) -> Mapping[str, str]:
+    """What a server is told of each `quant_algo`: of the named formats, and of `others` that ModelOpt exports."""
+    named = {algo: word for facts in FORMATS.values() for algo, word in facts.servers.get(server, {}).items()}
+    return named | others
+
+
 SERVERS: Mapping[ServerName, Server] = {
     "vllm": Server(
         title="vLLM",
@@ -53,15 +60,9 @@ SERVERS: Mapping[ServerName, Server] = {
         longest="--max-model-len",
         trust="--trust-remote-code",
         quantization="--quantization",
-        formats={
-            "FP8": "modelopt",
-            "FP8_PER_CHANNEL_PER_TOKEN": "modelopt",
-            "FP8_PB_WO": "modelopt",
-            "NVFP4": "modelopt_fp4",
-            "W4A16_NVFP4": "modelopt_fp4",
-            "MXFP8": "modelopt_mxfp8",
-            "MIXED_PRECISION": "modelopt_mixed",
-        },
+        formats=_loads(
+            "vllm", FP8_PER_CHANNEL_PER_TOKEN="modelopt", MXFP8="modelopt_mxfp8", MIXED_PRECISION="modelopt_mixed"
+        ),
     ),
     "trtllm": Server(
         title="TensorRT-LLM",
@@ -71,19 +72,7 @@ SERVERS: Mapping[ServerName, Server] = {
         trust="--trust_remote_code",
         quantization=None,
         fixed=("--backend", "pytorch"),
-        formats=dict.fromkeys(
-            (
-                "FP8",
-                "FP8_PER_CHANNEL_PER_TOKEN",
-                "FP8_PB_WO",
-                "NVFP4",
-                "W4A16_AWQ",
-                "W4A8_AWQ",
-                "W8A16",
-                "MIXED_PRECISION",
-            ),
-            "",
-        ),
+        formats=_loads("trtllm", FP8_PER_CHANNEL_PER_TOKEN="", MIXED_PRECISION=""),
     ),
     "sglang": Server(
         title="SGLang",
@@ -93,7 +82,7 @@ SERVERS: Mapping[ServerName, Server] = {
         longest="--context-length",
         trust="--trust-remote-code",
         quantization="--quantization",
-        formats={"FP8": "modelopt_fp8", "NVFP4": "modelopt_fp4", "MIXED_PRECISION": "modelopt_mixed"},
+        formats=_loads("sglang", MIXED_PRECISION="modelopt_mixed"),
     ),
 }
 

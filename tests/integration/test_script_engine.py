@@ -15,8 +15,8 @@ import yaml
 
 from recipes.catalogue import RECIPES
 from recipes.experiment.examine import Options, Stage, prepare_all
+from scripts.engines.script.flags.tables import container_path, releases_of
 from scripts.engines.script.locate import is_module
-from scripts.engines.script.tables import container_path, releases_of
 from scripts.run.files import write_json
 from tests.testbed.docker import Engine, docker_engine
 from tests.testbed.places import docker_profile, slurm_profile, until

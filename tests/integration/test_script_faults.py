@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from recipes.catalogue import RECIPES
-from scripts.engines.script.tables import releases_of
+from scripts.engines.script.flags.tables import releases_of
 from scripts.run.record import Record
 from tests.testbed.places import slurm_profile, until
 from tests.testbed.scripted import (

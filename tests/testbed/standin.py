@@ -20,8 +20,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from scripts.engines.script.flags import Flag, Interface
-from scripts.engines.script.tables import interface_of, repository_of
+from scripts.engines.script.flags.interface import Flag, Interface
+from scripts.engines.script.flags.tables import interface_of, repository_of
 
 #: Which template an output flag is given; the names are those of all scripts together.
 OUTPUTS = {

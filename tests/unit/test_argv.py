@@ -18,11 +18,12 @@ from scripts.args.convert import MegatronToHfArgs
 from scripts.args.meaning import ScriptArgs, doc, meanings
 from scripts.args.megatron_lm import MlmMmluArgs, MlmPruneArgs, MlmQuantizeArgs
 from scripts.args.prune import PruneArgs
-from scripts.args.quantize import CONFIG_NAMES, QuantizeArgs, QuantizeModelOptArgs, QuantizeVlmArgs
-from scripts.engines.script.argv import Argv, compose, flags_of
-from scripts.engines.script.flags import Flag, Interface, plain
+from scripts.args.quantize import QuantizeArgs, QuantizeModelOptArgs, QuantizeVlmArgs
+from scripts.engines.script.command import Argv, compose, flags_of
+from scripts.engines.script.flags.interface import Flag, Interface, plain
+from scripts.engines.script.flags.tables import interface_of, releases_of, scripts
 from scripts.engines.script.locate import is_module
-from scripts.engines.script.tables import interface_of, releases_of, scripts
+from scripts.formats import CONFIG_NAMES
 from tests.testbed.standin import parser_of
 
 HOSTILE = (

@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scripts.checkpoints import Checkpoint, concrete_iteration, look
-from scripts.checkpoints.grids import UNKNOWN
+from scripts.checkpoints.checkpoint import parameters, tensor
 from scripts.checkpoints.pickles import (
     Call,
     Global,
@@ -31,8 +31,7 @@ from scripts.checkpoints.pickles import (
     pairs_of,
     read_pickle,
 )
-from scripts.checkpoints.quantization import Quantization, modes_of, of_export, of_modes
-from scripts.checkpoints.tensors import parameters, tensor
+from scripts.checkpoints.quantization import UNKNOWN, Quantization, modes_of, of_export, of_modes
 from scripts.run.problems import JobError
 from tests.conftest import Done, write_safetensors
 

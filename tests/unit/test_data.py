@@ -12,8 +12,8 @@ from scripts.args.data import PrepareDataArgs
 from scripts.checkpoints.datasets import blend, token_files
 from scripts.data.run import report_data
 from scripts.data.sources import gather, source_problems
-from scripts.engines.script.argv import compose
-from scripts.engines.script.flags import Flag, Interface
+from scripts.engines.script.command import compose
+from scripts.engines.script.flags.interface import Flag, Interface
 from scripts.run.problems import JobError
 from scripts.run.record import Record
 

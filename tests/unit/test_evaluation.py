@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from scripts.args.evaluate import EvaluateArgs
-from scripts.engines.script.argv import compose
-from scripts.engines.script.flags import Interface
+from scripts.engines.script.command import compose
+from scripts.engines.script.flags.interface import Interface
 from scripts.evaluation.checks import evaluate_problems
 from scripts.evaluation.harness import HarnessArgs, closing_words, harness_args, write_tasks
 from scripts.evaluation.report import as_text, verdict, write_report

@@ -22,11 +22,11 @@ from recipes.planner.plan import Plan, plan_of
 from recipes.preflight.scripts import command
 from recipes.values import field_types, merge
 from scripts.args.meaning import ScriptArgs, meanings
-from scripts.engines.script.argv import flags_of
 from scripts.engines.script.cards import cards
-from scripts.engines.script.flags import Interface, plain
+from scripts.engines.script.command import flags_of
+from scripts.engines.script.flags.interface import Interface, plain
+from scripts.engines.script.flags.tables import interface_of, releases_of, repository_of, scripts
 from scripts.engines.script.locate import is_module
-from scripts.engines.script.tables import interface_of, releases_of, repository_of, scripts
 from scripts.run.problems import ProblemsError
 from tests.golden.cases import PROFILES, surroundings
 from tests.testbed.scripted import fill, write_checkpoints

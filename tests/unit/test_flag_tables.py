@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from scripts.engines.script.flags import Flag
-from scripts.engines.script.tables import (
+from scripts.engines.script.flags.interface import Flag
+from scripts.engines.script.flags.tables import (
     container_path,
     interface_of,
     match_release,
@@ -150,7 +150,7 @@ def test_a_container_older_than_a_script_has_none() -> None:
 
 
 def test_nothing_is_read_when_the_module_is_imported() -> None:
-    code = "import sys, scripts.engines.script.source, scripts.engines.script.tables as t"
+    code = "import sys, scripts.engines.script.flags.reader, scripts.engines.script.flags.tables as t"
     code += "; print(t._table.cache_info().misses, 'yaml' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.split() == ["0", "False"]

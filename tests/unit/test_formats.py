@@ -1,5 +1,8 @@
 """Formats: names, facts, block sizes, errors; all without torch."""
 
+import json
+import os
+import shutil
 import subprocess
 import sys
 import time
@@ -136,3 +139,55 @@ def test_no_torch_and_fast() -> None:
         best = min(best, float(seconds))
         time.sleep(0.1)
     assert best < 0.05
+
+
+_NEW = """
+fp8_rows:
+  config: FP8_PER_CHANNEL_PER_TOKEN_CFG
+  block: [1, 1]
+  numbers: [[4, 3]]
+  weight: {dtype: F8_E4M3}
+  scales: {weight_scale: [F32, per_output]}
+  quant_algo: FP8_ROWS
+  min_sm: 89
+  native_sm: 89
+  group_error: 0.25
+  servers:
+    sglang: {FP8_ROWS: modelopt_fp8}
+"""
+_ASK = """
+import json
+from recipes import prepare, quantize_fp8
+from recipes.planner.disk import outputs_bytes
+from scripts.args.meaning import meanings
+from scripts.args.quantize import QuantizeArgs
+from scripts.checkpoints.quantization import of_export
+from scripts.serving.servers import able
+
+def job(format):
+    partial = quantize_fp8()
+    partial.args.export_quant_cfg, partial.args.hf_model_id, partial.engine = format, "tiny:qwen3", "hf"
+    return prepare(partial, online=False)
+
+exported = of_export({}, {"quantization": {"quant_algo": "FP8_ROWS"}}).format
+sizes = [outputs_bytes(job(format).job)["args.export_dir"] for format in ("fp8", "fp8_rows")]
+help = next(meaning.doc for field, meaning in meanings(QuantizeArgs) if field.name == "export_quant_cfg")
+print(json.dumps({"exported": exported, "sizes": sizes, "help": help, "servers": able("FP8_ROWS")}))
+"""
+
+
+def test_a_format_is_one_entry(tmp_path: Path) -> None:
+    """Named in the help, accepted by every check, sized by the planner, known again, served: of formats.yaml alone."""
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    with (tmp_path / "configs" / "formats.yaml").open("a", encoding="utf-8") as file:
+        file.write(_NEW)
+    env = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", _ASK], cwd=tmp_path, env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout.splitlines()[-1])
+    assert said["exported"] == "fp8_rows"
+    assert said["servers"] == ["sglang"]
+    assert "fp8_rows" in said["help"]
+    assert said["sizes"][1] > said["sizes"][0] > 0  # a scale for each output, in place of one

@@ -11,8 +11,8 @@ from scripts.args.interpolation import tag_of
 from scripts.engines.script.child import Ended
 from scripts.engines.script.command import file_content
 from scripts.engines.script.engine import _failure
+from scripts.engines.script.flags.reader import read_interface
 from scripts.engines.script.inputs import refuse_inputs
-from scripts.engines.script.source import read_interface
 from scripts.run.problems import JobError
 from tests.testbed.standin import write_megatron
 

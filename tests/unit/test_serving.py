@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scripts.args.serve import ServeArgs, ServerName
-from scripts.checkpoints.exported import exported_algorithm
+from scripts.checkpoints.huggingface import exported_algorithm
 from scripts.formats import FORMATS
 from scripts.run.problems import JobError
 from scripts.serving import checks

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scripts.engines.script.flags import Flag, Interface
-from scripts.engines.script.source import read_interface
+from scripts.engines.script.flags.interface import Flag, Interface
+from scripts.engines.script.flags.reader import read_interface
 from scripts.run.problems import JobError
 
 HEAD = "import argparse\n"

@@ -152,7 +152,7 @@ def refuse_compress(args: QuantizeArgs) -> None:
     if not FORMATS[ref.value].compress:
         cause = f"ModelOpt packs only the first of the two steps of {ref.value}; the compressed model cannot run."
         raise JobError("compress_unsupported", cause, "Set args.compress=false; the export is packed anyway.")
-    if ref.value == "int4_awq" and args.export_dir:
+    if not FORMATS[ref.value].compress_export and args.export_dir:
         cause = "ModelOpt's exporter scales packed INT4 weights as if they were not packed, and fails."
         raise JobError("compress_unsupported", cause, "Set args.compress=false, or args.export_dir=null.")
 

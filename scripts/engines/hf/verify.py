@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from scripts.args.quantize import KvCacheQuant
 from scripts.checkpoints.documents import read_json
-from scripts.checkpoints.headers import read_header
+from scripts.checkpoints.safetensors import read_header
 from scripts.engines.hf.load import first_line
 from scripts.engines.hf.nvfp4 import cpu_kernels
 from scripts.engines.hf.reference import Reference, layer_of

@@ -1,49 +1,66 @@
-"""The command of a script: its words, and the files that they point to, for one run directory."""
+"""The command of a script: from typed arguments to words as its own parser expects them, and the files they name."""
 
 import dataclasses
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scripts.args.meaning import ScriptArgs, ScriptSpec, meanings
+from scripts.args.meaning import FlagStyle, Meaning, ScriptArgs, ScriptSpec, meanings
 from scripts.args.megatron_lm import MegatronLmArgs
-from scripts.engines.script.argv import Argv, compose
+from scripts.checkpoints import concrete_iteration
+from scripts.checkpoints.datasets import blend, token_files
 from scripts.engines.script.cards import card_words
-from scripts.engines.script.flags import Interface
+from scripts.engines.script.flags.interface import Flag, Interface, plain
 from scripts.engines.script.outputs import outputs_of
 from scripts.run.files import write_text
-from scripts.run.problems import JobError
+from scripts.run.problems import JobError, Problem, nearest
+
+#: What a key/value cache format means to a script of the time when there was no other.
+_SWITCHED_ON = "fp8"
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScriptJob:
-    """What the engine needs to know."""
+class Argv:
+    """The words after the script's name, and what is wrong with them."""
 
-    args: ScriptArgs  # resolved
-    script: ScriptSpec
-    extra_args: Sequence[str]
+    words: tuple[str, ...]
+    problems: tuple[Problem, ...]
+    left_out: tuple[str, ...]  # keys of values that this script has no flag for, and can do without
 
 
-def command_words(job: ScriptJob, interface: Interface, script: str, run_dir: Path) -> Argv:
-    """The words after the script's name, with outputs and files where this run has them."""
-    values: dict[str, Any] = {output.field: str(output.written) for output in outputs_of(job.args, run_dir)}
-    for field, meaning in meanings(job.args):
-        if meaning.file and getattr(job.args, field.name):
+@dataclass(frozen=True, kw_only=True)
+class _Value:
+    """One argument that has a flag."""
+
+    key: str
+    flag: Flag
+    value: Any
+
+
+def command_words(
+    args: ScriptArgs, script: ScriptSpec, extra_args: Sequence[str], *, name: str, interface: Interface, run_dir: Path
+) -> Argv:
+    """The words after the script's name, with outputs and files where this run has them.
+
+    `args` are resolved; `name` is the script's in the flag tables, `interface` what that one accepts.
+    """
+    values: dict[str, Any] = {output.field: str(output.written) for output in outputs_of(args, run_dir)}
+    for field, meaning in meanings(args):
+        if meaning.file and getattr(args, field.name):
             values[field.name] = str(run_dir / meaning.file)
-    command = list(job.args.COMMANDS.get(script, ()))
-    if isinstance(job.args, MegatronLmArgs):
-        command += card_words(job.args.model_card)
-        values["tokenizer_model"] = job.args.tokenizer_model or job.args.model_card
-    args = dataclasses.replace(job.args, **values)
-    return compose(args, interface, style=job.script.flag_style, extra_args=job.extra_args, command=command)
+    command = list(args.COMMANDS.get(name, ()))
+    if isinstance(args, MegatronLmArgs):
+        command += card_words(args.model_card)
+        values["tokenizer_model"] = args.tokenizer_model or args.model_card
+    said = dataclasses.replace(args, **values)
+    return compose(said, interface, style=script.flag_style, extra_args=extra_args, command=command)
 
 
 def with_inputs(args: ScriptArgs) -> ScriptArgs:
     """`args` with what is only known where the inputs are: the iteration to take, the files of prepared data."""
-    from scripts.checkpoints import concrete_iteration
-
     found: dict[str, Any] = {}
     for field, meaning in meanings(args):
         value = getattr(args, field.name)
@@ -56,8 +73,6 @@ def with_inputs(args: ScriptArgs) -> ScriptArgs:
 
 def _blend_of(folder: Path, key: str) -> list[int | str]:
     """What prepare_data left in a folder, each file weighed by its tokens; a prefix alone stays one."""
-    from scripts.checkpoints.datasets import blend, token_files
-
     if not folder.is_dir():
         return [1, str(folder)]
     files = blend(token_files(folder))
@@ -91,3 +106,175 @@ def write_files(args: Any, run_dir: Path) -> None:
     for field, meaning in meanings(args):
         if meaning.file and getattr(args, field.name):
             write_text(run_dir / meaning.file, yaml.safe_dump(file_content(args, meaning.file), sort_keys=False))
+
+
+def compose(
+    args: Any, interface: Interface, *, style: FlagStyle, extra_args: Sequence[str] = (), command: Sequence[str] = ()
+) -> Argv:
+    """The words for `args`; None and switches that are off are left out, `extra_args` come last as they are.
+
+    A field goes to the flag of its name, or of one of the names that older releases have for it. Lists
+    come first, where no later word can be taken for one of theirs.
+    """
+    interface = interface.under(command[0]) if command else interface
+    values, problems, left_out = _addressed(args, interface, style)
+    problems += [problem for value in values for problem in _refused(value)]
+    problems += _missing(values, interface, extra_args)
+    problems += _extra_problems(values, interface, extra_args)
+    words = [*command]
+    for one in sorted(values, key=lambda value: value.flag.kind != "list"):
+        words += _words(one)
+    return Argv(words=(*words, *extra_args), problems=tuple(problems), left_out=tuple(left_out))
+
+
+def flags_of(meaning: Meaning, name: str) -> tuple[str, ...]:
+    """What scripts call a field, newest release first."""
+    return meaning.flags or (name,)
+
+
+def _addressed(args: Any, interface: Interface, style: FlagStyle) -> tuple[list[_Value], list[Problem], list[str]]:
+    values: list[_Value] = []
+    problems: list[Problem] = []
+    left_out: list[str] = []
+    for field, meaning in meanings(args):
+        value = getattr(args, field.name)
+        if meaning.engine == "hf" or meaning.into or meaning.card or value is None:
+            continue
+        key = f"args.{field.name}"
+        names = flags_of(meaning, field.name)
+        flag = next((found for name in names if (found := interface.find(name))), None)
+        if value is False and (flag is None or flag.kind != "toggle"):
+            continue
+        if flag is None and not any(map(interface.refuses, names)):
+            flag = Flag(names=(_spelled(names[0], style),), kind=_kind_of(value))
+        if flag is not None:
+            values.append(_Value(key=key, flag=flag, value=_as_called(value, flag, meaning)))
+        elif meaning.optional:
+            left_out.append(key)
+        elif value != _default(field):
+            flag_name = _spelled(names[0], style)
+            cause = f"this script has no flag {flag_name}"
+            remedy = nearest(flag_name, [flag.name for flag in interface.flags])
+            problems.append(Problem(name="unknown_flag", key=key, value=value, cause=cause, remedy=remedy))
+    return values, problems, left_out
+
+
+def _as_called(value: Any, flag: Flag, meaning: Meaning) -> Any:
+    """A value by the name that this release has for it."""
+    if not isinstance(value, str) or value not in meaning.aliases or (flag.choices and value in flag.choices):
+        return value
+    return meaning.aliases[value]
+
+
+def _default(field: Any) -> Any:
+    return field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
+
+
+def _spelled(name: str, style: FlagStyle) -> str:
+    return "--" + (name.replace("_", "-") if style == "hyphen" else name)
+
+
+def _kind_of(value: Any) -> Any:
+    return "on" if value is True else "list" if isinstance(value, (list, tuple)) else "value"
+
+
+def _words(one: _Value) -> Iterator[str]:
+    name, kind, value = one.flag.name, one.flag.kind, one.value
+    if kind in ("on", "off"):
+        if value is True or value == _SWITCHED_ON:
+            yield name
+    elif kind == "toggle":
+        yield name if value else f"--no-{name.removeprefix('--')}"
+    elif kind == "list":
+        texts = [_text(item, one.flag) for item in _items(value)]
+        if len(texts) == 1 and texts[0].startswith("-"):
+            yield f"{name}={texts[0]}"
+        elif texts:
+            yield from (name, *texts)
+    elif kind == "append":
+        for item in _items(value):
+            yield from _pair(name, _text(item, one.flag))
+    else:
+        yield from _pair(name, _text(value, one.flag))
+
+
+def _pair(name: str, text: str) -> Iterator[str]:
+    """argparse takes a word that begins with a hyphen for a flag, unless it is joined to its own."""
+    if text.startswith("-"):
+        yield f"{name}={text}"
+    else:
+        yield from (name, text)
+
+
+def _items(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _text(value: Any, flag: Flag) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, (dict, list, tuple)):
+        return json.dumps(value)
+    if isinstance(value, float) and flag.type == "int" and value.is_integer():
+        return str(int(value))
+    return repr(value)
+
+
+def _refused(one: _Value) -> Iterator[Problem]:
+    """What argparse itself would refuse."""
+    flag, kind, value = one.flag, one.flag.kind, one.value
+    if kind in ("on", "off", "toggle"):
+        if not isinstance(value, bool) and value not in ("none", _SWITCHED_ON):
+            cause = f"{flag.name} is a switch of this script: none or {_SWITCHED_ON}"
+            yield Problem(name="unsupported_choice", key=one.key, value=value, cause=cause)
+        return
+    texts = [_text(item, flag) for item in (_items(value) if kind in ("list", "append") else [value])]
+    for text in texts:
+        if flag.choices is not None and text not in flag.choices:
+            cause, remedy = f"{flag.name} of this script does not know it", nearest(text, flag.choices)
+            yield Problem(name="unsupported_choice", key=one.key, value=text, cause=cause, remedy=remedy)
+    if "--" in texts:
+        cause = "argparse takes -- for the end of the flags, wherever it stands"
+        yield Problem(name="looks_like_a_flag", key=one.key, value=value, cause=cause)
+    elif kind == "list" and len(texts) > 1 and any(text.startswith("-") and not _negative(text) for text in texts):
+        cause = "argparse takes a word of a list that begins with a hyphen for a flag"
+        yield Problem(
+            name="looks_like_a_flag", key=one.key, value=value, cause=cause, remedy="Give ./-name for a file."
+        )
+
+
+def _negative(text: str) -> bool:
+    """As argparse decides it: -1 and -0.5, but not -1e-5."""
+    return re.fullmatch(r"-\d+|-\d*\.\d+", text) is not None
+
+
+def _missing(values: Sequence[_Value], interface: Interface, extra_args: Sequence[str]) -> Iterator[Problem]:
+    if interface.commands:
+        return  # a flag may be another command's
+    given = {value.flag for value in values} | {interface.find(name) for name in _flag_words(extra_args)}
+    for flag in interface.flags:
+        if flag.required and flag not in given:
+            key = f"args.{plain(flag.name)}"
+            yield Problem(name="missing_flag", key=key, value=None, cause=f"this script requires {flag.name}")
+
+
+def _flag_words(extra_args: Sequence[str]) -> Iterator[str]:
+    for word in extra_args:
+        if word.startswith("--") and word != "--":
+            yield word.partition("=")[0]
+
+
+def _extra_problems(values: Sequence[_Value], interface: Interface, extra_args: Sequence[str]) -> Iterator[Problem]:
+    keys: Mapping[Flag, str] = {value.flag: value.key for value in values}
+    known = {plain(name): flag for flag in interface.flags for name in flag.names} | {
+        plain(flag.name): flag for flag in keys
+    }
+    for name in _flag_words(extra_args):
+        flag = known.get(plain(name)) or known.get(plain(name).removeprefix("no_"))
+        if flag is not None and flag in keys:
+            cause = f"{keys[flag]} gives the same flag"
+            yield Problem(name="flag_twice", key="extra_args", value=name, cause=cause, remedy=f"Set {keys[flag]}.")
+        elif flag is None and interface.refuses(name):
+            cause = f"this script has no flag {name}"
+            remedy = nearest(name, [flag.name for flag in known.values()])
+            yield Problem(name="unknown_flag", key="extra_args", value=name, cause=cause, remedy=remedy)

@@ -3,27 +3,24 @@
 Nothing heavy is imported here: the script has a process of its own.
 """
 
-import dataclasses
 import os
 import re
 import shlex
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
-from scripts.args.meaning import meanings
+from scripts.args.meaning import ScriptArgs, ScriptSpec, meanings
 from scripts.engines.script import outputs as out
-from scripts.engines.script.argv import Argv
 from scripts.engines.script.child import LOG_BYTES, Ended, Output, SilentError, run_child
-from scripts.engines.script.command import ScriptJob, command_words, with_inputs, write_files
+from scripts.engines.script.command import Argv, command_words, with_inputs, write_files
+from scripts.engines.script.flags.reader import read_interface
+from scripts.engines.script.flags.tables import completed, releases_like, repository_of
 from scripts.engines.script.inputs import refuse_inputs
 from scripts.engines.script.locate import Located, child_environment, is_module, locate
-from scripts.engines.script.source import read_interface
-from scripts.engines.script.tables import completed, releases_like, repository_of
 from scripts.run.files import content_of, write_json
 from scripts.run.problems import JobError
 from scripts.run.record import Follower, Record, read_json
@@ -41,45 +38,46 @@ _ERROR = re.compile(
 )
 
 
-def run_script(job: ScriptJob, record: Record) -> None:
-    """Run the job's script on this rank. Raises JobError for everything that is understood.
+def run_script(args: ScriptArgs, script: ScriptSpec, extra_args: Sequence[str], record: Record) -> None:
+    """Run the script of `args`, resolved ones, on this rank. Raises JobError for everything that is understood.
 
     Before anything is loaded, the job's flags are compared with those that the installed script's
     source declares. Rank 0 prepares the outputs, waits for every rank, and verifies what is there.
     """
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    ranks = record.dir / "ranks"
     with record.phase("check the script"):
-        located = locate(job.args.SCRIPTS, job.script.path)
-        if world > 1 and (not job.args.RANKED or located.script in job.args.ONE_PROCESS):
+        located = locate(args.SCRIPTS, script.path)
+        if world > 1 and (not args.RANKED or located.script in args.ONE_PROCESS):
             cause = f"{located.script} is one process, not {world}."
             raise JobError("world_size_not_one", cause, "Set torchrun.nproc_per_node=1 and torchrun.nnodes=1.")
-        job = dataclasses.replace(job, args=with_inputs(job.args))
-        refuse_inputs(job.args)
+        args = with_inputs(args)
+        refuse_inputs(args)
         found = read_interface(located.file, located.roots)
         releases = releases_like(located.script, found)
         interface = completed(found, located.script, releases)
-        outputs = out.outputs_of(job.args, record.dir)
-        argv = command_words(job, interface, located.script, record.dir)
+        outputs = out.outputs_of(args, record.dir)
+        argv = command_words(args, script, extra_args, name=located.script, interface=interface, run_dir=record.dir)
         refuse_drift(argv, located, releases)
         _refuse_package_drift(located.script, releases)
     if not isinstance(record, Follower):
         with record.phase("prepare"):
             out.prepare(outputs, record)
-            write_files(job.args, record.dir)
-            inputs = _inputs(job.args)
+            write_files(args, record.dir)
+            inputs = _inputs(args)
             digest = content_of(located.file).digest
             facts = {"path": str(located.file), "name": located.script, "digest": digest, "releases": list(releases)}
             record.update(inputs=inputs, script=facts | {"argv": list(argv.words), "left_out": list(argv.left_out)})
-            write_json(record.dir / "ranks" / _PREPARED, _launch())
+            write_json(ranks / _PREPARED, _launch())
     else:
-        _wait_for_preparation(record.dir / "ranks" / _PREPARED)
+        cause = "rank 0 had not prepared the run within {minutes:.0f} minutes."
+        _wait(lambda: read_json(ranks / _PREPARED) != _launch(), _PREPARE_SECONDS, cause)
     with record.phase("run the script"):
-        ended = _run(job, located, argv, rank, record)
-    write_json(
-        record.dir / "ranks" / f"{rank}.json", {"rank": rank, "host": socket.gethostname(), "seconds": ended.seconds}
-    )
+        ended = _run(args, script, located, argv, rank, record)
+    write_json(ranks / f"{rank}.json", {"rank": rank, "host": socket.gethostname(), "seconds": ended.seconds})
     if not isinstance(record, Follower):
-        _wait_for_ranks(record.dir / "ranks", world)
+        cause = "ranks {missing} did not end within {minutes:.0f} minutes of rank 0."
+        _wait(lambda: [one for one in range(world) if read_json(ranks / f"{one}.json") is None], _WAIT_SECONDS, cause)
         with record.phase("verify"):
             out.finish(outputs, record)
 
@@ -122,9 +120,9 @@ def _names(value: Any) -> list[str]:
     return [item for item in value if isinstance(item, str)] if isinstance(value, (list, tuple)) else [str(value)]
 
 
-def _run(job: ScriptJob, located: Located, argv: Argv, rank: int, record: Record) -> Ended:
+def _run(args: ScriptArgs, script: ScriptSpec, located: Located, argv: Argv, rank: int, record: Record) -> Ended:
     words = [sys.executable, *located.words, *argv.words]
-    env = child_environment(os.environ) | ({} if "RANK" in os.environ or not job.args.RANKED else _lone_rank())
+    env = child_environment(os.environ) | ({} if "RANK" in os.environ or not args.RANKED else _lone_rank())
     logs = record.dir / "logs"
     shown = {name: env[name] for name in _SHOWN if name in env}
     write_json(logs / f"rank{rank}.command.json", {"host": socket.gethostname(), "argv": words, "env": shown})
@@ -132,13 +130,13 @@ def _run(job: ScriptJob, located: Located, argv: Argv, rank: int, record: Record
     for key in argv.left_out:
         record.line(f"{key} is left out: this release of the script has no such flag")
     output = Output(logs / f"rank{rank}.tail.log", limit=LOG_BYTES if rank == 0 else _OTHER_LOG_BYTES)
-    silence = job.script.silence_minutes * 60 if rank == 0 else 0
+    silence = script.silence_minutes * 60 if rank == 0 else 0
     try:
         ended = run_child(
             words, env=env, output=output, silence=silence, progress=lambda done, of: record.progress(done, of, "steps")
         )
     except SilentError:
-        cause = f"{located.file.name} printed nothing for {job.script.silence_minutes:g} minutes, and was stopped."
+        cause = f"{located.file.name} printed nothing for {script.silence_minutes:g} minutes, and was stopped."
         raise JobError("script_hangs", cause, "Look for a rank that died, or raise script.silence_minutes.") from None
     except OSError as error:
         raise JobError("script_not_started", f"{located.file}: {error}.", "Can this Python run it?") from error
@@ -174,20 +172,11 @@ def _launch() -> dict[str, str | None]:
     return {name: os.environ.get(name) for name in ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT")}
 
 
-def _wait_for_preparation(file: Path) -> None:
-    """Until rank 0 has written what this rank's script is going to read."""
-    deadline = time.monotonic() + _PREPARE_SECONDS
-    while read_json(file) != _launch():
+def _wait(missing: Callable[[], Any], seconds: float, cause: str) -> None:
+    """Until nothing is missing. Raises JobError `rank_missing`, whose cause may say what is, and how many minutes."""
+    deadline = time.monotonic() + seconds
+    while found := missing():
         if time.monotonic() > deadline:
-            cause = f"rank 0 had not prepared the run within {_PREPARE_SECONDS / 60:.0f} minutes."
+            cause = cause.format(missing=found, minutes=seconds / 60)
             raise JobError("rank_missing", cause, "Is the run directory on storage that every node shares?")
         time.sleep(0.05)
-
-
-def _wait_for_ranks(folder: Path, world: int) -> None:
-    deadline = time.monotonic() + _WAIT_SECONDS
-    while missing := [rank for rank in range(world) if read_json(folder / f"{rank}.json") is None]:
-        if time.monotonic() > deadline:
-            cause = f"ranks {missing} did not end within {_WAIT_SECONDS / 60:.0f} minutes of rank 0."
-            raise JobError("rank_missing", cause, "Is the run directory on storage that every node shares?")
-        time.sleep(0.1)

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from scripts.args.meaning import Meaning, meanings
+from scripts.checkpoints import look
+from scripts.formats import EXPORTABLE
 from scripts.run.problems import JobError, Problem
 
 #: How to get from what is there to what is needed.
@@ -28,8 +30,6 @@ def refuse_inputs(args: Any) -> None:
 
 def checkpoint_problems(path: Path, key: str, meaning: Meaning) -> Iterator[Problem]:
     """What is wrong with the checkpoint at `path`, which is there, for the argument that names it."""
-    from scripts.checkpoints import look
-
     try:
         checkpoint = look(path)
     except JobError as error:
@@ -53,5 +53,4 @@ def checkpoint_problems(path: Path, key: str, meaning: Meaning) -> Iterator[Prob
         yield Problem(name="already_quantized", key=key, value=path, cause=cause, remedy=remedy)
     if found in meaning.refuses:
         cause = f"it is quantized in {found}, which the Megatron exporter cannot write"
-        remedy = "Quantize in fp8 or nvfp4, or with engine=hf, which exports every format."
-        yield Problem(name="format_not_exportable", key=key, value=path, cause=cause, remedy=remedy)
+        yield Problem(name="format_not_exportable", key=key, value=path, cause=cause, remedy=EXPORTABLE)

@@ -8,7 +8,7 @@ from importlib import util
 from pathlib import Path
 
 from configs import CONFIGS
-from scripts.engines.script.tables import container_path
+from scripts.engines.script.flags.tables import container_path
 from scripts.run.problems import JobError
 
 #: How a script that is a module of an installed package is named: "-m package.module".

@@ -1,19 +1,16 @@
 """What a script is to leave behind: where it writes, and whether it is there when the script says that it is done."""
 
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from scripts.args.meaning import meanings
+from scripts.checkpoints import Checkpoint, look
 from scripts.run.files import publish, refuse_existing, write_text
 from scripts.run.problems import JobError
 from scripts.run.record import Record
-
-if TYPE_CHECKING:
-    from scripts.checkpoints import Checkpoint
 
 #: In an output that grows in place: which run it belongs to.
 _OWNER = ".modelopt-recipes-run"
@@ -33,25 +30,23 @@ class Output:
 
 def outputs_of(args: Any, run_dir: Path) -> list[Output]:
     """The outputs that `args` names. Where they are written depends on the run alone, so that every rank knows it."""
-    return list(_outputs(args, run_dir))
-
-
-def _outputs(args: Any, run_dir: Path) -> Iterator[Output]:
     tag = sha256(run_dir.name.encode()).hexdigest()[:8]
+    found = []
     for field, meaning in meanings(args):
         value = getattr(args, field.name)
-        if meaning.produces and meaning.engine != "hf" and value is not None:
-            final = Path(value)
-            quantized = bool(meaning.quantized) and not getattr(args, "skip_quantization", False)
-            written = final if meaning.in_place else final.with_name(f".{final.name}.partial-{tag}")
-            yield Output(
-                field=field.name,
-                kind=meaning.produces,
-                quantized=quantized,
-                final=final,
-                within=meaning.within,
-                written=written,
-            )
+        if not meaning.produces or meaning.engine == "hf" or value is None:
+            continue
+        final = Path(value)
+        output = Output(
+            field=field.name,
+            kind=meaning.produces,
+            quantized=bool(meaning.quantized) and not getattr(args, "skip_quantization", False),
+            final=final,
+            within=meaning.within,
+            written=final if meaning.in_place else final.with_name(f".{final.name}.partial-{tag}"),
+        )
+        found.append(output)
+    return found
 
 
 def prepare(outputs: list[Output], record: Record) -> None:
@@ -95,10 +90,8 @@ def finish(outputs: list[Output], record: Record) -> None:
         record.artifact(output.kind, output.final / output.within, **_facts(checkpoint))
 
 
-def _verified(output: Output) -> "Checkpoint":
+def _verified(output: Output) -> Checkpoint:
     """What an output is. Raises JobError `output_missing`, `output_incomplete` or `output_of_another_kind`."""
-    from scripts.checkpoints import look
-
     key = f"args.{output.field}"
     remedy = "The script said that it had succeeded; its output is in logs/rank0.log."
     if not output.written.exists() or not _files(output.written):
@@ -122,6 +115,6 @@ def _files(path: Path) -> bool:
     return any(file.is_file() and file.name != _OWNER for file in path.rglob("*"))
 
 
-def _facts(checkpoint: "Checkpoint") -> dict[str, Any]:
+def _facts(checkpoint: Checkpoint) -> dict[str, Any]:
     names = ("layout", "parameters", "iteration", "quantization", "modelopt_state")
     return {name: value for name in names if (value := getattr(checkpoint, name)) is not None}

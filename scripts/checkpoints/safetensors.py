@@ -1,14 +1,12 @@
-"""Headers of safetensors files: 8 bytes that give the length of a JSON object, which lists the tensors."""
+"""Safetensors files by their headers: 8 bytes that give the length of a JSON object, which lists the tensors."""
 
 import struct
 from pathlib import Path
 from typing import Any
 
-from scripts.checkpoints.checkpoint import unreadable
-from scripts.checkpoints.documents import parse_json, read_bytes, size_of
-from scripts.checkpoints.tensors import Tensor, tensor
+from scripts.checkpoints.checkpoint import Tensor, tensor
+from scripts.checkpoints.documents import parse_json, read_bytes, size_of, unreadable
 
-_METADATA = "__metadata__"
 _MAX_HEADER = 100_000_000  # the format's own limit
 _DTYPES = {
     "BF16": "bfloat16",
@@ -37,7 +35,7 @@ def read_header(file: Path) -> dict[str, Any]:
     if length > min(size - 8, _MAX_HEADER):
         raise unreadable(file, "it is cut short or no safetensors file")
     header = parse_json(read_bytes(file, length, offset=8), file)
-    header.pop(_METADATA, None)
+    header.pop("__metadata__", None)
     try:
         end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
         whole = 8 + length + end <= size

@@ -1,16 +1,21 @@
-"""Python modules as files: where an import would find one, parsed and never run."""
+"""Python modules as files: where an import would find one, and what a name of it is; parsed and never run."""
 
 import ast
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+from scripts.engines.script.flags.expressions import Expressions
+from scripts.engines.script.flags.parsers import Parsers
+from scripts.engines.script.flags.values import UNKNOWN, Builtin, Imported, Parser, Scope
 from scripts.run.problems import JobError
 
 _MAX_BYTES = 8 << 20
 #: A script whose flags lie in more modules than this is not followed further.
 _MOST_MODULES = 32
 _CHECKOUT = ("pyproject.toml", "setup.py", ".git")
+_ARGPARSE = {"REMAINDER": "...", "SUPPRESS": "==SUPPRESS==", "OPTIONAL": "?", "ZERO_OR_MORE": "*", "ONE_OR_MORE": "+"}
 
 
 def parse(path: Path) -> ast.Module:
@@ -62,6 +67,61 @@ class Library:
             for path in ((base.with_name(base.name + ".py"),) if parts else ()) + (base / "__init__.py",):
                 if path.is_file():
                     yield path
+
+
+class Imports:
+    """Looks imported names up. What a module does when it is imported makes none of its parsers the script's."""
+
+    def __init__(
+        self, library: Library, values: Expressions, parsers: Parsers, run: Callable[[list[ast.stmt], Scope], object]
+    ) -> None:
+        self._library, self._values, self._parsers, self._run = library, values, parsers, run
+        self._modules: dict[str, Scope] = {}
+        self._looked_up: dict[Imported, Any] = {}
+
+    def look_up(self, imported: Imported) -> Any:
+        """What the name is; UNKNOWN where its module cannot be found."""
+        if imported not in self._looked_up:
+            self._looked_up[imported] = UNKNOWN  # what modules that import each other get
+            self._looked_up[imported] = self._find(imported)
+        found = self._looked_up[imported]
+        if isinstance(found, Parser):
+            self._parsers.see(found)
+        return found
+
+    def _find(self, imported: Imported) -> Any:
+        package, _, name = imported.dotted.rpartition(".")
+        if package == "argparse":
+            return _ARGPARSE.get(name, UNKNOWN)
+        dots = imported.dotted[: len(imported.dotted) - len(imported.dotted.lstrip("."))]
+        parts = imported.dotted.lstrip(".").split(".")
+        for end in range(len(parts) - 1, max(imported.depth, 0 if dots else 1) - 1, -1):
+            scope = self._module(dots + ".".join(parts[:end]), imported)
+            if scope is None:
+                continue
+            value = self._whole(self._values.name(parts[end], scope))
+            for part in parts[end + 1 :]:
+                value = self._whole(self._values.attribute(value, part))
+            return UNKNOWN if isinstance(value, Builtin) else value
+        return UNKNOWN
+
+    def _whole(self, value: Any) -> Any:
+        return self.look_up(value) if isinstance(value, Imported) else self._values.told(value)
+
+    def _module(self, dotted: str, imported: Imported) -> Scope | None:
+        path = self._library.find(dotted, imported.origin)
+        tree = self._library.tree(path) if path is not None else None
+        if path is None or tree is None:
+            return None
+        if str(path) not in self._modules:
+            scope = Scope(path=path, names={"__name__": dotted})
+            self._modules[str(path)] = scope
+            wanted, self._values.wanted = self._values.wanted, False
+            self._parsers.importing += 1
+            self._run(tree.body, scope)
+            self._parsers.importing -= 1
+            self._values.wanted = wanted
+        return self._modules[str(path)]
 
 
 def _checkout(script: Path) -> tuple[Path, ...]:

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any, Literal, cast
 
 from configs import CONFIGS
-from scripts.engines.script.flags import Flag, Interface, plain
+from scripts.engines.script.flags.interface import Flag, Interface, plain
 
 Repository = Literal["Megatron-Bridge", "Model-Optimizer", "Megatron-LM"]
 _UPSTREAM = CONFIGS / "upstream"

@@ -2,13 +2,12 @@
 
 import ast
 import builtins
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, Protocol
 
-from scripts.engines.script.literals import FAULTS, all_same, compared, elements, same, short, spread, truth
-from scripts.engines.script.values import (
+from scripts.engines.script.flags.values import (
+    FAULTS,
     PARSER_METHODS,
     UNKNOWN,
     Arguments,
@@ -21,55 +20,65 @@ from scripts.engines.script.values import (
     Parser,
     Pending,
     Scope,
+    all_same,
+    compared,
+    elements,
     literal,
+    same,
+    short,
+    spread,
+    truth,
 )
 
 
-class Expressions(ABC):
-    """Evaluates; what a call does, and what an import finds, is its subclass's affair."""
+class Program(Protocol):
+    """What an expression stands in."""
 
-    def __init__(self) -> None:
-        self._stored: dict[str, Parser] = {}  # parsers kept as attributes: self.parser
-        self._wanted = 0  # whether the value at hand describes a flag, so that other modules are asked for it
-        self._missed = False  # whether one was not asked
+    def call(self, node: ast.Call, scope: Scope) -> Any:
+        """What a call returns."""
 
-    @abstractmethod
-    def call(self, node: ast.Call, scope: Scope) -> Any: ...
-
-    @abstractmethod
     def look_up(self, imported: Imported) -> Any:
         """What an imported name is; UNKNOWN where its module cannot be found."""
 
-    @abstractmethod
-    def follow_pending(self, pending: Pending) -> Any: ...
+    def follow_pending(self, pending: Pending) -> Any:
+        """What a call returns that was put off."""
 
-    @abstractmethod
     def see(self, parser: Parser) -> None:
         """A parser has come into view."""
+
+
+class Expressions:
+    """Evaluates; what a call does, and what an import finds, is the program's affair."""
+
+    def __init__(self, program: Program) -> None:
+        self._program = program
+        self._stored: dict[str, Parser] = {}  # parsers kept as attributes: self.parser
+        self.wanted = False  # whether the value at hand describes a flag, so that other modules are asked for it
+        self._missed = False  # whether one was not asked
 
     @contextmanager
     def wanting(self, wanted: bool) -> Iterator[None]:
         """Whether values matter in this block: only then are other modules read for them."""
-        self._wanted += wanted
+        before, self.wanted = self.wanted, self.wanted or wanted
         try:
             yield
         finally:
-            self._wanted -= wanted
+            self.wanted = before
 
     def told(self, value: Any) -> Any:
         """A value with its import looked up, where values matter."""
         if not isinstance(value, Imported | Pending | Later):
             return value
-        if not self._wanted:
+        if not self.wanted:
             self._missed = True
             return UNKNOWN
         if isinstance(value, Later):
             return self.told(self.value(value.node, value.scope))
-        return self.look_up(value) if isinstance(value, Imported) else self.forced(value)
+        return self._program.look_up(value) if isinstance(value, Imported) else self.forced(value)
 
     def forced(self, value: Any) -> Any:
         """A value with its pending call followed: it is used as a parser."""
-        return self.follow_pending(value) if isinstance(value, Pending) else value
+        return self._program.follow_pending(value) if isinstance(value, Pending) else value
 
     def kept(self, node: ast.expr, scope: Scope) -> Any:
         """The value that a name is to have."""
@@ -83,11 +92,11 @@ class Expressions(ABC):
             case ast.Constant():
                 return node.value
             case ast.Name():
-                return self._name(node.id, scope)
+                return self.name(node.id, scope)
             case ast.Attribute():
                 return self.attribute(self.value(node.value, scope), node.attr)
             case ast.Call():
-                return self.call(node, scope)
+                return self._program.call(node, scope)
             case ast.List() | ast.Tuple() | ast.Set():
                 return self._sequence(node, scope)
             case ast.Dict():
@@ -164,15 +173,16 @@ class Expressions(ABC):
             case ast.Subscript(value=ast.Name() as changed):
                 forget(changed.id, scope)
 
-    def _name(self, name: str, scope: Scope) -> Any:
+    def name(self, name: str, scope: Scope) -> Any:
+        """What a name means in `scope`."""
         holder = scope.holder(name)
         if holder is not None:
             value = holder.names[name]
             if isinstance(value, Parser):
-                self.see(value)
+                self._program.see(value)
             return value
         for star in scope.module.stars:
-            if (found := self.look_up(star.sibling(name))) is not UNKNOWN:
+            if (found := self._program.look_up(star.sibling(name))) is not UNKNOWN:
                 return found
         return Builtin(name=name) if hasattr(builtins, name) else UNKNOWN
 
