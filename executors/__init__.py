@@ -1,26 +1,10 @@
-"""Executor profiles, the NeMo-Run executors they become, and the places they stand for; one module per kind.
+"""Executor profiles, the places they stand for, and the NeMo-Run executors they become; one module or folder per kind.
 
 with run.Experiment("mine") as experiment:
-    experiment.add(recipe, executor=executors.slurm.place(account="me", nodes=2), name="mine")
+    experiment.add(recipe, executor=executor_of("slurm", account="me", nodes=2), name="mine")
 """
 
-from executors.docker.place import docker
-from executors.docker.profile import DockerProfile
-from executors.lepton.place import LeptonProfile, lepton
-from executors.local import LocalProfile, local
-from executors.profiles.load import load_profile, place_of, profile_names
-from executors.slurm.place import SlurmProfile, slurm
+from executors.kinds import executor_of, place_of
+from executors.profiles.load import load_profile, profile_names
 
-__all__ = [
-    "DockerProfile",
-    "LeptonProfile",
-    "LocalProfile",
-    "SlurmProfile",
-    "docker",
-    "lepton",
-    "load_profile",
-    "local",
-    "place_of",
-    "profile_names",
-    "slurm",
-]
+__all__ = ["executor_of", "load_profile", "place_of", "profile_names"]

@@ -8,11 +8,11 @@ import os
 import posixpath
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_type_hints
 
 from scripts.run.files import write_private
 from scripts.run.problems import JobError, Problem
@@ -37,7 +37,7 @@ _PLAIN = re.compile(r"[\w@%+=:,./~-]")
 class Profile:
     """Values that every kind of profile has."""
 
-    kind: str
+    kind: str = ""  # each class says its own
     nodes: int | None = None  # None: what the recipe's torchrun.nnodes says
     gpu: str | None = None  # of configs/gpus.yaml: what checks and the plan count with; None: not known
     output_root: str | None = None  # where run directories are made; None: the kind's own default
@@ -169,6 +169,21 @@ class Probe:
     remedy: str = ""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """A kind of executor, as its module or an entry point names it; see executors.kinds."""
+
+    profile: type[Profile]
+    place: "Callable[..., Place]"  # of a profile
+    template: str = ""  # a commented profile for `executors init` to write; "": its kind alone
+
+
+def keys_of(cls: type[Profile]) -> dict[str, Any]:
+    """The keys that a kind of profile takes, with their types."""
+    hints = get_type_hints(cls)
+    return {one.name: hints[one.name] for one in fields(cls)}
+
+
 class UnreachableError(JobError):
     """The scheduler, engine or API did not answer: nothing is known about its jobs right now."""
 
@@ -208,8 +223,8 @@ class Place(ABC):
         """Where a job's 0600 file of secrets would lie; None where secrets travel otherwise."""
 
     @abstractmethod
-    def executor(self, launch: Launch) -> "run.Executor":
-        """The NeMo-Run executor for one job."""
+    def executor(self, launch: Launch | None) -> "run.Executor":
+        """The NeMo-Run executor for one job; None: for an experiment of somebody's own."""
 
     @abstractmethod
     def text(self, experiment: Any, launch: Launch) -> str:

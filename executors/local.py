@@ -1,10 +1,9 @@
 """This machine: NeMo-Run's LocalExecutor, with the Python that submits."""
 
-import dataclasses
 import os
 import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from executors.base import (
     Capabilities,
     JobState,
+    Kind,
     Launch,
     Place,
     Probe,
@@ -37,12 +37,6 @@ class LocalProfile(Profile):
     """Values of a `kind: local` profile. `secrets` need not be named: a job inherits the environment."""
 
     kind: Literal["local"] = "local"
-
-
-def local(profile: LocalProfile | None = None, **values: Any) -> "run.LocalExecutor":
-    """A LocalExecutor for `profile` with `values` over it: `local(env={"NAME": "value"})`."""
-    profile = dataclasses.replace(profile or LocalProfile(), **values)
-    return LocalPlace(profile)._executor(profile.env, ranks=1, torchrun=False)
 
 
 class LocalPlace(Place):
@@ -80,20 +74,20 @@ class LocalPlace(Place):
     def secrets_path(self, run_id: str) -> str | None:
         return None  # inherited
 
-    def executor(self, launch: Launch) -> "run.LocalExecutor":
-        env = {**self.profile.env, "NEMO_RUN_DIR": launch.run_dir}
-        if launch.secrets:
-            env[SECRETS] = launch.secrets
-        return self._executor(env, ranks=launch.processes, torchrun=launch.torchrun)
-
-    def _executor(self, env: Mapping[str, str], *, ranks: int, torchrun: bool) -> "run.LocalExecutor":
+    def executor(self, launch: Launch | None) -> "run.LocalExecutor":
         import nemo_run as run
 
         # NeMo-Run starts the `python` and `torchrun` that it finds on PATH; those of the interpreter that
         # submits come first there, so that a job of an environment that was never activated runs inside it.
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-        launcher = "torchrun" if torchrun else None
-        return run.LocalExecutor(ntasks_per_node=ranks, launcher=launcher, env_vars={"PATH": path, **env})
+        env = {"PATH": path, **self.profile.env}
+        if launch is None:
+            return run.LocalExecutor(env_vars=env)
+        env["NEMO_RUN_DIR"] = launch.run_dir
+        if launch.secrets:
+            env[SECRETS] = launch.secrets
+        launcher = "torchrun" if launch.torchrun else None
+        return run.LocalExecutor(ntasks_per_node=launch.processes, launcher=launcher, env_vars=env)
 
     def text(self, experiment: Any, launch: Launch) -> str:
         import json
@@ -157,3 +151,6 @@ class LocalPlace(Place):
         yield Probe(name="output_root", passed=writable, detail=f"{root}, in {existing}", remedy=remedy)
         free = shutil.disk_usage(existing).free
         yield Probe(name="disk", passed=free > 1 << 30, detail=f"{free / 1e9:.1f} GB free", remedy="Free some space.")
+
+
+KIND = Kind(profile=LocalProfile, place=LocalPlace)

@@ -4,7 +4,6 @@ A job's run directory is mounted under its own path, together with two files tha
 writes: what the job printed, and its exit status. Both stay in logs/ when the container is gone.
 """
 
-import dataclasses
 import json
 import os
 import shutil
@@ -52,12 +51,6 @@ _GRACE_SECONDS = 40.0  # torchrun gives its ranks 30
 _ENVIRONMENT = threading.Lock()
 
 
-def docker(profile: DockerProfile | None = None, **values: Any) -> "run.DockerExecutor":
-    """A DockerExecutor for `profile` with `values` over it: `docker(image="...", gpus=-1)`."""
-    profile = dataclasses.replace(profile or DockerProfile(), **values)
-    return build_executor(profile, env=profile.env, volumes=[])
-
-
 class DockerPlace(Place):
     """A Docker engine as a place to run."""
 
@@ -94,7 +87,9 @@ class DockerPlace(Place):
         """In a folder of its own: the job is given that folder, and no other job's."""
         return f"{_nemorun_home()}/secrets/{run_id}/env" if self.profile.secrets else None
 
-    def executor(self, launch: Launch) -> "run.DockerExecutor":
+    def executor(self, launch: Launch | None) -> "run.DockerExecutor":
+        if launch is None:
+            return build_executor(self.profile, env=self.profile.env, volumes=[])
         import nemo_run as run
 
         env = job_env(self.profile, launch)

@@ -4,7 +4,6 @@ NeMo-Run packages and keeps its books; the submission itself is ours. It carries
 job, so that one call to the service is the whole of it, and the job's name is unique to the run.
 """
 
-import dataclasses
 import json
 import re
 import shutil
@@ -34,13 +33,11 @@ from executors.lepton.api import LeptonApi, NameTakenError, NotThereError, may_h
 from executors.lepton.job import job_name, job_specification, launch_script, pack, readable, stock_rendezvous
 from executors.lepton.probes import probe_workspace
 from executors.lepton.profile import LeptonProfile, profile_problems, secret_references
-from scripts.run.problems import Problem, ProblemsError
+from scripts.run.problems import Problem
 
 if TYPE_CHECKING:
     import nemo_run as run
     from leptonai.api.v1.types.job import LeptonJob, LeptonJobStatus
-
-__all__ = ["LeptonPlace", "LeptonProfile", "lepton"]
 
 #: Has the job print its final record into the log: its run directory cannot be read from here.
 _PRINT_RECORD = "MODELOPT_RECIPES_PRINT_RECORD"
@@ -48,19 +45,6 @@ _RECORD_LINE = b"run.json: "
 _WAITING = frozenset({"Starting", "Queueing", "Awaiting", "Restarting", "PendingRetry"})
 _ENDED_BY_HAND = frozenset({"Stopped", "Stopping", "Deleting", "Deleted"})
 _FEW = 3  # jobs asked for one by one; more are looked up in one list
-
-
-def lepton(profile: LeptonProfile | None = None, **values: Any) -> "run.LeptonExecutor":
-    """A LeptonExecutor for `profile` with `values` over it, for use in any experiment.
-
-    Raises ProblemsError for values that are missing or contradict each other.
-    """
-    profile = dataclasses.replace(profile or LeptonProfile(), **values)
-    if problems := profile_problems(profile):
-        raise ProblemsError(problems)
-    pre_launch = [stock_rendezvous(), *profile.pre_launch]
-    shape = {"nodes": profile.nodes or 1, "gpus_per_node": profile.gpus}
-    return _executor(profile, env_vars=dict(profile.env), pre_launch_commands=pre_launch, **shape)
 
 
 def _executor(profile: LeptonProfile, **values: Any) -> "run.LeptonExecutor":
@@ -140,7 +124,11 @@ class LeptonPlace(Place):
     def secrets_path(self, run_id: str) -> str | None:
         return None  # the workspace keeps them; the job names them
 
-    def executor(self, launch: Launch) -> "run.LeptonExecutor":
+    def executor(self, launch: Launch | None) -> "run.LeptonExecutor":
+        if launch is None:
+            pre_launch = [stock_rendezvous(), *self.profile.pre_launch]
+            shape = {"nodes": self.profile.nodes or 1, "gpus_per_node": self.profile.gpus}
+            return _executor(self.profile, env_vars=dict(self.profile.env), pre_launch_commands=pre_launch, **shape)
         values: dict[str, Any] = {"launcher": "torchrun"} if launch.torchrun else {}
         if launch.archive:
             from executors.packaging.archive import ArchivePackager

@@ -12,10 +12,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from configs import CONFIGS
+from executors.kinds import SHIPPED, brought, home_of
 from scripts.run.problems import Problem
 
-SHIPPED = CONFIGS / "executors"
 FILE_NAME = "executors.yaml"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _NULL = "tag:yaml.org,2002:null"
@@ -52,11 +51,6 @@ class ProfileFile:
     problems: tuple[Problem, ...] = ()
 
 
-def shipped_file(kind: str) -> Path:
-    """The profile that ships for `kind`, with its comments."""
-    return SHIPPED / f"{kind}.yaml"
-
-
 def read_shipped() -> list[ProfileFile]:
     """The profiles that ship, one to a file named after it."""
     return [_read_shipped(file, file.stat().st_mtime_ns) for file in sorted(SHIPPED.glob("*.yaml"))]
@@ -66,6 +60,14 @@ def read_shipped() -> list[ProfileFile]:
 def _read_shipped(file: Path, _changed: int) -> ProfileFile:
     """Read once: PyYAML takes longer for these four files than all checks of a job together."""
     return _read(file, name=file.stem)
+
+
+def read_brought() -> list[ProfileFile]:
+    """A profile for every kind that another package brings, called like it: its defaults."""
+    names = {name: home_of(name) for name in sorted(brought())}
+    return [
+        ProfileFile(file=file, layers={name: Layer(file=file, values={"kind": name})}) for name, file in names.items()
+    ]
 
 
 def read_own(files: Path | None, cwd: Path | None) -> list[ProfileFile]:

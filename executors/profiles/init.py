@@ -4,8 +4,8 @@ import stat
 from pathlib import Path
 from typing import NoReturn
 
-from executors.profiles.files import NAME, ProfileFile, parse, shipped_file, user_file
-from executors.profiles.load import kinds
+from executors.kinds import kinds, template_of
+from executors.profiles.files import NAME, ProfileFile, parse, user_file
 from scripts.run.files import write_text
 from scripts.run.problems import JobError, Problem, ProblemsError, nearest
 
@@ -65,7 +65,7 @@ def _appended(target: Path, before: bytes, name: str, kind: str) -> str:
     text = before.decode("utf-8")
     if text.strip():
         text = text.rstrip("\n") + "\n\n"
-    text += _indented(shipped_file(kind).read_text(encoding="utf-8"), name)
+    text += _indented(template_of(kind), name)
     new = parse(target, text.encode())
     if not _is_old_and(name, old, new):
         cause = f"{target} is not written as `NAME:` with indented keys below, so nothing can be appended to it"

@@ -11,28 +11,17 @@ A file nearer to the working directory counts more. Mappings join key by key, an
 what it overlays; `NAME: null` inside a mapping takes NAME out again.
 """
 
-import importlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 from executors.base import Profile
-from executors.profiles.files import Layer, names_of, read_own, read_shipped
-from executors.profiles.values import Values, hints_of
-from scripts.args.typed import convert
-from scripts.run.problems import JobError, Problem, nearest
+from executors.kinds import kind_of, kinds, taken
+from executors.profiles.files import Layer, names_of, read_brought, read_own, read_shipped
+from executors.profiles.values import Values
+from scripts.run.problems import Problem, ProblemsError, nearest
 
-if TYPE_CHECKING:
-    from executors.base import Place
-
-#: Imported when a profile of the kind is used, and not before: module, profile class, place class.
-_KINDS = {
-    "local": ("executors.local", "LocalProfile", "LocalPlace"),
-    "slurm": ("executors.slurm.place", "SlurmProfile", "SlurmPlace"),
-    "docker": ("executors.docker.place", "DockerProfile", "DockerPlace"),
-    "lepton": ("executors.lepton.place", "LeptonProfile", "LeptonPlace"),
-}
 #: Problems after which it is clear why a profile has no kind.
 _EXPLAIN_NO_KIND = frozenset({"not_a_profile", "circular_extends", "unknown_profile", "wrong_value"})
 
@@ -58,11 +47,6 @@ class _Merged:
     problems: list[Problem] = field(default_factory=list)
 
 
-def kinds() -> list[str]:
-    """The kinds of profile that there are."""
-    return list(_KINDS)
-
-
 def profile_names(files: Path | None = None, cwd: Path | None = None) -> list[str]:
     """The profiles that ship and the user's own."""
     return sorted(_layers(files, cwd)[0])
@@ -76,7 +60,7 @@ def load_profile(
     `files` is read in place of the user's own files. An unknown name gives the defaults and a
     Problem, so that other checks can go on.
     """
-    layers, problems = _layers(files, cwd)
+    layers, problems = _layers(files, cwd, name)
     if name not in layers:
         cause = "there is no such executor"
         remedy = nearest(name, layers)
@@ -89,6 +73,7 @@ def load_profile(
 def list_profiles(files: Path | None = None, cwd: Path | None = None) -> tuple[list[ProfileSource], list[Problem]]:
     """Every profile with what is wrong with it, and what is wrong with files as a whole."""
     layers, problems = _layers(files, cwd)
+    problems += taken()
     sources = []
     for name in sorted(layers):
         profile, merged, own = _load(name, layers, {})
@@ -105,44 +90,20 @@ def list_profiles(files: Path | None = None, cwd: Path | None = None) -> tuple[l
     return sources, problems
 
 
-def profile_from_record(values: Mapping[str, Any]) -> Profile:
-    """The profile that a run recorded in run.json. Raises JobError `unknown_profile` for one that cannot be read.
-
-    Keys that this version does not have are left out: an older or newer one may have recorded it.
-    """
-    kind = values.get("kind")
-    if kind not in _KINDS:
-        choices = ", ".join(_KINDS)
-        raise JobError("unknown_profile", f"the recorded executor has kind {kind!r}.", f"Known kinds: {choices}.")
-    cls = _profile_class(kind)
-    try:
-        return cls(
-            **{key: convert(hint, values[key], strict=False) for key, hint in hints_of(cls).items() if key in values}
-        )
-    except ValueError as error:
-        raise JobError("unknown_profile", f"the recorded {kind} profile cannot be read: {error}.") from error
-
-
-def place_of(profile: Profile) -> "Place":
-    """The profile as a place that can act."""
-    module, _, place = _KINDS[profile.kind]
-    return cast("Place", getattr(importlib.import_module(module), place)(profile=profile))
-
-
 def _default() -> Profile:
-    from executors.local import LocalProfile
-
-    return LocalProfile()
+    return kind_of("local").profile()
 
 
-def _profile_class(kind: str) -> type[Profile]:
-    module, profile, _ = _KINDS[kind]
-    return cast(type[Profile], getattr(importlib.import_module(module), profile))
-
-
-def _layers(files: Path | None, cwd: Path | None) -> tuple[Mapping[str, Sequence[Layer]], list[Problem]]:
-    shipped, own = read_shipped(), read_own(files, cwd)
-    return names_of([*shipped, *own]), [problem for file in (*shipped, *own) for problem in file.problems]
+def _layers(
+    files: Path | None, cwd: Path | None, name: str | None = None
+) -> tuple[Mapping[str, Sequence[Layer]], list[Problem]]:
+    """The layers of every profile; with `name`, of kinds from elsewhere only where something needs them."""
+    read = [*read_shipped(), *read_own(files, cwd)]
+    layers = names_of(read)
+    asked = {name, *(str(layer.values.get("extends", name)) for several in layers.values() for layer in several)}
+    if not all(any({"kind", "extends"} & layer.values.keys() for layer in layers.get(str(one), ())) for one in asked):
+        layers = names_of([*read_brought(), *read])
+    return layers, [problem for file in read for problem in file.problems]
 
 
 def _load(
@@ -153,18 +114,17 @@ def _load(
     kind = merged.values.get("kind")
     if kind is None:
         cause = f"{merged.files[-1]}: it has no kind"
-        remedy = f"Add kind: ({', '.join(_KINDS)}), or extends: with the name of a profile."
+        remedy = f"Add kind: ({', '.join(kinds())}), or extends: with the name of a profile."
         if not any(problem.name in _EXPLAIN_NO_KIND for problem in merged.problems):
             problem = Problem(name="missing_kind", key=f"{name}.kind", value=None, cause=cause, remedy=remedy)
             merged.problems.append(problem)
         return None, merged, merged.problems
-    if not isinstance(kind, str) or kind not in _KINDS:
-        cause = f"{merged.origins['kind']}: there is no such kind"
-        shown = kind if isinstance(kind, str) else None
-        remedy = nearest(str(kind)[:80], _KINDS)
-        problem = Problem(name="unknown_kind", key=f"{name}.kind", value=shown, cause=cause, remedy=remedy)
-        return None, merged, [*merged.problems, problem]
-    cls = _profile_class(kind)
+    try:
+        cls = kind_of(kind if isinstance(kind, str) else "").profile
+    except ProblemsError as error:
+        where = merged.origins.get("kind", str(merged.files[0]))
+        wrong = [replace(one, key=f"{name}.kind", cause=f"{where}: {one.cause}") for one in error.problems]
+        return None, merged, [*merged.problems, *wrong]
     listed = merged.values.get("secrets")
     secrets = frozenset(item for item in listed if isinstance(item, str)) if isinstance(listed, list) else frozenset()
     values = Values(cls=cls, name=name, secrets=secrets)

@@ -4,9 +4,9 @@ import dataclasses
 import os
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_origin
 
-from executors.base import SECRETS_VARIABLE, Profile
+from executors.base import SECRETS_VARIABLE, Profile, keys_of
 from executors.profiles.files import Word
 from scripts.args.typed import convert
 from scripts.run.problems import Problem, nearest
@@ -37,12 +37,6 @@ def is_mapping(kind: Any) -> bool:
     return get_origin(base_of(kind)) is dict
 
 
-def hints_of(cls: type[Profile]) -> dict[str, Any]:
-    """The keys that a kind of profile takes, with their types."""
-    hints = get_type_hints(cls)
-    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
-
-
 @dataclasses.dataclass
 class Values:
     """Takes the values of one profile, key by key; keeps what fits in `fit` and says what does not in `problems`."""
@@ -55,7 +49,7 @@ class Values:
     hints: dict[str, Any] = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:
-        self.hints = hints_of(self.cls)
+        self.hints = keys_of(self.cls)
 
     def take_file(self, values: Mapping[str, Any], where: Where) -> None:
         """Values of profile files, as text; `where` says which file and line a key comes from."""

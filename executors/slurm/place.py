@@ -22,12 +22,10 @@ from executors.slurm.script import (
     quote,
     setup_lines,
 )
-from scripts.run.problems import JobError, Problem, ProblemsError, nearest
+from scripts.run.problems import JobError, Problem
 
 if TYPE_CHECKING:
     import nemo_run as run
-
-__all__ = ["SlurmPlace", "SlurmProfile", "slurm"]
 
 _LOG = """
 file="$1"
@@ -38,26 +36,6 @@ if [ ! -f "$file" ]; then
 fi
 tail -c +"$5" -- "$file"
 """
-
-
-def slurm(profile: SlurmProfile | None = None, **values: Any) -> "run.SlurmExecutor":
-    """A SlurmExecutor for `profile`, with `values` (its keys) in place of the profile's own.
-
-    For an experiment of one's own: its `packager` decides what lies in the job's working directory.
-    Raises ProblemsError.
-    """
-    profile = profile or SlurmProfile()
-    known = {item.name for item in dataclasses.fields(SlurmProfile)} - {"kind"}
-    unknown = [
-        Problem(name="unknown_key", key=key, value=None, cause="slurm has no such key", remedy=nearest(key, known))
-        for key in values.keys() - known
-    ]
-    if unknown:
-        raise ProblemsError(unknown)
-    profile = dataclasses.replace(profile, **values)
-    if problems := wrong_values(profile):
-        raise ProblemsError(problems)
-    return _executor(profile, None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +93,7 @@ class SlurmPlace(Place):
         # A folder for each run: it is mounted into the container, and holds no other run's.
         return posixpath.join(root_folder(self.profile), ".secrets", run_id, "secrets.json")
 
-    def executor(self, launch: Launch) -> "run.SlurmExecutor":
+    def executor(self, launch: Launch | None) -> "run.SlurmExecutor":
         return _executor(self.profile, launch)
 
     def text(self, experiment: Any, launch: Launch) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from executors.base import CODE, OWN_CODE, SECRETS_VARIABLE, Launch
 
 if TYPE_CHECKING:
-    from executors.slurm.place import SlurmProfile
+    from executors.slurm.profile import SlurmProfile
 
 #: NeMo-Run's name for the job's folder.
 RUN_FOLDER = "/nemo_run"

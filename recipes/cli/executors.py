@@ -100,7 +100,8 @@ def check(
     Exit status: 0 when everything passed, 1 when something failed, 2 when the profile is broken.
     """
     from executors.base import Probe
-    from executors.profiles.load import load_profile, place_of
+    from executors.kinds import place_of
+    from executors.profiles.load import load_profile
     from scripts.run.problems import JobError
 
     overrides, problems = _overrides(words or [])
@@ -152,7 +153,7 @@ def _overrides(words: Sequence[str]) -> tuple[dict[str, str], list[Problem]]:
 
 def _row(source: Any) -> dict[str, Any]:
     """A profile as plain data; `unfinished` is what it needs before a job can run there."""
-    from executors.profiles.load import place_of
+    from executors.kinds import place_of
 
     place = place_of(source.profile) if source.profile is not None else None
     return {
@@ -179,7 +180,7 @@ def _in_words(can: Any) -> str:
 
 
 def _print_table(rows: Sequence[dict[str, Any]]) -> None:
-    from executors.profiles.files import SHIPPED
+    from executors.kinds import SHIPPED
 
     width = max((len(row["name"]) for row in rows), default=0)
     for row in rows:

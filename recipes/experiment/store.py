@@ -60,7 +60,7 @@ class Handle:
 
     def place(self) -> Place:
         """The place it runs in. Raises ProblemsError when its kind is gone."""
-        from executors.profiles.load import place_of, profile_from_record
+        from executors.kinds import place_of, profile_from_record
 
         return place_of(profile_from_record(self.profile))
 

@@ -484,12 +484,13 @@ def test_an_image_whose_root_cannot_be_written_says_so(tmp_path: Path) -> None:
 STOCK = """
 import nemo_run as run
 
-from executors.lepton.place import LeptonProfile, lepton
+from executors.kinds import executor_of
+from executors.lepton.place import LeptonProfile
 from tests.integration.test_lepton import profile
 
 if __name__ == "__main__":
     script = run.Script(inline="echo rendezvous $MASTER_ADDR $MASTER_PORT $NNODES $NODE_RANK; sleep 3")
-    executor = lepton(profile(), nodes=2)
+    executor = executor_of(profile(), nodes=2)
     with run.Experiment("stock", skip_status_at_exit=True, enable_goodbye_message=False) as experiment:
         experiment.add(script, executor=executor, name="stock")
         experiment.run(detach=True)

@@ -551,9 +551,9 @@ def test_the_probes_of_a_cluster_that_is_ready(site: Site) -> None:
 def test_the_factory_gives_an_executor_for_an_experiment_of_ones_own(site: Site) -> None:
     import nemo_run as run
 
-    from executors.slurm.place import slurm
+    from executors.kinds import executor_of
 
-    executor = slurm(site.profile, nodes=2, comment="a b")
+    executor = executor_of(site.profile, nodes=2, comment="a b")
     with run.Experiment("own", log_level="WARN", skip_status_at_exit=True) as opened:
         opened.add(run.Script(inline="hostname"), executor=executor)
         opened.dryrun(log=False)

@@ -12,8 +12,8 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from executors.base import Probe, UnreachableError
-from executors.profiles.files import SHIPPED
-from executors.profiles.load import kinds, list_profiles, load_profile, place_of
+from executors.kinds import SHIPPED, kinds, place_of
+from executors.profiles.load import list_profiles, load_profile
 from recipes.cli.executors import register
 
 READY = [kind for kind in kinds() if (SHIPPED / f"{kind}.yaml").is_file()]

@@ -9,11 +9,12 @@ import pytest
 
 from executors.base import Launch, Mount, SchedulerJob
 from executors.docker.job import container_name
-from executors.docker.place import DockerPlace, docker
+from executors.docker.place import DockerPlace
 from executors.docker.profile import DockerProfile, nemo_run_ulimit, numeric_user
 from executors.docker.state import CANCELLED, STATUS, ended, exit_status
 from executors.docker.text import api_requests, as_scheduled
-from executors.profiles.load import load_profile, place_of
+from executors.kinds import executor_of, place_of
+from executors.profiles.load import load_profile
 
 LAUNCH = Launch(run_id="quantize_fp8_1795214403955-ad07", task="quantize_fp8", run_dir="/runs/quantize_fp8_1-a")
 
@@ -145,7 +146,7 @@ def test_a_network_of_ones_own_is_made_and_knows_its_containers() -> None:
 
 def test_who_submits_owns_the_files() -> None:
     assert a_place().executor(LAUNCH).additional_kwargs["user"] == f"{os.getuid()}:{os.getgid()}"
-    assert docker(image="x", gpus=1).additional_kwargs["user"] == f"{os.getuid()}:{os.getgid()}"
+    assert executor_of("docker", image="x", gpus=1).additional_kwargs["user"] == f"{os.getuid()}:{os.getgid()}"
 
 
 def test_secrets_are_named_in_one_folder_of_their_own() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from executors.profiles.load import kinds
+from executors.kinds import kinds
 from recipes.catalogue import RECIPES, Recipe, describe
 from recipes.experiment.delivery import serialized
 from recipes.experiment.dryrun import rehearse

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from executors.profiles.load import kinds
+from executors.kinds import kinds
 from tests.conftest import Done
 from tests.golden.cases import CASES, COMMAND, FOLDER, differences
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from executors.base import Launch, SubmitError
+from executors.kinds import executor_of
 from executors.lepton.job import (
     PACKAGE_LIMIT,
     job_name,
@@ -22,7 +23,7 @@ from executors.lepton.job import (
     readable,
     stock_rendezvous,
 )
-from executors.lepton.place import LeptonPlace, LeptonProfile, _last_record, _state, lepton
+from executors.lepton.place import LeptonPlace, LeptonProfile, _last_record, _state
 from executors.lepton.profile import PRIORITIES, profile_problems
 from scripts.run.problems import ProblemsError
 
@@ -257,12 +258,12 @@ def test_the_executor_is_stock_and_sized_by_the_launch() -> None:
 def test_the_factory_gives_a_stock_executor_or_every_problem() -> None:
     import nemo_run as run
 
-    executor = lepton(profile(gpus=8, pre_launch=["echo mine"]), nodes=3)
+    executor = executor_of(profile(gpus=8, pre_launch=["echo mine"]), nodes=3)
     assert type(executor) is run.LeptonExecutor
     assert (executor.nnodes(), executor.nproc_per_node()) == (3, 8)
     assert executor.pre_launch_commands[1:] == ["echo mine"]
     with pytest.raises(ProblemsError) as error:
-        lepton()
+        executor_of("lepton")
     assert len(error.value.problems) == 5
 
 

@@ -13,16 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from executors.base import Profile
+from executors.kinds import SHIPPED, kinds, place_of, profile_from_record
 from executors.local import LocalPlace, LocalProfile
 from executors.profiles import files as profile_files
-from executors.profiles.load import (
-    kinds,
-    list_profiles,
-    load_profile,
-    place_of,
-    profile_from_record,
-    profile_names,
-)
+from executors.profiles.load import list_profiles, load_profile, profile_names
 from executors.profiles.values import looks_secret
 from scripts.run.problems import JobError, Problem
 
@@ -78,7 +72,7 @@ def test_shipped_files_name_every_key_of_their_kind() -> None:
     shared = {field.name for field in dataclasses.fields(Profile)} - {"env", "output_root"}
     for name in profile_names():
         keys = {field.name for field in dataclasses.fields(good(name))} - shared
-        text = profile_files.shipped_file(name).read_text()
+        text = (SHIPPED / f"{name}.yaml").read_text()
         assert {key for key in keys if not re.search(rf"\b{key}:", text)} == set(), name
 
 
@@ -411,7 +405,7 @@ def test_place_of_a_profile() -> None:
 
 def test_loading_a_profile_imports_no_service() -> None:
     code = (
-        "import sys; from executors.profiles.load import load_profile, place_of, list_profiles;"
+        "import sys; from executors import load_profile, place_of; from executors.profiles.load import list_profiles;"
         "place_of(load_profile('local', {})[0]); list_profiles();"
         "print([m for m in ('nemo_run', 'docker', 'leptonai', 'torch') if m in sys.modules])"
     )

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from executors import shell as shell_module
 from executors.base import JobState, Launch, SchedulerJob, UnreachableError
+from executors.kinds import executor_of
 from executors.shell import Shell
 from executors.slurm.jobs import UNKNOWN_ID, expand, job_states
-from executors.slurm.place import SlurmPlace, SlurmProfile, slurm
+from executors.slurm.place import SlurmPlace, SlurmProfile
 from executors.slurm.profile import wrong_values
 from executors.slurm.script import container_image, pyxis_name, quote, setup_lines, squash_path
 from scripts.run.problems import JobError, ProblemsError
@@ -188,11 +189,11 @@ def test_right_values_are_no_problem(values: dict[str, Any]) -> None:
 
 def test_the_factory_refuses_what_it_does_not_know() -> None:
     with pytest.raises(ProblemsError) as refused:
-        slurm(partitoin="x")
+        executor_of("slurm", partitoin="x")
     assert "partition" in refused.value.problems[0].remedy
     with pytest.raises(ProblemsError):
-        slurm(nodes=0)
-    executor = slurm(SlurmProfile(account="a"), nodes=2, partition="p", nodelist="n[1-2]")
+        executor_of("slurm", nodes=0)
+    executor = executor_of(SlurmProfile(account="a"), nodes=2, partition="p", nodelist="n[1-2]")
     assert (executor.account, executor.partition, executor.nodes) == ("a", "p", 2)
     assert executor.additional_parameters == {"nodelist": "n[1-2]"}
 
