@@ -1,12 +1,11 @@
 """What kind of checkpoint or data a path holds, by looking: names of files first, then what those files say."""
 
-import difflib
 from dataclasses import replace
 from pathlib import Path
 
 from scripts.checkpoints.checkpoint import Checkpoint
 from scripts.checkpoints.datasets import look_binidx, look_jsonl, pair_of
-from scripts.checkpoints.documents import measure, unreadable
+from scripts.checkpoints.documents import measure, neighbour, unreadable
 from scripts.checkpoints.huggingface import is_adapter, is_model, look_adapter, look_model
 from scripts.checkpoints.megatron import (
     choose,
@@ -60,7 +59,7 @@ def _look(path: Path) -> Checkpoint:
         return _look_file(path)
     if path.exists():
         raise JobError("unknown_checkpoint", f"{path} is neither a folder nor a file.", _KNOWN)
-    raise JobError("missing_path", f"{path} does not exist.", _neighbour(path))
+    raise JobError("missing_path", f"{path} does not exist.", neighbour(path, _KNOWN))
 
 
 def _look_folder(path: Path) -> Checkpoint:
@@ -107,10 +106,3 @@ def _look_file(path: Path) -> Checkpoint:
 def _is_checkpoint(path: Path) -> bool:
     """Whether the names of its files say that a folder is a checkpoint."""
     return is_adapter(path) or is_model(path) or holds_weights(path) or is_tracked(path) or bool(nemo_weights(path))
-
-
-def _neighbour(path: Path) -> str:
-    if not path.parent.is_dir():
-        return f"{path.parent} does not exist either."
-    close = difflib.get_close_matches(path.name, [child.name for child in path.parent.iterdir()], n=1, cutoff=0.5)
-    return f"Did you mean {path.parent / close[0]}?" if close else _KNOWN

@@ -1,9 +1,10 @@
 """Files of a checkpoint, read with limits: bytes, JSON, single values of YAML without building what it describes."""
 
+import difflib
 import json
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,6 +77,15 @@ def parse_json(content: bytes, path: Path) -> dict[str, Any]:
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file. Raises JobError `unreadable_checkpoint`."""
     return parse_json(read_bytes(path), path)
+
+
+def neighbour(path: Path, otherwise: str, *, like: Callable[[Path], bool] = Path.exists) -> str:
+    """What to do about a path that is not there: take what lies beside it under the nearest name."""
+    if not path.parent.is_dir():
+        return f"{path.parent} does not exist either."
+    names = [child.name for child in path.parent.iterdir() if like(child)]
+    close = difflib.get_close_matches(path.name, names, n=1, cutoff=0.5)
+    return f"Did you mean {path.parent / close[0]}?" if close else otherwise
 
 
 class Yaml:

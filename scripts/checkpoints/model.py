@@ -1,10 +1,9 @@
 """Whether a model can be loaded, told by its files alone: asked where a job is submitted, and by the engine."""
 
-import difflib
-import json
 from pathlib import Path
 from typing import Any
 
+from scripts.checkpoints.documents import neighbour, read_json
 from scripts.checkpoints.huggingface import read_weights
 from scripts.run.problems import JobError, nearest
 from scripts.tiny.model import TINY_MODELS
@@ -60,10 +59,9 @@ def weights_problem(path: Path) -> Trouble | None:
 def read_config(folder: Path) -> dict[str, Any] | None:
     """config.json of a model; None when it is absent or no JSON object."""
     try:
-        value = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_json(folder / "config.json")
+    except JobError:
         return None
-    return value if isinstance(value, dict) else None
 
 
 def _unknown(name: str) -> Trouble:
@@ -71,9 +69,5 @@ def _unknown(name: str) -> Trouble:
 
 
 def _neighbours(path: Path) -> str:
-    if not path.parent.is_dir():
-        return f"{path.parent} does not exist either."
-    folders = [entry.name for entry in path.parent.iterdir() if (entry / "config.json").is_file()]
-    close = difflib.get_close_matches(path.name, folders, n=1, cutoff=0.5)
-    near = f"Did you mean {path.parent / close[0]}?" if close else ""
-    return near or "Name a model's folder, a hub name, tiny:qwen3 or tiny:llama."
+    other = "Name a model's folder, a hub name, tiny:qwen3 or tiny:llama."
+    return neighbour(path, other, like=lambda child: (child / "config.json").is_file())

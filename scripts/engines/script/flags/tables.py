@@ -6,7 +6,7 @@ What a container's script accepts is thereby known where the container is not: o
 import functools
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, Literal, cast
@@ -46,14 +46,13 @@ def releases_of(script: str) -> tuple[str, ...]:
 def interface_of(script: str, release: str) -> Interface:
     """What that release's script accepts. Raises KeyError for a script or release that is not in the table."""
     entry = _table()["scripts"][script]
-    flags = tuple(_flag(name, facts) for name, facts in _all_flags(entry, release).items())
-    own = {plain(name) for flag in flags for name in flag.names}
-    closed = not entry.get("open")
+    flags, closed = _flags(script, release), not entry.get("open")
+    ever = [flag for each in releases_of(script) for flag in _flags(script, each)]
     return Interface(
         flags=flags,
         closed=closed,
         commands=tuple(entry.get("commands", ())),
-        foreign=frozenset() if closed else _names_ever(script) - own,
+        foreign=frozenset() if closed else _plain_names(ever) - _plain_names(flags),
     )
 
 
@@ -122,29 +121,29 @@ def _flags_of(releases: Mapping[str, Any], release: str) -> dict[str, Mapping[st
     return {**flags, **entry.get("flags", {})}
 
 
-def _all_flags(entry: Mapping[str, Any], release: str) -> dict[str, Mapping[str, Any]]:
-    """Its own, and what a function of the repository adds to the parser of each of its scripts."""
-    shared = _table()["shared"][entry["shared"]]["releases"] if "shared" in entry else {}
-    return (_flags_of(shared, release) if shared else {}) | _flags_of(entry["releases"], release)
-
-
 @functools.cache
-def _names_ever(script: str) -> frozenset[str]:
-    """The plain name of every flag that some release of the script has."""
+def _flags(script: str, release: str) -> tuple[Flag, ...]:
+    """Its own, after what a function of the repository adds to the parser of each of its scripts."""
     entry = _table()["scripts"][script]
-    flags = [_all_flags(entry, release) for release in entry["releases"]]
-    return frozenset(plain(name) for one in flags for first, facts in one.items() for name in _names(first, facts))
+    shared = _table()["shared"][entry["shared"]]["releases"] if "shared" in entry else {}
+    found = (_flags_of(shared, release) if shared else {}) | _flags_of(entry["releases"], release)
+    return tuple(_flag(name, **facts) for name, facts in found.items())
 
 
-def _names(name: str, facts: Mapping[str, Any]) -> tuple[str, ...]:
-    return (name, *facts.get("also", ()))
+def _plain_names(flags: Iterable[Flag]) -> frozenset[str]:
+    return frozenset(plain(name) for flag in flags for name in flag.names)
 
 
-def _flag(name: str, facts: Mapping[str, Any]) -> Flag:
-    rest = {key: value for key, value in facts.items() if key not in ("also", "choices", "commands")}
-    choices = tuple(facts["choices"]) if "choices" in facts else None
-    commands = tuple(facts.get("commands", ()))
-    return Flag(names=_names(name, facts), choices=choices, commands=commands, **rest)
+def _flag(
+    name: str,
+    *,
+    also: Sequence[str] = (),
+    choices: Sequence[str] | None = None,
+    commands: Sequence[str] = (),
+    **rest: Any,
+) -> Flag:
+    choices = choices if choices is None else tuple(choices)
+    return Flag(names=(name, *also), choices=choices, commands=tuple(commands), **rest)
 
 
 @functools.cache
