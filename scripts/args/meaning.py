@@ -31,6 +31,7 @@ Role = Literal[
     "output",
     "format",
     "format_recipe",
+    "unquantized",
     "kv_format",
     "precision",
     "samples",

@@ -113,7 +113,7 @@ class QuantizeVlmArgs(ScriptArgs):
     compress: bool = doc("store real low-precision weights in the checkpoint", False)
     calib_size: int = doc("calibration samples", 512, role="samples")
     use_random_calib: bool = doc("calibrate on random images and text: for plumbing only", False)
-    skip_quantization: bool = doc("convert only, to compare with", False)
+    skip_quantization: bool = doc("convert only, to compare with", False, role="unquantized")
     prompts: str = doc("what to ask about the test image", "Describe this image.", role="prompts")
     test_image_path: str | None = doc("an image to try the quantized model on", None, path="read")
     megatron_save_path: str | None = doc(

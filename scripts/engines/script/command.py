@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scripts.args.meaning import FlagStyle, Meaning, ScriptArgs, ScriptSpec, meanings
-from scripts.args.megatron_lm import MegatronLmArgs
+from scripts.args.meaning import FlagStyle, Meaning, ScriptArgs, ScriptSpec, fields_of, meanings, value_of
 from scripts.checkpoints import concrete_iteration
 from scripts.checkpoints.datasets import blend, token_files
 from scripts.engines.script.cards import card_words
@@ -48,13 +47,14 @@ def command_words(
     `args` are resolved; `name` is the script's in the flag tables, `interface` what that one accepts.
     """
     values: dict[str, Any] = {output.field: str(output.written) for output in outputs_of(args, run_dir)}
-    for field, meaning in meanings(args):
-        if meaning.file and getattr(args, field.name):
-            values[field.name] = str(run_dir / meaning.file)
     command = list(args.COMMANDS.get(name, ()))
-    if isinstance(args, MegatronLmArgs):
-        command += card_words(args.model_card)
-        values["tokenizer_model"] = args.tokenizer_model or args.model_card
+    for field, meaning in meanings(args):
+        value = getattr(args, field.name)
+        if meaning.file and value:
+            values[field.name] = str(run_dir / meaning.file)
+        elif meaning.card:
+            command += card_words(value)
+            values |= {tokenizer: value_of(args, "tokenizer", value) for tokenizer in fields_of(args, "tokenizer")}
     said = dataclasses.replace(args, **values)
     return compose(said, interface, style=script.flag_style, extra_args=extra_args, command=command)
 

@@ -6,7 +6,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from scripts.args.meaning import meanings
+from scripts.args.meaning import meanings, value_of
 from scripts.checkpoints import Checkpoint, look
 from scripts.run.files import publish, refuse_existing, write_text
 from scripts.run.problems import JobError
@@ -40,7 +40,7 @@ def outputs_of(args: Any, run_dir: Path) -> list[Output]:
         output = Output(
             field=field.name,
             kind=meaning.produces,
-            quantized=bool(meaning.quantized) and not getattr(args, "skip_quantization", False),
+            quantized=bool(meaning.quantized) and not value_of(args, "unquantized", False),
             final=final,
             within=meaning.within,
             written=final if meaning.in_place else final.with_name(f".{final.name}.partial-{tag}"),
