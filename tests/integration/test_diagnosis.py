@@ -16,7 +16,7 @@ import pytest
 
 from scripts.run.diagnosis import diagnose, diagnose_unbegun
 from tests.conftest import Done
-from tests.testbed.docker import IMAGE, docker_engine, host_mounts
+from tests.testbed.docker import IMAGE, Engine, host_mounts
 from tests.testbed.places import JOB_PATH, docker_profile, slurm_profile, until
 from tests.testbed.scripted import Ran, User
 from tests.testbed.slurm import ENROOT, Cluster, executable, slurm_cluster
@@ -146,8 +146,8 @@ def test_what_libraries_really_say(tried: Path, tmp_path: Path, name: str) -> No
     assert found is not None and found.name == name, text
 
 
-def test_what_a_docker_engine_really_says_of_a_bad_mount(tmp_path: Path) -> None:
-    with docker_engine() as engine, engine.client() as client:
+def test_what_a_docker_engine_really_says_of_a_bad_mount(engine: Engine, tmp_path: Path) -> None:
+    with engine.client() as client:
         from docker.errors import APIError
         from docker.types import Mount
 
@@ -157,27 +157,26 @@ def test_what_a_docker_engine_really_says_of_a_bad_mount(tmp_path: Path) -> None
     assert found is not None and found.name == "bad_mount", refused.value
 
 
-def test_a_container_that_docker_refuses_to_start(user: User) -> None:
+def test_a_container_that_docker_refuses_to_start(user: User, engine: Engine) -> None:
     """It fails while it is submitted. Started over, logs of the attempt before are not taken for its own."""
     file = user.folder / "file"
     file.touch()
-    with docker_engine() as engine:
-        mounts = [*host_mounts(), f"{file}:/var"]  # a folder in the image
-        user.profiles["docker"] = docker_profile(engine, secrets=[], mounts=mounts)
-        ran = user.run("probe", "executor=docker")
-        assert (ran.record["state"], ran.error["name"]) == ("failed", "docker_refused"), ran.record
-        found = ran.record["diagnosis"]
-        assert (found["name"], found["file"]) == ("bad_mount", None)
-        assert 'error mounting "' in found["evidence"]
-        assert ran.done is not None and (ran.done.code, ran.done.json["diagnosis"]) == (1, found)
-        assert f"diagnosis    bad_mount: {found['remedy']}" in user.nemo("status", ran.dir.name).out
+    mounts = [*host_mounts(), f"{file}:/var"]  # a folder in the image
+    user.profiles["docker"] = docker_profile(engine, secrets=[], mounts=mounts)
+    ran = user.run("probe", "executor=docker")
+    assert (ran.record["state"], ran.error["name"]) == ("failed", "docker_refused"), ran.record
+    found = ran.record["diagnosis"]
+    assert (found["name"], found["file"]) == ("bad_mount", None)
+    assert 'error mounting "' in found["evidence"]
+    assert ran.done is not None and (ran.done.code, ran.done.json["diagnosis"]) == (1, found)
+    assert f"diagnosis    bad_mount: {found['remedy']}" in user.nemo("status", ran.dir.name).out
 
-        (ran.dir / "logs").mkdir(exist_ok=True)
-        (ran.dir / "logs" / "rank0.log").write_text("CUDA out of memory\n", encoding="utf-8")
-        assert user.nemo("resume", ran.dir.name).code == 0
-        record = until(lambda: (record := ran.record)["state"] in FINAL and "diagnosis" in record and record, 100)
-        assert len(record["attempts"]) == 1
-        assert record["diagnosis"]["name"] == "bad_mount"
+    (ran.dir / "logs").mkdir(exist_ok=True)
+    (ran.dir / "logs" / "rank0.log").write_text("CUDA out of memory\n", encoding="utf-8")
+    assert user.nemo("resume", ran.dir.name).code == 0
+    record = until(lambda: (record := ran.record)["state"] in FINAL and "diagnosis" in record and record, 100)
+    assert len(record["attempts"]) == 1
+    assert record["diagnosis"]["name"] == "bad_mount"
     assert diagnose_unbegun({**ran.error, "name": "mount_missing"}) is None, "which says it all"
 
 

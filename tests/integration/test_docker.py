@@ -33,12 +33,6 @@ HOSTILE = {
 }
 
 
-@pytest.fixture(scope="module")
-def engine() -> Iterator[Engine]:
-    with docker_engine() as running:
-        yield running
-
-
 @pytest.fixture(autouse=True)
 def nemorun_home(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     import nemo_run.core.execution.docker as nemo_run_docker

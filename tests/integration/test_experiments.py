@@ -14,7 +14,8 @@ import psutil
 import pytest
 
 from scripts.run.record import read_record
-from tests.conftest import NEMO, Done
+from tests.conftest import Done
+from tests.testbed.warm import Warm
 
 pytestmark = pytest.mark.integration
 
@@ -224,13 +225,13 @@ def test_nemo_run_s_own_experiments_keep_their_commands(home: Path, tmp_path: Pa
     assert "hello" in status.out + status.err
 
 
-def test_ctrl_c_on_one_of_several_stages_records_them_all(home: Path, tmp_path: Path) -> None:
+def test_ctrl_c_on_one_of_several_stages_records_them_all(warm: Warm, home: Path, tmp_path: Path) -> None:
     env = {**os.environ, "NEMORUN_HOME": str(home)}
-    words = [NEMO, "experiment", "run", "probe", "args.seconds=300", "--sweep", "args.message=a,b,c", "--yes"]
-    process = subprocess.Popen(words, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    words = ["experiment", "run", "probe", "args.seconds=300", "--sweep", "args.message=a,b,c", "--yes"]
+    process = warm.begin(words, env, tmp_path)
     records = lambda: [read_record(path.parent) for path in home.glob("runs/*/run.json")]  # noqa: E731
     wait_for(lambda: any(record["state"] == "running" for record in records()))
     process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=60)
-    assert process.returncode == 130, out
+    printed = process.communicate(timeout=60)
+    assert process.returncode == 130, printed
     assert [record["state"] for record in records()] == ["cancelled"] * 3

@@ -20,11 +20,11 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.conftest import NEMO, Done
-from tests.testbed.docker import IMAGE, Engine, docker_engine, host_mounts, host_path
+from tests.conftest import Done
+from tests.testbed.docker import IMAGE, Engine, host_mounts, host_path
 from tests.testbed.lepton import NODE_GROUP, LeptonWorkspace
-from tests.testbed.slurm import Cluster, Login, executable, login_node, slurm_cluster
-from tests.testbed.warm import Warm
+from tests.testbed.slurm import Cluster, Login, executable
+from tests.testbed.warm import Command, Warm
 
 pytestmark = [
     pytest.mark.integration,
@@ -33,24 +33,6 @@ pytestmark = [
 
 MARKER = "hf_MARKER_of_faults_77aa"
 PATH = f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}"
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    with slurm_cluster(nodes=1, gpus=1) as started:
-        yield started
-
-
-@pytest.fixture(scope="module")
-def login(cluster: Cluster) -> Iterator[Login]:
-    with login_node(cluster) as started:
-        yield started
-
-
-@pytest.fixture(scope="module")
-def engine() -> Iterator[Engine]:
-    with docker_engine() as running:
-        yield running
 
 
 @dataclass
@@ -91,17 +73,9 @@ class User:
         assert len(lines) == 1, lines
         return lines[0]
 
-    def popen(self, *words: str) -> "subprocess.Popen[str]":
+    def begin(self, *words: str) -> Command:
         env = {**os.environ, "NEMORUN_HOME": str(self.home), **self.env}
-        return subprocess.Popen(
-            [NEMO, "experiment", *words],
-            cwd=self.folder,
-            env=env,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        return self.warm.begin(["experiment", *words], env, self.folder)
 
     def python(self, text: str) -> Done:
         """A user's own script."""
@@ -353,7 +327,7 @@ def test_a_command_that_is_killed_while_it_submits(near: User, cluster: Cluster,
     tools.mkdir()
     executable(tools / "sbatch", SLOW.replace("WHEN", when).replace("FOLDER", str(tools)))
     near.env["PATH"] = f"{tools}:{PATH}"
-    with near.popen("run", "probe", "executor=near", "args.seconds=300", *near.words, "--detach") as command:
+    with near.begin("run", "probe", "executor=near", "args.seconds=300", *near.words, "--detach") as command:
         try:
             until(lambda: (tools / "there").exists())
             (run_id,) = near.ids
@@ -614,13 +588,13 @@ def test_commands_at_the_same_time(user: User) -> None:
     runs = user.run("executor=here", "--sweep", "args.seconds=0,1,2,300", "--detach", "--json").json["runs"]
     *others, last = (run["id"] for run in runs)
     while not all(user.record(run_id)["state"] == "succeeded" for run_id in others):
-        both = [user.popen("ps", "--all", "--json") for _ in range(2)]
+        both = [user.begin("ps", "--all", "--json") for _ in range(2)]
         for command in both:
             out, err = command.communicate(timeout=100)
             assert command.returncode == 0, err
             assert {row["state"] for row in json.loads(out)} <= {"submitted", "running", "succeeded"}
     until(lambda: user.record(last)["state"] == "running")
-    both = [user.popen("cancel", last) for _ in range(2)]
+    both = [user.begin("cancel", last) for _ in range(2)]
     for command in both:
         out, err = command.communicate(timeout=100)
         assert command.returncode == 0, err

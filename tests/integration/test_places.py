@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import Done
-from tests.testbed.docker import Engine, docker_engine
+from tests.testbed.docker import Engine
 from tests.testbed.lepton import LeptonWorkspace
 from tests.testbed.places import (
     Desk,
@@ -40,6 +40,7 @@ from tests.testbed.places import (
     until,
 )
 from tests.testbed.slurm import Cluster, Login, login_node, slurm_cluster
+from tests.testbed.warm import Warm
 
 pytestmark = pytest.mark.integration
 
@@ -62,12 +63,6 @@ def cluster() -> Iterator[Cluster]:
 @pytest.fixture(scope="module")
 def login(cluster: Cluster) -> Iterator[Login]:
     with login_node(cluster) as started:
-        yield started
-
-
-@pytest.fixture(scope="module")
-def engine() -> Iterator[Engine]:
-    with docker_engine() as started:
         yield started
 
 
@@ -104,7 +99,7 @@ class Site:
 
 
 @pytest.fixture
-def site(cluster: Cluster, login: Login, engine: Engine, tmp_path: Path) -> Iterator[Site]:
+def site(cluster: Cluster, login: Login, engine: Engine, warm: Warm, tmp_path: Path) -> Iterator[Site]:
     profiles = {
         "slurm": slurm_profile(),
         "held": slurm_profile(additional={"hold": ""}),
@@ -116,7 +111,7 @@ def site(cluster: Cluster, login: Login, engine: Engine, tmp_path: Path) -> Iter
     values = {"HF_TOKEN": f"hf-{secrets.token_hex(8)}", "site-key": f"site-{secrets.token_hex(8)}"}
     with LeptonWorkspace(tmp_path / "lepton", secrets=values) as workspace:
         env = {**slurm_env(cluster), **login.env, **workspace.environment}
-        with desk(tmp_path / "desk", profiles, env) as own:
+        with desk(tmp_path / "desk", profiles, env, warm) as own:
             yield Site(
                 desk=own,
                 cluster=cluster,
@@ -137,9 +132,9 @@ def test_attached_to_success_and_to_failure(site: Site, kind: str) -> None:
     shape = [f"torchrun.nnodes={nodes}", f"torchrun.nproc_per_node={processes}"]
     others = [site.containers] if kind == "docker" else []
     with Watch(marker, word, others=others) as watch:
-        good, bad = own.together(
-            [*run, *shape, f"args.message={word}"], [*run, "args.exit_code=3", "args.fail_attempts=1"]
-        )
+        begun = own.begin_cold(*run, *shape, f"args.message={word}")
+        bad = own.nemo(*run, "args.exit_code=3", "args.fail_attempts=1")
+        good = ended(begun)
     assert watch.seen >= {word}, "the watch saw command lines"
     assert marker not in watch.seen
 
@@ -445,14 +440,15 @@ def test_an_installed_copy_without_a_repository(site: Site, tmp_path: Path) -> N
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
     subprocess.run([*pip, "--no-compile", "--target", installed, source], check=True, timeout=240)
     shutil.rmtree(source)
-    done = site.elsewhere().with_env(PYTHONPATH=str(installed)).nemo("run", "probe", "executor=remote", "--json")
+    own = site.elsewhere().with_env(PYTHONPATH=str(installed))
+    done = ended(own.begin_cold("run", "probe", "executor=remote", "--json"))
     assert done.code == 0, done
     assert (done.json["code"]["packager"], done.json["git"]) == ("none", None)
     _ran_what_was_packed(site, done)
     unpacked = _unpacked(site, done) / ".recipes"
-    own = {name: (installed / name).read_bytes() for name in _names(unpacked)}
-    assert own == {name: (unpacked / name).read_bytes() for name in own}
-    assert len(own) > 50 and "configs/quantize/fp8.yaml" in own
+    files = {name: (installed / name).read_bytes() for name in _names(unpacked)}
+    assert files == {name: (unpacked / name).read_bytes() for name in files}
+    assert len(files) > 50 and "configs/quantize/fp8.yaml" in files
 
 
 def _unpacked(site: Site, done: Done) -> Path:
@@ -532,6 +528,7 @@ def test_executors_check(site: Site) -> None:
         ("remote", "user=nobody"): ("connection", "Permission denied"),
     }
     check = ["executors", "check"]
+    before = [container["Id"] for container in json.loads(site.containers())]
     begun = [site.desk.begin(*check, name) for name in good] + [site.elsewhere().begin(*check, "remote")]
     for name, done in zip([*good, "remote"], map(ended, begun), strict=True):
         assert done.code == 0, done
@@ -546,4 +543,4 @@ def test_executors_check(site: Site) -> None:
         assert words in failed[0]["detail"]
         assert failed[0]["remedy"]
     assert not list(site.desk.home.glob("runs/*")), "a check leaves nothing"
-    assert json.loads(site.containers()) == []
+    assert [container["Id"] for container in json.loads(site.containers())] == before

@@ -15,7 +15,8 @@ import pytest
 
 from scripts.run.files import content_of
 from scripts.run.record import observe, read_record
-from tests.conftest import NEMO, Done
+from tests.conftest import Done
+from tests.testbed.warm import Warm
 
 pytestmark = pytest.mark.integration
 
@@ -163,18 +164,10 @@ def test_a_failure_on_the_node_is_told_and_recorded(nemo: Nemo, home: Path, tmp_
 class Attached:
     """An attached run in the background, to be interrupted."""
 
-    def __init__(self, home: Path, work: Path, *words: str) -> None:
+    def __init__(self, warm: Warm, home: Path, work: Path, *words: str) -> None:
         env = {**os.environ, "NEMORUN_HOME": str(home), "HF_HUB_OFFLINE": "1"}
         self.home = home
-        self.process = subprocess.Popen(
-            [NEMO, "experiment", "run", "quantize_fp8", *SMALL, *words, "--yes"],
-            cwd=work,
-            env=env,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
+        self.process = warm.begin(["experiment", "run", "quantize_fp8", *SMALL, *words, "--yes"], env, work)
 
     def record(self) -> dict[str, Any]:
         paths = list(self.home.glob("runs/*/run.json"))
@@ -183,25 +176,25 @@ class Attached:
     def reaches(self, phase: str) -> dict[str, Any]:
         def there() -> dict[str, Any] | None:
             record = self.record()
-            assert self.process.poll() is None, self.process.communicate()[0]
+            assert self.process.poll() is None, self.process.communicate()
             return record if phase in (record["state"], record.get("phase")) else None
 
         found: dict[str, Any] = wait_for(there)
         return found
 
     def end(self) -> tuple[int, str]:
-        out, _ = self.process.communicate(timeout=240)
-        return self.process.returncode, out
+        printed = self.process.communicate(timeout=240)
+        return self.process.wait(), "".join(printed)
 
 
 @pytest.fixture
-def attached(home: Path, tmp_path: Path) -> Iterator[Callable[..., Attached]]:
+def attached(warm: Warm, home: Path, tmp_path: Path) -> Iterator[Callable[..., Attached]]:
     started: list[Attached] = []
     work = tmp_path / "attached"
     work.mkdir()
 
     def start(*words: str) -> Attached:
-        started.append(Attached(home, work, *words))
+        started.append(Attached(warm, home, work, *words))
         return started[-1]
 
     yield start

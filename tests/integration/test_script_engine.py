@@ -6,7 +6,7 @@ engine, NeMo-Run, argparse, and the checkpoints that the stand-ins leave.
 
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from recipes.experiment.examine import Options, Stage, prepare_all
 from scripts.engines.script.flags.tables import container_path, releases_of
 from scripts.engines.script.locate import is_module
 from scripts.run.files import write_json
-from tests.testbed.docker import Engine, docker_engine
+from tests.testbed.docker import Engine
 from tests.testbed.places import docker_profile, slurm_profile, until
 from tests.testbed.scripted import (
     Ran,
@@ -29,7 +29,7 @@ from tests.testbed.scripted import (
     for_another_run,
     on_one_process,
 )
-from tests.testbed.slurm import Cluster, slurm_cluster
+from tests.testbed.slurm import Cluster
 from tests.testbed.standin import write_huggingface, write_megatron, write_standin
 
 pytestmark = pytest.mark.integration
@@ -45,18 +45,6 @@ _FAMILIES = {
     for name, recipe in reversed(RECIPES.items())
     if any(not is_module(script) for script in getattr(recipe.family.args, "SCRIPTS", ()))
 }
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    with slurm_cluster() as started:
-        yield started
-
-
-@pytest.fixture(scope="module")
-def engine() -> Iterator[Engine]:
-    with docker_engine() as started:
-        yield started
 
 
 def hostile_words(user: User) -> list[str]:

@@ -7,7 +7,7 @@ Real: torchrun, Slurm, signals, and the files that a script leaves; the scripts 
 import os
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from tests.testbed.scripted import (
     on_one_process,
     processes_with,
 )
-from tests.testbed.slurm import Cluster, slurm_cluster
+from tests.testbed.slurm import Cluster
 from tests.testbed.standin import write_standin
 
 pytestmark = pytest.mark.integration
@@ -194,12 +194,6 @@ def test_what_an_ended_attempt_left_is_swept_away(tmp_path: Path, checkpoints: M
 
 
 # --- on Slurm ------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    with slurm_cluster() as started:
-        yield started
 
 
 @pytest.fixture

@@ -24,25 +24,13 @@ from executors.base import JobState, Launch, SchedulerJob, SubmitError, Unreacha
 from executors.slurm.place import SlurmPlace, SlurmProfile
 from executors.slurm.submit import SubmissionUnknownError
 from scripts.args.probe import ProbeArgs
-from tests.testbed.slurm import ENROOT, Cluster, Login, executable, login_node, slurm_cluster
+from tests.testbed.slurm import ENROOT, Cluster, Login, executable, slurm_cluster
 
 pytestmark = pytest.mark.integration
 
 #: The job's Python is this one, as a user's `source venv/bin/activate` would have it.
 PATH = f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}"
 FINAL = ("succeeded", "failed", "cancelled")
-
-
-@pytest.fixture(scope="session")
-def cluster() -> Iterator[Cluster]:
-    with slurm_cluster() as started:
-        yield started
-
-
-@pytest.fixture(scope="session")
-def login(cluster: Cluster) -> Iterator[Login]:
-    with login_node(cluster) as started:
-        yield started
 
 
 @dataclass

@@ -17,6 +17,7 @@ from tests.conftest import NEMO, Done
 from tests.testbed.docker import IMAGE, Engine, host_mounts, host_path
 from tests.testbed.lepton import NODE_GROUP, LeptonWorkspace
 from tests.testbed.slurm import Cluster, Login
+from tests.testbed.warm import Command, Warm
 
 #: The job's Python is this one, as a user's `source venv/bin/activate` would have it.
 JOB_PATH = f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}"
@@ -31,7 +32,8 @@ class Desk:
 
     folder: Path
     env: Mapping[str, str]
-    _begun: "list[subprocess.Popen[str]]" = field(default_factory=list)
+    warm: Warm
+    _begun: "list[Command | subprocess.Popen[str]]" = field(default_factory=list)
 
     @property
     def home(self) -> Path:
@@ -47,8 +49,14 @@ class Desk:
     def without(self, *names: str) -> "Desk":
         return replace(self, env={name: value for name, value in self.env.items() if name not in names})
 
-    def begin(self, *words: str, cwd: Path | None = None) -> "subprocess.Popen[str]":
+    def begin(self, *words: str, cwd: Path | None = None) -> Command:
         """Start `nemo experiment WORDS...` with no terminal, in a process group of its own."""
+        command = self.warm.begin(["experiment", *words], self.env, cwd or self.work)
+        self._begun.append(command)
+        return command
+
+    def begin_cold(self, *words: str, cwd: Path | None = None) -> "subprocess.Popen[str]":
+        """The same by the script `nemo`: its words are a process's, and its modules those of its environment."""
         process = subprocess.Popen(
             [NEMO, "experiment", *words],
             stdin=subprocess.DEVNULL,
@@ -103,7 +111,7 @@ class Desk:
 
 
 @contextmanager
-def desk(folder: Path, profiles: Mapping[str, Any], env: Mapping[str, str]) -> Iterator[Desk]:
+def desk(folder: Path, profiles: Mapping[str, Any], env: Mapping[str, str], warm: Warm) -> Iterator[Desk]:
     """A desk below `folder`, with `profiles` as the nearest executors.yaml and nothing of whoever runs the tests."""
     own = {"NEMORUN_HOME": str(folder / "home"), "HOME": str(folder / "user"), "TMPDIR": str(folder / "tmp")}
     own |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
@@ -111,7 +119,7 @@ def desk(folder: Path, profiles: Mapping[str, Any], env: Mapping[str, str]) -> I
     kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
     for name in ("home", "user", "tmp", "work"):
         (folder / name).mkdir(parents=True, exist_ok=True)
-    made = Desk(folder=folder, env={**kept, **own, **env})
+    made = Desk(folder=folder, env={**kept, **own, **env}, warm=warm)
     made.write_profiles(profiles)
     try:
         yield made
@@ -152,7 +160,7 @@ def slurm_env(cluster: Cluster) -> dict[str, str]:
     return {"SLURM_CONF": cluster.env["SLURM_CONF"], "PATH": cluster.env["PATH"]}
 
 
-def ended(process: "subprocess.Popen[str]") -> Done:
+def ended(process: "Command | subprocess.Popen[str]") -> Done:
     """A command's exit status and what it printed, once it has ended."""
     out, err = process.communicate(timeout=SECONDS)
     return Done(process.returncode, out, err)
