@@ -3,6 +3,7 @@
 import dataclasses
 import re
 from collections.abc import Mapping
+from functools import cache
 from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
 from scripts.args.typed import convert, parse_yaml
@@ -89,9 +90,15 @@ def field_types(partial: "run.Partial[Any]") -> dict[str, Any]:
     types: dict[str, Any] = {"engine": Engine, **_TOP_LEVEL}
     for section in ("script", "args", "torchrun"):
         cls = getattr(partial, section).__fn_or_cls__
-        hints = get_type_hints(cls)
-        types |= {f"{section}.{field.name}": hints[field.name] for field in dataclasses.fields(cls)}
+        types |= {f"{section}.{name}": kind for name, kind in _field_types_of(cls).items()}
     return types
+
+
+@cache
+def _field_types_of(cls: type) -> Mapping[str, Any]:
+    """Types of a class of arguments: asked for at every key that is set, and slow to work out."""
+    hints = get_type_hints(cls)
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
 
 
 def _unknown(key: str, section: str, name: str, fields: Mapping[str, Any]) -> Problem:
