@@ -6,12 +6,12 @@ BIN    := $(VENV)/bin
 TORCH  ?= torch==2.13.0
 JOBS   ?= $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: demo test lint types unit models testbed integration benchmark golden clean
+.PHONY: demo test lint types unit models testbed integration covered benchmark golden clean
 
 demo: $(VENV)/.ready
 	$(BIN)/nemo experiment run quantize_fp8 executor=local args.hf_model_id=tiny:qwen3 --yes
 
-test: lint types unit integration
+test: lint types unit integration covered
 
 lint: $(VENV)/.ready-dev
 	$(BIN)/ruff check .
@@ -27,15 +27,22 @@ unit integration: export OMP_NUM_THREADS := 1
 models: $(VENV)/.ready-dev
 	$(BIN)/python -c 'from scripts.tiny.model import *; [ensure_tiny_model(n, default_cache_root()) for n in TINY_MODELS]'
 
+# Each process begins with tests that stand together, so that what they share is made once, and steals at the end.
+PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist worksteal --cov --cov-report=
+
 unit: $(VENV)/.ready-dev
-	$(BIN)/python -m pytest tests/unit -n $(JOBS) --dist worksteal --cov --cov-report=
+	$(PYTEST) tests/unit
 
 # A Slurm cluster, an SSH server and a Docker engine, for the tests that start private ones.
 testbed:
 	tests/testbed/install.sh
 
 integration: $(VENV)/.ready-dev models testbed
-	$(BIN)/python -m pytest tests/integration tests/gpu -n $(JOBS) --cov --cov-append --cov-report=term
+	$(PYTEST) --cov-append tests/integration tests/gpu
+
+# Lines and branches, of both runs together.
+covered: unit integration
+	$(BIN)/coverage report --fail-under=95
 
 benchmark: $(VENV)/.ready-dev
 	$(BIN)/python tests/benchmarks/calibration.py

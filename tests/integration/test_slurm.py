@@ -267,7 +267,7 @@ def test_cancel_ends_a_waiting_and_a_running_job(site: Site) -> None:
     place.cancel(job)
     assert ended(place, job) == JobState(state="cancelled", name="cancelled", detail="CANCELLED")
     until(lambda: record(place, job)["state"] == "cancelled")
-    time.sleep(2)
+    assert "Restarts=0 " in site.cluster.run("scontrol", "show", "job", job.id)
     assert state(place, job).state == "cancelled"
     place.cancel(job)  # what has ended is no error
     assert place.log(replace(job, run_dir="/nowhere"), "rank0.log", 0)  # the launcher's own
