@@ -25,7 +25,7 @@ from typing import IO, Any, Self
 #: Imported by each command.
 _FRESH = ("nemo_run", "recipes", "executors", "scripts", "configs")
 #: Imported anew by a command that has other variables of that beginning: they are read at import.
-_READERS = {"leptonai": "LEPTON_", "huggingface_hub": "HF_"}
+_READERS = {"leptonai": "LEPTON_", "loguru": "LEPTON_", "huggingface_hub": "HF_"}  # one's log levels are the other's
 
 
 class Command:
