@@ -34,7 +34,6 @@ def plan(
     from recipes.cli.request import request_of
     from recipes.experiment.examine import Options, Stage, examine
     from recipes.planner.plan import plan_of
-    from recipes.planner.text import as_text
 
     options = Options(profiles=profiles, online=False, force=frozenset(force or ()))
     try:
@@ -47,5 +46,5 @@ def plan(
     if as_json:
         print_json(found.as_data())
     else:
-        print(as_text(found))
+        print(found)
     raise typer.Exit(_REFUSED if found.refused else 0)

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 from recipes.experiment.releases import Addressed, address
 from recipes.models import ModelFacts, facts_of
 from recipes.planner.gpus import Gpu, gpu_of
-from recipes.planner.layout import Layout, default_ep, layout_of, sizes_of
+from recipes.planner.layout import SIZES, Layout, default_ep, layout_of
+from scripts.args.configuration import KEYS, of_role
 from scripts.args.interpolation import MODEL_FIELDS, resolve, tag_of
-from scripts.args.meaning import Role, ScriptArgs, ScriptSpec, Torchrun, field_of, meanings, value_of
+from scripts.args.meaning import Role, ScriptArgs, ScriptSpec, Torchrun, field_of, fields_of, meanings, value_of
 from scripts.engines.choice import Chosen, choose_engine
 from scripts.engines.script.flags.tables import releases_in
 from scripts.engines.script.locate import installed
@@ -54,12 +55,23 @@ class Job:
     gpu: Gpu | None  # what a process gets one of; None: not known, or the job needs none
 
     def get(self, role: Role, default: Any = None) -> Any:
-        """The resolved value of the argument that has a role; `default` where there is none, or it is null."""
-        return value_of(self.resolved, role, default)
+        """The resolved value of the argument, or in the configuration, that has a role; else what the script itself
+        does, or `default`."""
+        value = value_of(self.resolved, role)
+        config = value_of(self.resolved, "config") if value is None else None
+        if config is not None:
+            value = of_role(config, self.extra_args, role)
+        if value is None:
+            value = self.resolved.own().get(role)
+        return default if value is None else value
 
     def key(self, role: Role) -> str | None:
-        """What the user calls it: `args.calib_size`; None where no argument has the role."""
+        """What the user calls it: `args.calib_size`, `args.config.train.micro_batch_size`; None where no argument and
+        no configuration has the role."""
         name = field_of(self.resolved, role)
+        config = field_of(self.resolved, "config") if name is None else None
+        if config is not None and role in KEYS:
+            return f"args.{config}.{KEYS[role][0]}"
         return None if name is None else f"args.{name}"
 
     @property
@@ -77,7 +89,7 @@ class Job:
         """How the job's ranks share the model. The hf engine's is one process."""
         if self.engine == "hf" or not self.shape.torchrun:
             return Layout(nodes=1, processes=1)
-        return layout_of(self.args, self.shape.nodes, self.shape.processes)
+        return layout_of(self.get, self.shape.nodes, self.shape.processes)
 
     @property
     def profile(self) -> "Profile":
@@ -106,7 +118,7 @@ def job_of(
     run_dir = Path(place.run_root()) / run_id
     algorithm = partial.__fn_or_cls__.__name__
     given = _given(partial.recipe, args)
-    sizes = {key.removeprefix("args.") for key, _ in sizes_of(args).values()}
+    sizes = {name for size in SIZES for name in fields_of(args, size) if getattr(args, name) is not None}
     spread = overrides.get("nodes", "1") != "1" or torchrun.nnodes > 1 or bool(sizes & given)
     engine = choose_engine(partial.engine, args, script, has_script=lambda: _has_script(args, place, spread=spread))
     if engine == "script" and (ep := default_ep(args, torchrun)) is not None:

@@ -3,12 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from recipes.models import blocks as layers
-from recipes.models.blocks import Blocks
-from recipes.models.families import FAMILIES, TEXT_OF, Family, Flag
-from recipes.models.model import ModelFacts, MultiLatent, Vision
-from recipes.models.values import Values
-from recipes.models.vision import vision_parameters
+from recipes.models import model_types
+from recipes.models.architecture import ModelFacts, MultiLatent, Vision
+from recipes.models.model_types import FAMILIES, TEXT_OF, Blocks, Family, Flag, Values, vision_parameters
 
 _DTYPES = ("bfloat16", "float16", "float32")
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
@@ -73,7 +70,7 @@ def _mlps(values: Values, family: Family, blocks: Blocks | None) -> dict[str, An
 
 
 def _experts(values: Values, family: Family, blocks: Blocks | None) -> dict[str, Any]:
-    if family.blocks is layers.dense:
+    if family.blocks is model_types.dense:
         # A number of experts contradicts such a type, but somebody meant it: whoever asks for experts learns of it.
         said = values.count(*_EXPERTS, least=0) if any(values.has(key) for key in _EXPERTS) else 0
         return {"experts": said, "experts_per_token": 0, "expert_ffn_size": 0, "shared_expert_ffn_size": 0}
@@ -92,7 +89,7 @@ def _experts(values: Values, family: Family, blocks: Blocks | None) -> dict[str,
 
 
 def _mamba(values: Values, family: Family) -> dict[str, Any]:
-    if family.blocks is not layers.hybrid:
+    if family.blocks is not model_types.hybrid:
         return dict.fromkeys(("mamba_heads", "mamba_head_dim", "mamba_groups", "mamba_state", "mamba_conv"), 0)
     return {
         "mamba_heads": values.count("mamba_num_heads"),

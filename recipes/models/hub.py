@@ -1,12 +1,20 @@
-"""Models and data sets by hub name: is it cached here, and does the hub know it."""
+"""Models and data sets by hub name: is it cached here, does the hub know it, and what configs/models/hub.yaml has."""
 
+import functools
 import os
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
+from configs import CONFIGS
 from scripts.run.problems import JobError
 
 _TIMEOUT_SECONDS = 8.0
+SOURCE = "configs/models/hub.yaml"
+_FILE = CONFIGS.parent / SOURCE
 
 
 def is_hub_name(name: str) -> bool:
@@ -60,4 +68,32 @@ def _ask(kind: str, name: str) -> str | None:
         return "the hub has no such repository, or it is private"
     except Exception as error:  # every transport has errors of its own; all mean that it cannot be had now
         return f"it is not in the local cache, and the hub cannot be reached ({type(error).__name__})"
+    return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """What the file holds: configurations by hub name, and patterns of names whose repositories are gated or open."""
+
+    configs: Mapping[str, Mapping[str, Any]]
+    gated: tuple[str, ...]
+    open: tuple[str, ...]
+
+
+@functools.cache
+def published() -> Published:
+    """The file as it was installed."""
+    import yaml
+
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    said = yaml.load(_FILE.read_text(encoding="utf-8"), Loader=loader)
+    configs = {name: entry["config"] for entry in said["models"] for name in entry["names"]}
+    return Published(configs=configs, gated=tuple(said["gated"]), open=tuple(said["open"]))
+
+
+def is_gated(name: str) -> bool | None:
+    """Whether the hub gives the model only to somebody who accepted its licence; None where that is not known."""
+    for patterns, gated in ((published().gated, True), (published().open, False)):
+        if any(fnmatchcase(name, pattern) for pattern in patterns):
+            return gated
     return None

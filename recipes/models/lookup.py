@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from recipes.models import hub
+from recipes.models.architecture import ModelFacts
 from recipes.models.config import facts_from_config
-from recipes.models.model import ModelFacts
-from recipes.models.published import SOURCE, is_gated, published
+from recipes.models.hub import SOURCE, is_gated, published
 from scripts.checkpoints.documents import read_json
 from scripts.run.problems import JobError
 from scripts.tiny.model import TINY_MODELS

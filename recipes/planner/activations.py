@@ -6,11 +6,10 @@ scores (FlashAttention, arXiv:2205.14135), norms and gates in one kernel each (T
 experts, Mamba. For their layer (MLP of 4 h, as many key heads as heads) it is s b h (8 + 24/t): theirs without masks.
 """
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from recipes.models import ModelFacts
-from recipes.models.model import Part
+from recipes.models.architecture import Part
 
 _BF16, _FLOAT = 2, 4
 
@@ -49,15 +48,26 @@ class PerToken:
 
 
 def kept(facts: ModelFacts, part: Part, *, quantized: bool) -> PerToken:
-    """What a part of a layer keeps until its backward pass.
+    """What a part of a layer keeps until its backward pass: beside its norm's input and output, what a column-parallel
+    weight puts out and a row-parallel one takes in, and what the kernels between them keep.
 
     `quantized`: fake quantization copies the input of every linear layer, and both are kept: one for the
     product, one to tell what was clipped (straight-through estimator).
     """
-    hidden = _BF16 * _known(facts.hidden_size)
-    held, inputs = _KEPT[part](facts)
-    held += PerToken(whole=2 * hidden)  # the norm's input and output
-    return held + inputs + PerToken(whole=hidden) if quantized else held
+    hidden, latent = _known(facts.hidden_size), facts.latent
+    ranks = latent.kv_lora_rank + (latent.q_lora_rank or 0) if latent and part == "attention" else 0
+    rows = [row for row in facts.architecture.of(part) if row.packed]
+    dense = [row for row in rows if not row.experts]
+    outputs = sum(row.outputs * row.copies for row in dense if row.split == "outputs")
+    inputs = sum(row.inputs for row in dense if row.split == "inputs")
+    read = sum({row.module: row.inputs for row in rows if row.experts}.values())  # by one expert
+    made = sum(row.outputs * row.copies // row.experts for row in rows if row.experts and row.split == "outputs")
+    held = PerToken(
+        whole=_BF16 * (2 * hidden + 2 * ranks), split=_BF16 * (outputs + inputs), routed=_BF16 * (read + made)
+    )
+    copied = PerToken(whole=_BF16 * (hidden + ranks), split=_BF16 * inputs, routed=_BF16 * read)
+    held += _of_kernels(facts, part)
+    return held + copied if quantized else held
 
 
 def alive(facts: ModelFacts, part: Part, *, quantized: bool) -> PerToken:
@@ -76,59 +86,19 @@ def cached(facts: ModelFacts) -> PerToken:
     return PerToken(split=_BF16 * 2 * _known(facts.query_groups) * _known(facts.head_dim))
 
 
-def _attention(facts: ModelFacts) -> tuple[PerToken, PerToken]:
-    heads = _known(facts.heads)
-    if facts.latent is not None:
-        latent = facts.latent
-        key = heads * (latent.qk_nope_head_dim + latent.qk_rope_head_dim)
-        value = heads * latent.v_head_dim
-        ranks = latent.kv_lora_rank + (latent.q_lora_rank or 0)
-        held = PerToken(whole=_BF16 * 2 * ranks, split=_BF16 * (2 * key + 2 * value) + _FLOAT * heads)
-        return held, PerToken(whole=_BF16 * ranks, split=_BF16 * value)
-    query, key = heads * _known(facts.head_dim), _known(facts.query_groups) * _known(facts.head_dim)
-    norms = query + key if facts.qk_norm in ("head", "full") else 0
-    # Query, key, value and result, and the logarithm of each head's sum, which FlashAttention keeps in float32.
-    held = PerToken(split=_BF16 * (2 * query + 2 * key + norms) + _FLOAT * heads)
-    return held, PerToken(split=_BF16 * query)
-
-
-def _mlp(facts: ModelFacts) -> tuple[PerToken, PerToken]:
-    width = _known(facts.ffn_hidden_size)
-    return PerToken(split=_BF16 * _gated(facts) * width), PerToken(split=_BF16 * width)
-
-
-def _experts(facts: ModelFacts) -> tuple[PerToken, PerToken]:
-    """Of each expert visited: its input, and what is between its products; the router's logits are float32."""
-    width, shared = _known(facts.expert_ffn_size), facts.shared_expert_ffn_size or 0
-    reads = facts.expert_latent_size or _known(facts.hidden_size)
-    held = PerToken(
-        whole=_FLOAT * 2 * _known(facts.experts),
-        split=_BF16 * _gated(facts) * shared,
-        routed=_BF16 * (reads + _gated(facts) * width),
-    )
-    return held, PerToken(split=_BF16 * shared, routed=_BF16 * (reads + width))
-
-
-def _mamba(facts: ModelFacts) -> tuple[PerToken, PerToken]:
-    """The kernel of Mamba-2 (arXiv:2405.21060) keeps what the input projection says, and computes the rest again."""
-    heads = _known(facts.mamba_heads)
-    inner = heads * _known(facts.mamba_head_dim)
-    projected = 2 * inner + 2 * _known(facts.mamba_groups) * _known(facts.mamba_state) + heads
-    return PerToken(split=_BF16 * (projected + 2 * inner)), PerToken(split=_BF16 * inner)
-
-
-#: What a part keeps beside its norm, and the inputs of its further linear layers, which fake quantization copies.
-_KEPT: Mapping[Part, Callable[[ModelFacts], tuple[PerToken, PerToken]]] = {
-    "attention": _attention,
-    "mlp": _mlp,
-    "experts": _experts,
-    "mamba": _mamba,
-}
-
-
-def _gated(facts: ModelFacts) -> int:
-    """Widths between the two products of an MLP: a gate, what it is for and the result; or a function's in and out."""
-    return 2 if facts.gated_mlp is False else 3
+def _of_kernels(facts: ModelFacts, part: Part) -> PerToken:
+    """FlashAttention keeps the logarithm of each head's sum in float32, norms of queries and keys what they read,
+    latent attention the rotated part of each head's key; routers have logits in float32; the kernel of Mamba-2
+    (arXiv:2405.21060) keeps what the input projection says, and computes the rest again.
+    """
+    if part == "attention":
+        heads, width = _known(facts.heads), _known(facts.head_dim)
+        normed = (heads + _known(facts.query_groups)) * width if facts.qk_norm in ("head", "full") else 0
+        own = heads * facts.latent.qk_rope_head_dim if facts.latent else normed
+        return PerToken(split=_BF16 * own + _FLOAT * heads)
+    if part == "mamba":
+        return PerToken(split=_BF16 * _known(facts.mamba_heads) * _known(facts.mamba_head_dim))
+    return PerToken(whole=_FLOAT * 2 * _known(facts.experts)) if part == "experts" else PerToken()
 
 
 def _known(value: int | None) -> int:

@@ -1,26 +1,25 @@
 """How many bytes a checkpoint has on disk, before and after it is quantized, and what a job is going to leave."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from math import ceil
 from types import MappingProxyType
 from typing import Any, Literal
 
 from recipes.experiment.job import Job, written
-from recipes.models import ModelFacts, facts_of
-from recipes.planner.matrices import Matrices, Matrix, matrices_of, of_facts
-from scripts.args.convert import HfToMegatronArgs, MegatronToHfArgs, MergeLoraArgs
-from scripts.args.distill import DistillArgs
-from scripts.args.export import ExportDistilledArgs
-from scripts.args.interpolation import MODEL_FIELDS
-from scripts.args.megatron_lm import MlmConvertArgs, MlmFinetuneArgs, MlmQuantizeArgs
-from scripts.args.prune import PruneArgs
-from scripts.args.quantize import QuantizeArgs, QuantizeModelOptArgs, QuantizeVlmArgs
+from recipes.models import ModelFacts
+from recipes.models.architecture import MEGATRON_SIZES, Weight
+from recipes.models.weights import Matrices, matrices_of, of_facts
+from recipes.planner.workload import facts_in
+from scripts.args.meaning import meanings
 from scripts.formats import FORMATS, Format
 
 #: hf: as Transformers has it, deployable. modelopt: the model and its quantizers, to be reopened. megatron: torch_dist.
 Kind = Literal["hf", "modelopt", "megatron"]
 
+_KINDS: Mapping[str, Kind] = MappingProxyType(
+    {"checkpoint_hf": "hf", "checkpoint_modelopt": "modelopt", "checkpoint_megatron": "megatron"}
+)
 #: What checkpoints are written in where a job does not say.
 DTYPE = "bfloat16"
 WIDTHS: Mapping[str, int] = MappingProxyType({"bfloat16": 2, "float16": 2, "float32": 4})
@@ -69,12 +68,12 @@ def checkpoint_bytes(
 
 def outputs_bytes(job: Job) -> dict[str, int]:
     """Bytes of what a job is going to leave, by the key that names each output; what cannot be told is absent."""
-    reader = _READERS.get(type(job.resolved))
-    sizes = {key: reader(job, kind) for key, kind, _ in written(job)} if reader else {}
+    quantized = {f"args.{field.name}" for field, meaning in meanings(job.resolved) if meaning.quantized}
+    sizes = {key: _output(job, _KINDS.get(type_), key in quantized) for key, type_, _ in written(job)}
     return {key: size for key, size in sizes.items() if size is not None}
 
 
-def packed_bytes(matrix: Matrix, facts: Format) -> int:
+def packed_bytes(matrix: Weight, facts: Format) -> int:
     """Bytes of the packed weight of each of a matrix's copies, without scales."""
     return matrix.outputs * matrix.inputs * _STORED[facts.weight_dtype] // (2 if facts.packed else 1)
 
@@ -108,7 +107,7 @@ def _restorable(model: Matrices, facts: Format, width: int, *, compress: bool) -
     return total
 
 
-def _elements(shape: str, matrix: Matrix, facts: Format) -> int:
+def _elements(shape: str, matrix: Weight, facts: Format) -> int:
     """How many scales one linear layer has."""
     blocks = ceil(matrix.outputs / facts.block[0]) * ceil(matrix.inputs / facts.block[1])
     return {"scalar": 1, "per_output": matrix.outputs}.get(shape, blocks)
@@ -116,149 +115,59 @@ def _elements(shape: str, matrix: Matrix, facts: Format) -> int:
 
 def model_matrices(job: Job) -> Matrices | None:
     """The weights of the model that the outputs are made of."""
-    return next((_matrices(job, field) for field in MODEL_FIELDS if hasattr(job.resolved, field)), None)
+    name = job.get("model")
+    return matrices_of(name, facts_in(job, "model")) if isinstance(name, str) else None
 
 
-def _matrices(job: Job, field: str) -> Matrices | None:
-    name = getattr(job.resolved, field)
-    return matrices_of(name, _facts(job, field)) if isinstance(name, str) else None
-
-
-def _facts(job: Job, field: str) -> ModelFacts | None:
-    return job.models.get(field) or facts_of(getattr(job.resolved, field))
-
-
-_Size = Callable[[Job, str], int | None]
-_KINDS: Mapping[str, Kind] = MappingProxyType(
-    {"checkpoint_hf": "hf", "checkpoint_modelopt": "modelopt", "checkpoint_megatron": "megatron"}
-)
-
-
-def _quantized(format_field: str) -> _Size:
-    """In the format that a field names; a recipe's is not known."""
-
-    def size(job: Job, kind: str) -> int | None:
-        args, model = job.resolved, model_matrices(job)
-        format_ = getattr(args, format_field)
-        if model is None or format_ is None or getattr(args, "recipe", None):
-            return None
-        return checkpoint_bytes(
-            model,
-            format_,
-            kind=_KINDS[kind],
-            weight_only=args.weight_only,
-            compress=args.compress,
-            dtype=getattr(args, "dtype", DTYPE),
-        )
-
-    return size
-
-
-def _plain(*dtype_fields: str, model: str | None = None) -> _Size:
-    """The same model in another layout, in the precision that the first of the fields with a value names."""
-
-    def size(job: Job, kind: str) -> int | None:
-        matrices = _matrices(job, model) if model else model_matrices(job)
-        said = (getattr(job.resolved, field) for field in dtype_fields)
-        dtype = next(filter(None, said), DTYPE)
-        return checkpoint_bytes(matrices, None, kind=_KINDS[kind], dtype=dtype) if matrices else None
-
-    return size
-
-
-def _converted_mlm(job: Job, kind: str) -> int | None:
-    """Heads for speculative decoding have an architecture of their own."""
-    return None if job.resolved.algorithm else _plain()(job, kind)
-
-
-def _pruned(job: Job, kind: str) -> int | None:
-    """As many parameters as asked for, or those of the architecture asked for."""
-    args, model = job.resolved, model_matrices(job)
-    if args.prune_export_config and model is not None:
-        facts = _facts(job, "hf_model_name_or_path")
-        left = _cut(facts, args.prune_export_config) if facts else None
-        pruned = of_facts(left) if left else None
-        whole = replace(pruned, tokenizer=model.tokenizer) if pruned else None
-        return checkpoint_bytes(whole, None, kind=_KINDS[kind]) if whole else None
-    if model is None or not args.prune_target_params:
+def _output(job: Job, kind: Kind | None, quantized: bool) -> int | None:
+    """Of one checkpoint, or of all that a training keeps. Heads for speculative decoding have an architecture of their
+    own, a ModelOpt recipe does not say its format, and what is only exported was quantized by another job."""
+    model = None if kind is None or job.get("draft_heads") is not None else model_matrices(job)
+    if kind is None or model is None:
         return None
-    kept = replace(model, packable=(), others=int(args.prune_target_params))
-    return checkpoint_bytes(kept, None, kind=_KINDS[kind])
+    dtype = job.get("file_precision", job.get("precision", DTYPE))
+    if job.key("format") is not None:
+        format_ = None if job.get("format_recipe") else job.get("format")
+        packing = {"weight_only": job.get("weight_only", False), "compress": job.get("compress", False)}
+        return checkpoint_bytes(model, format_, kind=kind, dtype=dtype, **packing) if format_ else None
+    if quantized:
+        return None
+    if job.resolved.WORK == "scoring":
+        return _pruned(job, model, kind)
+    if job.resolved.WORK == "training" and kind == "megatron":
+        one, kept = checkpoint_bytes(model, None, kind=kind, training=True), _kept(job)
+        return one * kept if one and kept else None
+    return checkpoint_bytes(model, None, kind=kind, dtype=dtype)
 
 
-#: What Megatron calls the sizes that pruning changes.
-_SIZES = MappingProxyType(
-    {
-        "hidden_size": "hidden_size",
-        "ffn_hidden_size": "ffn_hidden_size",
-        "num_attention_heads": "heads",
-        "num_query_groups": "query_groups",
-        "num_moe_experts": "experts",
-        "moe_ffn_hidden_size": "expert_ffn_size",
-        "moe_shared_expert_intermediate_size": "shared_expert_ffn_size",
-        "mamba_num_heads": "mamba_heads",
-        "mamba_head_dim": "mamba_head_dim",
-    }
-)
+def _pruned(job: Job, model: Matrices, kind: Kind) -> int | None:
+    """As many parameters as asked for, or those of the architecture asked for."""
+    if sizes := job.get("pruned_sizes"):
+        facts = facts_in(job, "model")
+        left = _cut(facts, sizes) if facts else None
+        pruned = of_facts(left) if left else None
+        return checkpoint_bytes(replace(pruned, tokenizer=model.tokenizer), None, kind=kind) if pruned else None
+    kept = job.get("kept_parameters")
+    return checkpoint_bytes(replace(model, packable=(), others=int(kept)), None, kind=kind) if kept else None
+
+
+def _kept(job: Job) -> int | None:
+    """Checkpoints that a training leaves: one at each interval and one at the end, as far as they are kept."""
+    iterations = job.get("iterations") or job.get("train_samples", 0) // job.get("global_batch", 1)
+    interval = job.get("save_interval", 0)
+    saves = ceil(iterations / interval) if iterations and interval > 0 else None
+    limit = job.get("checkpoints_kept", _KEPT) if job.key("checkpoints_kept") else -1
+    return min(saves, limit) if saves and limit > 0 else saves  # -1 keeps them all
 
 
 def _cut(facts: ModelFacts, sizes: Mapping[str, Any]) -> ModelFacts | None:
     """An architecture with other sizes; None where that says too little: of unlike layers it is not known which go."""
-    changes = {_SIZES[name]: value for name, value in sizes.items() if name in _SIZES}
-    layers = sizes.get("num_layers")
-    if not all(isinstance(value, int) for value in (*changes.values(), layers or 0)):
+    changes = {MEGATRON_SIZES[name]: value for name, value in sizes.items() if name in MEGATRON_SIZES}
+    if not all(isinstance(value, int) for value in changes.values()):
         return None
+    layers = changes.pop("layers", None)
     if layers is not None:
         if facts.blocks is None or len(set(facts.blocks)) != 1:
             return None
         changes["blocks"] = facts.blocks[:layers]
     return replace(facts, **changes)
-
-
-def _distilled(job: Job, kind: str) -> int | None:
-    """Every checkpoint of the training that is kept, or the student that is exported at its end."""
-    args, model = job.resolved, model_matrices(job)
-    if model is None:
-        return None
-    if kind == "checkpoint_hf":
-        return checkpoint_bytes(model, None, kind="hf")
-    saves = _saves(args.train_iters, args.save_interval or args.eval_interval)
-    limit = _KEPT if args.checkpoint_keep_last is None else args.checkpoint_keep_last
-    kept = min(saves, limit) if saves and limit > 0 else saves  # -1 keeps them all
-    return kept and _training_bytes(model, kept)
-
-
-def _finetuned(job: Job, _: str) -> int | None:
-    args, model = job.resolved, model_matrices(job)
-    iterations = args.train_iters or (args.train_samples or 0) // args.global_batch_size
-    saves = _saves(iterations, args.save_interval)
-    return None if model is None or saves is None else _training_bytes(model, saves)
-
-
-def _saves(iterations: int | None, interval: int) -> int | None:
-    """Checkpoints of a training: one at each interval, and one at the end."""
-    return ceil(iterations / interval) if iterations and interval > 0 else None
-
-
-def _training_bytes(model: Matrices, saves: int) -> int:
-    one = checkpoint_bytes(model, None, kind="megatron", training=True)
-    assert one is not None, "a size is known of every model that is not quantized"
-    return saves * one
-
-
-_READERS: Mapping[type, _Size] = MappingProxyType(
-    {
-        QuantizeArgs: _quantized("export_quant_cfg"),
-        QuantizeVlmArgs: _quantized("export_quant_cfg"),
-        QuantizeModelOptArgs: _quantized("quant_cfg"),
-        MlmQuantizeArgs: _quantized("export_quant_cfg"),
-        PruneArgs: _pruned,
-        DistillArgs: _distilled,
-        MlmFinetuneArgs: _finetuned,
-        HfToMegatronArgs: _plain("torch_dtype"),
-        MegatronToHfArgs: _plain("export_weight_dtype", "torch_dtype"),
-        MergeLoraArgs: _plain(model="hf_model_path"),
-        ExportDistilledArgs: _plain(),
-        MlmConvertArgs: _converted_mlm,
-    }
-)

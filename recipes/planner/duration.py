@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from math import ceil
 
 from recipes.experiment.job import Job
+from recipes.models.architecture import Parameters
 from recipes.planner.gpus import Gpu
-from recipes.planner.jobs import work_of
 from recipes.planner.layout import Layout
-from recipes.planner.parameters import Parameters, count
-from recipes.planner.work import Kind, Work, layout_of_work
+from recipes.planner.workload import Workload, workload_of
+from scripts.args.meaning import Work
 
 #: On a good machine, and on a bad one: seconds, bytes per second, or a part of a peak.
 Range = tuple[float, float]
@@ -51,7 +51,7 @@ class Estimate:
 class Load:
     """What is to be computed, and on what."""
 
-    work: Work
+    work: Workload
     layout: Layout
     model: Parameters
     teacher: Parameters | None
@@ -73,12 +73,12 @@ def hours_of(job: Job) -> Estimate | None:
 
     Its first checkpoint is in it, further ones while it trains are not.
     """
-    work = work_of(job)
-    model = None if work is None else count(work.model)
+    work = workload_of(job)
+    model = None if work is None else work.model.architecture.parameters
     if work is None or model is None or job.gpu is None:
         return None
-    teacher = None if work.teacher is None else count(work.teacher)
-    load = Load(work=work, layout=layout_of_work(job), model=model, teacher=teacher, gpu=job.gpu)
+    teacher = None if work.teacher is None else work.teacher.architecture.parameters
+    load = Load(work=work, layout=job.layout, model=model, teacher=teacher, gpu=job.gpu)
     read = _BF16 * (model.total + (teacher.total if teacher else 0))
     written = {"training": _TRAINED, "generation": 0}.get(work.kind, _BF16) * model.total
     seconds = {
@@ -134,7 +134,7 @@ def _passes(load: Load, passes: int, tokens: int) -> Range:
     return low / load.layout.dp if load.layout.divides else low, high
 
 
-_COMPUTING: Mapping[Kind, Callable[[Load], Range]] = {
+_COMPUTING: Mapping[Work, Callable[[Load], Range]] = {
     "calibration": _calibration,
     "scoring": _scoring,
     "training": _training,

@@ -1,23 +1,28 @@
-"""How a model is spread over GPUs: the sizes that a job names, and the one that is filled in where nobody said."""
+"""How a model is spread over GPUs: the sizes that a job names, the one that is filled in where nobody said, and what a
+model's own numbers make of them.
+
+Sources of the rules: Megatron-Core 0.16 to 0.19: transformer_config (heads, query groups, layers), core.utils.divide
+(widths and vocabulary), moe_layer (experts), mamba_mixer (its heads and groups), hybrid_layer_allocation (layers of
+hybrids).
+"""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import gcd
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
-from recipes.models import facts_of
-from scripts.args.meaning import Torchrun
+from recipes.models import ModelFacts, facts_of
+from scripts.args.meaning import Role, Torchrun, field_of, value_of
 
-#: What the arguments of different scripts call the same size.
-SIZES: Mapping[str, tuple[str, ...]] = {
-    "tp": ("tp", "tp_size"),
-    "pp": ("pp", "pp_size"),
-    "cp": ("cp", "cp_size"),
-    "ep": ("ep", "ep_size"),
-    "etp": ("etp", "etp_size"),
-}
+Size = Literal["tp", "pp", "cp", "ep", "etp"]
+SIZES: tuple[Size, ...] = get_args(Size)
+#: Layers in the first and the last pipeline stage, where somebody says so.
+Stages = tuple[int | None, int | None]
+EVEN: Stages = (None, None)
+#: No job has a parallel size beyond this; nobody is offered one.
+_LARGEST = 1024
 #: Every mixture of experts that this is used with has a number of experts that divides by this.
 _MOST = 8
 #: Names that say how many parameters a token activates: Qwen3-30B-A3B, Nemotron-3-Super-120B-A12B.
@@ -79,31 +84,20 @@ class Layout:
         return self.dp if self.divides else None
 
 
-def sizes_of(args: Any) -> dict[str, tuple[str, int]]:
-    """By size (tp, pp, cp, ep, etp): the key that sets it, and its value."""
-    found = {}
-    for size, names in SIZES.items():
-        for name in names:
-            value = getattr(args, name, None)
-            if value is not None:
-                found[size] = (f"args.{name}", value)
-    return found
-
-
-def layout_of(args: Any, nodes: int, processes: int) -> Layout:
-    """The layout that a job's arguments ask for; a size that it does not have is 1."""
-    return Layout(nodes=nodes, processes=processes, **{size: value for size, (_, value) in sizes_of(args).items()})
+def layout_of(get: Callable[[Role], Any], nodes: int, processes: int) -> Layout:
+    """The layout that a job asks for, where `get` tells what it says in a role; a size that it does not have is 1."""
+    return Layout(nodes=nodes, processes=processes, **{size: 1 if (n := get(size)) is None else n for size in SIZES})
 
 
 def default_ep(args: Any, torchrun: Torchrun) -> int | None:
-    """`args.ep` where it is null: 1 for a model without experts; None where the recipe has no such size.
+    """The expert parallel size where it is null: 1 for a model without experts; None where it is not, or there is none.
 
     Megatron refuses expert parallelism for a model without experts, and holds every expert on every GPU
     without it: neither is a default for both.
     """
-    if getattr(args, "ep", 1) is not None:
+    if field_of(args, "ep") is None or value_of(args, "ep") is not None:
         return None
-    return gcd(torchrun.nproc_per_node, _MOST) if has_experts(args.hf_model_id) else 1
+    return gcd(torchrun.nproc_per_node, _MOST) if has_experts(value_of(args, "model")) else 1
 
 
 def has_experts(model: str) -> bool:
@@ -112,3 +106,124 @@ def has_experts(model: str) -> bool:
     if facts is None or facts.experts is None:
         return _ACTIVE.search(Path(model).name) is not None
     return facts.experts > 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Violation:
+    """One size that does not suit a model."""
+
+    size: Size
+    name: str  # of the Problem
+    cause: str
+    valid: tuple[int, ...]  # what the size could be: divisors of the world that suit the model in this respect
+
+
+def _divide(count: int, size: int) -> bool:
+    return count % size == 0
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A number of the model that the size of a layout by which weights are split must suit."""
+
+    name: str
+    fact: str  # the field of ModelFacts
+    what: str  # the number, in words
+    suits: Callable[[int, int], bool] = _divide
+    ends: str = "do not divide by"
+
+    def violation(self, size: Size, layout: Layout, facts: ModelFacts) -> Violation | None:
+        """What is wrong; None where nothing is, or the fact is not known."""
+        count, value = getattr(facts, self.fact), getattr(layout, size)
+        if count is None or value == 1 or self.suits(count, value):
+            return None
+        cause = f"{count} {self.what} {self.ends} {size} = {value}"
+        valid = tuple(one for one in _divisors(layout.world) if self.suits(count, one))
+        return Violation(size=size, name=self.name, cause=cause, valid=valid)
+
+
+def _groups_suit(groups: int, size: int) -> bool:
+    """Fewer groups than ranks are repeated; releases before 0.16 may refuse that."""
+    return _divide(groups, size) or (groups > 0 and size % groups == 0)
+
+
+def _is_any(experts: int, _: int) -> bool:
+    return experts > 0
+
+
+RULES: tuple[Rule, ...] = (
+    Rule("heads_not_divisible", "heads", "attention heads"),
+    Rule("query_groups_not_divisible", "query_groups", "query groups", _groups_suit, "neither divide by nor into"),
+    Rule("mamba_heads_not_divisible", "mamba_heads", "Mamba heads"),
+    Rule("mamba_groups_not_divisible", "mamba_groups", "Mamba groups"),
+    Rule("ffn_not_divisible", "ffn_hidden_size", "channels of the MLP"),
+    Rule("shared_expert_ffn_not_divisible", "shared_expert_ffn_size", "channels of the shared experts"),
+    Rule("vocabulary_not_divisible", "vocab_size", "entries of the vocabulary"),
+    Rule("expert_parallel_without_experts", "experts", "experts", _is_any, "cannot be spread over"),
+    Rule("experts_not_divisible", "experts", "experts"),
+    Rule("expert_ffn_not_divisible", "expert_ffn_size", "channels of an expert"),
+)
+
+
+def rules_of(facts: ModelFacts, *, padded: bool = False) -> Iterator[tuple[Rule, Size]]:
+    """The rules for what a model has, as far as is known, each with the size that it is about.
+
+    `padded`: the vocabulary is filled up to what tensor parallelism needs, as Megatron-LM's own scripts do.
+    Megatron-Bridge builds a model from Hugging Face with the vocabulary that it has.
+    """
+    splits = facts.architecture.splits
+    for rule in RULES:
+        if rule.fact in splits and not (padded and rule.fact == "vocab_size"):
+            yield rule, splits[rule.fact]
+
+
+def violations(
+    layout: Layout, facts: ModelFacts, *, stages: Stages = EVEN, padded: bool = False
+) -> Iterator[Violation]:
+    """Everything in which the model does not suit the layout; facts that are not known are not judged."""
+    yield from filter(None, (rule.violation(size, layout, facts) for rule, size in rules_of(facts, padded=padded)))
+    if uneven := layers_violation(layout, facts, stages):
+        yield uneven
+
+
+def layers_violation(layout: Layout, facts: ModelFacts, stages: Stages = EVEN) -> Violation | None:
+    """Layers that do not spread evenly over the pipeline stages for which no number is given."""
+    if facts.layers is None or layers_fit(facts.layers, layout.pp, stages):
+        return None
+    cause = f"{facts.layers} layers do not divide by pp = {layout.pp}"
+    if stages != EVEN:
+        left, over = _rest(facts.layers, layout.pp, stages)
+        first, last = stages
+        given = " and ".join(f"{n} in the {which} stage" for n, which in ((first, "first"), (last, "last")) if n)
+        cause = f"{facts.layers} layers less {given} leave {left} for {over} of pp = {layout.pp} stages"
+    valid = tuple(size for size in _divisors(layout.world) if layers_fit(facts.layers, size, stages))
+    return Violation(size="pp", name="layers_not_divisible", cause=cause, valid=valid)
+
+
+def layers_fit(layers: int, pp: int, stages: Stages = EVEN) -> bool:
+    """Whether the layers that are left spread evenly over the stages that are left, at least one each."""
+    if any(number is not None and number < 1 for number in stages):
+        return False
+    left, over = _rest(layers, pp, stages)
+    return left == over == 0 or (left > 0 and over > 0 and left % over == 0)
+
+
+def uneven_stages(layers: int, pp: int) -> tuple[int, int] | None:
+    """Layers for the first and the last stage with which the others are even, the smoothest; None where there are none.
+
+    The first stage has the embedding and the last one the head: neither should have more layers than the others.
+    """
+    if pp < 3:
+        return None
+    middle = -(-layers // pp)
+    ends = layers - middle * (pp - 2)
+    return (ends // 2, ends - ends // 2) if ends >= 2 else None
+
+
+def _rest(layers: int, pp: int, stages: Stages) -> tuple[int, int]:
+    given = [number for number in stages if number is not None]
+    return layers - sum(given), pp - len(given)
+
+
+def _divisors(world: int) -> Iterator[int]:
+    return (size for size in range(1, min(world, _LARGEST) + 1) if world % size == 0)

@@ -1,66 +1,65 @@
-"""Memory of the fullest rank of a Megatron job. Sizes of tensors: what an allocator leaves unused is not in it."""
+"""What the fullest process of a job needs, whichever engine carries it out, and whether its device has that much."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, Literal
 
 from recipes.experiment.job import Job
-from recipes.planner.jobs import work_of
-from recipes.planner.layout import Layout
-from recipes.planner.parameters import missing
-from recipes.planner.rank import SOURCES, Rank
-from recipes.planner.stages import anatomy
-from recipes.planner.work import Work, layout_of_work
+from recipes.planner import hf_memory
+from recipes.planner.megatron_memory import memory_of
+from recipes.planner.search import usable
 
 
 @dataclass(frozen=True, kw_only=True)
-class RankMemory:
-    """Bytes of the fullest rank, by part. Where facts are `unknown` there are no parts."""
+class Need:
+    """Memory of the fullest process in bytes, by what it is for, each with the source of its formula."""
 
-    stage: str
+    where: str
+    device: Literal["GPU", "host"]
     parts: Mapping[str, int]
-    unknown: tuple[str, ...] = ()  # model.vocab_size, teacher.blocks
+    sources: Mapping[str, str]
+    room: int | None  # what a process may use of its device; None: not known
 
     @property
     def total(self) -> int:
         return sum(self.parts.values())
 
     @property
-    def sources(self) -> Mapping[str, str]:
-        """What each part is, and where its formula is from."""
-        return {part: SOURCES[part] for part in self.parts}
+    def fits(self) -> bool | None:
+        return None if self.room is None else self.total <= self.room
+
+    def as_data(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {**vars(self), "parts": dict(self.parts), "sources": dict(self.sources), "total": self.total}
 
 
-def memory_of(job: Job) -> RankMemory | None:
-    """What a job of the script engine needs of each GPU.
-
-    None where it needs none, its layout does not divide, or nothing at all is known of its model.
-    """
-    work = work_of(job) if job.engine == "script" else None
-    return None if work is None else rank_memory(work, layout_of_work(job))
-
-
-def rank_memory(work: Work, layout: Layout) -> RankMemory | None:
-    """The fullest rank of a layout, or the facts that are unknown; None where ranks or layers do not divide."""
-    unknown = unknown_of(work)
-    return RankMemory(stage="", parts={}, unknown=unknown) if unknown else fullest(work, layout)
-
-
-def fullest(work: Work, layout: Layout) -> RankMemory | None:
-    """The fullest rank of a layout, where no fact is unknown. A teacher is cut as the student is."""
-    model = anatomy(work.model, quantized=work.fake_quantized)
-    teacher = anatomy(work.teacher, quantized=False) if work.teacher else None
-    stages = model.stages(layout.pp, work.stages) if model and layout.divides else None
-    if model is None or stages is None:
+def need_of(job: Job) -> Need | None:
+    """None where nothing of the kind can be told: a tool, an unknown model, a layout that does not divide."""
+    if job.engine == "script":
+        memory = memory_of(job)
+        if memory is None or memory.unknown:
+            return None
+        room = usable(job.gpu) if job.gpu else None
+        return Need(where=memory.stage, device="GPU", parts=memory.parts, sources=memory.sources, room=room)
+    if job.engine != "hf":
         return None
-    rank = Rank(work=work, layout=layout, model=model, teacher=teacher)
-    if teacher and rank.teacher_stages is None:
+    predicted = hf_memory.predict(job)
+    if predicted is None:
         return None
-    found = [(stage, dict(rank.parts(stage))) for stage in stages]
-    stage, parts = max(found, key=lambda one: sum(one[1].values()))
-    return RankMemory(stage=str(stage), parts={name: round(parts[name]) for name in SOURCES if parts.get(name)})
+    return Need(
+        where=f"its one process, in {predicted.peak_phase}",
+        device=predicted.device,
+        parts=predicted.parts,
+        sources=predicted.sources,
+        room=_room(job, predicted.device),
+    )
 
 
-def unknown_of(work: Work) -> tuple[str, ...]:
-    """The facts without which nothing can be said of a job's memory."""
-    teacher = missing(work.teacher) if work.teacher else ()
-    return (*(f"model.{name}" for name in missing(work.model)), *(f"teacher.{name}" for name in teacher))
+def _room(job: Job, device: Literal["GPU", "host"]) -> int | None:
+    if device == "GPU":
+        return usable(job.gpu) if job.gpu else None
+    if not job.place.runs_here:
+        return None
+    import psutil
+
+    return int(psutil.virtual_memory().total)  # all of it: what is free now says little of when the job runs

@@ -3,21 +3,22 @@
 One object behind the command line, Python and JSON (configs/schemas/plan.json).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import shlex
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from recipes.experiment.examine import Examined, Options, Stage, examine
 from recipes.experiment.job import Job, written
+from recipes.models.weights import exact_total
 from recipes.planner.disk import outputs_bytes
 from recipes.planner.duration import Estimate, hours_of
 from recipes.planner.gpus import Gpu
 from recipes.planner.layout import Layout
-from recipes.planner.layouts import Proposal, smallest
-from recipes.planner.need import Need, need_of
-from recipes.planner.parameters import count, exact_total
-from recipes.planner.ranks import Ranks, ranks_of
-from recipes.planner.work import layout_of_work
+from recipes.planner.megatron_memory import anatomy
+from recipes.planner.memory import Need, need_of
+from recipes.planner.search import Proposal, smallest
+from recipes.planner.workload import workload_of
 from recipes.preflight.paths import model_folder
 from recipes.preflight.scripts import command
 from recipes.preflight.subjects import notes
@@ -28,7 +29,22 @@ if TYPE_CHECKING:
     import nemo_run as run
 
 SCHEMA = 1
-PARTS = ("attention", "mlp", "experts", "router", "mamba", "embeddings", "output", "norms", "vision")
+_KEY = 10
+_BAR = 30
+_GIB, _MIB = 1 << 30, 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranks:
+    """Consecutive ranks that hold the same layers: one stage of the pipeline."""
+
+    first: int
+    last: int
+    holds: str | None  # None where the model's layers are not known
+
+    def __str__(self) -> str:
+        ranks = f"ranks {self.first}-{self.last}" if self.last > self.first else f"rank {self.first}"
+        return ranks if self.holds is None else f"{ranks}: {self.holds}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,9 +125,8 @@ class Plan:
         }
 
     def __str__(self) -> str:
-        from recipes.planner.text import as_text
-
-        return as_text(self)
+        """For a person: a table, with its memory as bars."""
+        return "\n".join(_lines(self))
 
 
 def plan(
@@ -137,7 +152,7 @@ def plan_of(examined: Examined, others: Sequence[Problem] = ()) -> Plan:
         raise ProblemsError(problems)
     (submission,) = examined.submissions
     job = submission.job
-    layout, memory = layout_of_work(job), need_of(job)
+    layout, memory = job.layout, need_of(job)
     on_gpus = memory is None or memory.device == "GPU"
     return Plan(
         recipe=job.recipe,
@@ -147,7 +162,7 @@ def plan_of(examined: Examined, others: Sequence[Problem] = ()) -> Plan:
         release=job.addressed.release if job.addressed else None,
         command=_command(job),
         layout=layout,
-        ranks=ranks_of(job, layout) if job.engine == "script" else (),
+        ranks=_ranks(job, layout) if job.engine == "script" else (),
         gpu=job.gpu if on_gpus else None,
         models=tuple(_models(job)),
         memory=memory,
@@ -159,6 +174,20 @@ def plan_of(examined: Examined, others: Sequence[Problem] = ()) -> Plan:
         skipped=submission.skipped,
         notes=tuple(notes(job)),
     )
+
+
+def _ranks(job: Job, layout: Layout) -> tuple[Ranks, ...]:
+    """The ranks of each pipeline stage, in Megatron-Core's order (tp-cp-ep-dp-pp: the pipeline varies slowest)."""
+    if not layout.divides:
+        return ()
+    each = layout.world // layout.pp
+    work = workload_of(job)
+    model = None
+    if work and not work.model.architecture.missing:
+        model = anatomy(work.model, quantized=work.fake_quantized)
+    stages = model.stages(layout.pp, work.stages) if work and model else None
+    held = [str(stage) for stage in stages] if stages else [None] * layout.pp
+    return tuple(Ranks(first=n * each, last=(n + 1) * each - 1, holds=holds) for n, holds in enumerate(held))
 
 
 def _command(job: Job) -> tuple[str, ...] | None:
@@ -173,14 +202,14 @@ def _command(job: Job) -> tuple[str, ...] | None:
 
 def _models(job: Job) -> Iterator[Model]:
     for key, facts in job.models.items():
-        counted, name = count(facts), getattr(job.resolved, key)
+        counted, name = facts.architecture.parameters, getattr(job.resolved, key)
         folder = model_folder(job, name) if counted is None else None
         yield Model(
             key=f"args.{key}",
             name=name,
             source=facts.source,
             layers=facts.layers,
-            parameters={part: size for part in PARTS if (size := getattr(counted, part))} if counted else None,
+            parameters=dict(counted.sections) if counted else None,
             total=counted.total if counted else exact_total(folder) if folder else None,
             active=counted.active if counted else None,
         )
@@ -204,3 +233,104 @@ def _time(estimate: Estimate) -> dict[str, Any]:
 
 def _dict(mapping: Mapping[str, int] | None) -> dict[str, int] | None:
     return None if mapping is None else dict(mapping)
+
+
+def _lines(plan: Plan) -> Iterator[str]:
+    """A line for each thing worth knowing; Problems come last, where the eye ends."""
+    yield from _row(
+        "recipe", [f"{plan.recipe} on {plan.executor}" + (f", engine {plan.engine}" if plan.engine else "")]
+    )
+    yield from _row(
+        "model", [line for model in plan.models for line in _model_lines(model)] or ["nothing is known of it"]
+    )
+    yield from _row("machines", [_machines(plan)])
+    if plan.memory is not None:
+        yield from _row("memory", _memory_lines(plan.memory))
+    yield from _row("fits", [_verdict(plan)])
+    if plan.proposal is not None:
+        yield from _row("smallest", _proposal_lines(plan))
+    if plan.command is not None:
+        yield from _row("each rank", [shlex.join(plan.command)])
+    for ranks in plan.ranks:
+        yield from _row("", [str(ranks)])
+    yield from _row("time", [str(plan.time)] if plan.time else [])
+    yield from _row("run dir", [plan.run_dir])
+    yield from _row("leaves", [_output_line(output) for output in plan.outputs])
+    yield from (f"note: {note}" for note in plan.notes)
+    yield from map(str, plan.skipped)
+    yield from map(str, plan.problems)
+    errors = sum(problem.severity == "error" for problem in plan.problems)
+    yield f"{errors} problem{'s' if errors != 1 else ''}; run would refuse it." if errors else "run would submit it."
+
+
+def _row(key: str, values: Iterable[str]) -> Iterator[str]:
+    for value in values:
+        yield f"{key:{_KEY}} {value}"
+        key = ""
+
+
+def _model_lines(model: Model) -> Iterator[str]:
+    layers = f", {model.layers} layers" if model.layers else ""
+    size = "parameters not known" if model.total is None else f"{_billions(model.total)} parameters"
+    active = f", {_billions(model.active)} active" if model.active and model.active != model.total else ""
+    yield f"{model.name}: {size}{active}{layers} ({model.source})"
+    if model.parameters is not None:
+        yield ", ".join(f"{part} {_billions(number)}" for part, number in model.parameters.items())
+
+
+def _machines(plan: Plan) -> str:
+    layout = plan.layout
+    gpu = ", GPU not known"
+    if plan.gpu is not None:
+        gpu = f" with {plan.gpu.name}, {plan.gpu.memory / _GIB:.0f} GiB ({plan.gpu.known_by})"
+    elif plan.memory is not None and plan.memory.device == "host":
+        gpu = " on the host's processors"
+    copies = f", {layout.dp} copies" if layout.divides and layout.world > 1 else ""
+    return f"{_layout(layout)}{copies}{gpu}"
+
+
+def _layout(layout: Layout) -> str:
+    """`2 x 8 processes, tp=2 ep=8`: machines and processes, and the sizes that are not 1."""
+    machines = f"{layout.nodes} x {layout.processes} process" + ("es" if layout.world != 1 else "")
+    return ", ".join(filter(None, (machines, str(layout))))
+
+
+def _memory_lines(need: Need) -> Iterator[str]:
+    yield f"{need.where}: {_gib(need.total)}" + (f" of {_gib(need.room)}" if need.room else "")
+    most = max(need.room or 0, need.total)
+    width = max(map(len, need.parts))
+    for part, size in need.parts.items():
+        yield f"  {part:{width}} {_gib(size):>10}  {'█' * round(_BAR * size / most)}".rstrip()
+
+
+def _verdict(plan: Plan) -> str:
+    if plan.fits is None:
+        return "not known: " + (
+            "its memory cannot be told" if plan.memory is None else "which GPU it gets is not known"
+        )
+    return "yes" if plan.fits else "no"
+
+
+def _proposal_lines(plan: Plan) -> Iterator[str]:
+    assert plan.proposal is not None
+    yield f"{_layout(plan.proposal.layout)}: {_gib(plan.proposal.memory.total)} on the fullest rank"
+    for rejected in plan.proposal.smaller:
+        yield f"  not {_layout(rejected.layout)}: {rejected.reason}"
+
+
+def _output_line(output: Output) -> str:
+    return f"{output.type}  {output.path}  ({'size not known' if output.bytes is None else _bytes(output.bytes)})"
+
+
+def _bytes(size: int) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
+
+
+def _billions(number: int) -> str:
+    if number >= 5e7:
+        return f"{number / 1e9:.2f} B"
+    return f"{number / 1e6:.2f} M" if number >= 5e4 else f"{number / 1e3:.2f} k"
+
+
+def _gib(size: int) -> str:
+    return f"{size / _GIB:.1f} GiB" if size >= _GIB / 10 else f"{size / _MIB:.1f} MiB"

@@ -1,15 +1,24 @@
-"""The layouts that a job could have on so many GPUs, in order of preference, and why one does not do."""
+"""Layouts that work: the nearest ones to what somebody asked for, and the smallest one that a job fits in."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
+from itertools import combinations, product
+from math import log2
 
-from recipes.planner.divisibility import EVEN, Size, violations
-from recipes.planner.layout import Layout
-from recipes.planner.memory import RankMemory, fullest
-from recipes.planner.parameters import count
-from recipes.planner.work import Work
+from recipes.experiment.job import Job
+from recipes.models import ModelFacts
+from recipes.planner.gpus import Gpu, gpus_per_node
+from recipes.planner.layout import EVEN, SIZES, Layout, Size, violations
+from recipes.planner.megatron_memory import RankMemory, rank_memory, unknown_of
+from recipes.planner.workload import Workload, workload_of
 
+#: Part of a GPU's memory that tensors can have: the rest is lost between an allocator's blocks, or taken for a moment.
+_USABLE = 0.92
+#: GPUs of a machine where its profile does not say, as in every HGX and DGX of eight; and machines that are tried.
+_MACHINE, _MACHINES = 8, 16
+#: Sizes that are changed to whatever divides, where an alternative is looked for.
+_FREELY = 2
 #: Bytes of a parameter: its weight; in a training, with gradient, master copy and moments (Megatron Core).
 _BF16, _TRAINED = 2, 18
 _SHOWN = 3
@@ -25,15 +34,24 @@ class Rejected:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Search:
+class Proposal:
+    """The smallest layout that a job fits in, its fullest rank, and the best of the next smaller number of GPUs."""
+
+    layout: Layout
+    memory: RankMemory
+    smaller: tuple[Rejected, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Search:
     """What to look for: the job's work, the room of a rank, the machines there are and the sizes that can be set."""
 
-    work: Work
+    work: Workload
     asked: Layout  # sizes that cannot be set, or that nothing is gained by, are as here
     room: int  # bytes
     machine: int  # GPUs
     machines: int
-    sizes: frozenset[str]
+    sizes: frozenset[Size]
     copies: bool  # whether ranks beyond one copy of the model are of use
     padded: bool  # whether the vocabulary is filled up to what tensor parallelism needs
 
@@ -64,7 +82,7 @@ class Search:
 
     def memory(self, layout: Layout) -> RankMemory | None:
         """The fullest rank; None where the model's numbers do not suit the layout."""
-        return None if self.against(layout) else fullest(self._placed(layout), layout)
+        return None if self.against(layout) else rank_memory(self._placed(layout), layout)
 
     def against(self, layout: Layout) -> str | None:
         """What of the models does not suit a layout; each rule is about one size."""
@@ -78,7 +96,9 @@ class Search:
     @cached_property
     def _least(self) -> int:
         """Bytes of the models' weights, and of what a training has for each."""
-        model, teacher = count(self.work.model), count(self.work.teacher) if self.work.teacher else None
+        model, teacher = (
+            facts.architecture.parameters if facts else None for facts in (self.work.model, self.work.teacher)
+        )
         own = (_TRAINED if self.work.kind == "training" else _BF16) * (model.total if model else 0)
         return own + _BF16 * (teacher.total if teacher else 0)
 
@@ -105,7 +125,7 @@ class Search:
             return self.work.global_batch % (self.work.batch * layout.dp) == 0
         return layout.expert_model == layout.world
 
-    def _placed(self, layout: Layout) -> Work:
+    def _placed(self, layout: Layout) -> Workload:
         """The work with the stages that were asked for, where there are as many of them."""
         return self.work if layout.pp == self.asked.pp else replace(self.work, stages=EVEN)
 
@@ -119,6 +139,102 @@ class Search:
         models = [facts for facts in (self.work.model, self.work.teacher) if facts is not None]
         found = (violations(alone, facts, stages=stages, padded=self.padded) for facts in models)
         return next((violation.cause for each in found for violation in each), None)
+
+
+def usable(gpu: Gpu) -> int:
+    """Bytes of a GPU that a rank's tensors may fill."""
+    return int(gpu.memory * _USABLE)
+
+
+def smallest(job: Job) -> Proposal | None:
+    """The layout of fewest GPUs, then of fewest pipeline stages, then of least tensor parallelism that a job fits in.
+
+    Tensor parallelism stays within a machine. None where a fact or the GPU is not known, or nothing that
+    was tried fits.
+    """
+    search = _search(job)
+    if search is None:
+        return None
+    smaller: int | None = None
+    for world in search.worlds():
+        for layout in () if search.is_hopeless(world) else search.layouts(world):
+            memory = search.memory(layout)
+            if memory is not None and memory.total <= search.room:
+                rejected = () if smaller is None else search.rejected(smaller)
+                return Proposal(layout=layout, memory=memory, smaller=rejected)
+        smaller = world
+    return None
+
+
+def alternatives(layout: Layout, models: Sequence[ModelFacts], *, limit: int = 2) -> tuple[Layout, ...]:
+    """The valid layouts of the same processes that are nearest to `layout`: fewest sizes changed, larger ones first.
+
+    Larger, because a model that is split further needs no more memory than was meant.
+    """
+    for changed in range(len(SIZES) + 1):
+        found = [one for one in _varied(layout, changed) if is_valid(one, models)]
+        if found:
+            return tuple(sorted(found, key=lambda one: _distance(one, layout))[:limit])
+    return ()
+
+
+def is_valid(layout: Layout, models: Sequence[ModelFacts]) -> bool:
+    """Whether ranks divide, tensor parallelism stays within a machine, and no model's known facts speak against it."""
+    return (
+        layout.divides
+        and layout.tp <= layout.processes
+        and all(next(violations(layout, facts), None) is None for facts in models)
+    )
+
+
+def _search(job: Job) -> _Search | None:
+    work = workload_of(job) if job.engine == "script" else None
+    if work is None or job.gpu is None or unknown_of(work):
+        return None
+    args = job.resolved
+    ranked = args.RANKED and not (job.addressed and job.addressed.script in args.ONE_PROCESS)
+    return _Search(
+        work=work,
+        asked=job.layout,
+        room=usable(job.gpu),
+        machine=(gpus_per_node(job.profile) or max(_MACHINE, job.torchrun.nproc_per_node)) if ranked else 1,
+        machines=_MACHINES if ranked and job.place.capabilities.multi_node else 1,
+        sizes=_settable(job),
+        copies=args.DATA_PARALLEL,
+        padded=args.PADS_VOCABULARY,
+    )
+
+
+def _settable(job: Job) -> frozenset[Size]:
+    """Sizes that the job's script takes. An exporter takes tensor parallelism, and writes nonsense with it."""
+    return frozenset(filter(job.key, SIZES)) - (set() if job.args.DATA_PARALLEL else {"tp", "etp"})
+
+
+def _varied(layout: Layout, changed: int) -> Iterator[Layout]:
+    """Layouts that differ in exactly so many sizes. Experts and sequences that are not spread stay so.
+
+    Where three sizes and more have to change, each only to 1 or to what is next to it: there are enough of these.
+    """
+    divisors = [one for one in range(1, layout.world + 1) if layout.world % one == 0]
+    sizes = [size for size in SIZES if size in ("tp", "pp") or getattr(layout, size) > 1]
+    for some in combinations(sizes, changed):
+        asked = [getattr(layout, size) for size in some]
+        choices = [[one for one in divisors if one != value] for value in asked]
+        if changed > _FREELY:
+            choices = [[1, *_next_to(value, choice)] for value, choice in zip(asked, choices, strict=True)]
+        for choice in product(*choices):
+            yield replace(layout, **dict(zip(some, choice, strict=True)))
+
+
+def _next_to(value: int, choices: Sequence[int]) -> list[int]:
+    below, above = [one for one in choices if 1 < one < value], [one for one in choices if one > value]
+    return [*below[-1:], *above[:1]]
+
+
+def _distance(one: Layout, other: Layout) -> tuple[bool, float, tuple[int, ...]]:
+    """Whether it is split less than the other, by how much it differs, and a fixed order of what is equally near."""
+    ratios = [log2(getattr(one, size) / getattr(other, size)) for size in SIZES]
+    return sum(ratios) < 0, sum(abs(ratio) for ratio in ratios), tuple(getattr(one, size) for size in SIZES)
 
 
 def too_much(memory: RankMemory, room: int) -> str:

@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 from executors.base import is_below
 from recipes.experiment.job import Job
 from recipes.models import hub
-from recipes.models.published import is_gated, published
+from recipes.models.hub import is_gated, published
 from recipes.preflight.paths import NAMES_A_MODEL
 from recipes.preflight.quantize import is_local
 from scripts.args.meaning import meanings

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from recipes.experiment.job import Job
-from recipes.planner.configured import configured
+from scripts.args.configuration import configured
 from scripts.args.distill import DistillBridgeArgs, QatArgs
 from scripts.run.problems import Problem, Severity
 from scripts.run.registry import check

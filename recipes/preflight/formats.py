@@ -1,77 +1,24 @@
 """Whether a quantization format suits a job: its model's widths on each rank, its exporter, its source."""
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from math import prod
-from typing import Literal
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 from recipes.experiment.job import Job
 from recipes.models import ModelFacts
-from recipes.models.model import Part
-from recipes.planner.layout import Layout
-from recipes.preflight.layout import asked, ranked
+from recipes.models.architecture import PARTS, Side, Weight
+from recipes.planner.layout import Layout, Size
+from recipes.preflight.layout import asked, divided
 from scripts.args.meaning import meanings
 from scripts.formats import EXPORTABLE, FITS_ANY_WIDTH, FORMATS, Format
 from scripts.run.problems import Problem
-from scripts.run.registry import Check
-
-_KEYS = ("export_quant_cfg", "quant_cfg")
-Side = Literal["input", "output"]
-Width = Callable[[ModelFacts, Layout], int | None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Matrix:
-    """One side of a kind of weight matrix, as each rank holds it."""
-
-    what: str
-    side: Side
-    part: Part
-    width: Width  # of a rank; None where a fact is not known
-
-
-def _per(rank: Literal["tp", "etp"], *names: str) -> Width:
-    """The product of facts, spread over ranks; None where they do not spread evenly, which is another check's."""
-
-    def width(facts: ModelFacts, layout: Layout) -> int | None:
-        values = [getattr(facts, name) for name in names]
-        if None in values:
-            return None
-        each, over = divmod(prod(values), getattr(layout, rank))
-        return None if over else int(each)
-
-    return width
-
-
-def _whole(facts: ModelFacts, _: Layout) -> int | None:
-    return facts.hidden_size
-
-
-#: Column-parallel matrices are split by their outputs, row-parallel ones by their inputs (arXiv:1909.08053). Heads with
-#: latent attention have widths of their own and are left to ModelOpt.
-_MATRICES: tuple[Matrix, ...] = (
-    Matrix(what="the hidden width", side="input", part="attention", width=_whole),
-    Matrix(what="the hidden width", side="input", part="mlp", width=_whole),
-    Matrix(what="the hidden width", side="output", part="mlp", width=_whole),
-    Matrix(what="the heads", side="input", part="attention", width=_per("tp", "heads", "head_dim")),
-    Matrix(what="the MLP", side="input", part="mlp", width=_per("tp", "ffn_hidden_size")),
-    Matrix(what="the MLP", side="output", part="mlp", width=_per("tp", "ffn_hidden_size")),
-    Matrix(what="an expert", side="input", part="experts", width=_per("etp", "expert_ffn_size")),
-    Matrix(what="an expert", side="output", part="experts", width=_per("etp", "expert_ffn_size")),
-    Matrix(what="the shared experts", side="input", part="experts", width=_per("tp", "shared_expert_ffn_size")),
-    Matrix(what="Mamba's heads", side="input", part="mamba", width=_per("tp", "mamba_heads", "mamba_head_dim")),
-)
+from scripts.run.registry import check
 
 
 def made_format(job: Job) -> tuple[str, str] | None:
     """The key and the name of the format that a job quantizes to; a ModelOpt recipe instead of one is not a name."""
-    if job.algorithm != "quantize" or getattr(job.args, "recipe", None):
-        return None
-    for name in _KEYS:
-        value = getattr(job.resolved, name, None)
-        if isinstance(value, str):
-            return f"args.{name}", value
-    return None
+    key, name = job.key("format"), job.get("format")
+    made = job.algorithm == "quantize" and not job.get("format_recipe") and isinstance(name, str)
+    return (key, name) if made and key else None
 
 
 def named_format(name: str) -> Format | None:
@@ -101,57 +48,70 @@ def read_formats(job: Job) -> Iterator[tuple[str, Format]]:
             yield f"args.{field}", found
 
 
-def _fits(job: Job) -> Iterator[Problem]:
+def _quantizes_by_script(job: Job) -> bool:
+    return job.engine == "script" and made_format(job) is not None
+
+
+@check(
+    "format_does_not_fit",
+    needs=("model.blocks", "model.hidden_size"),
+    applies=lambda job: _quantizes_by_script(job) and divided(job),
+)
+def fits(job: Job) -> Iterator[Problem]:
     """Calibration fills a last block up with zeros (ModelOpt quantization.utils); the exporter refuses to."""
-    made = made_format(job)
+    made, want, model = made_format(job), asked(job), job.model
     facts = exact_format(made[1]) if made else None
-    if made is None or facts is None:
+    if made is None or facts is None or model is None:
         return
-    want, model = asked(job), job.model
-    assert model is not None
-    sides: dict[Side, int] = {"output": facts.block[0], "input": facts.block[1]}
-    for matrix in _MATRICES:
-        width, block = matrix.width(model, want.layout), sides[matrix.side]
-        if width is None or not model.count_of(matrix.part) or (model.latent and matrix.part == "attention"):
-            continue
-        if width % block:
+    blocks: dict[Side, int] = {"inputs": facts.block[1], "outputs": facts.block[0]}
+    packed = [row for part in PARTS if model.count_of(part) for row in model.architecture.of(part) if row.what]
+    for side, row in ((side, row) for side in blocks for row in packed):
+        width, block = _width(row, side, model, want.layout), blocks[side]
+        if width is not None and width % block:
             exported = facts.megatron_export
+            what = row.what if side == row.split else "the hidden width"
             yield Problem(
-                name="format_does_not_fit",
                 key=made[0],
                 value=made[1],
-                cause=f"on each rank {matrix.what} has {width} {matrix.side}s, no multiple of {block}, its block",
-                remedy=_smaller(matrix, model, want.layout, block, want.keys),
+                cause=f"on each rank {what} has {width} {side}, no multiple of {block}, its block",
+                remedy=_smaller(row, side, model, want.layout, block, want.keys),
                 severity="error" if exported else "warning",
                 can_force=exported,
             )
             return
 
 
-def _smaller(matrix: Matrix, model: ModelFacts, layout: Layout, block: int, keys: Mapping[str, str]) -> str:
+def _width(row: Weight, side: Side, model: ModelFacts, layout: Layout) -> int | None:
+    """Of a weight on each rank; None where it is not known, not the model's own, or does not spread evenly, which is
+    another check's."""
+    width = row.width(side, layout.etp if row.experts else layout.tp)
+    return width if side == row.split or width == model.hidden_size else None
+
+
+def _smaller(row: Weight, side: Side, model: ModelFacts, layout: Layout, block: int, keys: Mapping[Size, str]) -> str:
     """The largest tensor parallelism with which the blocks stay whole; formats without blocks where there is none."""
     for size in ("tp", "etp"):
         for value in range(getattr(layout, size) - 1, 0, -1):
             smaller = replace(layout, **{size: value})
-            width = matrix.width(model, smaller)
+            width = _width(row, side, model, smaller)
             if size in keys and smaller.divides and width is not None and width % block == 0:
                 return f"Try {keys[size]}={value}, or another format: {FITS_ANY_WIDTH}"
     return FITS_ANY_WIDTH
 
 
-def _exportable(job: Job) -> Iterator[Problem]:
+@check("format_not_exportable", severity="warning", applies=_quantizes_by_script)
+def exportable(job: Job) -> Iterator[Problem]:
     """The checkpoint itself is sound: it can be trained on and generate."""
     made = made_format(job)
     facts = exact_format(made[1]) if made else None
     if made and facts and not facts.megatron_export:
         cause = "Megatron's exporter cannot write it: no Hugging Face checkpoint can be made of what this leaves"
         key, value = made
-        yield Problem(
-            name="format_not_exportable", key=key, value=value, cause=cause, remedy=EXPORTABLE, severity="warning"
-        )
+        yield Problem(key=key, value=value, cause=cause, remedy=EXPORTABLE)
 
 
-def _already(job: Job) -> Iterator[Problem]:
+@check("already_quantized", algorithms=("quantize", "prune", "distill"))
+def already(job: Job) -> Iterator[Problem]:
     """What ModelOpt quantized is packed; other tools' checkpoints some loaders unpack."""
     sources = {field.name for field, meaning in meanings(job.args) if meaning.consumes == "checkpoint_hf"}
     for field in sorted(sources & job.models.keys()):
@@ -162,7 +122,6 @@ def _already(job: Job) -> Iterator[Problem]:
                 "" if ours else ": whether that is undone is its loader's"
             )
             yield Problem(
-                name="already_quantized",
                 key=f"args.{field}",
                 value=getattr(job.args, field),
                 cause=cause,
@@ -170,23 +129,3 @@ def _already(job: Job) -> Iterator[Problem]:
                 severity="error" if ours else "warning",
                 can_force=ours,
             )
-
-
-def _quantizes_by_script(job: Job) -> bool:
-    return job.engine == "script" and made_format(job) is not None
-
-
-CHECKS: tuple[Check, ...] = (
-    Check(
-        name="format_does_not_fit",
-        run=_fits,
-        needs=("model.blocks", "model.hidden_size"),
-        applies=lambda job: _quantizes_by_script(job) and ranked(job) and asked(job).layout.divides,
-    ),
-    Check(name="format_not_exportable", run=_exportable, applies=_quantizes_by_script),
-    Check(
-        name="already_quantized",
-        run=_already,
-        applies=lambda job: job.algorithm in ("quantize", "prune", "distill"),
-    ),
-)

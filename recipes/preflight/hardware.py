@@ -7,9 +7,9 @@ from recipes.experiment.job import Job
 from recipes.planner.gpus import Gpu, gpus_per_node
 from recipes.preflight.formats import made_format, named_format, read_formats
 from recipes.preflight.layout import asked, ranked
-from scripts.formats import Format
+from scripts.formats import FORMATS, Format
 from scripts.run.problems import Problem, Severity
-from scripts.run.registry import Check
+from scripts.run.registry import check
 
 #: The least compute capability with BF16 tensor cores, which Transformer Engine takes for granted.
 _BF16 = 80
@@ -26,41 +26,41 @@ def _called(gpu: Gpu) -> str:
     return f"{gpu.name} has {gpu.sm / 10:.1f} ({gpu.known_by})"
 
 
-def _processes(job: Job) -> Iterator[Problem]:
+@check("more_processes_than_gpus", can_force=True)
+def processes(job: Job) -> Iterator[Problem]:
     gpus = gpus_per_node(job.profile)
     for key, value in _wanted(job):
         if gpus is not None and value > gpus:
-            name = "more_processes_than_gpus"
             cause = f"each process takes a GPU, and a machine of {job.place.title} has {gpus}"
             remedy = f"Use {key}={gpus} and more machines, or raise executor.gpus."
-            yield Problem(name=name, key=key, value=value, cause=cause, remedy=remedy, can_force=True)
+            yield Problem(key=key, value=value, cause=cause, remedy=remedy)
 
 
 def _wanted(job: Job) -> Iterator[tuple[str, int]]:
     """The numbers of GPUs that a machine must have, and who says so."""
-    if ranked(job) and getattr(job.args, "device", "gpu") != "cpu" and not getattr(job.args, "cpu", False):
+    if ranked(job) and job.get("device") != "cpu" and not job.get("cpu"):
         yield "torchrun.nproc_per_node", job.shape.processes
-    if not job.args.RANKED and hasattr(job.args, "tensor_parallel_size"):
-        yield "args.tensor_parallel_size", job.args.tensor_parallel_size
+    if not job.args.RANKED and (key := job.key("server_gpus")):
+        yield key, job.get("server_gpus")
 
 
-def _across(job: Job) -> Iterator[Problem]:
+@check("tensor_parallel_across_machines", severity="warning", applies=ranked)
+def across(job: Job) -> Iterator[Problem]:
     """Megatron-LM (arXiv:2104.04473, section 5.8): tensor parallelism belongs on NVLink, pipelines between machines."""
     want, processes = asked(job), job.torchrun.nproc_per_node
     if job.shape.nodes > 1 and want.layout.tp > processes and want.layout.divides:
         cause = f"it spans machines of {processes} processes, and every layer waits for the network between them"
         remedy = f"Use {want.keys['tp']}={processes} and {want.keys['pp']} for the rest." if "pp" in want.keys else ""
         yield Problem(
-            name="tensor_parallel_across_machines",
             key=want.keys["tp"],
             value=want.layout.tp,
             cause=cause,
             remedy=remedy,
-            severity="warning",
         )
 
 
-def _bf16(job: Job) -> Iterator[Problem]:
+@check("gpu_without_bf16", needs=("gpu",), applies=lambda job: _precision(job) is not None)
+def bf16(job: Job) -> Iterator[Problem]:
     """PyTorch emulates BF16 on older GPUs; Transformer Engine, which Megatron's scripts build on, refuses them."""
     gpu = job.gpu
     assert gpu is not None
@@ -72,7 +72,6 @@ def _bf16(job: Job) -> Iterator[Problem]:
     )
     key, value = _gpu_key(gpu)
     yield Problem(
-        name="gpu_without_bf16",
         key=key,
         value=value,
         cause=cause,
@@ -85,17 +84,17 @@ def _bf16(job: Job) -> Iterator[Problem]:
 def _precision(job: Job) -> str | None:
     """What a Megatron or Transformers model is computed in; None for a tool that decides by itself."""
     if job.engine == "hf":
-        return job.args.dtype if job.args.device != "cpu" else None
-    if job.engine is None or not job.args.RANKED or getattr(job.args, "bf16", True) is False:
-        return None
-    return str(getattr(job.args, "dtype", getattr(job.args, "torch_dtype", "bfloat16")))
+        return str(job.get("precision")) if job.get("device") != "cpu" else None
+    ranked_in_16_bits = job.engine is not None and job.args.RANKED and job.get("bf16", True)
+    return str(job.get("precision", "bfloat16")) if ranked_in_16_bits else None
 
 
 def _gpu_key(gpu: Gpu) -> tuple[str, Any]:
     return (gpu.known_by, gpu.name) if gpu.certain else ("executor.gpu", None)
 
 
-def _kernels(job: Job) -> Iterator[Problem]:
+@check("format_needs_newer_gpu", "format_not_native", needs=("gpu",), applies=lambda job: any(_formats(job)))
+def kernels(job: Job) -> Iterator[Problem]:
     """Calibration rounds in 16 bits and runs anywhere; kernels that compute in the format do not."""
     gpu = job.gpu
     assert gpu is not None
@@ -104,7 +103,6 @@ def _kernels(job: Job) -> Iterator[Problem]:
             deploys = job.algorithm in _DEPLOYING
             then = "" if deploys else ": it is calibrated by rounding, and what comes of it cannot be served there"
             yield Problem(
-                name="format_needs_newer_gpu",
                 key=key,
                 value=facts.name,
                 cause=f"its kernels need compute capability {facts.min_sm / 10:.1f}, and {_called(gpu)}{then}",
@@ -139,19 +137,5 @@ def _formats(job: Job) -> Iterator[tuple[str, Format]]:
 
 def _fitting(gpu: Gpu) -> str:
     """Formats whose kernels the GPU has."""
-    from scripts.formats import FORMATS
-
     names = [name for name, facts in FORMATS.items() if facts.min_sm <= gpu.sm]
     return f"Use another GPU, or another format: {', '.join(names)}." if names else "Use a newer GPU."
-
-
-def _has_format(job: Job) -> bool:
-    return next(_formats(job), None) is not None
-
-
-CHECKS: tuple[Check, ...] = (
-    Check(name="more_processes_than_gpus", run=_processes, applies=lambda job: next(_wanted(job), None) is not None),
-    Check(name="tensor_parallel_across_machines", run=_across, applies=ranked),
-    Check(name="gpu_without_bf16", run=_bf16, needs=("gpu",), applies=lambda job: _precision(job) is not None),
-    Check(name="format_needs_newer_gpu", run=_kernels, needs=("gpu",), applies=_has_format),
-)

@@ -3,24 +3,29 @@
 from collections.abc import Iterator
 
 from recipes.experiment.job import Job
-from recipes.planner.jobs import is_of_gpus
-from recipes.planner.layout import SIZES
-from recipes.planner.layouts import smallest
-from recipes.planner.need import Need, need_of
+from recipes.planner.memory import Need, need_of
+from recipes.planner.search import smallest
+from recipes.planner.workload import is_of_gpus
 from recipes.preflight.layout import asked
 from scripts.run.problems import Problem, Severity
-from scripts.run.registry import Check, Skipped
+from scripts.run.registry import Skipped, check
 
 #: What is over by less may fit all the same: the formulas leave out what an allocator wastes, and what it saves.
 _MARGIN = 1.1
 _GIB = 1 << 30
 
 
-def _fits(job: Job) -> Iterator[Problem | Skipped]:
+def _needs_memory(job: Job) -> bool:
+    """Jobs that compute; where a layout is impossible, other checks say so, and there is nothing to count."""
+    return job.engine == "hf" or (is_of_gpus(job) and job.layout.divides)
+
+
+@check("does_not_fit", "may_not_fit", can_force=True, applies=_needs_memory)
+def fits_device(job: Job) -> Iterator[Problem | Skipped]:
     need = need_of(job)
     missing = ("model",) if need is None else () if need.room is not None else ("gpu",)
     if missing:
-        yield Skipped(name="does_not_fit", missing=missing)
+        yield Skipped(missing=missing)
     if need is None or need.room is None or need.fits:
         return
     over = need.total > _MARGIN * need.room
@@ -34,7 +39,6 @@ def _fits(job: Job) -> Iterator[Problem | Skipped]:
         cause=_cause(need),
         remedy=_remedy(job),
         severity=severity,
-        can_force=True,
     )
 
 
@@ -54,12 +58,4 @@ def _remedy(job: Job) -> str:
         return "No layout that was tried fits: use a GPU with more memory, or shorter samples."
     layout = proposal.layout
     shape = f"torchrun.nnodes={layout.nodes} torchrun.nproc_per_node={layout.processes}"
-    return f"The smallest that fits: {shape} {asked(job).written(layout, SIZES)}".rstrip() + "."
-
-
-def _needs_memory(job: Job) -> bool:
-    """Jobs that compute; where a layout is impossible, other checks say so, and there is nothing to count."""
-    return job.engine == "hf" or (is_of_gpus(job) and job.layout.divides)
-
-
-CHECKS: tuple[Check, ...] = (Check(name="does_not_fit", run=_fits, applies=_needs_memory),)
+    return f"The smallest that fits: {shape} {asked(job).written(layout)}".rstrip() + "."

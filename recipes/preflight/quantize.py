@@ -5,7 +5,7 @@ from pathlib import Path
 
 from recipes.experiment.job import Job
 from recipes.models import hub
-from recipes.models.folder import linear_shapes
+from recipes.models.weights import linear_shapes
 from scripts.checkpoints.model import local_model_problem
 from scripts.data.texts import read, source_of
 from scripts.engines.hf.quantizers import refuse_compress, refuse_weight_only

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from scripts.args.meaning import ScriptArgs, doc
+from scripts.args.meaning import ScriptArgs, Work, doc
 
 _WORKER = "Megatron-Bridge/scripts/conversion/run_conversion.py"  # since v0.6
 _SEVERAL = "Megatron-Bridge/examples/conversion/convert_checkpoints_multi_gpu.py"  # v0.4 and v0.5
@@ -15,6 +15,7 @@ class HfToMegatronArgs(ScriptArgs):
     """What `hf_to_megatron` does. Source: Megatron-Bridge scripts/conversion, before v0.6 examples/conversion."""
 
     SCRIPTS: ClassVar[tuple[str, ...]] = (_WORKER, _SEVERAL, _ONE)
+    WORK: ClassVar[Work | None] = "transfer"
     COMMANDS: ClassVar[dict[str, tuple[str, ...]]] = dict.fromkeys(SCRIPTS, ("import",))
     ONE_PROCESS: ClassVar[frozenset[str]] = frozenset({_ONE})
 
@@ -27,7 +28,9 @@ class HfToMegatronArgs(ScriptArgs):
         "precision of the checkpoint", "bfloat16", role="precision"
     )
     trust_remote_code: bool = doc("run Python code that the model's repository brings", False, role="remote_code")
-    device: Literal["gpu", "cpu"] = doc("since v0.6: where it is done; cpu is one process", "gpu", optional=True)
+    device: Literal["gpu", "cpu"] = doc(
+        "since v0.6: where it is done; cpu is one process", "gpu", optional=True, role="device"
+    )
     tp: int = doc("tensor parallel size", 1, role="tp")
     pp: int = doc("pipeline parallel size", 1, role="pp")
     ep: int = doc("expert parallel size", 1, role="ep")
@@ -41,6 +44,7 @@ class MegatronToHfArgs(ScriptArgs):
     """What `megatron_to_hf` does, for a checkpoint that is not quantized. Sources: as for `hf_to_megatron`."""
 
     SCRIPTS: ClassVar[tuple[str, ...]] = (_WORKER, _SEVERAL, _ONE)
+    WORK: ClassVar[Work | None] = "transfer"
     COMMANDS: ClassVar[dict[str, tuple[str, ...]]] = dict.fromkeys(SCRIPTS, ("export",))
     ONE_PROCESS: ClassVar[frozenset[str]] = frozenset({_ONE})
 
@@ -60,10 +64,12 @@ class MegatronToHfArgs(ScriptArgs):
         "precision of the model", "bfloat16", optional=True, role="precision"
     )
     export_weight_dtype: Literal["bfloat16", "float16", "float32"] | None = doc(
-        "precision of the files", None, role="precision"
+        "precision of the files", None, role="file_precision"
     )
     trust_remote_code: bool = doc("run Python code that the model's repository brings", False, role="remote_code")
-    device: Literal["gpu", "cpu"] = doc("since v0.6: where it is done; cpu is one process", "gpu", optional=True)
+    device: Literal["gpu", "cpu"] = doc(
+        "since v0.6: where it is done; cpu is one process", "gpu", optional=True, role="device"
+    )
     tp: int = doc("tensor parallel size", 1, role="tp")
     pp: int = doc("pipeline parallel size", 1, role="pp")
     ep: int = doc("expert parallel size", 1, role="ep")
@@ -80,6 +86,7 @@ class MergeLoraArgs(ScriptArgs):
     """What `merge_lora` does. Source: Megatron-Bridge examples/peft/merge_lora.py. The base must be the exact one."""
 
     SCRIPTS: ClassVar[tuple[str, ...]] = ("Megatron-Bridge/examples/peft/merge_lora.py",)
+    WORK: ClassVar[Work | None] = "transfer"
 
     lora_checkpoint: str | None = doc(
         "one iteration of the adapter's checkpoint, or the folder above: then the latest",
@@ -100,5 +107,5 @@ class MergeLoraArgs(ScriptArgs):
     tp: int = doc("tensor parallel size", 1, role="tp")
     pp: int = doc("pipeline parallel size", 1, role="pp")
     ep: int = doc("expert parallel size", 1, role="ep")
-    cpu: bool = doc("without GPUs", False)
+    cpu: bool = doc("without GPUs", False, role="cpu")
     debug: bool = doc("log more", False)

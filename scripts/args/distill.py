@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from scripts.args.meaning import ScriptArgs, doc
+from scripts.args.meaning import Role, ScriptArgs, Work, doc
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -11,6 +11,7 @@ class DistillArgs(ScriptArgs):
     """What `distill` does: a teacher's logits teach a student. Source: Model-Optimizer examples/megatron_bridge."""
 
     SCRIPTS: ClassVar[tuple[str, ...]] = ("Model-Optimizer/examples/megatron_bridge/distill.py",)
+    WORK: ClassVar[Work | None] = "training"
 
     teacher_hf_path: str = doc("a folder or a hub name", "Qwen/Qwen3-8B", consumes="checkpoint_hf", role="teacher")
     student_hf_path: str = doc(
@@ -60,14 +61,16 @@ class DistillArgs(ScriptArgs):
     eval_iters: int = doc("batches of a validation", 32)
     log_interval: int = doc("iterations between lines in the log", 10)
     save_interval: int | None = doc("iterations between checkpoints; null is eval_interval", None, role="save_interval")
-    checkpoint_keep_last: int | None = doc("checkpoints to keep", None)
+    checkpoint_keep_last: int | None = doc("checkpoints to keep", None, role="checkpoints_kept")
     exit_interval: int | None = doc("stop after this many iterations, to go on later", None)
-    exit_duration_in_mins: int | None = doc("stop after this many minutes, to go on later", None)
+    exit_duration_in_mins: int | None = doc("stop after this many minutes, to go on later", None, role="stop_minutes")
     validate_only: bool = doc("validate, train nothing", False)
     seed: int = doc("seed of the data's order", 1234, optional=True)
-    recompute_granularity: Literal["selective", "full"] | None = doc("recompute activations to save memory", None)
+    recompute_granularity: Literal["selective", "full"] | None = doc(
+        "recompute activations to save memory", None, role="recompute"
+    )
     recompute_method: Literal["uniform", "block"] | None = doc("with full: which layers", None)
-    recompute_num_layers: int | None = doc("with full: how many layers", None)
+    recompute_num_layers: int | None = doc("with full: how many layers", None, role="recompute_layers")
     recompute_modules: list[str] | None = doc("with selective: which modules", None)
     wandb_project: str | None = doc(
         "Weights & Biases; needs WANDB_API_KEY in the profile's secrets", None, role="wandb"
@@ -80,12 +83,20 @@ class DistillArgs(ScriptArgs):
     ep_size: int = doc("expert parallel size", 1, optional=True, role="ep")
     etp_size: int = doc("expert tensor parallel size", 1, optional=True, role="etp")
 
+    def own(self) -> dict[Role, Any]:
+        return {"sequence_parallel": True, "save_interval": self.eval_interval}
+
+    def work(self) -> dict[str, Any]:
+        return {"fake_quantized": self.student_megatron_path is not None}
+
 
 @dataclass(frozen=True, kw_only=True)
 class DistillBridgeArgs(ScriptArgs):
     """What `distill_llama` does: Llama-3.2-3B teaches 1B. Source: Megatron-Bridge examples/distillation/llama."""
 
     SCRIPTS: ClassVar[tuple[str, ...]] = ("Megatron-Bridge/examples/distillation/llama/distill_llama32_3b-1b.py",)
+    MODELS: ClassVar[dict[Role, str]] = {"model": "meta-llama/Llama-3.2-1B", "teacher": "meta-llama/Llama-3.2-3B"}
+    WORK: ClassVar[Work | None] = "training"
 
     config: dict[str, Any] = doc(
         "sections over the script's own recipe",
@@ -110,6 +121,7 @@ class QatArgs(ScriptArgs):
     """What `qat` does. Source: Megatron-Bridge examples/quantization/pretrain_quantized_llama3_8b.py."""
 
     SCRIPTS: ClassVar[tuple[str, ...]] = ("Megatron-Bridge/examples/quantization/pretrain_quantized_llama3_8b.py",)
+    WORK: ClassVar[Work | None] = "training"
 
     hf_path: str | None = doc(
         "the model it was made of: a folder or a hub name", "meta-llama/Meta-Llama-3-8B", role="model"
@@ -139,3 +151,10 @@ class QatArgs(ScriptArgs):
         role="output",
     )
     debug: bool = doc("log more", False)
+
+    def own(self) -> dict[Role, Any]:
+        """The script's own recipe for Llama 3 8B, which it starts from where it is given no model."""
+        return {} if self.hf_path else {"cp": 2}
+
+    def work(self) -> dict[str, Any]:
+        return {"fake_quantized": True}

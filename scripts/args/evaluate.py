@@ -38,7 +38,7 @@ class EvaluateArgs(ScriptArgs):
         "precision; auto is the checkpoint's", "auto", role="precision"
     )
     max_length: int | None = doc("longest sequence, in tokens; null is the model's", None)
-    tensor_parallel_size: int = doc("vllm: GPUs that share the model", 1)
+    tensor_parallel_size: int = doc("vllm: GPUs that share the model", 1, role="server_gpus")
     parallelize: bool = doc("hf: spread the layers over all GPUs", False)
     trust_remote_code: bool = doc("run Python code that the checkpoint brings", False, role="remote_code")
     model_args: dict[str, Any] = doc("more for what loads the model, such as {gpu_memory_utilization: 0.8}", {})

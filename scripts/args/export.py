@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from scripts.args.meaning import ScriptArgs, doc
+from scripts.args.meaning import ScriptArgs, Work, doc
 from scripts.formats import NOT_EXPORTABLE
 
 _EXAMPLES = "Model-Optimizer/examples/megatron_bridge"
@@ -14,6 +14,7 @@ class ExportArgs(ScriptArgs):
     """What `export` does. Source: Megatron-Bridge examples/quantization/export.py."""
 
     SCRIPTS: ClassVar[tuple[str, ...]] = ("Megatron-Bridge/examples/quantization/export.py",)
+    WORK: ClassVar[Work | None] = "transfer"
     DATA_PARALLEL: ClassVar[bool] = False
 
     hf_model_id: str = doc("the model it was made of: a folder or a hub name", "Qwen/Qwen3-8B", role="model")
@@ -52,6 +53,7 @@ class ExportModelOptArgs(ScriptArgs):
     """What `export_modelopt` does. Source: Model-Optimizer examples/megatron_bridge; export.py before 0.46."""
 
     SCRIPTS: ClassVar[tuple[str, ...]] = (f"{_EXAMPLES}/export_quantized_megatron_to_hf.py", f"{_EXAMPLES}/export.py")
+    WORK: ClassVar[Work | None] = "transfer"
     DATA_PARALLEL: ClassVar[bool] = False
 
     hf_model_name_or_path: str = doc("the model it was made of: a folder or a hub name", "Qwen/Qwen3-8B", role="model")
@@ -86,6 +88,7 @@ class ExportDistilledArgs(ScriptArgs):
     """What `export_distilled` does. Source: Model-Optimizer examples/megatron_bridge, since 0.46."""
 
     SCRIPTS: ClassVar[tuple[str, ...]] = (f"{_EXAMPLES}/export_distilled_megatron_to_hf.py",)
+    WORK: ClassVar[Work | None] = "transfer"
     DATA_PARALLEL: ClassVar[bool] = False
 
     student_hf_path: str = doc("the student that was distilled: a folder or a hub name", "Qwen/Qwen3-4B", role="model")

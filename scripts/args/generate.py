@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from scripts.args.meaning import ScriptArgs, doc
+from scripts.args.meaning import ScriptArgs, Work, doc
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -11,6 +11,7 @@ class GenerateArgs(ScriptArgs):
     """What `generate` does. Source: Megatron-Bridge examples/quantization/ptq_generate.py."""
 
     SCRIPTS: ClassVar[tuple[str, ...]] = ("Megatron-Bridge/examples/quantization/ptq_generate.py",)
+    WORK: ClassVar[Work | None] = "generation"
 
     hf_model_id: str = doc(
         "the model it was made of: a folder or a hub name (for its tokenizer)", "Qwen/Qwen3-8B", role="model"
@@ -39,6 +40,8 @@ class GenerateVlmArgs(ScriptArgs):
     """What `generate_vlm` does. Source: Megatron-Bridge examples/quantization/ptq_generate_vlm.py."""
 
     SCRIPTS: ClassVar[tuple[str, ...]] = ("Megatron-Bridge/examples/quantization/ptq_generate_vlm.py",)
+    IMAGES: ClassVar[bool] = True
+    WORK: ClassVar[Work | None] = "generation"
 
     hf_model_id: str = doc(
         "the model it was made of: a folder or a hub name", "Qwen/Qwen3-VL-8B-Instruct", role="model"
@@ -72,5 +75,5 @@ class GenerateVllmArgs(ScriptArgs):
     trust_remote_code: bool = doc("run Python code that the checkpoint brings", False, role="remote_code")
     max_tokens: int = doc("tokens of each continuation", 64)
     max_model_len: int = doc("longest sequence, in tokens", 1024)
-    tensor_parallel_size: int = doc("GPUs that share the model", 1)
+    tensor_parallel_size: int = doc("GPUs that share the model", 1, role="server_gpus")
     gpu_memory_utilization: float = doc("part of each GPU's memory that vLLM may take", 0.8)

@@ -3,6 +3,7 @@
 Plain data: no torch, no ModelOpt. The `args` of each algorithm are in scripts.args.
 """
 
+import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import Field, dataclass, field, fields
 from typing import Any, ClassVar, Literal
@@ -10,10 +11,13 @@ from typing import Any, ClassVar, Literal
 #: auto: NVIDIA's script where the job's container has one, else ModelOpt on a Transformers model where that can be.
 Engine = Literal["auto", "script", "hf"]
 FlagStyle = Literal["hyphen", "underscore"]
-
+#: What the ranks of a job do, as far as memory and time are concerned.
+#: calibration: forward passes with quantizers that watch. scoring: the same with Minitron's importance hooks.
+#: training: forward, backward, optimizer. generation: prompts and continuations. transfer: weights in, weights out.
+Work = Literal["calibration", "scoring", "training", "generation", "transfer"]
 
 #: What a field is to the rest of the system. No class has a role twice, but for `data`, `output`, `checkpoint` and
-#: `precision`, where the first that is set counts.
+#: `pruned_size`; of several the first that is set counts.
 Role = Literal[
     "model",
     "teacher",
@@ -55,6 +59,28 @@ Role = Literal[
     "first_stage",
     "last_stage",
     "sequence_parallel",
+    "recompute",
+    "recompute_layers",
+    "distributed_optimizer",
+    "every_expert",
+    "weight_only",
+    "compress",
+    "file_precision",
+    "bf16",
+    "device",
+    "cpu",
+    "server_gpus",
+    "checkpoints_kept",
+    "stop_minutes",
+    "draft_heads",
+    "pruned_sizes",
+    "pruned_size",
+    "unpruned",
+    "width_share",
+    "depth_share",
+    "kept_memory",
+    "kept_parameters",
+    "kept_active_parameters",
     "remote_code",
     "wandb",
 ]
@@ -112,6 +138,26 @@ class ScriptArgs:
     DATA_PARALLEL: ClassVar[bool] = True
     #: Whether ModelOpt on a Transformers model can do it as well.
     HF_ENGINE: ClassVar[bool] = False
+    #: What its ranks do; None: nothing on a GPU, or nothing that can be told.
+    WORK: ClassVar[Work | None] = None
+    #: Models that the script itself names, by role.
+    MODELS: ClassVar[dict[Role, str]] = {}
+    #: Whether samples are images with questions.
+    IMAGES: ClassVar[bool] = False
+    #: The word of `extra_args` without which each rank holds the whole optimizer; empty: it is always spread.
+    SPREADS_OPTIMIZER: ClassVar[str] = ""
+    #: Whether the vocabulary is filled up to what tensor parallelism needs.
+    PADS_VOCABULARY: ClassVar[bool] = False
+    #: Whether the script refuses more tokens in a sequence than its model has positions.
+    REFUSES_LONG: ClassVar[bool] = False
+
+    def own(self) -> dict[Role, Any]:
+        """What the script does in a role that no argument has."""
+        return {}
+
+    def work(self) -> dict[str, Any]:
+        """Fields of `recipes.planner.workload.Workload` that no role tells."""
+        return {}
 
 
 def meanings(args: Any) -> Iterator[tuple[Field[Any], Meaning]]:
@@ -122,7 +168,17 @@ def meanings(args: Any) -> Iterator[tuple[Field[Any], Meaning]]:
 
 def fields_of(args: Any, role: Role) -> list[str]:
     """The names of the fields that have a role in an `args` class or object; mostly one, or none."""
-    return [one.name for one, meaning in meanings(args) if meaning.role == role]
+    return _by_role(args if isinstance(args, type) else type(args)).get(role, [])
+
+
+@functools.cache
+def _by_role(args: type) -> dict[Role, list[str]]:
+    """A job is asked for roles hundreds of times before it is submitted."""
+    found: dict[Role, list[str]] = {}
+    for one, meaning in meanings(args):
+        if meaning.role is not None:
+            found.setdefault(meaning.role, []).append(one.name)
+    return found
 
 
 def field_of(args: Any, role: Role) -> str | None:

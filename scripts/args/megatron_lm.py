@@ -7,17 +7,25 @@ configs/models/megatron_lm.yaml, the rest is here. `extra_args` reaches everythi
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from scripts.args.meaning import ScriptArgs, doc
+from scripts.args.meaning import ScriptArgs, Work, doc
+from scripts.args.prune import MMLU
 from scripts.args.quantize import KvCacheQuant
 from scripts.formats import CONFIG_NAMES, FORMATS, NOT_EXPORTABLE
 
 _EXAMPLES = "Megatron-LM/examples/post_training/modelopt"
 _PROMPTS = "Hello!|Born in California, Soyer trained as a"
+#: Tokens of a sample that the scripts calibrate on where nothing is said; of an MMLU question after five examples, at
+#: most; and of the first turn of MT-Bench (arXiv:2306.05685), which has so many.
+_CALIBRATION_TOKENS, _QUESTION_TOKENS, _PROMPT_TOKENS, _MT_BENCH = 512, 2048, 512, 80
 
 
 @dataclass(frozen=True, kw_only=True)
 class MegatronLmArgs(ScriptArgs):
     """What all of them have in common: the model, its checkpoint, how it is spread over GPUs."""
+
+    SPREADS_OPTIMIZER: ClassVar[str] = "--use-distributed-optimizer"
+    PADS_VOCABULARY: ClassVar[bool] = True
+    REFUSES_LONG: ClassVar[bool] = True
 
     model_card: str = doc(
         "a card of configs/models/megatron_lm.yaml", "meta-llama/Llama-3.2-1B-Instruct", card=True, role="model"
@@ -31,7 +39,7 @@ class MegatronLmArgs(ScriptArgs):
     tokenizer_type: str = doc("how the tokenizer is kept", "HuggingFaceTokenizer")
     seq_length: int | None = doc("tokens per sample; null is the card's", None, role="sequence")
     micro_batch_size: int = doc("samples per GPU and step of accumulation", 1, role="micro_batch")
-    bf16: bool = doc("compute in bfloat16", True)
+    bf16: bool = doc("compute in bfloat16", True, role="bf16")
     tp: int = doc("tensor parallel size", 1, flags=("tensor_model_parallel_size",), role="tp")
     pp: int = doc("pipeline parallel size", 1, flags=("pipeline_model_parallel_size",), role="pp")
     ep: int = doc("expert parallel size", 1, flags=("expert_model_parallel_size",), role="ep")
@@ -53,13 +61,16 @@ class MlmConvertArgs(MegatronLmArgs):
     """What `mlm_convert` does: a Hugging Face model as Megatron checkpoint, with draft heads where asked."""
 
     SCRIPTS: ClassVar[tuple[str, ...]] = (f"{_EXAMPLES}/convert_model.py",)
+    WORK: ClassVar[Work | None] = "transfer"
 
     pretrained_model_path: str | None = doc("a folder or a hub name", None, consumes="checkpoint_hf", role="weights")
     save: str | None = doc("Megatron checkpoint", None, produces="checkpoint_megatron", role="output")
     save_interval: int = doc(
         "what Megatron-LM wants to be told, with --save; it saves at the end", 100000, role="save_interval"
     )
-    algorithm: Literal["eagle3", "eagle1", "medusa"] | None = doc("add heads for speculative decoding", None)
+    algorithm: Literal["eagle3", "eagle1", "medusa"] | None = doc(
+        "add heads for speculative decoding", None, role="draft_heads"
+    )
     eagle_config: dict[str, Any] | None = doc("the heads' architecture", None)
     mix_hidden_states: bool = doc("EAGLE: mix the hidden states of steps", False)
     init_model_with_meta_device: bool = doc("build the model without memory first", False)
@@ -70,6 +81,7 @@ class MlmQuantizeArgs(MegatronLmArgs):
     """What `mlm_quantize` does."""
 
     SCRIPTS: ClassVar[tuple[str, ...]] = (f"{_EXAMPLES}/quantize.py",)
+    WORK: ClassVar[Work | None] = "calibration"
 
     pretrained_model_path: str | None = doc(
         "instead of `load`: a folder or a hub name", None, consumes="checkpoint_hf", role="weights"
@@ -83,8 +95,8 @@ class MlmQuantizeArgs(MegatronLmArgs):
     )
     recipe: str | None = doc("a ModelOpt recipe, instead of a format", None, role="format_recipe")
     export_kv_cache_quant: KvCacheQuant = doc("format of the key/value cache", "none", role="kv_format")
-    compress: bool = doc("store real low-precision weights", False)
-    weight_only: bool = doc("quantize weights, leave activations alone", False)
+    compress: bool = doc("store real low-precision weights", False, role="compress")
+    weight_only: bool = doc("quantize weights, leave activations alone", False, role="weight_only")
     disable_qkv_quant: bool = doc("leave attention as it is", False)
     num_first_layers_to_skip_quant: int | None = doc("leave so many first layers as they are", None)
     num_last_layers_to_skip_quant: int | None = doc("leave so many last layers as they are", None)
@@ -101,7 +113,7 @@ class MlmQuantizeArgs(MegatronLmArgs):
     calib_batch_size: int | None = doc("samples per forward pass; null is the script's own", None, role="batch")
     calib_use_random_offset: bool = doc("begin somewhere inside each text", False)
     sync_expert_weight_amax: bool = doc("one scale for the weights of all experts", False)
-    force_all_expert_routing: bool = doc("send every token through every expert", False)
+    force_all_expert_routing: bool = doc("send every token through every expert", False, role="every_expert")
     auto_quantize_bits: float | None = doc("search a format for each layer, with so many bits on average", None)
     auto_quantize_formats: list[str] | None = doc("which formats the search may use", None)
     auto_quantize_method: Literal["gradient", "kl_div"] | None = doc("how the search scores a layer", None)
@@ -110,12 +122,16 @@ class MlmQuantizeArgs(MegatronLmArgs):
     skip_generate: bool = doc("do not continue the prompts", False)
     sequence_parallel: bool = doc("with tensor parallelism: spread activations too", True, role="sequence_parallel")
 
+    def work(self) -> dict[str, Any]:
+        return {"tokens": self.calib_max_sequence_length or _CALIBRATION_TOKENS}
+
 
 @dataclass(frozen=True, kw_only=True)
 class MlmExportArgs(MegatronLmArgs):
     """What `mlm_export` does. Only pipeline parallelism: the exporter gathers no tensor-parallel shards."""
 
     SCRIPTS: ClassVar[tuple[str, ...]] = (f"{_EXAMPLES}/export.py",)
+    WORK: ClassVar[Work | None] = "transfer"
     DATA_PARALLEL: ClassVar[bool] = False
 
     load: str | None = doc(
@@ -141,6 +157,7 @@ class MlmGenerateArgs(MegatronLmArgs):
     """What `mlm_generate` does: answers to MT-Bench questions, with draft tokens where the model has heads for them."""
 
     SCRIPTS: ClassVar[tuple[str, ...]] = (f"{_EXAMPLES}/generate.py",)
+    WORK: ClassVar[Work | None] = "generation"
 
     osl: int = doc("tokens of each answer", 128, role="new_tokens")
     draft_length: int = doc("draft tokens at a time; 0 is plain generation", 0)
@@ -148,12 +165,16 @@ class MlmGenerateArgs(MegatronLmArgs):
     fraction: float = doc("part of the questions", 1.0, flags=("fraction", "percentage"))
     disable_tqdm: bool = doc("no progress bar", False)
 
+    def work(self) -> dict[str, Any]:
+        return {"tokens": _PROMPT_TOKENS, "samples": round(_MT_BENCH * self.fraction)}
+
 
 @dataclass(frozen=True, kw_only=True)
 class MlmMmluArgs(MegatronLmArgs):
     """What `mlm_mmlu` does: the MMLU score of a Megatron checkpoint."""
 
     SCRIPTS: ClassVar[tuple[str, ...]] = (f"{_EXAMPLES}/mmlu.py",)
+    WORK: ClassVar[Work | None] = "generation"
 
     fraction: float = doc("part of the questions", 1.0, flags=("fraction", "percentage"))
     lower_bound: float | None = doc("fail below this score", None)
@@ -164,12 +185,17 @@ class MlmMmluArgs(MegatronLmArgs):
     cache_dir: str | None = doc("where the data set is kept", None, path="write")
     disable_tqdm: bool = doc("no progress bar", False)
 
+    def work(self) -> dict[str, Any]:
+        samples = round(MMLU * self.fraction)
+        return {"tokens": _QUESTION_TOKENS, "batch": self.mmlu_batch_size or 1, "samples": samples, "new_tokens": 1}
+
 
 @dataclass(frozen=True, kw_only=True)
 class MlmPruneArgs(MegatronLmArgs):
     """What `mlm_prune` does (Minitron, arXiv:2407.14679): to a fixed architecture."""
 
     SCRIPTS: ClassVar[tuple[str, ...]] = (f"{_EXAMPLES}/prune.py",)
+    WORK: ClassVar[Work | None] = "scoring"
 
     pretrained_model_path: str | None = doc(
         "instead of `load`: a folder or a hub name", None, consumes="checkpoint_hf", role="weights"
@@ -180,18 +206,18 @@ class MlmPruneArgs(MegatronLmArgs):
     )
     export_default_te_spec: bool = doc("since core 0.18, instead of export_te_mcore_model", False)
     prune_export_config: dict[str, Any] | None = doc(
-        "the architecture, since core 0.18: {hidden_size: 3072, ...}", None
+        "the architecture, since core 0.18: {hidden_size: 3072, ...}", None, role="pruned_sizes"
     )
-    target_hidden_size: int | None = doc("before core 0.18", None)
-    target_ffn_hidden_size: int | None = doc("before core 0.18", None)
-    target_num_attention_heads: int | None = doc("before core 0.18", None)
-    target_num_query_groups: int | None = doc("before core 0.18", None)
-    target_mamba_num_heads: int | None = doc("before core 0.18", None)
-    target_mamba_head_dim: int | None = doc("before core 0.18", None)
-    target_num_moe_experts: int | None = doc("before core 0.18", None)
-    target_moe_ffn_hidden_size: int | None = doc("before core 0.18", None)
-    target_moe_shared_expert_intermediate_size: int | None = doc("before core 0.18", None)
-    target_num_layers: int | None = doc("before core 0.18", None)
+    target_hidden_size: int | None = doc("before core 0.18", None, role="pruned_size")
+    target_ffn_hidden_size: int | None = doc("before core 0.18", None, role="pruned_size")
+    target_num_attention_heads: int | None = doc("before core 0.18", None, role="pruned_size")
+    target_num_query_groups: int | None = doc("before core 0.18", None, role="pruned_size")
+    target_mamba_num_heads: int | None = doc("before core 0.18", None, role="pruned_size")
+    target_mamba_head_dim: int | None = doc("before core 0.18", None, role="pruned_size")
+    target_num_moe_experts: int | None = doc("before core 0.18", None, role="pruned_size")
+    target_moe_ffn_hidden_size: int | None = doc("before core 0.18", None, role="pruned_size")
+    target_moe_shared_expert_intermediate_size: int | None = doc("before core 0.18", None, role="pruned_size")
+    target_num_layers: int | None = doc("before core 0.18", None, role="pruned_size")
     layers_to_drop: list[int] | None = doc("before core 0.18: these layers, counted from 1", None)
     prune_intermediate_ckpt: str | None = doc(
         "where importance scores are kept, to go on with",
@@ -208,12 +234,16 @@ class MlmPruneArgs(MegatronLmArgs):
     references: str | None = doc("what the continuations must be, separated by |", None)
     skip_generate: bool = doc("do not continue the prompts", False)
 
+    def work(self) -> dict[str, Any]:
+        return {"tokens": self.calib_max_sequence_length or _CALIBRATION_TOKENS}
+
 
 @dataclass(frozen=True, kw_only=True)
 class MlmFinetuneArgs(MegatronLmArgs):
     """What `mlm_finetune` and `mlm_distill` do: SFT, QAT of a quantized checkpoint, KD and QAD with a teacher."""
 
     SCRIPTS: ClassVar[tuple[str, ...]] = (f"{_EXAMPLES}/finetune.py",)
+    WORK: ClassVar[Work | None] = "training"
 
     save: str | None = doc("checkpoints", None, produces="checkpoint_megatron", role="output")
     finetune_hf_dataset: str | None = doc("conversations: a hub name or folder", None, role="data")
@@ -252,15 +282,22 @@ class MlmFinetuneArgs(MegatronLmArgs):
     recompute_activations: bool = doc("recompute attention to save memory", False)
     sequence_parallel: bool = doc("with tensor parallelism: spread activations too", True, role="sequence_parallel")
 
+    def work(self) -> dict[str, Any]:
+        return {"fake_quantized": True}
+
 
 @dataclass(frozen=True, kw_only=True)
 class MlmValidateArgs(MegatronLmArgs):
     """What `mlm_validate` does: how many draft tokens of a speculative model are accepted."""
 
     SCRIPTS: ClassVar[tuple[str, ...]] = (f"{_EXAMPLES}/validate.py",)
+    WORK: ClassVar[Work | None] = "generation"
 
     prompts_path: str | None = doc("JSONL of prompts; null is the script's own data set", None, path="read")
     ground_truth_path: str | None = doc("what the model itself would say, from an earlier run", None, path="read")
     save_ground_truth_path: str | None = doc("where to write that down", None, path="write")
     osl: int = doc("tokens of each answer", 64, role="new_tokens")
     steps: int = doc("draft tokens at a time", 1)
+
+    def work(self) -> dict[str, Any]:
+        return {"tokens": _PROMPT_TOKENS, "samples": _MT_BENCH}

@@ -1,9 +1,13 @@
 """Arguments of `prune`."""
 
 from dataclasses import dataclass
+from math import ceil
 from typing import Any, ClassVar
 
-from scripts.args.meaning import ScriptArgs, doc
+from scripts.args.meaning import ScriptArgs, Work, doc
+
+#: Questions of MMLU (arXiv:2009.03300).
+MMLU = 14042
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -11,6 +15,7 @@ class PruneArgs(ScriptArgs):
     """What `prune` does (Minitron, arXiv:2407.14679). Source: Model-Optimizer examples/megatron_bridge."""
 
     SCRIPTS: ClassVar[tuple[str, ...]] = ("Model-Optimizer/examples/megatron_bridge/prune_minitron.py",)
+    WORK: ClassVar[Work | None] = "scoring"
     DATA_PARALLEL: ClassVar[bool] = False
 
     hf_model_name_or_path: str = doc("a folder or a hub name", "Qwen/Qwen3-8B", consumes="checkpoint_hf", role="model")
@@ -22,15 +27,19 @@ class PruneArgs(ScriptArgs):
         produces="checkpoint_megatron",
         role="output",
     )
-    prune_target_params: float | None = doc("search: parameters to keep, such as 6e9", None)
-    prune_target_active_params: float | None = doc("search: parameters active for a token, in a MoE model", None)
-    prune_target_memory_mb: float | None = doc("search: memory to fit in, in MB", None)
-    prune_export_config: dict[str, Any] | None = doc(
-        "a fixed architecture instead of a search: {hidden_size: 3072, num_layers: 32, ...}", None
+    prune_target_params: float | None = doc("search: parameters to keep, such as 6e9", None, role="kept_parameters")
+    prune_target_active_params: float | None = doc(
+        "search: parameters active for a token, in a MoE model", None, role="kept_active_parameters"
     )
-    hparams_to_skip: list[str] | None = doc("what the search leaves alone, such as [num_attention_heads]", None)
-    max_width_pruning: float = doc("search: part of a width that may go", 0.4)
-    max_depth_pruning: float = doc("search: part of the layers that may go", 0.2)
+    prune_target_memory_mb: float | None = doc("search: memory to fit in, in MB", None, role="kept_memory")
+    prune_export_config: dict[str, Any] | None = doc(
+        "a fixed architecture instead of a search: {hidden_size: 3072, num_layers: 32, ...}", None, role="pruned_sizes"
+    )
+    hparams_to_skip: list[str] | None = doc(
+        "what the search leaves alone, such as [num_attention_heads]", None, role="unpruned"
+    )
+    max_width_pruning: float = doc("search: part of a width that may go", 0.4, role="width_share")
+    max_depth_pruning: float = doc("search: part of the layers that may go", 0.2, role="depth_share")
     top_k: int = doc("search: candidates that are scored", 10)
     prune_score_func: str | None = doc("search: how candidates are scored; null is the script's own", None)
     score_lower_bound: float | None = doc("search: stop at a candidate that scores this", None)
@@ -49,3 +58,7 @@ class PruneArgs(ScriptArgs):
         "where layers do not divide by stages", None, role="first_stage"
     )
     num_layers_in_last_pipeline_stage: int | None = doc("where layers do not divide by stages", None, role="last_stage")
+
+    def work(self) -> dict[str, Any]:
+        """A search asks each candidate 5 % of MMLU, as the script's own score function says."""
+        return {"questions": 0 if self.prune_export_config is not None else self.top_k * ceil(0.05 * MMLU)}

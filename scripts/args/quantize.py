@@ -1,9 +1,9 @@
 """Arguments of `quantize`: by the scripts of Megatron-Bridge or Model-Optimizer, or by ModelOpt itself."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from scripts.args.meaning import ScriptArgs, doc
+from scripts.args.meaning import ScriptArgs, Work, doc
 from scripts.formats import CONFIG_NAMES, FORMATS
 
 KvCacheQuant = Literal["none", "fp8", "fp8_affine", "nvfp4", "nvfp4_affine", "nvfp4_rotate"]
@@ -16,6 +16,7 @@ class QuantizeArgs(ScriptArgs):
     """What `quantize` does. Names: Megatron-Bridge examples/quantization/quantize.py, as far as it has them."""
 
     SCRIPTS: ClassVar[tuple[str, ...]] = ("Megatron-Bridge/examples/quantization/quantize.py",)
+    WORK: ClassVar[Work | None] = "calibration"
     HF_ENGINE: ClassVar[bool] = True
 
     hf_model_id: str = doc(
@@ -30,11 +31,11 @@ class QuantizeArgs(ScriptArgs):
         "fp8",
         role="format",
     )
-    weight_only: bool = doc("quantize weights, leave activations alone", False)
+    weight_only: bool = doc("quantize weights, leave activations alone", False, role="weight_only")
     export_kv_cache_quant: KvCacheQuant = doc(
         "format of the key/value cache; the script knows fp8 only", "none", role="kv_format"
     )
-    compress: bool = doc("store real low-precision weights in the checkpoint", False)
+    compress: bool = doc("store real low-precision weights in the checkpoint", False, role="compress")
     calib_size: int = doc("calibration samples", 512, role="samples")
     calib_dataset: str | None = doc(
         "JSONL or text file, data set folder or hub name; null is cnn_dailymail, or a tiny model's own text",
@@ -59,7 +60,7 @@ class QuantizeArgs(ScriptArgs):
         engine="hf",
         role="precision",
     )
-    device: Literal["auto", "cpu", "cuda"] = doc("where the hf engine runs", "auto", engine="hf")
+    device: Literal["auto", "cpu", "cuda"] = doc("where the hf engine runs", "auto", engine="hf", role="device")
     modelopt_save_path: str | None = doc(
         "hf engine: ModelOpt-restorable checkpoint; null skips it",
         None,
@@ -92,7 +93,9 @@ class QuantizeArgs(ScriptArgs):
     )
     etp: int = doc("expert tensor parallel size", 1, engine="script", role="etp")
     disable_hf_datasets_file_lock: bool = doc("for file systems without locks", False, engine="script", optional=True)
-    force_all_expert_routing: bool = doc("send every token through every expert", False, engine="script")
+    force_all_expert_routing: bool = doc(
+        "send every token through every expert", False, engine="script", role="every_expert"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,17 +103,19 @@ class QuantizeVlmArgs(ScriptArgs):
     """What `quantize_vlm` does. Source: Megatron-Bridge examples/quantization/quantize_vlm.py."""
 
     SCRIPTS: ClassVar[tuple[str, ...]] = ("Megatron-Bridge/examples/quantization/quantize_vlm.py",)
+    IMAGES: ClassVar[bool] = True
+    WORK: ClassVar[Work | None] = "calibration"
 
     hf_model_id: str = doc(
         "a folder or a hub name", "Qwen/Qwen3-VL-8B-Instruct", consumes="checkpoint_hf", role="model"
     )
     trust_remote_code: bool = doc("run Python code that the model's repository brings", False, role="remote_code")
     export_quant_cfg: str = doc(f"a format name: {_FORMATS}", "fp8", role="format")
-    weight_only: bool = doc("quantize weights, leave activations alone", False)
+    weight_only: bool = doc("quantize weights, leave activations alone", False, role="weight_only")
     export_kv_cache_quant: KvCacheQuant = doc(
         "format of the key/value cache; the script knows fp8 only", "none", role="kv_format"
     )
-    compress: bool = doc("store real low-precision weights in the checkpoint", False)
+    compress: bool = doc("store real low-precision weights in the checkpoint", False, role="compress")
     calib_size: int = doc("calibration samples", 512, role="samples")
     use_random_calib: bool = doc("calibrate on random images and text: for plumbing only", False)
     skip_quantization: bool = doc("convert only, to compare with", False, role="unquantized")
@@ -129,12 +134,16 @@ class QuantizeVlmArgs(ScriptArgs):
     ep: int = doc("expert parallel size", 1, role="ep")
     etp: int = doc("expert tensor parallel size", 1, role="etp")
 
+    def work(self) -> dict[str, Any]:
+        return {"fake_quantized": not self.skip_quantization}
+
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizeModelOptArgs(ScriptArgs):
     """What `quantize_modelopt` does. Source: Model-Optimizer examples/megatron_bridge/quantize.py."""
 
     SCRIPTS: ClassVar[tuple[str, ...]] = ("Model-Optimizer/examples/megatron_bridge/quantize.py",)
+    WORK: ClassVar[Work | None] = "calibration"
 
     hf_model_name_or_path: str = doc("a folder or a hub name", "Qwen/Qwen3-8B", consumes="checkpoint_hf", role="model")
     trust_remote_code: bool = doc("run Python code that the model's repository brings", False, role="remote_code")
@@ -153,8 +162,8 @@ class QuantizeModelOptArgs(ScriptArgs):
         f"a format name, where no recipe is given: {_FORMATS}", None, aliases=CONFIG_NAMES, role="format"
     )
     kv_cache_quant: str = doc("format of the key/value cache, or none", "none", role="kv_format")
-    weight_only: bool = doc("quantize weights, leave activations alone", False)
-    compress: bool = doc("store real low-precision weights in the checkpoint", False)
+    weight_only: bool = doc("quantize weights, leave activations alone", False, role="weight_only")
+    compress: bool = doc("store real low-precision weights in the checkpoint", False, role="compress")
     moe_calib_experts_ratio: float | None = doc("part of the experts that every calibration token visits", None)
     calib_dataset_name: str | None = doc(
         "a data set that ModelOpt knows, or a path; null is its own mixture", None, role="data"

@@ -21,7 +21,7 @@ class ServeArgs(ScriptArgs):
     quantization: str = doc(
         "what the server is told of the format; auto: as the checkpoint says; none: nothing", "auto"
     )
-    tensor_parallel_size: int = doc("GPUs that share the model", 1)
+    tensor_parallel_size: int = doc("GPUs that share the model", 1, role="server_gpus")
     max_length: int | None = doc("longest sequence, in tokens; null is the model's", None)
     trust_remote_code: bool = doc("run Python code that the checkpoint brings", False, role="remote_code")
     port: int | None = doc("where it listens, on this machine alone; null takes a free one", None)

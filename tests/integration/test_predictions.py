@@ -13,9 +13,9 @@ import pytest
 from recipes import find, prepare
 from recipes.experiment.job import Job
 from recipes.models import facts_of
+from recipes.models.weights import matrices_of, of_facts, tensor_matrix
 from recipes.planner.disk import Kind, checkpoint_bytes, outputs_bytes
 from recipes.planner.hf_memory import Memory, predict
-from recipes.planner.matrices import matrices_of, of_facts, tensor_matrix
 from scripts.formats import FORMATS
 from tests.conftest import Done
 

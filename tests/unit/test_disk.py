@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from recipes.models import ModelFacts, facts_of
+from recipes.models.architecture import Weight
+from recipes.models.weights import Matrices, folder_of, matrices_of, of_facts
 from recipes.planner.disk import checkpoint_bytes, outputs_bytes
-from recipes.planner.matrices import Matrices, Matrix, folder_of, matrices_of, of_facts
-from recipes.planner.parameters import count
 from scripts.formats import FORMATS
 from tests.jobs import job_of
 
@@ -46,11 +46,11 @@ def sizes_of(recipe: str, engine: str = "script", **values: Any) -> dict[str, in
 @pytest.mark.parametrize("name", NAMES)
 def test_a_model_has_all_its_parameters(name: str) -> None:
     facts, found = known(name), model(name)
-    counted = count(facts)
+    counted = facts.architecture.parameters
     assert counted is not None
     assert found.total == counted.total
     head_norms = (facts.layers or 0) * 2 * (facts.head_dim or 0) if facts.qk_norm == "head" else 0
-    assert found.others == counted.embeddings + counted.output + counted.norms + counted.router + head_norms
+    assert found.others == sum(map(counted.of, ("embeddings", "output", "norms", "router"))) + head_norms
 
 
 @pytest.mark.parametrize(
@@ -64,10 +64,10 @@ def test_a_model_has_all_its_parameters(name: str) -> None:
 )
 def test_latent_attention_and_mixers_are_matrices_too(name: str) -> None:
     """Norms, routers and convolutions are all that is left beside the tables."""
-    counted = count(known(name))
+    counted = known(name).architecture.parameters
     assert counted is not None
     found = model(name)
-    rest = found.others - counted.embeddings - counted.output
+    rest = found.others - counted.of("embeddings") - counted.of("output")
     assert 0 < rest < 0.001 * found.total
 
 
@@ -82,7 +82,7 @@ def test_published_sizes(name: str, gigabytes: float) -> None:
 
 
 def test_scales_are_counted_by_block() -> None:
-    one = Matrices(packable=(Matrix(outputs=256, inputs=512, copies=3),), others=0, tensors=3, tokenizer=0)
+    one = Matrices(packable=(Weight(outputs=256, inputs=512, copies=3),), others=0, tensors=3, tokenizer=0)
     elements = 256 * 512
     bare = {
         "fp8": elements + 4,
@@ -93,7 +93,7 @@ def test_scales_are_counted_by_block() -> None:
     }
     for name, expected in bare.items():
         weight_only = checkpoint_bytes(one, name, kind="hf", weight_only=True)
-        empty = replace(one, packable=(Matrix(outputs=0, inputs=0, copies=3),))
+        empty = replace(one, packable=(Weight(outputs=0, inputs=0, copies=3),))
         beside = checkpoint_bytes(empty, name, kind="hf", weight_only=True)
         assert weight_only is not None
         assert beside is not None
@@ -155,8 +155,9 @@ def folder(tmp_path: Path, dtype: str = "BF16") -> Path:
 def test_a_folder_is_read_from_its_headers(tmp_path: Path) -> None:
     found = matrices_of(str(folder(tmp_path)), None)
     assert found is not None
-    expected = {Matrix(outputs=256, inputs=256), Matrix(outputs=512, inputs=256)}
-    assert set(found.packable) == expected | {Matrix(outputs=1024, inputs=256, copies=8)}
+    expected = {(256, 256, 1), (512, 256, 1)}
+    shapes = {(matrix.outputs, matrix.inputs, matrix.copies) for matrix in found.packable}
+    assert shapes == expected | {(1024, 256, 8)}
     assert found.others == 2 * 1000 * 256 + 256 + 8 * 256 + 256 + 128 * 128
     assert (found.tensors, found.tokenizer, found.modules) == (len(HEADER), 4000, 10)
 
@@ -226,7 +227,7 @@ def test_pruning_leaves_what_was_asked_for() -> None:
     fixed = sizes_of("prune", **source, prune_target_params=None, prune_export_config=sizes)
     facts = known("Qwen/Qwen3-8B")
     assert facts.blocks is not None
-    counted = count(replace(facts, hidden_size=3584, ffn_hidden_size=9216, blocks=facts.blocks[:32]))
+    counted = replace(facts, hidden_size=3584, ffn_hidden_size=9216, blocks=facts.blocks[:32]).architecture.parameters
     assert counted is not None
     assert fixed["args.output_hf_path"] == pytest.approx(counted.total * BF16, rel=0.01)
     assert sizes_of("prune", **source, prune_target_params=None, prune_target_active_params=1e9) == {}

@@ -9,7 +9,6 @@ import pytest
 from recipes.experiment.job import Job
 from recipes.models import facts_of
 from recipes.planner.duration import Estimate, hours_of
-from recipes.planner.parameters import count
 from tests.jobs import script_specs
 
 PROFILES = """
@@ -44,7 +43,7 @@ def test_a_range_is_the_sum_of_its_terms(job: Any) -> None:
 
 
 def test_training_is_6_operations_a_parameter_and_token_and_2_of_the_teacher(job: Any) -> None:
-    student, teacher = (count(facts_of(name)) for name in ("Qwen/Qwen3-4B", "Qwen/Qwen3-8B"))  # type: ignore[arg-type]
+    student, teacher = (facts_of(name).architecture.parameters for name in ("Qwen/Qwen3-4B", "Qwen/Qwen3-8B"))  # type: ignore[arg-type]
     assert student is not None and teacher is not None
     tokens = 8192 * 768 * 15000
     at_peak = (6 * student.active + 2 * teacher.active) * tokens / (8 * 989e12) / 3600
@@ -86,7 +85,7 @@ def test_a_token_reads_every_weight(job: Any) -> None:
     spec = job("generate", args__osl=1000, args__prompts="a", args__tp=1, torchrun__nproc_per_node=1)
     assert spec.gpu is not None
     slow = replace(spec, gpu=replace(spec.gpu, bandwidth=0.1))
-    total = count(facts_of("Qwen/Qwen3-8B")).total  # type: ignore[arg-type, union-attr]
+    total = facts_of("Qwen/Qwen3-8B").architecture.parameters.total  # type: ignore[arg-type, union-attr]
     assert computing(slow) == pytest.approx(1001 * 2 * total / 1e11 / 3600)
 
 
@@ -109,7 +108,7 @@ def test_a_training_writes_its_optimizer_and_a_transfer_computes_nothing(job: An
 
 
 def test_the_teacher_is_loaded_too(job: Any) -> None:
-    student, teacher = (count(facts_of(name)) for name in ("Qwen/Qwen3-4B", "Qwen/Qwen3-8B"))  # type: ignore[arg-type]
+    student, teacher = (facts_of(name).architecture.parameters for name in ("Qwen/Qwen3-4B", "Qwen/Qwen3-8B"))  # type: ignore[arg-type]
     assert student is not None and teacher is not None
     assert estimate(job("distill")).terms["loading"][0] == pytest.approx(
         2 * (student.total + teacher.total) / 5e9 / 3600

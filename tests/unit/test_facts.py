@@ -17,9 +17,8 @@ from hypothesis import strategies as st
 
 from recipes.models import ModelFacts, facts_of
 from recipes.models.config import facts_from_config
-from recipes.models.families import FAMILIES
-from recipes.models.published import published
-from recipes.planner.parameters import count, layer_parameters
+from recipes.models.hub import published
+from recipes.models.model_types import FAMILIES
 from scripts.engines.script.cards import cards
 from scripts.tiny.model import TINY_MODELS
 
@@ -88,7 +87,7 @@ def test_a_built_in_model_is_known_before_it_is_trained(name: str) -> None:
     config = _network(TINY_MODELS[name]).config
     saved = json.loads(config.to_json_string())
     assert known(name) == facts_from_config({**saved, "dtype": "bfloat16"}, source="scripts/tiny/model.py", gated=False)
-    assert count(known(name)) is not None
+    assert known(name).architecture.parameters is not None
 
 
 def _named(value: Any) -> Iterator[str]:
@@ -122,7 +121,7 @@ def test_every_model_that_a_shipped_recipe_names_is_known() -> None:
 )
 def test_every_supported_model_is_known_whole(name: str) -> None:
     facts = known(name)
-    assert count(facts) is not None
+    assert facts.architecture.parameters is not None
     assert None not in (facts.heads, facts.query_groups, facts.head_dim, facts.remote_code, facts.gated)
 
 
@@ -240,7 +239,9 @@ def test_the_ranks_of_latent_attention_are_known_together_or_not_at_all() -> Non
     without = {key: value for key, value in whole.items() if key != "q_lora_rank"}
     assert facts_from_config(without, source="").latent is None, "absent, where null says that there is none"
     assert facts_from_config({**whole, "kv_lora_rank": "512"}, source="").latent is None
-    assert count(facts_from_config({**whole, "kv_lora_rank": "512"}, source="")) is None, "and never as if it had none"
+    assert facts_from_config({**whole, "kv_lora_rank": "512"}, source="").architecture.parameters is None, (
+        "and never as if it had none"
+    )
 
 
 def test_a_model_with_vision_is_its_language_model_and_a_tower() -> None:
@@ -334,9 +335,9 @@ def test_no_configuration_raises_or_gives_a_figure_that_is_none(config: dict[str
             assert type(value) is int and 0 <= value < 1 << 62, field.name
         elif "bool" in str(field.type):
             assert value is None or isinstance(value, bool), field.name
-    parameters = count(facts)
+    parameters = facts.architecture.parameters
     assert parameters is None or parameters.total >= parameters.active >= 0
-    layer_parameters(facts)
+    assert list(facts.architecture.rows())
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from recipes.models import ModelFacts, facts_of
-from recipes.planner import hf_sizes
+from recipes.models.weights import of_facts
+from recipes.planner import hf_memory
 from recipes.planner.gpus import gpu_of
 from recipes.planner.hf_memory import SOURCES, Device, Memory, predict, predict_for
-from recipes.planner.matrices import of_facts
 from scripts.args.quantize import QuantizeArgs
 from scripts.engines.hf import engine, evaluate, reference
 from scripts.formats import FORMATS
@@ -43,9 +43,9 @@ def predicted(facts: ModelFacts | None = None, device: Device = "host", **values
 
 
 def test_limits_are_those_of_the_engine() -> None:
-    assert hf_sizes.MAX_TOKENS == engine._MAX_TOKENS
-    assert hf_sizes.LOGITS == evaluate.LOGITS
-    assert inspect.signature(reference.reference).parameters["limit"].default == hf_sizes.REFERENCES
+    assert hf_memory.MAX_TOKENS == engine._MAX_TOKENS
+    assert hf_memory.LOGITS == evaluate.LOGITS
+    assert inspect.signature(reference.reference).parameters["limit"].default == hf_memory.REFERENCES
 
 
 def test_reopening_holds_the_model_twice() -> None:
@@ -102,7 +102,7 @@ def test_another_precision_maps_the_source_as_well() -> None:
     model = of_facts(known())
     assert model is not None
     args = QuantizeArgs(dtype="float32", export_dir="/x/hf")
-    sizes = hf_sizes.Sizes(args=args, model=model, facts=known(), host=True)
+    sizes = hf_memory.Sizes(args=args, model=model, facts=known(), host=True)
     assert sizes.weights_left == model.others * 4, "weights that were converted are freed when they are packed"
     mapped = replace(sizes, args=replace(args, dtype="bfloat16"))
     assert mapped.weights_left == WEIGHTS

@@ -11,8 +11,7 @@ from executors import load_profile, place_of
 from recipes import find
 from recipes.experiment.job import Job, job_of
 from recipes.models import ModelFacts
-from recipes.planner.divisibility import layers_fit, uneven_stages, violations
-from recipes.planner.layout import Layout
+from recipes.planner.layout import Layout, layers_fit, uneven_stages, violations
 from recipes.preflight import batches, layout
 from scripts.run.problems import Problem
 from scripts.run.registry import Check, Findings, carry_out, checks_of

@@ -11,9 +11,9 @@ from recipes.experiment.job import Job
 from recipes.models import ModelFacts, facts_of
 from recipes.planner.gpus import Gpu
 from recipes.planner.layout import Layout
-from recipes.planner.layouts import alternatives, smallest, usable
-from recipes.planner.memory import memory_of
-from recipes.planner.need import need_of
+from recipes.planner.megatron_memory import memory_of
+from recipes.planner.memory import need_of
+from recipes.planner.search import alternatives, smallest, usable
 from tests.jobs import script_specs
 
 _GIB = 1 << 30

@@ -9,14 +9,18 @@ import pytest
 from recipes import RECIPES
 from recipes.models import ModelFacts, facts_of
 from recipes.planner.activations import Spread, kept
-from recipes.planner.configured import configured
-from recipes.planner.jobs import work_of
 from recipes.planner.layout import Layout
-from recipes.planner.memory import RankMemory, memory_of, rank_memory
-from recipes.planner.parameters import count
-from recipes.planner.rank import SOURCES
-from recipes.planner.stages import anatomy, layers_of_stages
-from recipes.planner.work import Work, layout_of_work
+from recipes.planner.megatron_memory import (
+    SOURCES,
+    RankMemory,
+    anatomy,
+    largest,
+    layers_of_stages,
+    memory_of,
+    rank_memory,
+)
+from recipes.planner.workload import Workload, workload_of
+from scripts.args.configuration import configured
 from tests.jobs import job_of
 
 ONE = Layout(nodes=1, processes=1)
@@ -78,7 +82,7 @@ def known(name: str) -> ModelFacts:
     return facts
 
 
-def parts(work: Work, layout: Layout = ONE) -> dict[str, int]:
+def parts(work: Workload, layout: Layout = ONE) -> dict[str, int]:
     memory = rank_memory(work, layout)
     assert memory is not None
     return dict(memory.parts)
@@ -88,12 +92,12 @@ def spread(processes: int = 1, **sizes: int) -> Layout:
     return Layout(nodes=1, processes=processes, **sizes)
 
 
-def training(model: ModelFacts | None = None, **values: Any) -> Work:
-    return Work(kind="training", model=model or small(), **{"tokens": 32, "global_batch": 16, **values})
+def training(model: ModelFacts | None = None, **values: Any) -> Workload:
+    return Workload(kind="training", model=model or small(), **{"tokens": 32, "global_batch": 16, **values})
 
 
-def calibration(model: ModelFacts | None = None, **values: Any) -> Work:
-    return Work(kind="calibration", model=model or small(), **{"tokens": 32, **values})
+def calibration(model: ModelFacts | None = None, **values: Any) -> Workload:
+    return Workload(kind="calibration", model=model or small(), **{"tokens": 32, **values})
 
 
 @pytest.mark.parametrize(
@@ -115,7 +119,6 @@ def test_a_rank_holds_what_megatron_core_gives_it(
 ) -> None:
     """Counted in GPTModel of Megatron-Core 0.16.1 on as many gloo ranks: one number for each pipeline stage."""
     model = anatomy(facts, quantized=False)
-    assert model is not None
     stages = model.stages(layout.pp, (first, None))
     assert stages is not None
     assert [model.held(stage, layout).total for stage in stages] == counted
@@ -127,8 +130,8 @@ def test_a_rank_holds_what_megatron_core_gives_it(
 )
 def test_stages_together_hold_the_model(name: str) -> None:
     facts = known(name)
-    model, parameters = anatomy(facts, quantized=False), count(facts)
-    assert model is not None and parameters is not None
+    model, parameters = anatomy(facts, quantized=False), facts.architecture.parameters
+    assert parameters is not None
     stages = model.stages(2)
     assert stages is not None
     assert sum(model.held(stage, spread(2, pp=2)).total for stage in stages) == parameters.total
@@ -140,7 +143,6 @@ def test_an_image_encoder_is_on_the_first_stage() -> None:
     assert facts.vision is not None and facts.vision.parameters
     model = anatomy(facts, quantized=False)
     blind = anatomy(replace(facts, vision=None), quantized=False)
-    assert model is not None and blind is not None
     layout = spread(2, pp=2)
     seen, unseen = ([one.held(stage, layout).total for stage in one.stages(2) or ()] for one in (model, blind))
     assert [with_it - without for with_it, without in zip(seen, unseen, strict=True)] == [facts.vision.parameters, 0]
@@ -165,7 +167,7 @@ def test_layers_of_stages(layers: int, pp: int, given: Any, sizes: tuple[int, ..
 
 def test_training_takes_18_bytes_a_parameter_and_spread_over_copies_6_and_12() -> None:
     """Megatron Core's guide, "Distributed Optimizer": bf16 parameters, float32 gradients."""
-    total = count(small()).total  # type: ignore[union-attr]
+    total = small().architecture.parameters.total  # type: ignore[union-attr]
 
     def a_parameter(layout: Layout, **values: Any) -> float:
         found = parts(training(**values), layout)
@@ -179,10 +181,10 @@ def test_training_takes_18_bytes_a_parameter_and_spread_over_copies_6_and_12() -
 
 def test_experts_have_copies_of_their_own() -> None:
     facts = small(experts=8)
-    layers = count(facts)
+    layers = facts.architecture.parameters
     assert layers is not None
     found = parts(training(facts), spread(4, ep=2))
-    assert found["optimizer"] == 12 * ((layers.total - layers.experts) / 4 + layers.experts / 2 / 2)
+    assert found["optimizer"] == 12 * ((layers.total - layers.of("experts")) / 4 + layers.of("experts") / 2 / 2)
 
 
 def test_a_layer_keeps_what_korthikanti_counts_without_dropout() -> None:
@@ -232,7 +234,7 @@ def test_latent_attention_keeps_and_caches_its_latents() -> None:
     assert latent is not None and latent.q_lora_rank
     attention = kept(facts, "attention", quantized=False)
     assert attention.whole == 2 * (2 * (facts.hidden_size or 0) + 2 * (latent.kv_lora_rank + latent.q_lora_rank))
-    generation = Work(kind="generation", model=facts, tokens=100, new_tokens=28)
+    generation = Workload(kind="generation", model=facts, tokens=100, new_tokens=28)
     cache = parts(generation)["key/value cache"]
     assert cache == 2 * 61 * 128 * (latent.kv_lora_rank + latent.qk_rope_head_dim)
 
@@ -269,7 +271,7 @@ def test_the_fullest_stage_is_shown() -> None:
 def test_a_teacher_is_held_beside_the_student_and_its_logits_with_the_loss() -> None:
     teacher = small(blocks=(("attention", "mlp"),) * 12)
     alone, taught = parts(training()), parts(training(teacher=teacher))
-    assert taught["teacher"] == 2 * count(teacher).total  # type: ignore[union-attr]
+    assert taught["teacher"] == 2 * teacher.architecture.parameters.total  # type: ignore[union-attr]
     assert taught["teacher's activations"] > 0
     assert alone["loss"] == 6 * 32 * 512
     assert taught["loss"] == 36 * 32 * 512
@@ -329,18 +331,16 @@ def test_copies_of_experts_are_there_all_at_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "part", "largest"),
+    ("name", "part", "elements"),
     [
         ("Qwen/Qwen3-8B", "mlp", 4096 * 2 * 12288),
         ("nvidia/Nemotron-H-8B-Base-8K", "mlp", 4096 * 21504),
-        ("deepseek-ai/DeepSeek-V3", "attention", 512 * 128 * 256),
+        ("deepseek-ai/DeepSeek-V3", "attention", 128 * 128 * 7168),
         ("nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-Base-BF16", "mamba", 2688 * (2 * 64 * 64 + 2 * 8 * 128 + 64)),
     ],
 )
-def test_the_largest_weight_of_a_part(name: str, part: Any, largest: int) -> None:
-    from recipes.planner.copies import largest_weight
-
-    assert largest_weight(known(name), part) == largest
+def test_the_largest_weight_of_a_part(name: str, part: Any, elements: int) -> None:
+    assert largest(known(name).architecture.of(part)) == elements
 
 
 def test_experts_are_never_visited_evenly_where_they_are_spread() -> None:
@@ -361,7 +361,7 @@ def test_sequence_parallelism_gives_each_rank_a_part_of_the_routed_tokens() -> N
 
 
 def test_importance_scores_are_float32() -> None:
-    scoring = Work(kind="scoring", model=small(), tokens=32)
+    scoring = Workload(kind="scoring", model=small(), tokens=32)
     found = parts(scoring)
     assert found["importance scores"] == 2 * 4 * 32 * 160
     assert found["weights"] == parts(calibration())["weights"]
@@ -369,15 +369,15 @@ def test_importance_scores_are_float32() -> None:
 
 def test_generation_caches_keys_and_values_of_attention_layers() -> None:
     facts = known("nvidia/Nemotron-H-8B-Base-8K")
-    work = Work(kind="generation", model=facts, tokens=100, new_tokens=28, batch=2)
+    work = Workload(kind="generation", model=facts, tokens=100, new_tokens=28, batch=2)
     width = 2 * (facts.query_groups or 0) * (facts.head_dim or 0)
     assert parts(work)["key/value cache"] == 2 * 256 * width * (facts.count_of("attention") or 0)
 
 
 def test_a_transfer_has_one_tensor_on_the_way() -> None:
-    work = Work(kind="transfer", model=small(), tokens=0)
+    work = Workload(kind="transfer", model=small(), tokens=0)
     assert parts(work) == {
-        "weights": 2 * count(small()).total,  # type: ignore[union-attr]
+        "weights": 2 * small().architecture.parameters.total,  # type: ignore[union-attr]
         "tensors on the way": 2 * 2 * 512 * 64,
         "context": 1 << 30,
     }
@@ -427,18 +427,18 @@ def test_the_hf_engine_and_unknown_models_are_not_spoken_of(job: Any) -> None:
 
 
 def test_a_job_is_read_from_its_arguments(job: Any) -> None:
-    work = work_of(job("quantize_int4_awq", args__calib_seq_length=777, args__calib_batch_size=3))
+    work = workload_of(job("quantize_int4_awq", args__calib_seq_length=777, args__calib_batch_size=3))
     assert work is not None
     assert (work.kind, work.tokens, work.batch, work.searched) == ("calibration", 777, 3, True)
-    work = work_of(job("prune_uneven", args__seq_length=99))
+    work = workload_of(job("prune_uneven", args__seq_length=99))
     assert work is not None and (work.tokens, work.stages) == (99, (3, 3))
-    work = work_of(job("distill", args__recompute_granularity="full", args__recompute_num_layers=4))
+    work = workload_of(job("distill", args__recompute_granularity="full", args__recompute_num_layers=4))
     assert work is not None and work.teacher is not None
     assert (work.recompute, work.global_batch, work.samples) == (4, 768, 768 * 15000)
     assert (work.teacher.layers, work.model.hidden_size) == (36, 2560)
-    work = work_of(job("generate", args__prompts="a|bbb|cc", args__osl=5))
+    work = workload_of(job("generate", args__prompts="a|bbb|cc", args__osl=5))
     assert work is not None and (work.tokens, work.samples, work.new_tokens) == (3, 3, 5)
-    work = work_of(job("mlm_quantize", args__calib_max_sequence_length=64, args__calib_batch_size=2))
+    work = workload_of(job("mlm_quantize", args__calib_max_sequence_length=64, args__calib_batch_size=2))
     assert work is not None and (work.tokens, work.batch, work.fake_quantized) == (64, 2, True)
 
 
@@ -451,12 +451,12 @@ def test_megatron_lm_spreads_its_optimizer_only_where_it_is_told(job: Any) -> No
 
 def test_a_configuration_says_what_arguments_do_not(job: Any) -> None:
     spec = job("qat", extra_args=["model.pipeline_model_parallel_size=2", "train.micro_batch_size=2"])
-    layout, work = layout_of_work(spec), work_of(spec)
+    layout, work = spec.layout, workload_of(spec)
     assert (layout.tp, layout.pp, layout.cp, layout.dp) == (4, 2, 1, 1)
     assert work is not None
     assert (work.batch, work.global_batch, work.tokens, work.fake_quantized) == (2, 64, 8192, True)
-    assert layout_of_work(job("qat", args__hf_path=None)).cp == 2
-    distilled = work_of(job("distill_llama"))
+    assert job("qat", args__hf_path=None).layout.cp == 2
+    distilled = workload_of(job("distill_llama"))
     assert distilled is not None and distilled.teacher is not None
     assert (distilled.model.layers, distilled.teacher.layers, distilled.fake_quantized) == (16, 28, False)
 

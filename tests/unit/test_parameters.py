@@ -5,7 +5,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 
 from recipes.models import ModelFacts, facts_of
 from recipes.models.config import facts_from_config
-from recipes.models.families import FAMILIES
-from recipes.models.published import published
-from recipes.planner.parameters import Weights, count, exact_total, layer_parameters, missing
+from recipes.models.hub import published
+from recipes.models.model_types import FAMILIES
+from recipes.models.weights import exact_total
+from recipes.planner.megatron_memory import Share, share
 
 #: Which part a parameter of transformers belongs to: the first pattern that its name has.
 _PARTS = (
@@ -114,11 +115,17 @@ def parts_of(config: Mapping[str, Any]) -> dict[str, int]:
 
 def counted(config: Mapping[str, Any]) -> dict[str, int]:
     facts = facts_from_config(config, source="test")
-    parameters = count(facts)
-    assert parameters is not None, missing(facts)
-    parts = {name: number for name, number in asdict(parameters).items() if name != "idle" and number}
-    assert sum(parts.values()) == parameters.total
-    return parts
+    parameters = facts.architecture.parameters
+    assert parameters is not None, facts.architecture.missing
+    return {str(section): number for section, number in parameters.sections.items()}
+
+
+def sections_of(facts: ModelFacts, layer: int) -> dict[str, Share]:
+    """What of each section tensor parallelism splits in one layer."""
+    assert facts.blocks is not None
+    rows = facts.architecture.layers[facts.blocks[layer]]
+    sections = {row.section for row in rows}
+    return {name: share(row for row in rows if row.section == name) for name in sections}
 
 
 def some_of_each_entry() -> list[Any]:
@@ -137,7 +144,7 @@ def test_every_part_of_every_published_model_is_what_transformers_builds(name: s
 def test_totals_are_the_published_ones(name: str, total: int) -> None:
     facts = facts_of(name)
     assert facts is not None
-    parameters = count(facts)
+    parameters = facts.architecture.parameters
     assert parameters is not None
     buffers = (facts.count_of("experts") or 0) * (facts.experts or 0) if facts.model_type == "nemotron_h" else 0
     assert parameters.total + buffers == total
@@ -149,7 +156,7 @@ def test_totals_and_active_parameters_are_those_of_the_model_card(
 ) -> None:
     facts = facts_of(name)
     assert facts is not None
-    parameters = count(facts)
+    parameters = facts.architecture.parameters
     assert parameters is not None
     total, active = billions
     assert parameters.total / 1e9 == pytest.approx(total, rel=0.005)
@@ -361,15 +368,18 @@ def test_figures_that_a_vision_tower_leaves_out_are_those_of_transformers(model_
 def test_layers_add_up_and_differ_by_what_they_hold() -> None:
     facts = facts_of("nvidia/NVIDIA-Nemotron-3-Super-120B-A12B-BF16")
     assert facts is not None
-    layers, parameters = layer_parameters(facts), count(facts)
-    assert layers is not None and parameters is not None
-    assert len(layers) == facts.layers == 88
-    assert sum(layer.total for layer in layers) + 4096 == parameters.total - parameters.embeddings - parameters.output
-    mamba, experts = layers[0], layers[1]
-    assert mamba.mamba.total and not mamba.experts.total and not mamba.attention.total
-    assert experts.experts.total == 512 * 2 * 1024 * 2688
-    assert experts.mlp.split == 2 * 4096 * 5376, "the shared expert"
-    assert experts.router == Weights(whole=512 * 4096 + 2 * 4096 * 1024)
+    parameters, blocks = facts.architecture.parameters, facts.blocks
+    assert blocks is not None and parameters is not None
+    assert len(blocks) == facts.layers == sum(facts.architecture.counts.values()) == 88
+    totals = {block: share(rows).total for block, rows in facts.architecture.layers.items()}
+    rest = parameters.total - parameters.of("embeddings") - parameters.of("output")
+    assert sum(totals[block] for block in blocks) + 4096 == rest
+    assert (blocks[0], blocks[1]) == (("mamba",), ("experts",))
+    assert sections_of(facts, 0).keys() == {"mamba", "norms"}
+    experts = sections_of(facts, 1)
+    assert experts["experts"].total == 512 * 2 * 1024 * 2688
+    assert experts["mlp"].split == 2 * 4096 * 5376, "the shared expert"
+    assert experts["router"] == Share(split=0, whole=512 * 4096 + 2 * 4096 * 1024)
 
 
 @pytest.mark.parametrize(
@@ -389,14 +399,7 @@ def test_layers_add_up_and_differ_by_what_they_hold() -> None:
 def test_what_tensor_parallelism_leaves_on_every_rank(name: str, part: str, whole: int) -> None:
     facts = facts_of(name)
     assert facts is not None
-    layers = layer_parameters(facts)
-    assert layers is not None
-    assert getattr(layers[0], part).whole == whole
-
-
-def test_the_fullest_rank_has_what_does_not_divide() -> None:
-    assert Weights(split=10, whole=1).on_rank(4) == 4
-    assert Weights(split=10, whole=1).on_rank(1) == Weights(split=10, whole=1).total == 11
+    assert sections_of(facts, 0)[part].whole == whole
 
 
 @pytest.mark.parametrize(
@@ -413,20 +416,20 @@ def test_a_fact_that_is_needed_and_not_known_is_named(name: str, field: str) -> 
     facts = facts_of(name)
     assert facts is not None
     without = replace(facts, **{field: None})
-    if missing(without):
-        assert missing(without) == (field,)
-        assert count(without) is None and layer_parameters(without) is None
+    if without.architecture.missing:
+        assert without.architecture.missing == (field,)
+        assert without.architecture.parameters is None and not without.architecture.has_layers
     else:
-        assert count(without) == count(facts)
+        assert without.architecture.parameters == facts.architecture.parameters
 
 
 def test_an_unknown_vision_tower_leaves_the_language_model_counted() -> None:
     facts = facts_of("Qwen/Qwen3-VL-8B-Instruct")
     assert facts is not None and facts.vision is not None
     without = replace(facts, vision=replace(facts.vision, parameters=None))
-    assert missing(without) == ("vision.parameters",)
-    assert count(without) is None
-    assert layer_parameters(without) == layer_parameters(facts)
+    assert without.architecture.missing == ("vision.parameters",)
+    assert without.architecture.parameters is None
+    assert without.architecture.has_layers and without.architecture.layers == facts.architecture.layers
 
 
 def test_headers_of_a_local_folder_give_its_exact_total(tmp_path: Path) -> None:
@@ -440,7 +443,7 @@ def test_headers_of_a_local_folder_give_its_exact_total(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "m", max_shard_size="20KB")
     facts = facts_of(str(tmp_path / "m"))
     assert facts is not None
-    parameters = count(facts)
+    parameters = facts.architecture.parameters
     assert parameters is not None
     assert len(list((tmp_path / "m").glob("*.safetensors"))) > 1
     assert exact_total(tmp_path / "m") == parameters.total == sum(weight.numel() for weight in model.parameters())

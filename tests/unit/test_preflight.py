@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from recipes import ProblemsError, find, prepare
-from recipes.models.folder import linear_shapes
+from recipes.models.weights import linear_shapes
 from recipes.preflight import environment as preflight_module
 from scripts.run.problems import Problem
 from tests.jobs import write_sparse_weights

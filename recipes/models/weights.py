@@ -1,13 +1,17 @@
-"""The weights of a model as a quantization format sees them: matrices that it packs, and all that it leaves alone."""
+"""The weights of a model as a quantization format sees them: matrices that it packs, and all that it leaves alone.
+
+Read from the headers of a folder, without loading anything; an architecture tells the same.
+"""
 
 import functools
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
+from typing import Any
 
-from recipes.models import ModelFacts, hub
-from recipes.planner.parameters import count
+from recipes.models import hub
+from recipes.models.architecture import ModelFacts, Weight
 from scripts.checkpoints.safetensors import read_header
 from scripts.run.problems import JobError
 from scripts.tiny.model import TINY_MODELS, cache_path, default_cache_root, is_cached
@@ -25,24 +29,22 @@ _TOKENIZER_FILES = ("tokenizer*", "*.jinja", "vocab.json", "merges.txt", "specia
 _BYTES_PER_TOKEN = 70
 
 
-@dataclass(frozen=True, kw_only=True)
-class Matrix:
-    """`copies` weights of one shape, as torch.nn.Linear has them."""
-
-    outputs: int
-    inputs: int
-    copies: int = 1
-
-    @property
-    def parameters(self) -> int:
-        return self.outputs * self.inputs * self.copies
+def linear_shapes(folder: Path) -> dict[str, tuple[int, int]]:
+    """Weight matrices that formats pack, by tensor name as (out, in), from the safetensors headers."""
+    entries = (one for file in sorted(folder.glob("*.safetensors")) for one in (_header(file) or {}).items())
+    shapes = {name.removesuffix(".weight"): entry["shape"] for name, entry in entries if name.endswith(".weight")}
+    return {
+        name: (shape[0], shape[1])
+        for name, shape in shapes.items()
+        if len(shape) == 2 and not _LEFT_ALONE.search(f"{name}.weight")
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Matrices:
     """A model's weights. `others` are parameters in embeddings, output layer, norms, biases, routers and encoders."""
 
-    packable: tuple[Matrix, ...]
+    packable: tuple[Weight, ...]
     others: int
     tensors: int  # of the whole checkpoint; estimated where only the architecture is known
     tokenizer: int  # bytes of its files; estimated likewise
@@ -94,17 +96,15 @@ def folder_of(name: str) -> Path | None:
 @functools.cache
 def of_facts(facts: ModelFacts) -> Matrices | None:
     """The matrices of an architecture, as Transformers has them; None where a fact that they need is not known."""
-    counted = count(facts)
-    if counted is None or facts.blocks is None:
+    counted = facts.architecture.parameters
+    if counted is None:
         return None
-    packable = tuple(matrix for block in facts.blocks for part in block for matrix in _PARTS[part](facts))
-    packed = sum(matrix.parameters for matrix in packable)
-    modules = sum(matrix.copies for matrix in packable)
-    layers = len(facts.blocks)
+    rows = [(row, layers) for row, layers in facts.architecture.rows() if row.packed]
+    packable = tuple(replace(row, copies=row.copies * layers) for row, layers in rows)
     return Matrices(
         packable=packable,
-        others=counted.total - packed,
-        tensors=modules + 3 + layers * (facts.block_norms or 0),
+        others=counted.total - sum(matrix.parameters for matrix in packable),
+        tensors=sum(matrix.copies for matrix in packable) + 3 + (facts.layers or 0) * (facts.block_norms or 0),
         tokenizer=(facts.vocab_size or 0) * _BYTES_PER_TOKEN,
     )
 
@@ -119,7 +119,7 @@ def _of_folder(folder: Path) -> Matrices | None:
                     return None
                 matrix = tensor_matrix(name, shape)
                 packable += [matrix] if matrix else []
-                others += 0 if matrix else functools.reduce(int.__mul__, shape, 1)
+                others += 0 if matrix else prod(shape)
     except (JobError, OSError, LookupError, TypeError, ValueError):
         return None  # damaged: that is another check's to say
     if not tensors:
@@ -127,14 +127,14 @@ def _of_folder(folder: Path) -> Matrices | None:
     return Matrices(packable=tuple(packable), others=others, tensors=tensors, tokenizer=_tokenizer(folder))
 
 
-def tensor_matrix(name: str, shape: tuple[int, ...]) -> Matrix | None:
+def tensor_matrix(name: str, shape: tuple[int, ...]) -> Weight | None:
     """The linear layers in a tensor: one, or as many as there are experts in it."""
     if _LEFT_ALONE.search(name):
         return None
     if len(shape) == 2 and name.endswith(".weight"):
-        return Matrix(outputs=shape[0], inputs=shape[1])
+        return Weight(outputs=shape[0], inputs=shape[1], packed=True)
     if len(shape) == 3 and "experts" in name:
-        return Matrix(outputs=shape[1], inputs=shape[2], copies=shape[0])
+        return Weight(outputs=shape[1], inputs=shape[2], copies=shape[0], experts=shape[0], packed=True)
     return None
 
 
@@ -143,59 +143,22 @@ def _tokenizer(folder: Path) -> int:
     return sum(file.stat().st_size for file in files if file.is_file())
 
 
-def _attention(facts: ModelFacts) -> Iterator[Matrix]:
-    hidden, heads = facts.hidden_size or 0, facts.heads or 0
-    if facts.latent is not None:
-        yield from _latent_attention(facts, hidden, heads)
-        return
-    queries, keys = heads * (facts.head_dim or 0), (facts.query_groups or 0) * (facts.head_dim or 0)
-    yield Matrix(outputs=queries, inputs=hidden)
-    yield Matrix(outputs=keys, inputs=hidden, copies=2)
-    yield Matrix(outputs=hidden, inputs=queries)
+def exact_total(folder: Path) -> int | None:
+    """The weights in a folder's safetensors, by their headers; None where they are not whole or packed unreadably.
+
+    A tied output layer that was saved all the same is counted, and so are the buffers that are saved with weights.
+    """
+    from scripts.checkpoints.huggingface import is_model, look_model
+
+    try:
+        return look_model(folder).parameters if is_model(folder) else None
+    except (JobError, OSError):
+        return None
 
 
-def _latent_attention(facts: ModelFacts, hidden: int, heads: int) -> Iterator[Matrix]:
-    """Projections down to a latent and up again. Source: Transformers' DeepseekV3Attention."""
-    latent = facts.latent
-    assert latent is not None
-    queries = heads * (latent.qk_nope_head_dim + latent.qk_rope_head_dim)
-    if latent.q_lora_rank is None:
-        yield Matrix(outputs=queries, inputs=hidden)
-    else:
-        yield Matrix(outputs=latent.q_lora_rank, inputs=hidden)
-        yield Matrix(outputs=queries, inputs=latent.q_lora_rank)
-    yield Matrix(outputs=latent.kv_lora_rank + latent.qk_rope_head_dim, inputs=hidden)
-    yield Matrix(outputs=heads * (latent.qk_nope_head_dim + latent.v_head_dim), inputs=latent.kv_lora_rank)
-    yield Matrix(outputs=hidden, inputs=heads * latent.v_head_dim)
-
-
-def _mlp(facts: ModelFacts) -> Iterator[Matrix]:
-    yield from _gated(facts, facts.hidden_size or 0, facts.ffn_hidden_size or 0, 1)
-
-
-def _experts(facts: ModelFacts) -> Iterator[Matrix]:
-    hidden = facts.hidden_size or 0
-    latent = facts.expert_latent_size or 0
-    if latent:
-        yield Matrix(outputs=latent, inputs=hidden)
-        yield Matrix(outputs=hidden, inputs=latent)
-    yield from _gated(facts, latent or hidden, facts.expert_ffn_size or 0, facts.experts or 0)
-    if facts.shared_expert_ffn_size:
-        yield from _gated(facts, hidden, facts.shared_expert_ffn_size, 1)
-
-
-def _gated(facts: ModelFacts, hidden: int, width: int, copies: int) -> Iterator[Matrix]:
-    yield Matrix(outputs=width, inputs=hidden, copies=copies * (2 if facts.gated_mlp else 1))
-    yield Matrix(outputs=hidden, inputs=width, copies=copies)
-
-
-def _mamba(facts: ModelFacts) -> Iterator[Matrix]:
-    """The projections in and out of a Mamba-2 mixer. Source: Transformers' NemotronHMamba2Mixer."""
-    hidden, heads = facts.hidden_size or 0, facts.mamba_heads or 0
-    inner = heads * (facts.mamba_head_dim or 0)
-    state = 2 * (facts.mamba_groups or 0) * (facts.mamba_state or 0)
-    yield Matrix(outputs=2 * inner + state + heads, inputs=hidden)
-    yield Matrix(outputs=hidden, inputs=inner)
-
-
-_PARTS = {"attention": _attention, "mlp": _mlp, "experts": _experts, "mamba": _mamba}
+def _header(file: Path) -> dict[str, Any] | None:
+    """What a safetensors file says of its tensors; None if it is damaged or cut short."""
+    try:
+        return read_header(file)
+    except JobError:
+        return None

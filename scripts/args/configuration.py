@@ -1,0 +1,62 @@
+"""Values that a script takes from a configuration instead of from flags: Megatron-Bridge's training recipes."""
+
+import re
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+from scripts.args.meaning import Role
+
+Value = TypeVar("Value", int, bool, str)
+#: Where Megatron-Bridge's ConfigContainer has what arguments of other scripts are for, and a value of its type.
+KEYS: Mapping[Role, tuple[str, int | str]] = MappingProxyType(
+    {
+        "tp": ("model.tensor_model_parallel_size", 0),
+        "pp": ("model.pipeline_model_parallel_size", 0),
+        "cp": ("model.context_parallel_size", 0),
+        "ep": ("model.expert_model_parallel_size", 0),
+        "etp": ("model.expert_tensor_parallel_size", 0),
+        "sequence": ("model.seq_length", 0),
+        "micro_batch": ("train.micro_batch_size", 0),
+        "global_batch": ("train.global_batch_size", 0),
+        "iterations": ("train.train_iters", 0),
+        "sequence_parallel": ("model.sequence_parallel", False),
+        "recompute": ("model.recompute_granularity", ""),
+        "recompute_layers": ("model.recompute_num_layers", 0),
+        "distributed_optimizer": ("ddp.use_distributed_optimizer", False),
+    }
+)
+
+
+def of_role(config: Mapping[str, Any], words: Sequence[str], role: Role) -> Any:
+    """What a configuration, and the words after it, say in a role; None where they say nothing that can be."""
+    key, like = KEYS.get(role, ("", 0))
+    return _found(config, words, key, type(like)) if key else None
+
+
+def configured(config: Mapping[str, Any], words: Sequence[str], key: str, default: Value) -> Value:
+    """A dotted key as the script reads it: `a.b=c` among its words, else the configuration, else `default`.
+
+    A value of another type than the default's is the script's to refuse, and counts as the default here.
+    """
+    value = _found(config, words, key, type(default))
+    return default if value is None else value
+
+
+def _found(config: Mapping[str, Any], words: Sequence[str], key: str, kind: type) -> Any:
+    section, _, name = key.partition(".")
+    values = config.get(section)
+    value = values.get(name) if isinstance(values, dict) else None
+    for word in words:
+        said, equals, text = word.partition("=")
+        if equals and said == key:
+            value = _parsed(text, kind)
+    return value if type(value) is kind else None
+
+
+def _parsed(text: str, kind: type) -> Any:
+    if kind is bool:
+        return {"true": True, "false": False}.get(text.lower())
+    if kind is int:
+        return int(text) if re.fullmatch(r"-?[0-9]{1,18}", text) else None
+    return text
