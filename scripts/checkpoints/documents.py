@@ -8,12 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from scripts.run.problems import JobError
-
-if TYPE_CHECKING:
-    import yaml
 
 #: The most that is read of one file at a time.
 MAX_BYTES = 256 << 20
@@ -88,39 +85,29 @@ def neighbour(path: Path, otherwise: str, *, like: Callable[[Path], bool] = Path
     return f"Did you mean {path.parent / close[0]}?" if close else otherwise
 
 
-class Yaml:
-    """A YAML file as its nodes: tags, which can name Python objects, are not followed, nor are merges expanded.
+def yaml_scalars(path: Path, *keys: str) -> list[str | None]:
+    """The scalar under each dotted key of a YAML file; None where there is none, or null, or no such file.
 
-    Raises JobError `unreadable_checkpoint`.
+    It is read as nodes: tags, which can name Python objects, are not followed, nor are merges expanded. Raises
+    JobError `unreadable_checkpoint`.
     """
+    import yaml
 
-    def __init__(self, path: Path) -> None:
-        import yaml
-
-        content = read_bytes(path)
-        try:
-            self._root = yaml.compose(content, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
-            raise unreadable(path, f"no YAML: {' '.join(str(error).split())}") from error
-
-    def text(self, *keys: str) -> str | None:
-        """The scalar under `keys`; None where there is none, or null."""
-        import yaml
-
-        node = self._find(keys)
-        if not isinstance(node, yaml.ScalarNode) or node.tag == "tag:yaml.org,2002:null":
-            return None
-        return str(node.value)
-
-    def _find(self, keys: tuple[str, ...]) -> "yaml.Node | None":
-        import yaml
-
-        node = self._root
-        for key in keys:
-            if not isinstance(node, yaml.MappingNode):
-                return None
-            node = next((value for name, value in node.value if name.value == key), None)
-        return node
+    if not path.is_file():
+        return [None for _ in keys]
+    try:
+        root = yaml.compose(read_bytes(path), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise unreadable(path, f"no YAML: {' '.join(str(error).split())}") from error
+    found = []
+    for key in keys:
+        node = root
+        for word in key.split("."):
+            inner = node.value if isinstance(node, yaml.MappingNode) else ()
+            node = next((value for name, value in inner if name.value == word), None)
+        scalar = node if isinstance(node, yaml.ScalarNode) and node.tag != "tag:yaml.org,2002:null" else None
+        found.append(None if scalar is None else str(scalar.value))
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)

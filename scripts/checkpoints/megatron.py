@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from scripts.checkpoints.checkpoint import Checkpoint, Tensor, parameters, stored
-from scripts.checkpoints.documents import Yaml, read_bytes, read_json, reading, unreadable
+from scripts.checkpoints.documents import read_bytes, read_json, reading, unreadable, yaml_scalars
 from scripts.checkpoints.pickles import mapping_of
 from scripts.checkpoints.quantization import UNKNOWN, Modes, Quantization, modes_of, of_modes, restores_something
 from scripts.checkpoints.torch_files import (
@@ -32,8 +32,8 @@ _RANKS = "mp_rank_*"
 _LONGEST_WORD = 64
 _BACKEND = "metadata.json"  # written last, when everything else is there
 _STATE = "modelopt_state"
-_RUN_CONFIG = "run_config.yaml"
-_NEMO_MODEL = "context/model.yaml"
+#: Where Megatron-Bridge and NeMo 2 write down the class that makes the model.
+_RUN_CONFIG, _NEMO_MODEL = "run_config.yaml", "context/model.yaml"
 #: How the names begin of what a training run keeps beside the model.
 _TRAINING = ("optimizer", "chained_", "opt_param_scheduler", "lr_scheduler", "rng_state")
 _BESIDE = (*_TRAINING, "rerun_state_machine")
@@ -188,13 +188,15 @@ def look_sharded(choice: Choice) -> Checkpoint:
         cause = f"{folder} holds shards of torch.distributed.checkpoint, but not as Megatron or NeMo arranges them."
         raise JobError("unknown_checkpoint", cause, "Convert it with the framework that saved it.")
     adapter = any(_of_adapter(one.name) for one in tensors)
-    config = _run_config(folder)
+    target, base = yaml_scalars(folder / _RUN_CONFIG, "model._target_", "checkpoint.pretrained_checkpoint")
+    if not (folder / _RUN_CONFIG).is_file():
+        (target,) = yaml_scalars(folder.parent / _NEMO_MODEL, "_target_")
     return Checkpoint(
         path=choice.path,
         kind="checkpoint_lora" if adapter else "checkpoint_megatron",
         layout=choice.layout,
         format=backend or "torch_dcp",
-        architecture=_architecture(folder, config),
+        architecture=target.rpartition(".")[2] if target else None,
         parameters=_parameters(tensors, quantization),
         dtypes=stored(tensors),
         iteration=choice.iteration if choice.iteration is not None else iteration_in(common or {}),
@@ -202,7 +204,7 @@ def look_sharded(choice: Choice) -> Checkpoint:
         quantization=quantization.format,
         kv_cache=quantization.kv_cache,
         modelopt_state=restores_something(modes),
-        base_model=config.text("checkpoint", "pretrained_checkpoint") if config and adapter else None,
+        base_model=base if adapter else None,
         training_state=trains([*(one.name for one in shards.tensors), *shards.objects, *(common or ())]),
         problems=tuple(problems),
     )
@@ -255,21 +257,6 @@ def _parameters(tensors: Sequence[Tensor], quantization: Quantization) -> int | 
 
 def _of_adapter(name: str) -> bool:
     return any(part.startswith("adapter") or part.endswith("_adapter") for part in name.split("."))
-
-
-def _run_config(folder: Path) -> Yaml | None:
-    path = folder / _RUN_CONFIG
-    return Yaml(path) if path.is_file() else None
-
-
-def _architecture(folder: Path, config: Yaml | None) -> str | None:
-    """The class that makes the model, as Megatron-Bridge or NeMo 2 wrote it down."""
-    if config is not None:
-        told = config.text("model", "_target_")
-    else:
-        path = folder.parent / _NEMO_MODEL
-        told = Yaml(path).text("_target_") if path.is_file() else None
-    return told.rpartition(".")[2] if told else None
 
 
 def trains(names: Iterable[str]) -> bool:

@@ -127,21 +127,20 @@ def _unpack_rows(packed: "torch.Tensor") -> "torch.Tensor":
     return torch.where(codes > 7, codes - 16, codes).float()
 
 
-def dequantize(name: str, tensors: "Mapping[str, torch.Tensor]") -> "torch.Tensor":
-    """A module's weight [out, in] in float32, for the format called `name`.
+#: How weights of two values in a byte are unpacked, by the side that they are packed along.
+_UNPACKED = {"input": _unpack_columns, "output": _unpack_rows}
+
+
+def dequantize(facts: Format, tensors: "Mapping[str, torch.Tensor]") -> "torch.Tensor":
+    """A module's weight [out, in] in float32.
 
     `tensors` are the module's own: weight, weight_scale, weight_scale_2. The result applies to the module's input
     after pre_quant_scale, where there is one.
     """
     stored = tensors["weight"]
-    if name == "nvfp4":
-        values = _unpack_columns(stored)
-    elif name in ("int4_awq", "w4a8_awq"):
-        values = _unpack_rows(stored)
-    else:
-        values = stored.float()
+    values = _UNPACKED[facts.packed](stored) if facts.packed else stored.float()
     weight = values * _per_block(tensors["weight_scale"], (values.shape[0], values.shape[1]))
-    if name == "nvfp4":
+    if facts.scales["weight_scale"][0] != "F32":  # scales that are rounded themselves have a scale of their own
         weight = weight * tensors["weight_scale_2"].float()
     return weight
 
@@ -286,7 +285,7 @@ def _check_weights(export: Export, reference: Reference, facts: Format) -> list[
     worst = ("", 0.0)
     for module, original in reference.weights.items():
         tensors = export.of_module(module)
-        weight = dequantize(facts.name, tensors)
+        weight = dequantize(facts, tensors)
         # Compared as quantized, after the input scale: there rounding has its bound, whatever the scale.
         given = tensors.get("pre_quant_scale")
         scales = [given.float()] if given is not None else [torch.ones(1), *_folds(export, reference, module)]
