@@ -1,57 +1,116 @@
-"""The catalogue of recipes: explicit, ordered, no names found by walking packages."""
+"""The catalogue: what can be run. A family is a row of the table below, a recipe a YAML file named after it.
 
-import dataclasses
-from collections.abc import Callable, Mapping
+<folder>/<family>/<name>.yaml is the recipe `<family>_<name>`, and default.yaml the one that is called like its family.
+The folders are configs/, which ships, `recipes` beside the user's own executors.yaml, and those that
+MODELOPT_RECIPES_PATH lists, as PATH does. They are looked at when somebody asks, so that a file that was dropped there
+is a recipe at once. What is wrong with a user's file is a Problem that names it; other recipes do not mind.
+"""
+
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import MISSING, dataclass, fields, replace
+from functools import cache, lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recipes import (
-    conversion,
-    distillation,
-    exporting,
-    generation,
-    megatron_lm,
-    probing,
-    pruning,
-    quantization,
-    tooling,
-)
-from recipes.family import Family
-from scripts.args.meaning import meanings
+from configs import CONFIGS
+from executors.profiles.files import user_file
+from recipes.experiment.releases import releases
+from recipes.serialization import adapt
+from recipes.values import field_types, load_yaml, merge, read_text
+from scripts import entrypoints
+from scripts.args import megatron_lm as mlm
+from scripts.args.convert import HfToMegatronArgs, MegatronToHfArgs, MergeLoraArgs
+from scripts.args.data import PrepareDataArgs
+from scripts.args.distill import DistillArgs, DistillBridgeArgs, QatArgs
+from scripts.args.evaluate import EvaluateArgs
+from scripts.args.export import ExportArgs, ExportDistilledArgs, ExportModelOptArgs
+from scripts.args.generate import GenerateArgs, GenerateVllmArgs, GenerateVlmArgs
+from scripts.args.meaning import ScriptArgs, ScriptSpec, Torchrun, meanings
+from scripts.args.probe import ProbeArgs
+from scripts.args.prune import PruneArgs
+from scripts.args.quantize import QuantizeArgs, QuantizeModelOptArgs, QuantizeVlmArgs
+from scripts.args.serve import ServeArgs
+from scripts.engines.script.cards import cards
 from scripts.run.problems import Problem, ProblemsError, nearest
 
 if TYPE_CHECKING:
     import nemo_run as run
 
 Build = Callable[[], "run.Partial[None]"]
+#: Names further folders of recipes.
+PATH_VARIABLE = "MODELOPT_RECIPES_PATH"
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """A name in the catalogue: the function that builds it, and the family it belongs to."""
+@dataclass(frozen=True)
+class Family:
+    """Recipes that differ in values only: one entrypoint, one class of arguments, a folder of YAML files."""
 
-    build: Build
-    family: Family
+    name: str
+    entrypoint: Callable[..., None]
+    args: type[ScriptArgs]
+    also: tuple[str, ...] = ()  # artifact types that it leaves behind and no argument names
+    order: tuple[str, ...] = ()  # how its recipes are listed; those that are not here come after, by name
 
     @property
-    def name(self) -> str:
-        """What the command line calls it."""
-        return self.build.__name__
+    def algorithm(self) -> str:
+        """What its entrypoint carries out."""
+        return self.entrypoint.__name__
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A name in the catalogue: a family with the values of a file."""
+
+    name: str
+    family: Family
+    file: Path
+
+    def build(self) -> "run.Partial[None]":
+        """The Partial of its entrypoint, with the values of its file over those that the file extends.
+
+        Raises ProblemsError when a file does not parse, or has a key that the algorithm does not know.
+        """
+        import nemo_run as run
+
+        RECIPES.register()
+        args = self.family.args
+        made = {one.name: one.default_factory() for one in fields(args) if one.default_factory is not MISSING}
+        partial = run.Partial(
+            self.family.entrypoint,
+            recipe=self.name,
+            engine="auto",
+            script=run.Config(ScriptSpec),
+            args=run.Config(args, **made),  # Fiddle cannot read what each object gets its own of
+            torchrun=run.Config(Torchrun),
+            extra_args=[],
+        )
+        if problems := merge_files(partial, layers(self.family, self.file)):
+            raise ProblemsError(problems)
+        return partial
 
     @property
     def algorithm(self) -> str:
         """What its entrypoint carries out."""
         return self.family.algorithm
 
+    def fact(self, section: str) -> Any:
+        """What its file says of the values, else the nearest that it extends; None where none does."""
+        files = reversed(layers(self.family, self.file))
+        return next((values[section] for _, values in files if values.get(section) is not None), None)
+
     @property
     def summary(self) -> str:
-        """The first line of the function's docstring."""
-        return (self.build.__doc__ or "").splitlines()[0]
+        """What it is, in a line; where it stands plainly in the file, that file is all that is read."""
+        plain = re.search(r"^summary: (?:'([^']+)'|(\w[^#\n]*))$", read_text(self.file), re.MULTILINE)
+        return (plain[1] or plain[2]) if plain else str(self.fact("summary") or "")
 
     @property
     def hardware(self) -> str | None:
-        """The GPU that its values are made for; None where it runs without one."""
-        config = self.name.removeprefix(self.family.name).removeprefix("_")
-        return self.family.hardware(config or "default")
+        """The GPU that its values are made for, of configs/gpus.yaml; None where any does, or none."""
+        stated = self.fact("hardware")
+        return stated["gpu"] if stated else None
 
     @property
     def consumes(self) -> tuple[str, ...]:
@@ -64,139 +123,234 @@ class Recipe:
         named = [meaning.produces for _, meaning in meanings(self.family.args) if meaning.produces]
         return tuple(dict.fromkeys([*named, *self.family.also]))
 
+    def problems(self) -> tuple[Problem, ...]:
+        """What is wrong with its file. Those that ship are tested, and not looked at again."""
+        if self.file.is_relative_to(CONFIGS):
+            return ()
+        try:
+            self.build()
+        except ProblemsError as error:
+            return error.problems
+        return ()
 
-def _index(families: Mapping[Family, tuple[Build, ...]]) -> dict[str, Recipe]:
-    index: dict[str, Recipe] = {}
-    for family, builds in families.items():
-        for build in builds:
-            if build.__name__ in index:
-                raise ValueError(f"two recipes are named {build.__name__}")
-            index[build.__name__] = Recipe(build=build, family=family)
-    return index
+
+@cache
+def function_of(recipe: Recipe) -> Build:
+    """The function `recipes.NAME`: no arguments, the recipe's summary as its docstring."""
+
+    def build() -> "run.Partial[None]":
+        return recipe.build()
+
+    build.__module__, build.__name__, build.__qualname__ = "recipes", recipe.name, recipe.name
+    try:
+        build.__doc__ = recipe.summary
+    except ProblemsError:  # of a user's file; building it says what it is
+        build.__doc__ = f"{recipe.file} does not parse."
+    return build
 
 
-#: Families in the order in which they are listed, each with the functions that build its recipes.
-_FAMILIES: dict[Family, tuple[Build, ...]] = {
-    quantization.QUANTIZE: (
-        quantization.quantize,
-        quantization.quantize_fp8,
-        quantization.quantize_nvfp4,
-        quantization.quantize_int8_sq,
-        quantization.quantize_fp8_blockwise,
-        quantization.quantize_int4_awq,
-        quantization.quantize_w4a8_awq,
-        quantization.quantize_mamba_moe_fp8_aggressive,
-        quantization.quantize_mamba_moe_fp8_conservative,
-        quantization.quantize_mamba_moe_nvfp4_aggressive,
-        quantization.quantize_mamba_moe_nvfp4_conservative,
-        quantization.quantize_tiny,
-    ),
-    quantization.QUANTIZE_VLM: (
-        quantization.quantize_vlm,
-        quantization.quantize_vlm_qwen3_vl_30b,
-        quantization.quantize_vlm_nvfp4,
-        quantization.quantize_vlm_tiny,
-    ),
-    quantization.QUANTIZE_MODELOPT: (
-        quantization.quantize_modelopt,
-        quantization.quantize_modelopt_nvfp4,
-        quantization.quantize_modelopt_recipe,
-        quantization.quantize_modelopt_tiny,
-    ),
-    generation.GENERATE: (generation.generate,),
-    generation.GENERATE_VLM: (generation.generate_vlm,),
-    generation.GENERATE_VLLM: (generation.generate_vllm,),
-    exporting.EXPORT: (exporting.export,),
-    exporting.EXPORT_MODELOPT: (exporting.export_modelopt,),
-    exporting.EXPORT_DISTILLED: (exporting.export_distilled,),
-    pruning.PRUNE: (
-        pruning.prune,
-        pruning.prune_active,
-        pruning.prune_memory,
-        pruning.prune_fixed,
-        pruning.prune_uneven,
-        pruning.prune_tiny,
-    ),
-    distillation.DISTILL: (
-        distillation.distill,
-        distillation.distill_mock,
-        distillation.distill_tiny,
-        distillation.distill_pruned,
-    ),
-    distillation.QAD: (
-        distillation.qad,
-        distillation.qad_tiny,
-    ),
-    distillation.DISTILL_LLAMA: (distillation.distill_llama,),
-    distillation.QAT: (
-        distillation.qat,
-        distillation.qat_tiny,
-    ),
-    conversion.HF_TO_MEGATRON: (conversion.hf_to_megatron,),
-    conversion.MEGATRON_TO_HF: (conversion.megatron_to_hf,),
-    conversion.MERGE_LORA: (conversion.merge_lora,),
-    megatron_lm.MLM_CONVERT: (
-        megatron_lm.mlm_convert,
-        megatron_lm.mlm_convert_eagle3,
-    ),
-    megatron_lm.MLM_QUANTIZE: (
-        megatron_lm.mlm_quantize,
-        megatron_lm.mlm_quantize_nvfp4,
-        megatron_lm.mlm_quantize_tiny,
-    ),
-    megatron_lm.MLM_EXPORT: (megatron_lm.mlm_export,),
-    megatron_lm.MLM_GENERATE: (
-        megatron_lm.mlm_generate,
-        megatron_lm.mlm_generate_speculative,
-    ),
-    megatron_lm.MLM_MMLU: (
-        megatron_lm.mlm_mmlu,
-        megatron_lm.mlm_mmlu_tiny,
-    ),
-    megatron_lm.MLM_PRUNE: (
-        megatron_lm.mlm_prune,
-        megatron_lm.mlm_prune_targets,
-    ),
-    megatron_lm.MLM_FINETUNE: (megatron_lm.mlm_finetune,),
-    megatron_lm.MLM_DISTILL: (megatron_lm.mlm_distill,),
-    megatron_lm.MLM_VALIDATE: (megatron_lm.mlm_validate,),
-    tooling.PREPARE_DATA: (
-        tooling.prepare_data,
-        tooling.prepare_data_chat,
-        tooling.prepare_data_tiny,
-    ),
-    tooling.EVALUATE: (
-        tooling.evaluate,
-        tooling.evaluate_chat,
-        tooling.evaluate_tiny,
-    ),
-    tooling.SERVE: (
-        tooling.serve,
-        tooling.serve_trtllm,
-        tooling.serve_sglang,
-        tooling.serve_tiny,
-    ),
-    probing.PROBE: (probing.probe,),
+@cache
+def _register(recipes: tuple[Recipe, ...]) -> None:
+    from nemo_run import Partial
+    from nemo_run.cli import factory
+
+    for recipe in recipes:
+        build = function_of(recipe)
+        build.__annotations__ = {"return": Partial[None]}  # NeMo-Run does not know where to look a name up
+        factory(build, target=recipe.family.entrypoint)
+        factory(build, namespace="recipes")
+
+
+# --- families --------------------------------------------------------------------------------------------------------
+
+#: Every family, in the order in which they are listed.
+FAMILIES: Mapping[str, Family] = {
+    family.name: family
+    for family in (
+        Family(
+            "quantize",
+            entrypoints.quantize,
+            QuantizeArgs,
+            also=("eval_results",),
+            order=("fp8", "nvfp4", "int8_sq", "fp8_blockwise", "int4_awq", "w4a8_awq"),
+        ),
+        Family("quantize_vlm", entrypoints.quantize, QuantizeVlmArgs, order=("qwen3_vl_30b",)),
+        Family("quantize_modelopt", entrypoints.quantize, QuantizeModelOptArgs),
+        Family("generate", entrypoints.generate, GenerateArgs),
+        Family("generate_vlm", entrypoints.generate, GenerateVlmArgs),
+        Family("generate_vllm", entrypoints.generate, GenerateVllmArgs),
+        Family("export", entrypoints.export, ExportArgs),
+        Family("export_modelopt", entrypoints.export, ExportModelOptArgs),
+        Family("export_distilled", entrypoints.export, ExportDistilledArgs),
+        Family("prune", entrypoints.prune, PruneArgs, order=("active", "memory")),
+        Family("distill", entrypoints.distill, DistillArgs, order=("mock", "tiny")),
+        Family("qad", entrypoints.distill, DistillArgs),
+        Family("distill_llama", entrypoints.distill, DistillBridgeArgs),
+        Family("qat", entrypoints.qat, QatArgs),
+        Family("hf_to_megatron", entrypoints.convert, HfToMegatronArgs),
+        Family("megatron_to_hf", entrypoints.convert, MegatronToHfArgs),
+        Family("merge_lora", entrypoints.convert, MergeLoraArgs),
+        Family("mlm_convert", entrypoints.convert, mlm.MlmConvertArgs),
+        Family("mlm_quantize", entrypoints.quantize, mlm.MlmQuantizeArgs),
+        Family("mlm_export", entrypoints.export, mlm.MlmExportArgs),
+        Family("mlm_generate", entrypoints.generate, mlm.MlmGenerateArgs),
+        Family("mlm_mmlu", entrypoints.evaluate, mlm.MlmMmluArgs),
+        Family("mlm_prune", entrypoints.prune, mlm.MlmPruneArgs),
+        Family("mlm_finetune", entrypoints.finetune, mlm.MlmFinetuneArgs),
+        Family("mlm_distill", entrypoints.distill, mlm.MlmFinetuneArgs),
+        Family("mlm_validate", entrypoints.validate, mlm.MlmValidateArgs),
+        Family("prepare_data", entrypoints.prepare_data, PrepareDataArgs),
+        Family("evaluate", entrypoints.evaluate, EvaluateArgs, also=("eval_results",)),
+        Family("serve", entrypoints.serve, ServeArgs, also=("eval_results",), order=("trtllm",)),
+        Family("probe", entrypoints.probe, ProbeArgs, also=("probe_report",)),
+    )
 }
-RECIPES = _index(_FAMILIES)
+
+
+class Catalogue(Mapping[str, Recipe]):
+    """Every recipe by name, in the order in which they are listed."""
+
+    def __getitem__(self, name: str) -> Recipe:
+        return _catalogue()[0][name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_catalogue()[0])
+
+    def __len__(self) -> int:
+        return len(_catalogue()[0])
+
+    def problems(self) -> list[Problem]:
+        """What is wrong with the folders and files that users added; the recipes of sound files work all the same."""
+        recipes, problems = _catalogue()
+        return [*problems, *(problem for recipe in recipes.values() for problem in recipe.problems())]
+
+    def register(self) -> None:
+        """Make every recipe a factory of NeMo-Run: of its entrypoint (`--factory quantize_fp8`), and in `recipes`.
+
+        Building one does this too, and so does NeMo-Run's own `nemo`, which loads the entry point of recipes.cli.
+        """
+        adapt()
+        _register(tuple(_catalogue()[0].values()))
+
+
+RECIPES = Catalogue()
+
+
+def own_folders() -> list[Path]:
+    """Where users keep recipes of their own, whether the folders are there or not."""
+    profiles = user_file()
+    listed = [Path(name).expanduser() for name in os.environ.get(PATH_VARIABLE, "").split(os.pathsep) if name]
+    return [*([] if profiles is None else [profiles.parent / "recipes"]), *listed]
+
+
+def _catalogue() -> tuple[Mapping[str, Recipe], tuple[Problem, ...]]:
+    """The recipes of all folders, and what in the folders is none; what users keep is looked at each time."""
+    own = ((folder, _entries(folder)) for folder in own_folders() if folder.is_dir())
+    return _read(((CONFIGS, _shipped()), *own))
+
+
+def _entries(folder: Path) -> tuple[str, ...]:
+    """What lies in a folder of recipes, as names below it."""
+    found = [entry for pattern in ("*", "*/*.yaml") for entry in folder.glob(pattern)]
+    return tuple(sorted(entry.relative_to(folder).as_posix() for entry in found))
+
+
+@cache
+def _shipped() -> tuple[str, ...]:
+    return _entries(CONFIGS)
+
+
+@lru_cache(maxsize=4)
+def _read(folders: tuple[tuple[Path, tuple[str, ...]], ...]) -> tuple[Mapping[str, Recipe], tuple[Problem, ...]]:
+    recipes: dict[str, Recipe] = {}
+    problems = [problem for folder, entries in folders[1:] for problem in _strange(folder, entries)]
+    for family in FAMILIES.values():
+        for folder, entries in folders:
+            configs = [Path(entry).stem for entry in entries if entry.startswith(f"{family.name}/")]
+            for config in sorted(configs, key=lambda config: _place(family, config)):
+                file = folder / family.name / f"{config}.yaml"
+                name = family.name if config == "default" else f"{family.name}_{config}"
+                if name in recipes:
+                    cause = f"{recipes[name].file} is that recipe already"
+                    problems.append(_wrong("duplicate_recipe", name, file, cause, "Rename one of the two files."))
+                elif not name.isidentifier():
+                    cause = "a recipe's name is letters, digits and `_`, so that Python can import it"
+                    problems.append(_wrong("bad_recipe_name", name, file, cause, "Rename the file."))
+                else:
+                    recipes[name] = Recipe(name=name, family=family, file=file)
+    return recipes, tuple(problems)
+
+
+def _place(family: Family, config: str) -> tuple[int, str]:
+    """Where a config is listed in its family: the default first, a smoke test last, others by name."""
+    order = ("default", *family.order)
+    return (order.index(config), "") if config in order else (len(order) + (config == "tiny"), config)
+
+
+def _strange(folder: Path, entries: tuple[str, ...]) -> Iterator[Problem]:
+    """What lies in a user's folder of recipes and belongs to no family."""
+    for entry in (entry for entry in entries if "/" not in entry and entry not in FAMILIES):
+        if (folder / entry).is_dir() or entry.endswith(".yaml"):
+            cause = "a folder of recipes holds folders, each named after a family"
+            yield _wrong("unknown_family", entry, folder / entry, cause, nearest(entry, FAMILIES))
+
+
+def _wrong(name: str, key: str, file: Path, cause: str, remedy: str) -> Problem:
+    return Problem(name=name, key=key, value=file, cause=cause, remedy=remedy)
 
 
 def find(name: str) -> Recipe:
     """The recipe of that name. Raises ProblemsError with the nearest one."""
-    if name in RECIPES:
-        return RECIPES[name]
+    if (recipe := RECIPES.get(name)) is not None:
+        return recipe
     cause = "there is no such recipe"
     raise ProblemsError(
         [Problem(name="unknown_recipe", key="recipe", value=name, cause=cause, remedy=nearest(name, RECIPES))]
     )
 
 
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def config_of(family: Family, name: str, *, key: str = "--config") -> Path:
+    """The file of a bare config name (`fp8`) in a family, else the path itself. Raises ProblemsError for neither."""
+    files = {recipe.file.stem: recipe.file for recipe in _catalogue()[0].values() if recipe.family == family}
+    path = files.get(name) or Path(name).expanduser()
+    if path.is_file():
+        return path
+    remedy = nearest(name, files)
+    cause = "there is no such file or config"
+    raise ProblemsError([Problem(name="unknown_config", key=key, value=name, cause=cause, remedy=remedy)])
+
+
+def layers(family: Family, file: Path) -> list[tuple[Path, Mapping[str, Any]]]:
+    """A file and what it extends, the one that counts least first. Raises ProblemsError where one cannot be read."""
+    found: list[tuple[Path, Mapping[str, Any]]] = []
+    following: Path | None = file
+    while following is not None:
+        if following in (path for path, _ in found):
+            cause = f"{' extends '.join(path.name for path, _ in reversed(found))}, in a circle"
+            raise ProblemsError([Problem(name="wrong_value", key="extends", value=file, cause=cause)])
+        found.insert(0, (following, load_yaml(following)))
+        base = found[0][1].get("extends")
+        following = None if base is None else config_of(family, str(base), key=f"extends of {following}")
+    return found
+
+
+def merge_files(partial: "run.Partial[Any]", files: list[tuple[Path, Mapping[str, Any]]]) -> list[Problem]:
+    """Set the values of files, each over those before it; what does not fit is said with the file."""
+    return [
+        replace(problem, cause=f"{problem.cause} (in {file})")
+        for file, values in files
+        for problem in merge(partial, values)
+    ]
+
+
+# --- what is shown of a recipe ---------------------------------------------------------------------------------------
+
+
 def describe(recipe: Recipe) -> dict[str, Any]:
     """A recipe as plain data: values with meanings and types, artifacts, strategies, errors, releases."""
-    from recipes.experiment.releases import releases
-    from recipes.values import field_types
-    from scripts.engines.script.cards import cards
-
     partial = recipe.build()
     values = []
     for key, kind in field_types(partial).items():
@@ -212,9 +366,9 @@ def describe(recipe: Recipe) -> dict[str, Any]:
         "produces": list(recipe.produces),
         "values": values,
         "hardware": recipe.hardware,
-        "strategies": list(recipe.family.strategies),
-        "errors": list(recipe.family.errors),
-        "model_cards": sorted(cards()) if hasattr(recipe.family.args, "model_card") else [],
+        "strategies": recipe.fact("strategies") or [],
+        "errors": recipe.fact("errors") or [],
+        "model_cards": sorted(cards()) if any(meaning.card for _, meaning in meanings(recipe.family.args)) else [],
         "releases": releases(partial),
     }
 
@@ -222,8 +376,7 @@ def describe(recipe: Recipe) -> dict[str, Any]:
 def _meaning(holder: Any, name: str) -> str:
     if not name:
         return ""
-    fields = {field.name: field for field in dataclasses.fields(holder.__fn_or_cls__)}
-    return str(fields[name].metadata["doc"])
+    return next(str(one.metadata["doc"]) for one in fields(holder.__fn_or_cls__) if one.name == name)
 
 
 def _type_name(kind: Any) -> str:

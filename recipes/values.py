@@ -1,30 +1,69 @@
 """Setting values on a recipe from files and `key.path=value` words, typed and checked."""
 
+import csv
 import dataclasses
 import re
 from collections.abc import Mapping
-from functools import cache
+from copy import deepcopy
+from functools import cache, lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
+from recipes.planner.gpus import stated_problems
+from scripts.args.meaning import Engine
 from scripts.args.typed import convert, parse_yaml
-from scripts.run.problems import Problem, nearest
+from scripts.run.problems import Problem, ProblemsError, nearest
 
 if TYPE_CHECKING:
     import nemo_run as run
 
-#: The section of an algorithm's YAML that says which GPU its values are made for.
-HARDWARE = "hardware"
-_TOP_LEVEL: dict[str, Any] = {"extra_args": list[str]}
+#: The sections of a recipe's YAML: its values, and what is known of them.
+SECTIONS = ("engine", "script", "args", "torchrun", "extra_args")
+#: What is said of the values: a line on what they are, when to use which, what can go wrong, and what they vary.
+_FACTS = {"summary": str, "extends": str, "strategies": list[str], "errors": list[str]}
+
+
+def read_text(path: Path) -> str:
+    """What a recipe's file says. Raises ProblemsError."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise _unreadable(path, str(error)) from error
+
+
+def load_yaml(path: Path) -> Mapping[str, Any]:
+    """A YAML file that holds a mapping. Raises ProblemsError saying where it does not parse."""
+    return _parsed(path, read_text(path))
+
+
+@lru_cache(maxsize=256)
+def _parsed(path: Path, text: str) -> Mapping[str, Any]:
+    import yaml
+
+    try:
+        value = parse_yaml(text)
+    except (RecursionError, yaml.YAMLError) as error:
+        raise _unreadable(path, str(error)) from error
+    if value is None:
+        value = {}
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        raise _unreadable(path, f"a mapping with the sections {', '.join(SECTIONS)} is expected")
+    return value
+
+
+def _unreadable(path: Path, cause: str) -> ProblemsError:
+    cause = " ".join(cause.split())
+    return ProblemsError([Problem(name="unreadable_config", key="file", value=path, cause=cause)])
 
 
 def merge(partial: "run.Partial[Any]", values: Mapping[str, Any]) -> list[Problem]:
     """Set every value of a parsed YAML document on `partial`; return what does not fit."""
     problems: list[Problem] = []
     for section, content in values.items():
-        if section == HARDWARE:  # what the values were made for: a fact about them, not one of them
-            from recipes.planner.gpus import stated_problems
-
+        if section == "hardware":  # what the values were made for: a fact about them, not one of them
             problems += stated_problems(content)
+        elif section in _FACTS:
+            problems += _convert(_FACTS[section], section, content, strict=True)[1]
         elif section in ("script", "args", "torchrun"):
             if not isinstance(content, dict):
                 problems.append(_wrong(section, content, "is a section with keys below it"))
@@ -44,13 +83,17 @@ def set_value(partial: "run.Partial[Any]", key: str, value: Any, *, strict: bool
         if (mapping := _mapping_of(key, fields)) is not None:
             return _set_below(partial, mapping, key, value)
         return [_unknown(key, section, name, fields)]
-    kind = fields[key]
+    converted, problems = _convert(fields[key], key, value, strict=strict)
+    if not problems:
+        setattr(getattr(partial, section) if name else partial, name or section, converted)
+    return problems
+
+
+def _convert(kind: Any, key: str, value: Any, *, strict: bool) -> tuple[Any, list[Problem]]:
     try:
-        converted = convert(kind, value, strict=strict)
+        return convert(kind, value, strict=strict), []
     except ValueError as error:
-        return [_wrong(key, value, str(error))]
-    setattr(getattr(partial, section) if name else partial, name or section, converted)
-    return []
+        return None, [_wrong(key, value, str(error))]
 
 
 def _mapping_of(key: str, fields: Mapping[str, Any]) -> str | None:
@@ -63,8 +106,6 @@ def _mapping_of(key: str, fields: Mapping[str, Any]) -> str | None:
 
 def _set_below(partial: "run.Partial[Any]", mapping: str, key: str, value: Any) -> list[Problem]:
     """Set one value inside a mapping; text is read as YAML reads it."""
-    from copy import deepcopy
-
     import yaml
 
     section, name = mapping.split(".")
@@ -83,22 +124,18 @@ def _set_below(partial: "run.Partial[Any]", mapping: str, key: str, value: Any) 
     return []
 
 
-def field_types(partial: "run.Partial[Any]") -> dict[str, Any]:
+def field_types(partial: "run.Partial[Any]") -> Mapping[str, Any]:
     """Every key that the recipe takes, with its type: `engine`, `script.path`, `args.calib_size`, ..."""
-    from scripts.args.meaning import Engine
-
-    types: dict[str, Any] = {"engine": Engine, **_TOP_LEVEL}
-    for section in ("script", "args", "torchrun"):
-        cls = getattr(partial, section).__fn_or_cls__
-        types |= {f"{section}.{name}": kind for name, kind in _field_types_of(cls).items()}
-    return types
+    return _types(*(getattr(partial, section).__fn_or_cls__ for section in ("script", "args", "torchrun")))
 
 
 @cache
-def _field_types_of(cls: type) -> Mapping[str, Any]:
-    """Types of a class of arguments: asked for at every key that is set, and slow to work out."""
-    hints = get_type_hints(cls)
-    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+def _types(script: type, args: type, torchrun: type) -> Mapping[str, Any]:
+    types: dict[str, Any] = {"engine": Engine, "extra_args": list[str]}
+    for section, cls in (("script", script), ("args", args), ("torchrun", torchrun)):
+        hints = get_type_hints(cls)
+        types |= {f"{section}.{field.name}": hints[field.name] for field in dataclasses.fields(cls)}
+    return types
 
 
 def _unknown(key: str, section: str, name: str, fields: Mapping[str, Any]) -> Problem:
@@ -145,8 +182,6 @@ def parse_words(words: list[str]) -> tuple[Words, list[Problem]]:
 
 def parse_sweep(words: list[str]) -> tuple[dict[str, list[str]], list[Problem]]:
     """`KEY=A,B,C` words as a grid of texts; a value that holds a comma is quoted as in CSV."""
-    import csv
-
     grid: dict[str, list[str]] = {}
     problems = []
     for word in words:

@@ -2,12 +2,14 @@
 
 NeMo-Run imports the entry points of group `nemo_run.cli` before it builds its command groups.
 Ours is named `experiment`, and importing this package wraps `nemo_run.cli.experiment.create`, so
-that the group it returns has our commands beside its own. It is the one patch in this project.
+that the group it returns has our commands beside its own; and it registers every recipe as a factory.
 """
 
 from typing import TYPE_CHECKING
 
 from nemo_run.cli import experiment as _experiment
+
+from recipes.catalogue import RECIPES
 
 if TYPE_CHECKING:
     import typer
@@ -24,3 +26,4 @@ def _create_with_ours() -> "typer.Typer":
 
 
 _experiment.create = _create_with_ours
+RECIPES.register()

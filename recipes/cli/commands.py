@@ -117,7 +117,8 @@ def recipes(
     out = show.Output(as_json=as_json)
     try:
         if name is None:
-            out.catalogue(list(RECIPES.values()))
+            out.catalogue([recipe for recipe in RECIPES.values() if not recipe.problems()])
+            out.warnings(RECIPES.problems())
         else:
             out.recipe(describe(find(name)))
     except ProblemsError as error:

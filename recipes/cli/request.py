@@ -26,9 +26,8 @@ def request_of(
 ) -> Request:
     """Build the recipe. Raises ProblemsError where there is none of that name, with all else that is wrong."""
     from executors import load_profile
-    from recipes.catalogue import find
-    from recipes.family import config_path, load_yaml
-    from recipes.values import merge, parse_words, set_value
+    from recipes.catalogue import config_of, find, layers, merge_files
+    from recipes.values import parse_words, set_value
 
     parsed, problems = parse_words(list(words))
     options = replace(options, overrides=parsed.profile)
@@ -40,7 +39,7 @@ def request_of(
     partial = entry.build()
     if config is not None:
         try:
-            problems += merge(partial, load_yaml(config_path(entry.family.name, config)))
+            problems += merge_files(partial, layers(entry.family, config_of(entry.family, config)))
         except ProblemsError as error:
             problems += error.problems
     for key, value in parsed.recipe.items():

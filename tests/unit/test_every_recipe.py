@@ -12,15 +12,15 @@ from typing import Any
 import pytest
 import yaml
 
+from configs import CONFIGS
 from executors.kinds import kinds
-from recipes.catalogue import RECIPES, Recipe, describe
+from recipes.catalogue import FAMILIES, RECIPES, Recipe, describe, layers
 from recipes.experiment.delivery import serialized
 from recipes.experiment.dryrun import rehearse
 from recipes.experiment.examine import Options, Stage, Submission, examine, prepare_all
-from recipes.family import CONFIGS, load_yaml
 from recipes.planner.plan import Plan, plan_of
 from recipes.preflight.scripts import command
-from recipes.values import field_types, merge
+from recipes.values import field_types, load_yaml, merge
 from scripts.args.meaning import ScriptArgs, meanings
 from scripts.engines.script.cards import cards
 from scripts.engines.script.command import flags_of
@@ -115,7 +115,7 @@ def test_it_is_a_yaml_file_too(name: str) -> None:
         document.setdefault(section, {})
         document[section] = document[section] | {field: getattr(holder, field)} if field else holder
     text = yaml.safe_dump(document)
-    other = recipe.family.recipe()
+    other = RECIPES[recipe.family.name].build()
     assert merge(other, yaml.safe_load(text)) == []
     other.recipe = name
     assert other == partial
@@ -125,7 +125,8 @@ def test_it_is_a_yaml_file_too(name: str) -> None:
 def test_it_says_what_it_reads_and_leaves(name: str) -> None:
     recipe = RECIPES[name]
     assert recipe.summary
-    assert recipe.family.errors or name == "probe"
+    assert recipe.fact("errors") or name == "probe"
+    assert recipe.fact("strategies") or name == "probe"
     if not MEETINGS.get(name):
         return
     assert recipe.consumes or name == "distill_llama", "whose script names its two models itself"
@@ -133,18 +134,27 @@ def test_it_says_what_it_reads_and_leaves(name: str) -> None:
     assert bool(recipe.produces) is not speaking, "what writes says so, and what only speaks does not"
 
 
-def test_every_config_has_one_recipe() -> None:
-    found = {f"{file.parent.name}/{file.stem}" for file in CONFIGS.glob("*/*.yaml")}
-    found = {name for name in found if name.partition("/")[0] not in ("executors", "models", "upstream")}
-    expected = {}
+def test_every_file_is_a_recipe() -> None:
+    """Found by globbing: what the catalogue lists is what lies there, and every file builds."""
+    found = {file for file in CONFIGS.glob("*/*.yaml") if file.parent.name not in ("executors", "models", "upstream")}
+    assert len(found) > 60
+    assert found == {recipe.file for recipe in RECIPES.values()}
+    assert {file.parent.name for file in found} == set(FAMILIES), "every family has a recipe"
     for name, recipe in RECIPES.items():
-        family = recipe.family.name
-        config = "default" if name == family else name.removeprefix(f"{family}_")
-        expected[f"{family}/{config}"] = name
-    assert len(expected) == len(RECIPES)
-    assert found == set(expected)
-    for file, name in expected.items():
-        assert RECIPES[name].build() == RECIPES[name].family.recipe(file.partition("/")[2]), file
+        assert load_yaml(recipe.file)["summary"] == recipe.summary, "each says itself what it is"
+        assert recipe.build().recipe == name
+        assert ("extends" in load_yaml(recipe.file)) is (recipe.file.stem != "default")
+
+
+def test_a_variant_shows_only_what_differs() -> None:
+    for recipe in RECIPES.values():
+        *base, (_, own) = layers(recipe.family, recipe.file)
+        for section in ("script", "args", "torchrun") if base else ():
+            below: dict[str, Any] = {}
+            for _, values in base:
+                below |= values.get(section, {})
+            same = {key for key, value in own.get(section, {}).items() if key in below and below[key] == value}
+            assert same <= ({"calib_size"} if recipe.name == "quantize_fp8" else set()), recipe.name
 
 
 def test_every_flag_can_be_reached() -> None:
@@ -433,9 +443,11 @@ def test_every_value_is_shown_and_is_that_of_the_config() -> None:
     seen = 0
     for recipe in RECIPES.values():
         assert {row["key"] for row in describe(recipe)["values"]} == set(field_types(recipe.build()))
-        config = "default" if recipe.name == recipe.family.name else recipe.name.removeprefix(f"{recipe.family.name}_")
         partial = recipe.build()
-        for key, value in load_yaml(CONFIGS / recipe.family.name / f"{config}.yaml").get("args", {}).items():
+        values: dict[str, Any] = {}
+        for _, document in layers(recipe.family, recipe.file):
+            values |= document.get("args", {})
+        for key, value in values.items():
             seen += 1
             assert getattr(partial.args, key) == value, (recipe.name, key)
     assert seen > 300

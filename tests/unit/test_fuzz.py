@@ -10,13 +10,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from configs import CONFIGS
 from executors import load_profile
 from recipes import RECIPES
 from recipes.experiment.examine import Examined, Options, Stage, examine
-from recipes.family import CONFIGS, load_yaml
 from recipes.models import facts_of
 from recipes.planner.plan import plan_of
-from recipes.values import field_types, merge, set_value
+from recipes.values import field_types, load_yaml, merge, set_value
 from scripts.run.problems import ProblemsError
 
 #: 4 x 200 jobs and 3 x 80 files in each run of the tests, and FUZZ times as many where that variable says so:

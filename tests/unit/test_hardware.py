@@ -7,9 +7,8 @@ import pytest
 
 from executors import load_profile
 from recipes import RECIPES, ProblemsError, prepare, probe
-from recipes.family import load_yaml
 from recipes.planner.gpus import gpu_of, gpus, gpus_per_node
-from recipes.values import merge
+from recipes.values import load_yaml, merge
 
 
 def gpu(stated: str | None = None, kind: str = "slurm", **values: str) -> Any:

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recipes import find, quantize_fp8
-from recipes.family import config_path, load_yaml
-from recipes.values import field_types, merge, parse_words, set_value
+from recipes.catalogue import FAMILIES, config_of
+from recipes.values import field_types, load_yaml, merge, parse_words, set_value
 from scripts.run.problems import ProblemsError
 
 STRING_KEYS = [key for key, kind in field_types(quantize_fp8()).items() if kind is str or kind == str | None]
@@ -129,14 +129,14 @@ def test_files_that_are_no_config(tmp_path: Path, content: str) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(content)
     with pytest.raises(ProblemsError) as caught:
-        load_yaml(config_path("quantize", str(path)))
+        load_yaml(config_of(FAMILIES["quantize"], str(path)))
     assert caught.value.problems[0].name == "unreadable_config"
 
 
 def test_config_by_bare_name_or_path(tmp_path: Path) -> None:
-    assert config_path("quantize", "nvfp4").name == "nvfp4.yaml"
+    assert config_of(FAMILIES["quantize"], "nvfp4").name == "nvfp4.yaml"
     with pytest.raises(ProblemsError, match="nvfp4"):
-        config_path("quantize", "nvfp")
+        config_of(FAMILIES["quantize"], "nvfp")
 
 
 def test_numbers_with_an_exponent_are_numbers_in_yaml_too() -> None:

@@ -10,9 +10,9 @@ from typing import Any
 import jsonschema
 import pytest
 
+from configs import CONFIGS
 from recipes import RECIPES, ProblemsError, plan, prepare, quantize_fp8
 from recipes.experiment.submit import record_all
-from recipes.family import CONFIGS
 from recipes.planner.plan import Plan
 from tests.conftest import Done
 
