@@ -7,19 +7,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from scripts.run.problems import JobError
+from scripts.tiny.corpus import passages
 
 #: Looked for in this order when no key is named.
 TEXT_KEYS = (
-    "text",
-    "prompt",
-    "content",
-    "article",
-    "document",
-    "instruction",
-    "question",
-    "input",
-    "messages",
-    "conversations",
+    *("text", "prompt", "content", "article", "document", "instruction"),
+    *("question", "input", "messages", "conversations"),
 )
 DEFAULT_DATASET = "cnn_dailymail"
 _ALIASES = {"cnn_dailymail": ("abisee/cnn_dailymail", "3.0.0")}
@@ -41,33 +34,26 @@ def source_of(dataset: str | None, model: str, *, split: Literal["calibration", 
     another kind.
     """
     if dataset is None:
-        return (
-            Source(kind="builtin", place=split)
-            if model.startswith("tiny:")
-            else Source(kind="hub", place=DEFAULT_DATASET)
-        )
+        built_in = model.startswith("tiny:")
+        return Source(kind="builtin", place=split) if built_in else Source(kind="hub", place=DEFAULT_DATASET)
     path = Path(dataset).expanduser()
     if path.is_dir():
         return Source(kind="folder", place=str(path))
     kind = _SUFFIXES.get(path.suffix.lower())
     if path.is_file():
         if kind is None:
-            raise JobError(
-                "unknown_data", f"{path} is neither JSONL nor text.", f"Known endings: {', '.join(_SUFFIXES)}."
-            )
+            remedy = f"Known endings: {', '.join(_SUFFIXES)}."
+            raise JobError("unknown_data", f"{path} is neither JSONL nor text.", remedy)
         return Source(kind=kind, place=str(path))
     if kind is not None or dataset.startswith((".", "/", "~")) or dataset.count("/") > 1:
-        raise JobError(
-            "missing_data", f"{path} does not exist.", "Name a JSONL or text file, a data set folder or a hub name."
-        )
+        remedy = "Name a JSONL or text file, a data set folder or a hub name."
+        raise JobError("missing_data", f"{path} does not exist.", remedy)
     return Source(kind="hub", place=dataset)
 
 
 def read(source: Source, key: str | None) -> Iterator[str]:
     """The texts of `source` in order. Raises JobError naming the file, line and key at fault."""
     if source.kind == "builtin":
-        from scripts.tiny.corpus import passages
-
         yield from passages("eval" if source.place == "eval" else "calibration")
     elif source.kind == "jsonl":
         yield from _read_jsonl(Path(source.place), key)
@@ -86,11 +72,8 @@ def text_of(row: Any, key: str | None, where: str) -> str:
     found = next((name for name in ([key] if key else TEXT_KEYS) if name in keys), None)
     if found is None:
         wanted = key or f"one of {', '.join(TEXT_KEYS)}"
-        raise JobError(
-            "no_text",
-            f"{where} has no {wanted}; it has {', '.join(map(str, keys)) or 'no keys'}.",
-            "Set args.calib_text_key.",
-        )
+        cause = f"{where} has no {wanted}; it has {', '.join(map(str, keys)) or 'no keys'}."
+        raise JobError("no_text", cause, "Set args.calib_text_key.")
     value = row[found]
     if isinstance(value, list):
         parts = [part.get("content", part.get("value")) if isinstance(part, dict) else part for part in value]
@@ -109,9 +92,8 @@ def _read_jsonl(path: Path, key: str | None) -> Iterator[str]:
             try:
                 row = json.loads(line.decode("utf-8"))
             except ValueError as error:
-                raise JobError(
-                    "unreadable_data", f"{where} is not JSON: {error}.", "Each line holds one JSON value."
-                ) from error
+                cause = f"{where} is not JSON: {error}."
+                raise JobError("unreadable_data", cause, "Each line holds one JSON value.") from error
             yield text_of(row, key, where)
 
 

@@ -1,24 +1,23 @@
 """What a run was made of and ran on: package versions, the state of the code, the GPUs, the memory it took."""
 
 import os
+import resource
 import subprocess
 import sys
 from contextlib import suppress
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 #: What Slurm, Lepton and our Docker jobs tell a job about itself. Names and numbers only, no secrets.
 _OF_A_JOB = (
-    "SLURM_JOB_ID",
-    "SLURM_JOB_ACCOUNT",
-    "SLURM_JOB_PARTITION",
-    "SLURM_JOB_NODELIST",
-    "SLURM_ARRAY_JOB_ID",
-    "SLURM_ARRAY_TASK_ID",
-    "SLURM_RESTART_COUNT",
-    "LEPTON_JOB_NAME",
-    "MODELOPT_RECIPES_IMAGE",
-    "MODELOPT_RECIPES_IMAGE_ID",
+    *("SLURM_JOB_ID", "SLURM_JOB_ACCOUNT", "SLURM_JOB_PARTITION", "SLURM_JOB_NODELIST", "SLURM_ARRAY_JOB_ID"),
+    *("SLURM_ARRAY_TASK_ID", "SLURM_RESTART_COUNT", "LEPTON_JOB_NAME"),
+    *("MODELOPT_RECIPES_IMAGE", "MODELOPT_RECIPES_IMAGE_ID"),
+)
+_PACKAGES = (
+    *("modelopt-recipes", "nemo-run", "fiddle", "torch", "nvidia-modelopt", "transformers", "datasets"),
+    *("megatron-core", "megatron-bridge", "transformer-engine", "nvidia-resiliency-ext"),
 )
 
 
@@ -29,8 +28,6 @@ def job_facts() -> dict[str, str]:
 
 def peak_memory() -> dict[str, int]:
     """Peak resident bytes of this process or of the largest one that it ran, and of CUDA where torch has used it."""
-    import resource
-
     most = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     peak = {"rss_bytes": most * (1 if sys.platform == "darwin" else 1024)}
     torch = sys.modules.get("torch")
@@ -41,23 +38,8 @@ def peak_memory() -> dict[str, int]:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages a run depends on, without importing them."""
-    from importlib import metadata
-
-    names = (
-        "modelopt-recipes",
-        "nemo-run",
-        "fiddle",
-        "torch",
-        "nvidia-modelopt",
-        "transformers",
-        "datasets",
-        "megatron-core",
-        "megatron-bridge",
-        "transformer-engine",
-        "nvidia-resiliency-ext",
-    )
     found = {"python": ".".join(map(str, sys.version_info[:3]))}
-    for name in names:
+    for name in _PACKAGES:
         with suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
     return found
