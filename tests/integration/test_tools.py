@@ -30,7 +30,7 @@ RUNS = f"runs {HOSTILE}"
 _JOB = """
 import json, sys
 from scripts.args.{module} import {args}
-from scripts.{algorithm} import {algorithm}
+from scripts.entrypoints import {algorithm}
 from scripts.args.meaning import ScriptSpec
 values = json.loads(sys.argv[1])
 script = ScriptSpec(**values.pop("script", {{}}))
