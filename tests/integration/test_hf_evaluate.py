@@ -38,9 +38,9 @@ def naive(base: Any, quantized: Any) -> dict[str, float]:
     rows = torch.arange(len(wanted))
     return {
         "tokens": len(wanted),
-        "base_perplexity": float((-p[rows, wanted].mean()).exp()),
-        "perplexity": float((-q[rows, wanted].mean()).exp()),
-        "mean_kl": float((p.exp() * (p - q)).sum(-1).mean()),
+        "perplexity_base": float((-p[rows, wanted].mean()).exp()),
+        "perplexity_quantized": float((-q[rows, wanted].mean()).exp()),
+        "kl_divergence": float((p.exp() * (p - q)).sum(-1).mean()),
         "top1_agreement": float((p.argmax(-1) == q.argmax(-1)).double().mean()),
     }
 
@@ -55,7 +55,7 @@ def test_scores_equal_a_naive_computation(fmt: str, monkeypatch: pytest.MonkeyPa
     expected = naive(original, model)
     for key, value in expected.items():
         assert getattr(found, key) == pytest.approx(value, rel=1e-4, abs=1e-6), key
-    assert found.mean_kl > 0
+    assert found.kl_divergence > 0
 
 
 def test_identical_models_agree() -> None:
@@ -63,9 +63,9 @@ def test_identical_models_agree() -> None:
     model = hf_models.build("llama")
     base = evaluate.remember(model, HELD_OUT, **{**PASSES, "advance": done.append})
     found = evaluate.score(model, base, **PASSES)
-    assert found.mean_kl == 0.0
+    assert found.kl_divergence == 0.0
     assert found.top1_agreement == 1.0
-    assert found.perplexity == found.base_perplexity
+    assert found.perplexity_quantized == found.perplexity_base
     assert found.tokens == sum(len(sample) - 1 for sample in HELD_OUT)
     assert sum(done) == len(HELD_OUT)
 
@@ -78,7 +78,7 @@ def test_a_rewritten_head_is_noticed() -> None:
         model.lm_head.weight.mul_(1.5)
     with pytest.raises(JobError, match="head_changed"):
         evaluate.score(model, base, **PASSES)
-    assert evaluate.score(model, copied, **PASSES).mean_kl > 0
+    assert evaluate.score(model, copied, **PASSES).kl_divergence > 0
 
 
 def test_logits_that_are_not_the_heads_are_refused() -> None:

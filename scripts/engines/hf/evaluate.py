@@ -24,12 +24,12 @@ LOGITS = 1 << 24
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """Over `tokens` predicted tokens. `mean_kl` is KL(base || quantized) in nats per token."""
+    """Over `tokens` predicted tokens. The divergence is KL(base || quantized) in nats per token."""
 
     tokens: int
-    base_perplexity: float
-    perplexity: float
-    mean_kl: float
+    perplexity_base: float
+    perplexity_quantized: float
+    kl_divergence: float
     top1_agreement: float
 
 
@@ -150,9 +150,9 @@ def score(model: Any, base: Base, *, batch_size: int, max_tokens: int, advance: 
     tokens, base_loss, loss, kl, agreed = sums.tolist()
     return Scores(
         tokens=int(tokens),
-        base_perplexity=math.exp(min(base_loss / tokens, 700.0)),
-        perplexity=math.exp(min(loss / tokens, 700.0)),
-        mean_kl=kl / tokens,
+        perplexity_base=math.exp(min(base_loss / tokens, 700.0)),
+        perplexity_quantized=math.exp(min(loss / tokens, 700.0)),
+        kl_divergence=kl / tokens,
         top1_agreement=agreed / tokens,
     )
 

@@ -6,6 +6,7 @@ report.json (schema 1): `model`, `format`, `calibration`, `evaluation` (null whe
 
 import base64
 import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -33,28 +34,15 @@ def format_name(args: QuantizeArgs) -> str:
 def calibration_figures(samples: Samples, seconds: float) -> dict[str, Any]:
     """What was calibrated on; `seconds` include inserting the quantizers."""
     tokens = sum(map(len, samples.calibration))
-    return {
-        "source": samples.calibration_source,
-        "samples": len(samples.calibration),
-        "tokens": tokens,
-        "seconds": seconds,
-        "tokens_per_second": round(tokens / max(seconds, 1e-9), 1),
-    }
+    figures = {"source": samples.calibration_source, "samples": len(samples.calibration), "tokens": tokens}
+    return figures | {"seconds": seconds, "tokens_per_second": round(tokens / max(seconds, 1e-9), 1)}
 
 
 def evaluation_figures(scores: Scores | None, samples: Samples) -> dict[str, Any] | None:
-    """Quality on text that was not calibrated on; KL in nats per token, agreement as a share."""
+    """Quality on text that was not calibrated on; null where there was none."""
     if scores is None:
         return None
-    return {
-        "source": samples.held_out_source,
-        "samples": len(samples.held_out),
-        "tokens": scores.tokens,
-        "perplexity_base": scores.base_perplexity,
-        "perplexity_quantized": scores.perplexity,
-        "kl_divergence": scores.mean_kl,
-        "top1_agreement": scores.top1_agreement,
-    }
+    return {"source": samples.held_out_source, "samples": len(samples.held_out), **asdict(scores)}
 
 
 def sizes(args: QuantizeArgs, source: Path) -> dict[str, int | None]:
