@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, get_type_hints
 
 from scripts.run.files import write_private
 from scripts.run.problems import JobError, Problem
@@ -123,21 +123,51 @@ def mount_of(path: str, mounts: Sequence[Mount]) -> Mount | None:
     return max(found, key=lambda mount: len(posixpath.normpath(mount.target)), default=None)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Launch:
-    """One job as a kind of executor needs to know it: names, shape, and what it waits for."""
+class AnyJob(Protocol):
+    """What a place needs to know of a job: its names, its shape, and what it waits for; recipes' `Job` is one."""
 
-    run_id: str  # unique; letters, digits, `_` and `-`
-    task: str  # NeMo-Run's task name: the recipe
-    run_dir: str  # NEMO_RUN_DIR, as the job sees it
-    nodes: int = 1
-    processes: int = 1  # on each node
-    torchrun: bool = False  # nodes x processes ranks; else one process on the first node
-    array: int = 0  # elements of a sweep; 0 is a plain job
-    after: tuple[str, ...] = ()  # job ids of the same scheduler that must succeed first
-    secrets: str | None = None  # path of the 0600 file, as the job sees it
-    archive: Path | None = None  # the packaged code
-    force_squash: bool = False
+    @property
+    def id(self) -> str:
+        """The run's, unique: letters, digits, `_` and `-`."""
+
+    @property
+    def recipe(self) -> str:
+        """NeMo-Run's name for the task."""
+
+    @property
+    def run_dir(self) -> Path:
+        """NEMO_RUN_DIR, as the job sees it; of an array the folder in which each element has its own."""
+
+    @property
+    def nodes(self) -> int: ...
+
+    @property
+    def processes(self) -> int:
+        """On each node."""
+
+    @property
+    def ranked(self) -> bool:
+        """Whether torchrun starts nodes x processes ranks; else one process runs, on the first node."""
+
+    @property
+    def array(self) -> int:
+        """Elements of a sweep; 0 is a plain job."""
+
+    @property
+    def waits_for(self) -> tuple[str, ...]:
+        """Job ids of the same scheduler that must succeed first."""
+
+    @property
+    def secrets(self) -> str | None:
+        """Path of the 0600 file, as the job sees it."""
+
+    @property
+    def archive(self) -> Path | None:
+        """The packaged code."""
+
+    @property
+    def force_squash(self) -> bool:
+        """Whether the image is imported although its file is there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,22 +253,22 @@ class Place(ABC):
         """Where a job's 0600 file of secrets would lie; None where secrets travel otherwise."""
 
     @abstractmethod
-    def executor(self, launch: Launch | None) -> "run.Executor":
+    def executor(self, launch: AnyJob | None) -> "run.Executor":
         """The NeMo-Run executor for one job; None: for an experiment of somebody's own."""
 
     @abstractmethod
-    def text(self, experiment: Any, launch: Launch) -> str:
+    def text(self, experiment: Any, launch: AnyJob) -> str:
         """Exactly what would be submitted, of an experiment that was added to but not run."""
 
     @abstractmethod
-    def expected(self, experiment: Any, launch: Launch) -> SchedulerJob | None:
+    def expected(self, experiment: Any, launch: AnyJob) -> SchedulerJob | None:
         """What a submission is going to return, or how its job will be found; None where only NeMo-Run decides.
 
         Noted before the submission, so that no job is lost with a process that dies in the middle of it.
         """
 
     @abstractmethod
-    def submit(self, experiment: Any, launch: Launch) -> SchedulerJob:
+    def submit(self, experiment: Any, launch: AnyJob) -> SchedulerJob:
         """Run an experiment of one task, return when the scheduler has it. Raises SubmitError."""
 
     @abstractmethod

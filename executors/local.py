@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from executors.base import (
+    AnyJob,
     Capabilities,
     JobState,
     Kind,
-    Launch,
     Place,
     Probe,
     Profile,
@@ -74,7 +74,7 @@ class LocalPlace(Place):
     def secrets_path(self, run_id: str) -> str | None:
         return None  # inherited
 
-    def executor(self, launch: Launch | None) -> "run.LocalExecutor":
+    def executor(self, launch: AnyJob | None) -> "run.LocalExecutor":
         import nemo_run as run
 
         # NeMo-Run starts the `python` and `torchrun` that it finds on PATH; those of the interpreter that
@@ -83,31 +83,31 @@ class LocalPlace(Place):
         env = {"PATH": path, **self.profile.env}
         if launch is None:
             return run.LocalExecutor(env_vars=env)
-        env["NEMO_RUN_DIR"] = launch.run_dir
+        env["NEMO_RUN_DIR"] = str(launch.run_dir)
         if launch.secrets:
             env[SECRETS] = launch.secrets
-        launcher = "torchrun" if launch.torchrun else None
+        launcher = "torchrun" if launch.ranked else None
         return run.LocalExecutor(ntasks_per_node=launch.processes, launcher=launcher, env_vars=env)
 
-    def text(self, experiment: Any, launch: Launch) -> str:
+    def text(self, experiment: Any, launch: AnyJob) -> str:
         import json
 
         request = experiment.jobs[0]._dryrun_info.request
         (replica,) = (replica for replicas in request.role_params.values() for replica in replicas)
-        own = {**self.profile.env, "NEMO_RUN_DIR": launch.run_dir}
+        own = {**self.profile.env, "NEMO_RUN_DIR": str(launch.run_dir)}
         return json.dumps({"command": replica.args, "env": own}, indent=2, ensure_ascii=False)
 
-    def expected(self, experiment: Any, launch: Launch) -> SchedulerJob | None:
+    def expected(self, experiment: Any, launch: AnyJob) -> SchedulerJob | None:
         return None  # the job says itself, in its run directory, that it is there
 
-    def submit(self, experiment: Any, launch: Launch) -> SchedulerJob:
+    def submit(self, experiment: Any, launch: AnyJob) -> SchedulerJob:
         try:
             experiment.run()
         except Exception as error:
             raise SubmitError("launch_failed", f"{type(error).__name__}: {error}") from error
-        self._experiments[launch.run_id] = experiment
-        folder = str(Path(experiment._exp_dir) / launch.task)
-        return SchedulerJob(run_id=launch.run_id, id=experiment.jobs[0].handle, run_dir=launch.run_dir, folder=folder)
+        self._experiments[launch.id] = experiment
+        folder = str(Path(experiment._exp_dir) / launch.recipe)
+        return SchedulerJob(run_id=launch.id, id=experiment.jobs[0].handle, run_dir=str(launch.run_dir), folder=folder)
 
     def states(self, jobs: Sequence[SchedulerJob]) -> dict[str, JobState | None]:
         """NeMo-Run's answer in the process that started the job; elsewhere None, and the record decides."""

@@ -2,13 +2,21 @@
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from executors import place_of
+from executors.base import Profile
 from recipes import Stage, find
-from recipes.experiment.examine import Options, examine
+from recipes.experiment.examine import examine
 from recipes.experiment.job import Job
+from recipes.experiment.runs import Run
+from recipes.experiment.stage import Options
+from recipes.experiment.store import RunFolder
+from scripts.args.meaning import ScriptSpec, Torchrun
 from scripts.run.problems import Problem
+from scripts.run.record import read_record
 from scripts.run.registry import Check, carry_out
 
 
@@ -19,8 +27,59 @@ def job_of(recipe: str, executor: str = "local", profiles: Path | None = None, *
         section, _, name = key.partition("__")
         setattr(getattr(partial, section) if name else partial, name or section, value)
     options = Options(profiles=profiles, online=False)
-    (submission,) = examine([Stage(name=recipe, partial=partial)], executor, options).submissions
-    return submission.job
+    (job,) = examine([Stage(name=recipe, partial=partial)], executor, options).jobs
+    return job
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlainJob:
+    """As little of a job as a place asks for (executors.base.AnyJob)."""
+
+    id: str
+    run_dir: Path
+    recipe: str = "probe"
+    nodes: int = 1
+    processes: int = 1
+    ranked: bool = False
+    array: int = 0
+    waits_for: tuple[str, ...] = ()
+    secrets: str | None = None
+    archive: Path | None = None
+    force_squash: bool = False
+
+
+def submitted(
+    folder: RunFolder,
+    profile: Profile,
+    executor: str = "x",
+    recipe: str = "probe",
+    run_dir: Path | None = None,
+    **run: Any,
+) -> Run:
+    """Write job.json beside a run.json, as the submission of a job would have."""
+    job = Job(
+        id=folder.id,
+        name="probe",
+        recipe="probe",
+        algorithm="probe",
+        executor=executor,
+        place=place_of(profile),
+        args=None,
+        resolved=None,
+        script=ScriptSpec(),
+        torchrun=Torchrun(),
+        extra_args=[],
+        engine=None,
+        nodes=1,
+        processes=1,
+        ranked=False,
+        run_dir=run_dir or folder.dir,
+        models={},
+        gpu=None,
+    )
+    written = Run(folder=folder, record=read_record(folder.dir), job=job, **run)
+    written.write()
+    return written
 
 
 def script_specs(folder: Path, profiles: str) -> Callable[..., Job]:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from executors.base import CODE, OWN_CODE, SECRETS_VARIABLE, Launch, Mount
+from executors.base import CODE, OWN_CODE, SECRETS_VARIABLE, AnyJob, Mount
 from executors.docker.profile import DockerProfile, nemo_run_ulimit, numeric_user
 from executors.docker.state import LOG, STATUS
 
@@ -17,9 +17,9 @@ IMAGE_VARIABLE = "MODELOPT_RECIPES_IMAGE"
 IMAGE_ID_VARIABLE = "MODELOPT_RECIPES_IMAGE_ID"
 
 
-def container_name(launch: Launch) -> str:
+def container_name(launch: AnyJob) -> str:
     """What NeMo-Run calls the container of a run."""
-    return f"{launch.run_id}_{launch.task}".replace("_", "-")
+    return f"{launch.id}_{launch.recipe}".replace("_", "-")
 
 
 def build_executor(
@@ -54,10 +54,10 @@ def build_executor(
     )
 
 
-def job_env(profile: DockerProfile, launch: Launch) -> dict[str, str]:
+def job_env(profile: DockerProfile, launch: AnyJob) -> dict[str, str]:
     env = dict(profile.env)
     env["PYTHONPATH"] = ":".join(filter(None, [OWN_CODE, CODE, env.get("PYTHONPATH")]))
-    env |= {"PYTHONSAFEPATH": "1", "NEMO_RUN_DIR": launch.run_dir}
+    env |= {"PYTHONSAFEPATH": "1", "NEMO_RUN_DIR": str(launch.run_dir)}
     if launch.secrets:
         env[SECRETS_VARIABLE] = launch.secrets
     numbers = numeric_user(profile.user or f"{os.getuid()}:{os.getgid()}")
@@ -67,9 +67,9 @@ def job_env(profile: DockerProfile, launch: Launch) -> dict[str, str]:
     return env
 
 
-def own_volumes(launch: Launch, run_root: Path) -> list[str]:
+def own_volumes(launch: AnyJob, run_root: Path) -> list[str]:
     """The run's own mounts: its directory to write, its siblings (what it builds on) to read."""
-    run_dir, container = Path(launch.run_dir), container_name(launch)
+    run_dir, container = launch.run_dir, container_name(launch)
     volumes = [f"{run_root}:{run_root}:ro"] if run_dir.is_relative_to(run_root) and run_dir != run_root else []
     volumes.append(f"{run_dir}:{run_dir}")
     # Files, because the folder that they lie in belongs to whoever submits, and the job may be another user.

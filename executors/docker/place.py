@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from executors.base import (
+    AnyJob,
     Capabilities,
     JobState,
-    Launch,
     Mount,
     Place,
     Probe,
@@ -87,7 +87,7 @@ class DockerPlace(Place):
         """In a folder of its own: the job is given that folder, and no other job's."""
         return f"{_nemorun_home()}/secrets/{run_id}/env" if self.profile.secrets else None
 
-    def executor(self, launch: Launch | None) -> "run.DockerExecutor":
+    def executor(self, launch: AnyJob | None) -> "run.DockerExecutor":
         if launch is None:
             return build_executor(self.profile, env=self.profile.env, volumes=[])
         import nemo_run as run
@@ -104,26 +104,26 @@ class DockerPlace(Place):
             volumes=own_volumes(launch, Path(self.run_root())),
             hostname=container_name(launch)[-32:],
             processes=launch.processes,
-            launcher="torchrun" if launch.torchrun else None,
+            launcher="torchrun" if launch.ranked else None,
             packager=packager,
         )
 
-    def text(self, experiment: Any, launch: Launch) -> str:
+    def text(self, experiment: Any, launch: AnyJob) -> str:
         """The requests of a dry run. The image's id is null where no engine can be asked, or it must be pulled."""
         from nemo_run.config import get_nemorun_home
 
         from executors.docker.text import api_requests, as_scheduled
 
         request = experiment.jobs[0]._dryrun_info.request
-        title = launch.run_id.rpartition("_")[0]
-        folder = f"{get_nemorun_home()}/experiments/{title}/{launch.run_id}/{launch.task}"
+        title = launch.id.rpartition("_")[0]
+        folder = f"{get_nemorun_home()}/experiments/{title}/{launch.id}/{launch.recipe}"
         container = as_scheduled(request.containers[0], folder)
         found = None
         with suppress(UnreachableError, SubmitError), engine(self.profile.host) as client:
             found = image_id(client, self.profile.image, "never")
         container.executor.container_image = found or self.profile.image
         container.extra_env = {**container.extra_env, **image_env(self.profile.image, found or "")}
-        requests = api_requests(container, f"{launch.task}-UNIQUE")
+        requests = api_requests(container, f"{launch.recipe}-UNIQUE")
         shown = {
             "engine": address(self.profile.host),
             "image": {"name": self.profile.image, "id": found, "pull": self.profile.pull},
@@ -136,11 +136,11 @@ class DockerPlace(Place):
         for path in map(Path, files):
             self._give(path.parent, path)
 
-    def expected(self, experiment: Any, launch: Launch) -> SchedulerJob:
+    def expected(self, experiment: Any, launch: AnyJob) -> SchedulerJob:
         folder = experiment.jobs[0].executor.job_dir
-        return SchedulerJob(run_id=launch.run_id, id=container_name(launch), run_dir=launch.run_dir, folder=folder)
+        return SchedulerJob(run_id=launch.id, id=container_name(launch), run_dir=str(launch.run_dir), folder=folder)
 
-    def submit(self, experiment: Any, launch: Launch) -> SchedulerJob:
+    def submit(self, experiment: Any, launch: AnyJob) -> SchedulerJob:
         """Start the container. All that can be known to fail is tried before anything is made."""
         executor, container = experiment.jobs[0].executor, container_name(launch)
         _refuse_missing_sources(self.profile)
@@ -163,9 +163,9 @@ class DockerPlace(Place):
             raise
         return self.expected(experiment, launch)
 
-    def make_folders(self, launch: Launch) -> None:
+    def make_folders(self, launch: AnyJob) -> None:
         """What is mounted, before the engine would make it, as root and with files as folders."""
-        logs = Path(launch.run_dir) / "logs"
+        logs = launch.run_dir / "logs"
         logs.mkdir(parents=True, exist_ok=True)
         (logs / CANCELLED).unlink(missing_ok=True)
         for name in (LOG, STATUS):
@@ -173,7 +173,7 @@ class DockerPlace(Place):
         if launch.secrets:
             Path(launch.secrets).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._give(Path(launch.secrets).parent)
-        self._give(Path(launch.run_dir), *Path(launch.run_dir).rglob("*"))
+        self._give(launch.run_dir, *launch.run_dir.rglob("*"))
 
     def states(self, jobs: Sequence[SchedulerJob]) -> dict[str, JobState | None]:
         """From the exit status that a job left, else from the engine; the engine is asked once for all of them."""
@@ -227,14 +227,14 @@ class DockerPlace(Place):
             for path in paths:
                 os.chown(path, *numbers, follow_symlinks=False)
 
-    def _undo(self, launch: Launch, experiment_dir: Path) -> bool:
+    def _undo(self, launch: AnyJob, experiment_dir: Path) -> bool:
         """Remove what a failed submission made; False where the engine could not be asked for its container."""
         shutil.rmtree(experiment_dir, ignore_errors=True)
         for name in (LOG, STATUS):
-            (Path(launch.run_dir) / "logs" / name).unlink(missing_ok=True)
+            (launch.run_dir / "logs" / name).unlink(missing_ok=True)
         try:
             with engine(self.profile.host) as client:
-                for made in client.containers.list(all=True, filters={"label": f"{LABEL}={launch.run_id}"}):
+                for made in client.containers.list(all=True, filters={"label": f"{LABEL}={launch.id}"}):
                     remove(client, made.id)
         except UnreachableError:
             return False

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from executors.base import Launch, Mount, Probe, SchedulerJob, SubmitError, UnreachableError
+from executors.base import AnyJob, Mount, Probe, SchedulerJob, SubmitError, UnreachableError
 from executors.docker.engine import address, engine, explain, hint, image_id, remove
 from executors.docker.job import container_name
 from executors.docker.place import DockerPlace
@@ -28,6 +28,23 @@ class _Outcome:
     said: dict[str, Any] | None
     wrote: bool = False
     failure: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Trial:
+    """The check's container, as a place knows a job."""
+
+    id: str
+    run_dir: Path
+    recipe: str = "check"
+    nodes: int = 1
+    processes: int = 1
+    ranked: bool = False
+    array: int = 0
+    waits_for: tuple[str, ...] = ()
+    secrets: str | None = None
+    archive: Path | None = None
+    force_squash: bool = False
 
 
 class Probes:
@@ -129,11 +146,11 @@ class Probes:
         return Probe(name="output_root", passed=True, detail=f"{root} is written from inside")
 
     @contextmanager
-    def _folder(self) -> Iterator[tuple[Launch, Path]]:
+    def _folder(self) -> Iterator[tuple[AnyJob, Path]]:
         """A run directory for the check, and inside it what NeMo-Run would have made for a job."""
         run_id = f"check_{secrets.token_hex(6)}"
         run_dir = Path(self._place.run_root()) / f".{run_id}"
-        launch = Launch(run_id=run_id, task="check", run_dir=str(run_dir))
+        launch = _Trial(id=run_id, run_dir=run_dir)
         job_dir = run_dir / "nemo_run"
         try:
             (job_dir / "code").mkdir(parents=True)
@@ -144,13 +161,13 @@ class Probes:
         finally:
             shutil.rmtree(run_dir, ignore_errors=True)
 
-    def _try(self, client: Any, image: str, launch: Launch, job_dir: Path) -> _Outcome:
+    def _try(self, client: Any, image: str, launch: AnyJob, job_dir: Path) -> _Outcome:
         from docker.errors import DockerException
         from nemo_run.core.execution.docker import DockerContainer
 
         executor = self._place.executor(launch)
         executor.container_image = image
-        executor.experiment_id = launch.run_id
+        executor.experiment_id = launch.id
         executor.volumes.append(f"{job_dir}:/nemo_run")
         container = DockerContainer(
             name=container_name(launch),
@@ -158,16 +175,16 @@ class Probes:
             executor=executor,
             extra_env={},
         )
-        job = SchedulerJob(run_id=launch.run_id, id=container.name, run_dir=launch.run_dir, folder=str(job_dir))
+        job = SchedulerJob(run_id=launch.id, id=container.name, run_dir=str(launch.run_dir), folder=str(job_dir))
         try:
-            container.run(client=client, id=launch.run_id)
+            container.run(client=client, id=launch.id)
             return self._outcome(job, launch)
         except DockerException as error:
             return _Outcome(said=None, failure=explain(error))
         finally:
             remove(client, container.name)
 
-    def _outcome(self, job: SchedulerJob, launch: Launch) -> _Outcome:
+    def _outcome(self, job: SchedulerJob, launch: AnyJob) -> _Outcome:
         deadline = time.monotonic() + _SECONDS
         while (state := self._place.states([job])[job.run_id]) is not None and state.state in ("submitted", "running"):
             if time.monotonic() > deadline:
@@ -176,8 +193,8 @@ class Probes:
         printed = self._place.log(job, LOG, 0).decode(errors="replace").strip()
         last = printed.splitlines()[-1:] or [""]
         if state is not None and state.state == "succeeded" and last[0].startswith("{"):
-            written = Path(launch.run_dir) / "written"
-            wrote = written.exists() and written.read_text(encoding="utf-8") == launch.run_id
+            written = launch.run_dir / "written"
+            wrote = written.exists() and written.read_text(encoding="utf-8") == launch.id
             return _Outcome(said=json.loads(last[0]), wrote=wrote)
         return _Outcome(
             said=None, failure=" ".join(printed[-500:].split()) or (state.detail if state else "it vanished")

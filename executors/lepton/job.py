@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from executors.base import Launch, SubmitError
+from executors.base import AnyJob, SubmitError
 from executors.lepton.profile import LeptonProfile, secret_references
 
 if TYPE_CHECKING:
@@ -87,21 +87,21 @@ def stock_rendezvous() -> str:
     return f'wget() {{ if {case}; then printf %s {shlex.quote(variables)} > "$2"; else command wget "$@"; fi; }}'
 
 
-def launch_script(profile: LeptonProfile, launch: Launch, env: Mapping[str, str], command: Sequence[str]) -> str:
+def launch_script(profile: LeptonProfile, launch: AnyJob, env: Mapping[str, str], command: Sequence[str]) -> str:
     """launch.sh: run on every node, from the unpacked package."""
     lines = ["#!/bin/bash"]
     for name, value in env.items():
         if "$" in value:  # Kubernetes replaces `$(NAME)` and `$$` in the values of variables as well
             lines.append(f"export {name}={shlex.quote(value)}")
     lines.append(_RENDEZVOUS)
-    if not launch.torchrun and launch.nodes > 1:
+    if not launch.ranked and launch.nodes > 1:
         lines.append('if [ "$NODE_RANK" != 0 ]; then exit 0; fi  # one process, on the first node')
     if profile.pre_launch:
         lines += ["set -e", """trap 'echo "failed: pre_launch: $BASH_COMMAND" >&2' ERR""", *profile.pre_launch]
         lines += ["trap - ERR", "set +e"]
     lines.append(f"cd {_FOLDER}/code || exit 1")
     # NeMo-Run quotes torchrun's arguments itself, but for the variables that this shell replaces.
-    words = " ".join(command) if launch.torchrun else shlex.join(command)
+    words = " ".join(command) if launch.ranked else shlex.join(command)
     lines.append(f"exec {words}")  # so that the signal of a stop reaches the job
     return "\n".join(lines) + "\n"
 
@@ -130,7 +130,7 @@ def pack(folder: Path, script: str) -> bytes:
 
 
 def job_specification(
-    profile: LeptonProfile, launch: Launch, env: Mapping[str, str], package: bytes, node_group_id: str
+    profile: LeptonProfile, launch: AnyJob, env: Mapping[str, str], package: bytes, node_group_id: str
 ) -> "LeptonJob":
     """The job, as the SDK's own types."""
     from leptonai.api.v1.types.affinity import LeptonResourceAffinity
@@ -166,7 +166,7 @@ def job_specification(
         queue_config=queue,
         reservation_config=reservation,
     )
-    return LeptonJob(metadata=Metadata(id=job_name(launch.run_id)), spec=spec)
+    return LeptonJob(metadata=Metadata(id=job_name(launch.id)), spec=spec)
 
 
 def readable(job: "LeptonJob") -> dict[str, Any]:

@@ -19,9 +19,9 @@ from executors.base import (
     CODE,
     OWN_CODE,
     SECRETS_VARIABLE,
+    AnyJob,
     Capabilities,
     JobState,
-    Launch,
     Mount,
     Place,
     Probe,
@@ -124,12 +124,12 @@ class LeptonPlace(Place):
     def secrets_path(self, run_id: str) -> str | None:
         return None  # the workspace keeps them; the job names them
 
-    def executor(self, launch: Launch | None) -> "run.LeptonExecutor":
+    def executor(self, launch: AnyJob | None) -> "run.LeptonExecutor":
         if launch is None:
             pre_launch = [stock_rendezvous(), *self.profile.pre_launch]
             shape = {"nodes": self.profile.nodes or 1, "gpus_per_node": self.profile.gpus}
             return _executor(self.profile, env_vars=dict(self.profile.env), pre_launch_commands=pre_launch, **shape)
-        values: dict[str, Any] = {"launcher": "torchrun"} if launch.torchrun else {}
+        values: dict[str, Any] = {"launcher": "torchrun"} if launch.ranked else {}
         if launch.archive:
             from executors.packaging.archive import ArchivePackager
 
@@ -138,7 +138,7 @@ class LeptonPlace(Place):
         shape = {"nodes": launch.nodes, "nprocs_per_node": launch.processes, "gpus_per_node": 0}
         return _executor(self.profile, env_vars=self._environment(launch), **shape, **values)
 
-    def text(self, experiment: Any, launch: Launch) -> str:
+    def text(self, experiment: Any, launch: AnyJob) -> str:
         """The API call's JSON, then the launch script from inside the package. Reaches nothing.
 
         Two things are named instead of shown: the pieces of the package, and the id of the node group,
@@ -160,12 +160,10 @@ class LeptonPlace(Place):
         specification = job_specification(self.profile, launch, self._environment(launch), package, group)
         return f"{json.dumps(readable(specification), indent=2)}\n\n# launch.sh, in the package:\n{script}"
 
-    def expected(self, experiment: Any, launch: Launch) -> SchedulerJob:
-        return SchedulerJob(
-            run_id=launch.run_id, id=job_name(launch.run_id), run_dir=launch.run_dir, folder="/nemo_run"
-        )
+    def expected(self, experiment: Any, launch: AnyJob) -> SchedulerJob:
+        return SchedulerJob(run_id=launch.id, id=job_name(launch.id), run_dir=str(launch.run_dir), folder="/nemo_run")
 
-    def submit(self, experiment: Any, launch: Launch) -> SchedulerJob:
+    def submit(self, experiment: Any, launch: AnyJob) -> SchedulerJob:
         executor = experiment.jobs[0].executor
         created: list[str] = []
 
@@ -225,22 +223,22 @@ class LeptonPlace(Place):
     def probes(self) -> Iterator[Probe]:
         yield from probe_workspace(self.profile, self.api)
 
-    def _environment(self, launch: Launch) -> dict[str, str]:
-        env = {**self.profile.env, "PYTHONSAFEPATH": "1", "NEMO_RUN_DIR": launch.run_dir, _PRINT_RECORD: "1"}
+    def _environment(self, launch: AnyJob) -> dict[str, str]:
+        env = {**self.profile.env, "PYTHONSAFEPATH": "1", "NEMO_RUN_DIR": str(launch.run_dir), _PRINT_RECORD: "1"}
         path = [OWN_CODE, CODE, *filter(None, [self.profile.env.get("PYTHONPATH")])]
         env["PYTHONPATH"] = ":".join(path)
         if launch.secrets:
             env[SECRETS_VARIABLE] = launch.secrets
         return env
 
-    def _script(self, launch: Launch, command: Sequence[str]) -> str:
+    def _script(self, launch: AnyJob, command: Sequence[str]) -> str:
         return launch_script(self.profile, launch, self._environment(launch), command)
 
-    def _create(self, launch: Launch, package: bytes) -> "LeptonJob":
+    def _create(self, launch: AnyJob, package: bytes) -> "LeptonJob":
         """Create the job, or take up the one that an attempt whose answer was lost has made."""
         group = self.api.node_group_id(self.profile.node_group)
         specification = job_specification(self.profile, launch, self._environment(launch), package, group)
-        name = job_name(launch.run_id)
+        name = job_name(launch.id)
         for attempt in range(1, self.api.tries + 1):
             try:
                 return self.api.create(specification)
@@ -260,7 +258,7 @@ class LeptonPlace(Place):
             time.sleep(self.api.pause * 2 ** (attempt - 1))
         raise AssertionError(self.api.tries)
 
-    def _own(self, name: str, launch: Launch, after: UnreachableError | None = None) -> "LeptonJob":
+    def _own(self, name: str, launch: AnyJob, after: UnreachableError | None = None) -> "LeptonJob":
         """The job `name`, if it is this run's. Raises NotThereError, and SubmitError for another's or in doubt."""
         try:
             job = self.api.job(name, tries=1 if after and after.name == "lepton_timeout" else None)
@@ -272,7 +270,7 @@ class LeptonPlace(Place):
             raise SubmitError(after.name, cause, remedy) from error
         if job is None:
             raise NotThereError(name)
-        if ("NEMO_RUN_DIR", launch.run_dir) not in {(env.name, env.value) for env in job.spec.envs or []}:
+        if ("NEMO_RUN_DIR", str(launch.run_dir)) not in {(env.name, env.value) for env in job.spec.envs or []}:
             cause = f"The workspace has another job {name}, which is not this run's."
             raise SubmitError("name_taken", cause, "Submit again; a new run gets a new name.")
         return job

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 from zlib import crc32
 
-from executors.base import Capabilities, JobState, Launch, Mount, Place, Probe, SchedulerJob, UnreachableError
+from executors.base import AnyJob, Capabilities, JobState, Mount, Place, Probe, SchedulerJob, UnreachableError
 from executors.shell import Shell
 from executors.slurm.jobs import is_unknown, job_states, raw_id, row_of
 from executors.slurm.profile import SlurmProfile, root_folder, sbatch_values, wrong_values
@@ -93,10 +93,10 @@ class SlurmPlace(Place):
         # A folder for each run: it is mounted into the container, and holds no other run's.
         return posixpath.join(root_folder(self.profile), ".secrets", run_id, "secrets.json")
 
-    def executor(self, launch: Launch | None) -> "run.SlurmExecutor":
+    def executor(self, launch: AnyJob | None) -> "run.SlurmExecutor":
         return _executor(self.profile, launch)
 
-    def text(self, experiment: Any, launch: Launch) -> str:
+    def text(self, experiment: Any, launch: AnyJob) -> str:
         from executors.slurm.submit import script_of
 
         return script_of(experiment)
@@ -107,12 +107,12 @@ class SlurmPlace(Place):
     def unstage(self, paths: Sequence[str]) -> None:
         self.shell.remove(paths)
 
-    def expected(self, experiment: Any, launch: Launch) -> SchedulerJob:
+    def expected(self, experiment: Any, launch: AnyJob) -> SchedulerJob:
         from executors.slurm.submit import unnumbered
 
         return unnumbered(experiment, launch)
 
-    def submit(self, experiment: Any, launch: Launch) -> SchedulerJob:
+    def submit(self, experiment: Any, launch: AnyJob) -> SchedulerJob:
         from executors.slurm.submit import submit
 
         return submit(self.profile, self.shell, experiment, launch)
@@ -162,7 +162,7 @@ class SlurmPlace(Place):
         return probes(self.profile, self.shell, root_folder(self.profile), self.run_root())
 
 
-def _executor(profile: SlurmProfile, launch: Launch | None) -> "run.SlurmExecutor":
+def _executor(profile: SlurmProfile, launch: AnyJob | None) -> "run.SlurmExecutor":
     import nemo_run as run
 
     fields = {item.name for item in dataclasses.fields(run.SlurmExecutor)}
@@ -172,21 +172,21 @@ def _executor(profile: SlurmProfile, launch: Launch | None) -> "run.SlurmExecuto
     nodes = launch.nodes if launch else profile.nodes or 1
     srun_args = list(profile.srun_args)
     if launch is not None:
-        if launch.after:
-            others["dependency"] = f"{profile.dependency_type}:{':'.join(launch.after)}"
+        if launch.waits_for:
+            others["dependency"] = f"{profile.dependency_type}:{':'.join(launch.waits_for)}"
             others["kill_on_invalid_dep"] = "yes"
-        if not launch.torchrun and nodes > 1:
+        if not launch.ranked and nodes > 1:
             srun_args += ["--nodes=1", "--ntasks=1"]
     if profile.workdir:
         srun_args += ["env", f"--chdir={profile.workdir}"]  # the last thing before the job's command
-    torchrun = launch is not None and launch.torchrun
+    torchrun = launch is not None and launch.ranked
     image = container_image(profile)
     return run.SlurmExecutor(
         **{"account": None, "time": None, **{key: value for key, value in values.items() if key in fields}},
         nodes=nodes,
         ntasks_per_node=launch.processes if launch is not None and torchrun else 1,
         launcher=_torchrun(launch) if launch is not None and torchrun else None,
-        job_name_prefix=f"{launch.run_id}." if launch else None,
+        job_name_prefix=f"{launch.id}." if launch else None,
         array=f"0-{launch.array - 1}" if launch and launch.array else None,
         retries=profile.retries,
         dependency_type=profile.dependency_type,
@@ -203,14 +203,14 @@ def _executor(profile: SlurmProfile, launch: Launch | None) -> "run.SlurmExecuto
     )
 
 
-def _torchrun(launch: Launch) -> "run.Torchrun":
+def _torchrun(launch: AnyJob) -> "run.Torchrun":
     import nemo_run as run
 
     # NeMo-Run writes the port into the script as it is: an expression that each job evaluates.
-    return run.Torchrun(rdzv_port=RENDEZVOUS_PORT, rdzv_id=crc32(launch.run_id.encode()))
+    return run.Torchrun(rdzv_port=RENDEZVOUS_PORT, rdzv_id=crc32(launch.id.encode()))
 
 
-def _packager(launch: Launch | None) -> "run.Packager":
+def _packager(launch: AnyJob | None) -> "run.Packager":
     import nemo_run as run
 
     if launch is None or launch.archive is None:

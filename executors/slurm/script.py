@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from executors.base import CODE, OWN_CODE, SECRETS_VARIABLE, Launch
+from executors.base import CODE, OWN_CODE, SECRETS_VARIABLE, AnyJob
 
 if TYPE_CHECKING:
     from executors.slurm.profile import SlurmProfile
@@ -29,10 +29,10 @@ def quote(value: str) -> str:
     return shlex.quote(value).replace(RUN_FOLDER, "/nemo''_run")
 
 
-def setup_lines(profile: "SlurmProfile", launch: Launch | None) -> str:
+def setup_lines(profile: "SlurmProfile", launch: AnyJob | None) -> str:
     """What the script does before srun: environment, then the user's own lines, then what the job relies on."""
     lines = ["unset PYTHONPATH"]  # the submitter's own; the job's code comes with it
-    if launch is not None and launch.torchrun:
+    if launch is not None and launch.ranked:
         lines.append("head_node_ip=${head_node_ip%% *}  # a node may have several addresses")
     if not profile.requeue:  # on its command line NeMo-Run always asks sbatch for --requeue
         lines.append('scontrol update JobId="$SLURM_JOB_ID" Requeue=0')
@@ -45,19 +45,19 @@ def setup_lines(profile: "SlurmProfile", launch: Launch | None) -> str:
     path = f"{OWN_CODE}:{CODE}" if launch else CODE
     lines += [f"export PYTHONPATH={path}${{PYTHONPATH:+:$PYTHONPATH}}"]
     if launch:
-        lines += ["export PYTHONSAFEPATH=1", f"export NEMO_RUN_DIR={quote(launch.run_dir)}"]
+        lines += ["export PYTHONSAFEPATH=1", f"export NEMO_RUN_DIR={quote(str(launch.run_dir))}"]
         lines += [f"export {SECRETS_VARIABLE}={quote(launch.secrets)}"] if launch.secrets else []
     return "\n".join(lines)
 
 
-def container_env(profile: "SlurmProfile", launch: Launch | None) -> list[str]:
+def container_env(profile: "SlurmProfile", launch: AnyJob | None) -> list[str]:
     """Variables that hold although the image sets them too."""
     own = ["PYTHONSAFEPATH", "NEMO_RUN_DIR"] if launch else []
     own += [SECRETS_VARIABLE] if launch and launch.secrets else []
     return sorted({*profile.env, *own, "PYTHONPATH"})
 
 
-def container_mounts(profile: "SlurmProfile", launch: Launch | None) -> list[str]:
+def container_mounts(profile: "SlurmProfile", launch: AnyJob | None) -> list[str]:
     """The profile's mounts, other runs' directories, and the folders that the job writes to, under the same paths.
 
     Pyxis and enroot mount them in this order, and what comes later lies above. So a profile that mounts a folder of
@@ -65,7 +65,7 @@ def container_mounts(profile: "SlurmProfile", launch: Launch | None) -> list[str
     """
     if launch is None:
         return list(profile.mounts)
-    others = [] if launch.array else other_runs(profile, posixpath.dirname(launch.run_dir))
+    others = [] if launch.array else other_runs(profile, str(launch.run_dir.parent))
     return [*others, *profile.mounts, *(f"{folder}:{folder}" for folder in _mounted(launch))]
 
 
@@ -105,9 +105,9 @@ def _is_file(image: str) -> bool:
     return image.startswith(("/", "./")) or image.endswith(".sqsh")
 
 
-def _mounted(launch: Launch) -> list[str]:
+def _mounted(launch: AnyJob) -> list[str]:
     # Of an array it is the run root, in which each element makes a run directory of its own.
-    return [launch.run_dir, *([posixpath.dirname(launch.secrets)] if launch.secrets else [])]
+    return [str(launch.run_dir), *([posixpath.dirname(launch.secrets)] if launch.secrets else [])]
 
 
 def _is_below(path: str, folder: str) -> bool:
@@ -120,14 +120,14 @@ def _literal(profile: "SlurmProfile") -> Iterator[str]:
         yield f"eval {quote(text)}" if profile.image is None and RUN_FOLDER in text else text
 
 
-def _import_image(profile: "SlurmProfile", launch: Launch | None) -> list[str]:
+def _import_image(profile: "SlurmProfile", launch: AnyJob | None) -> list[str]:
     """Import the image where its file is missing; jobs that start together import it once."""
     path = squash_path(profile)
     if path is None or profile.image is None:
         return []
     file, source = quote(path), quote(f"docker://{pyxis_name(profile.image)}")
     part, by = f'{file}."$SLURM_JOB_ID".part', f"{file}.by"
-    run_id = launch.run_id if launch else ""
+    run_id = launch.id if launch else ""
     wanted = f"[ ! -s {file} ]"
     if (
         launch is not None and launch.force_squash

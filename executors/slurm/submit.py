@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from executors.base import Launch, SchedulerJob, SubmitError, UnreachableError
+from executors.base import AnyJob, SchedulerJob, SubmitError, UnreachableError
 from executors.shell import Answer, Shell
 from executors.slurm.jobs import UNKNOWN_ID, find_job, unfit_parent
 from executors.slurm.profile import SlurmProfile, sbatch_values
@@ -124,16 +124,16 @@ class Session:
     clear = close
 
 
-def submit(profile: SlurmProfile, shell: Shell, experiment: Any, launch: Launch) -> SchedulerJob:
+def submit(profile: SlurmProfile, shell: Shell, experiment: Any, launch: AnyJob) -> SchedulerJob:
     """Submit the experiment's one job. Raises SubmitError, after which nothing of it is left unless it says so."""
-    if launch.after and profile.dependency_type == "afterok":
-        cause = unfit_parent(shell, launch.after)
+    if launch.waits_for and profile.dependency_type == "afterok":
+        cause = unfit_parent(shell, launch.waits_for)
         if cause is not None:
             raise SubmitError("dependency_failed", cause, "Submit again without it, or run it again first.")
     task = experiment.jobs[0]
     executor = task.executor
     lost = unnumbered(experiment, launch)
-    name = f"{launch.run_id}.{task.id}"
+    name = f"{launch.id}.{task.id}"
     copy = (Path(executor.experiment_dir), Path(executor.tunnel.job_dir)) if _is_elsewhere(profile, executor) else None
     executor.tunnel.session = session = Session(shell, _unset(profile), copy)
     try:
@@ -152,11 +152,11 @@ def submit(profile: SlurmProfile, shell: Shell, experiment: Any, launch: Launch)
     return replace(lost, id=job_id)
 
 
-def unnumbered(experiment: Any, launch: Launch) -> SchedulerJob:
+def unnumbered(experiment: Any, launch: AnyJob) -> SchedulerJob:
     """The experiment's job before it has a number: it is found by its name, which `folder` tells."""
     executor = experiment.jobs[0].executor
     folder = posixpath.join(executor.tunnel.job_dir, Path(executor.job_dir).name)
-    return SchedulerJob(run_id=launch.run_id, id=UNKNOWN_ID, run_dir=launch.run_dir, folder=folder)
+    return SchedulerJob(run_id=launch.id, id=UNKNOWN_ID, run_dir=str(launch.run_dir), folder=folder)
 
 
 def script_of(experiment: Any) -> str:
@@ -210,7 +210,7 @@ def _words(error: BaseException | None) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
-def _look_for(shell: Shell, name: str, launch: Launch, lost: SchedulerJob, error: BaseException | None) -> str:
+def _look_for(shell: Shell, name: str, launch: AnyJob, lost: SchedulerJob, error: BaseException | None) -> str:
     """The id of a job whose submission was cut off. Raises SubmitError when there is none, or nobody to ask."""
     deadline = time.monotonic() + _SETTLE_SECONDS
     try:
@@ -228,9 +228,9 @@ def _look_for(shell: Shell, name: str, launch: Launch, lost: SchedulerJob, error
     return job_id
 
 
-def _is_submitting(shell: Shell, launch: Launch) -> bool:
+def _is_submitting(shell: Shell, launch: AnyJob) -> bool:
     """Whether an sbatch of ours still runs there; its command line names the run."""
-    pattern = f"sbatch.*[{launch.run_id[0]}]{launch.run_id[1:]}"  # written so that it does not match itself
+    pattern = f"sbatch.*[{launch.id[0]}]{launch.id[1:]}"  # written so that it does not match itself
     return shell.run(["pgrep", "-f", pattern]).code == 0
 
 

@@ -1,24 +1,41 @@
-"""`nemo experiment run` and `recipes`."""
+"""`nemo experiment run`, `plan` and `recipes`: what can be run, what it would need, and running it."""
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
-from scripts.run.problems import JobError, ProblemsError
+from recipes.cli.document import print_json
+from scripts.run.problems import JobError, Problem, ProblemsError
+
+if TYPE_CHECKING:
+    from recipes.experiment.examine import Examined
+    from recipes.experiment.stage import Options, Stage
 
 _FAILED, _REFUSED, _INTERRUPTED = 1, 2, 130
+_PASSTHROUGH = "recipes.passthrough"
+
+
+class RecipeCommand(TyperCommand):
+    """Keeps the words after `--` apart: they are arguments for an upstream script, not overrides."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        cut = args.index("--") if "--" in args else len(args)
+        ctx.meta[_PASSTHROUGH] = args[cut + 1 :]
+        parsed: list[str] = super().parse_args(ctx, args[:cut])
+        return parsed
 
 
 def register(app: typer.Typer) -> None:
     """Add our commands to NeMo-Run's `experiment` group; status, logs and cancel take the place of its own."""
-    from recipes.cli import executors, inspect, manage, plan
-    from recipes.cli.passthrough import RecipeCommand
+    from recipes.cli import executors, inspect, manage
 
     app.command("run", cls=RecipeCommand)(run)
-    app.command("plan", cls=RecipeCommand)(plan.plan)
+    app.command("plan", cls=RecipeCommand)(plan)
     app.command("recipes")(recipes)
     app.command("inspect")(inspect.inspect)
     manage.register(app)
@@ -59,27 +76,24 @@ def run(
     Slurm or Lepton goes on.
     """
     from recipes.cli import show
-    from recipes.cli.passthrough import passed_through
-    from recipes.cli.request import examined_of, request_of
-    from recipes.experiment.examine import Options
-    from recipes.experiment.following import LeftRunningError
+    from recipes.experiment.logs import LeftRunningError
+    from recipes.experiment.stage import Options
     from recipes.experiment.sweep import start_sweep
 
     out = show.Output(as_json=as_json)
     options = Options(profiles=profiles, online=not dryrun, force_squash=force_squash, force=frozenset(force or ()))
     try:
-        request = request_of(recipe, words or [], config, passed_through(ctx), options)
-        examined = examined_of(request, after or [], sweep or [])
+        stage, options, problems = _asked(recipe, words or [], config, ctx.meta[_PASSTHROUGH], options)
+        examined = _examined(replace(stage, after=after or []), options, problems, sweep or [])
         out.warnings(examined.problems)
-        prepared = examined.submissions
-        out.plan(prepared, full=dryrun)
+        out.plan(examined.jobs, full=dryrun)
         if dryrun:
             out.finish_plan()
             return
         if not yes and not as_json and sys.stdin.isatty() and not typer.confirm("Run it?", default=True):
             raise typer.Exit(_INTERRUPTED)
         with out.following() as watch:
-            runs = start_sweep(prepared, detach=detach, watch=watch)
+            runs = start_sweep(examined.jobs, detach=detach, watch=watch)
     except ProblemsError as error:
         out.problems(error.problems)
         raise typer.Exit(_REFUSED) from None
@@ -94,6 +108,95 @@ def run(
         raise typer.Exit(_FAILED if any(run.state == "failed" for run in runs) else 0)
     out.results(runs, verbose=verbose)
     raise typer.Exit(exit_status([run.state for run in runs]))
+
+
+def plan(
+    ctx: typer.Context,
+    recipe: Annotated[str, typer.Argument(help="A name from `nemo experiment recipes`.")],
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="The words that `nemo experiment run` would be given."),
+    ] = None,
+    config: Annotated[str | None, typer.Option(help="A YAML file, or the name of a shipped config.")] = None,
+    profiles: Annotated[Path | None, typer.Option(help="A file of executor profiles, instead of your own.")] = None,
+    force: Annotated[list[str] | None, typer.Option(metavar="NAME", help="As `run` has it (repeatable).")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document; configs/schemas/plan.json.")] = False,
+) -> None:
+    """Say whether a job fits, where its memory goes, what each rank runs, and what is wrong. No GPU, no network.
+
+    Example: nemo experiment plan quantize_fp8 executor=slurm args.hf_model_id=Qwen/Qwen3-30B-A3B executor.nodes=2
+
+    Exit status: 0 when `run` would submit it, 2 when it would refuse.
+    """
+    from recipes.cli import show
+    from recipes.experiment.examine import examine
+    from recipes.experiment.stage import Options
+    from recipes.planner.plan import plan_of
+
+    options = Options(profiles=profiles, online=False, force=frozenset(force or ()))
+    try:
+        stage, options, problems = _asked(recipe, words or [], config, ctx.meta[_PASSTHROUGH], options)
+        found = plan_of(examine([stage], options=options), problems)
+    except ProblemsError as error:
+        show.Output(as_json=as_json).problems(error.problems)
+        raise typer.Exit(_REFUSED) from None
+    if as_json:
+        print_json(found.as_data())
+    else:
+        print(found)
+    raise typer.Exit(_REFUSED if found.refused else 0)
+
+
+def _asked(
+    recipe: str, words: Sequence[str], config: str | None, passthrough: Sequence[str], options: "Options"
+) -> "tuple[Stage, Options, list[Problem]]":
+    """What a command line asks for, and what of it does not fit.
+
+    Raises ProblemsError where there is no recipe of that name, with all else that is wrong.
+    """
+    from executors import load_profile
+    from recipes.catalogue import config_of, find, layers, merge_files
+    from recipes.experiment.stage import Stage
+    from recipes.values import parse_words, set_value
+
+    parsed, problems = parse_words(list(words))
+    options = replace(options, overrides=parsed.profile)
+    try:
+        entry = find(recipe)
+    except ProblemsError as error:
+        wrong = load_profile(parsed.executor, parsed.profile, files=options.profiles)[1]
+        raise ProblemsError([*error.problems, *problems, *wrong]) from None
+    partial = entry.build()
+    if config is not None:
+        try:
+            problems += merge_files(partial, layers(entry.family, config_of(entry.family, config)))
+        except ProblemsError as error:
+            problems += error.problems
+    for key, value in parsed.recipe.items():
+        problems += set_value(partial, key, value)
+    partial.extra_args = [*partial.extra_args, *passthrough]
+    return Stage(name=recipe, partial=partial, executor=parsed.executor), options, problems
+
+
+def _examined(stage: "Stage", options: "Options", problems: list[Problem], sweep: Sequence[str]) -> "Examined":
+    """The stage, or one for each value of a sweep, checked. Raises ProblemsError with every error."""
+    from recipes.experiment.examine import examine
+    from recipes.experiment.sweep import stages_of
+    from recipes.values import parse_sweep
+
+    grid, wrong = parse_sweep(list(sweep))
+    problems += wrong
+    stages = [stage]
+    try:
+        if grid:
+            stages = [replace(stage, name=one.name, partial=one.partial) for one in stages_of(stage.partial, grid)]
+    except ProblemsError as error:
+        problems += error.problems
+    examined = examine(stages, options=options)
+    if problems or examined.errors:
+        others = [problem for problem in examined.problems if problem.severity != "error"]
+        raise ProblemsError([*problems, *examined.errors, *others])
+    return examined
 
 
 def exit_status(states: Sequence[str]) -> int:

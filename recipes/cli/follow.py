@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from executors.base import UnreachableError
-from recipes.experiment.following import Tail
-from recipes.experiment.standing import Run
+from recipes.experiment.logs import Tail
+from recipes.experiment.runs import Run
 from scripts.run.record import read_json
 
 if TYPE_CHECKING:

@@ -43,13 +43,13 @@ def status(run_id: _Id, as_json: _Json = False) -> None:
     Example: nemo experiment status quantize_fp8_1795214403955-ad07
     """
     from recipes.cli import show
-    from recipes.experiment.standing import look
+    from recipes.experiment.runs import look
 
     if _left_to_nemo_run("status", run_id):
         return
     out = show.Output(as_json=as_json)
     for folder in _found(out, [run_id]):
-        out.status(look([folder.dir])[0])
+        out.status(look([folder])[0])
 
 
 def logs(
@@ -62,7 +62,7 @@ def logs(
     Example: nemo experiment logs -f quantize_fp8_1795214403955-ad07
     """
     from recipes.cli import show
-    from recipes.experiment.runs import log_of
+    from recipes.experiment.logs import log_of
 
     if _left_to_nemo_run("logs", run_id):
         return
@@ -125,7 +125,7 @@ def resume(run_ids: _Ids, as_json: _Json = False) -> None:
 
 
 def _found(out: "show.Output", words: list[str]) -> "list[RunFolder]":  # type: ignore[name-defined]  # noqa: F821
-    from recipes.experiment.runs import find_run
+    from recipes.experiment.store import find_run
 
     try:
         return [find_run(word) for word in words]

@@ -4,13 +4,15 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from recipes.cli.document import print_json
-from recipes.cli.preview import code_line, preview_of, print_preview, print_text
-from recipes.experiment.examine import Submission
-from recipes.experiment.standing import Run
-from recipes.experiment.sweep import is_array
+from recipes.experiment.job import Job
+from recipes.experiment.runs import Run
+from recipes.experiment.sweep import array_of, is_array
+from recipes.preflight.subjects import notes
+from scripts.args.interpolation import MODEL_FIELDS, VARIANT_FIELDS
 from scripts.run.problems import JobError, Problem, error_line
 
 if TYPE_CHECKING:
@@ -39,25 +41,25 @@ class Output:
         self._array: dict[str, Any] = {}  # of a dry run: the one job that all of them would be
         self._told = False
 
-    def plan(self, submissions: Sequence[Submission], *, full: bool) -> None:
+    def plan(self, jobs: Sequence[Job], *, full: bool) -> None:
         """What would run, where, and where it leaves its outputs; with `full`, every value and the exact text sent."""
-        array = full and is_array(submissions)
-        self._plans = [preview_of(submission, full=full and not array) for submission in submissions]
+        array = full and is_array(jobs)
+        self._plans = [_preview(job, full=full and not array) for job in jobs]
         if array:
-            from recipes.experiment.dryrun import rehearse_array
+            from recipes.experiment.submit import rehearse
 
-            self._array = rehearse_array(submissions)
+            self._array = rehearse(array_of(jobs)[0])
         if self.as_json:
             return
         if len(self._plans) > 1 and (array or not full):
-            print_preview(self._plans[0] | {"run_dir": None}, full=False)
-            for submission in submissions:
-                print(f"run        {submission.id}  {submission.name}", flush=True)
+            _print_preview(self._plans[0] | {"run_dir": None}, full=False)
+            for job in jobs:
+                print(f"run        {job.id}  {job.name}", flush=True)
             if array:
-                print_text(self._array)
+                _print_text(self._array)
             return
         for plan in self._plans:
-            print_preview(plan, full=full)
+            _print_preview(plan, full=full)
 
     def finish_plan(self) -> None:
         """With --json, the plan alone is the document of a dry run."""
@@ -86,7 +88,7 @@ class Output:
             print_json(rows[0] if len(rows) == 1 else {"runs": rows})
             return
         if runs[0].record.get("code"):
-            print(f"code       {code_line(runs[0].record['code'])}")
+            print(f"code       {_code_line(runs[0].record['code'])}")
         for run in runs:
             print(f"detached   {run.id}")
         one = runs[0].id
@@ -121,7 +123,7 @@ class Output:
         for output in record.get("outputs", []):
             print(f"{output['type']:20} {output['path']}  ({output['bytes'] / 1e6:.1f} MB)")
         if record.get("code"):
-            print(f"{'code':20} {code_line(record['code'])}")
+            print(f"{'code':20} {_code_line(record['code'])}")
         if record.get("error"):
             print(f"{record['state']}: {error_line(record['error'])}", file=sys.stderr)
             traceback = run.dir / "logs" / "traceback.txt"
@@ -157,8 +159,7 @@ class Output:
     def failure(self, error: JobError) -> None:
         """A submission that failed, in one line."""
         if self.as_json:
-            cause = error.as_data()
-            print_json({"state": "failed", "error": cause})
+            print_json({"state": "failed", "error": error.as_data()})
         print(f"failed: {error}", file=sys.stderr)
 
     def problems(self, problems: Sequence[Problem]) -> None:
@@ -237,3 +238,107 @@ class Output:
             print(f"{run.state:10}  {run.id:{width}}  {run.where:{place}}  {since}  {left}")
             if run.note:
                 print(f"{'':10}  {run.note}")
+
+
+def _preview(job: Job, *, full: bool) -> dict[str, Any]:
+    """A job as plain data; with `full`, with the exact text that would be sent."""
+    plan = {
+        "id": job.id,
+        "recipe": job.recipe,
+        "executor": {"name": job.executor, **asdict(job.profile)},
+        "engine": job.engine,
+        "script": _script_of(job),
+        "shape": {"nodes": job.nodes, "processes": job.processes, "torchrun": job.ranked},
+        "after": list(job.after),
+        "run_dir": str(job.run_dir),
+        "values": job.values,
+        "resolved": asdict(job.resolved),
+        "notes": notes(job),
+        "warnings": [problem.as_data() for problem in job.warnings],
+        "skipped": [vars(skipped) for skipped in job.skipped],
+    }
+    if full:
+        from recipes.experiment.submit import rehearse
+
+        plan |= rehearse(job)
+    return plan
+
+
+def _script_of(job: Job) -> dict[str, Any] | None:
+    """The script that the job is written for, and what every rank would run."""
+    if job.addressed is None:
+        return None
+    words = job.command
+    return {
+        "name": job.addressed.script,
+        "path": job.addressed.path,
+        "release": job.addressed.release,
+        "known_by": job.addressed.known_by or None,
+        "argv": list(words.words),
+        "left_out": list(words.left_out),
+    }
+
+
+def _command_line(script: dict[str, Any]) -> str:
+    import shlex
+
+    return shlex.join(["python", *script["path"].split(" ", 1), *script["argv"]])
+
+
+def _print_preview(plan: dict[str, Any], *, full: bool) -> None:
+    args = plan["values"]["args"]
+    shape = plan["shape"]
+    lines = {
+        "recipe": plan["recipe"],
+        "engine": plan["engine"],
+        "executor": plan["executor"]["name"],
+        "machines": f"{shape['nodes']} x {shape['processes']} processes" if shape["torchrun"] else None,
+        "after": ", ".join(plan["after"]),
+        "script": _script_line(plan["script"]) if plan["script"] else None,
+        "model": next(filter(None, (args.get(key) for key in MODEL_FIELDS)), None),
+        "format": next(filter(None, (args.get(key) for key in VARIANT_FIELDS)), None),
+        "run dir": plan["run_dir"],
+    }
+    for key, value in lines.items():
+        if value:
+            print(f"{key:10} {value}", flush=True)
+    if not full:
+        for note in plan["notes"]:
+            if "not used" in note and "machines" in note:
+                print(f"note: {note}")
+        return
+    import yaml
+
+    print(yaml.safe_dump(plan["values"], sort_keys=False, allow_unicode=True, width=200).rstrip())
+    for key, value in plan["resolved"].items():
+        if value != args[key]:
+            print(f"on the node: args.{key} = {value}")
+    for note in plan["notes"]:
+        print(f"note: {note}")
+    if plan["script"]:
+        print(f"every rank runs:\n{_command_line(plan['script'])}")
+    _print_text(plan)
+
+
+def _script_line(script: dict[str, Any]) -> str:
+    release = f", release {script['release']} (by {script['known_by']})" if script["release"] else ""
+    return f"{script['path']}{release}"
+
+
+def _print_text(plan: dict[str, Any]) -> None:
+    if plan["code"]:
+        print(f"code       {_code_line(plan['code'])}")
+    print(f"would submit:\n{plan['submits']}")
+
+
+def _code_line(code: dict[str, Any]) -> str:
+    whose = "the recipes alone" if code["packager"] == "none" else code["packager"]
+    line = f"{whose}: {code['files']} files, {code['bytes'] / 1e3:.0f} kB"
+    for key, meaning in (
+        ("changed", "uncommitted, sent"),
+        ("untracked", "untracked, not sent"),
+        ("withheld", "withheld"),
+    ):
+        if code.get(key):
+            line += f"; {meaning}: {', '.join(code[key][:5])}" + (" ..." if len(code[key]) > 5 else "")
+    return line

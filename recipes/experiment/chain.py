@@ -11,7 +11,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from recipes.catalogue import RECIPES
-from recipes.experiment.examine import Stage
+from recipes.experiment.stage import Stage
 from scripts.args.meaning import Meaning, meanings
 from scripts.run.problems import Problem, ProblemsError
 

@@ -1,97 +1,31 @@
-"""From recipes and profiles to checked submissions, or to every Problem at once; nothing is written."""
+"""From stages and profiles to jobs, or to every Problem at once; nothing is written."""
 
 import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from executors import load_profile, place_of
-from executors.base import Launch, Place
-from recipes.experiment.job import Job, job_of, outputs_of
-from recipes.experiment.references import Outputs, names_in, with_paths
-from recipes.experiment.runs import find_run
-from recipes.experiment.store import RunFolder
+from executors.base import Place
+from recipes.experiment.job import Job, job_of
+from recipes.experiment.references import names_in, with_paths
+from recipes.experiment.stage import Options, Stage
+from recipes.experiment.store import find_run
 from recipes.planner.gpus import gpu_problems
 from recipes.preflight.history import experiment_problems
 from recipes.preflight.subjects import preflight
 from scripts.run.problems import Problem, ProblemsError
-from scripts.run.registry import Skipped
 
 if TYPE_CHECKING:
     import nemo_run as run
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage:
-    """A recipe inside an experiment: its name there, and the stages (or earlier runs) that must succeed first."""
-
-    name: str
-    partial: "run.Partial[Any]"
-    executor: str | None = None  # None: the experiment's
-    after: Sequence[str] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Submission:
-    """A checked job that has not been handed over yet; making one writes nothing."""
-
-    id: str
-    name: str  # the stage's
-    partial: "run.Partial[Any]"
-    executor: str
-    place: Place
-    job: Job
-    after: tuple[str, ...] = ()  # run ids
-    force_squash: bool = False
-    element: tuple[str, int] | None = None  # of a job array: its run id, and which one
-    warnings: tuple[Problem, ...] = ()  # those that somebody forced among them
-    skipped: tuple[Skipped, ...] = ()
-
-    @property
-    def run_dir(self) -> Path:
-        """Where the job will record itself, as it sees it."""
-        return self.job.run_dir
-
-    @property
-    def folder(self) -> RunFolder:
-        """What this machine will keep of it."""
-        return RunFolder.of(self.id)
-
-    def launch(self, archive: Path | None) -> Launch:
-        """The job's names and shape."""
-        shape = self.job.shape
-        secrets = self.place.secrets_path(self.element[0] if self.element else self.id)
-        return Launch(
-            run_id=self.id,
-            task=self.job.recipe,
-            run_dir=str(self.run_dir),
-            nodes=shape.nodes,
-            processes=shape.processes,
-            torchrun=shape.torchrun,
-            secrets=f"{secrets}.{self.element[1]}" if secrets and self.element else secrets,
-            archive=archive,
-            force_squash=self.force_squash,
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """How to submit, whatever is submitted."""
-
-    profiles: Path | None = None  # a file of executor profiles, instead of the user's own
-    online: bool = True  # ask the hub about models that are not here
-    force_squash: bool = False
-    overrides: Mapping[str, str] = field(default_factory=dict)  # of the executor profile
-    force: frozenset[str] = frozenset()  # Problems that do not stop the job, by name
-
-
-@dataclass(frozen=True, kw_only=True)
 class Examined:
     """Stages as they were found: what can be submitted where there is no error, and every Problem."""
 
-    submissions: tuple[Submission, ...]
+    jobs: tuple[Job, ...]
     problems: tuple[Problem, ...]
 
     @property
@@ -102,39 +36,39 @@ class Examined:
 
 def prepare(
     partial: "run.Partial[Any]", executor: str = "local", profile: Mapping[str, str] | None = None, **options: Any
-) -> Submission:
+) -> Job:
     """Check `partial` on the executor profile named. Raises ProblemsError with every Problem; writes nothing."""
     stage = Stage(name=partial.recipe, partial=partial, after=options.pop("after", ()))
-    (submission,) = prepare_all([stage], executor, Options(overrides=profile or {}, **options))
-    return submission
+    (job,) = prepare_all([stage], executor, Options(overrides=profile or {}, **options))
+    return job
 
 
-def prepare_all(stages: Sequence[Stage], executor: str = "local", options: Options = Options()) -> list[Submission]:
+def prepare_all(stages: Sequence[Stage], executor: str = "local", options: Options = Options()) -> list[Job]:
     """Check every stage, in an order in which parents come first. Raises ProblemsError; writes nothing."""
     examined = examine(stages, executor, options)
     if examined.errors:
         raise ProblemsError(examined.errors)
-    return list(examined.submissions)
+    return list(examined.jobs)
 
 
 def examine(stages: Sequence[Stage], executor: str = "local", options: Options = Options()) -> Examined:
     """Check every stage and say what was found; raises nothing for it, and writes nothing."""
     problems: list[Problem] = []
     ids = {stage.name: _new_id(stage.partial.recipe) for stage in stages}
-    submissions: list[Submission] = []
+    jobs: dict[str, Job] = {}
     stages = [replace(stage, after=_parents(stage)) for stage in stages]
     places = {name: _place_of(name, options) for name in {stage.executor or executor for stage in stages}}
     for stage in _in_order(stages, problems):
         name = stage.executor or executor
-        made = {submission.name: outputs_of(submission.job) for submission in submissions}
-        submission, found = _prepare_one(stage, name, *places[name], ids, options, made)
+        job, found = _examine_one(stage, name, *places[name], ids, options, jobs)
         problems += [problem for problem in found if problem not in problems]
-        submissions += [submission] if submission else []
-    if len(submissions) > 1:  # a stage by itself was looked at with its other checks
-        together = experiment_problems([(submission.name, submission.job) for submission in submissions])
+        if job is not None:
+            jobs[stage.name] = job
+    if len(jobs) > 1:  # a stage by itself was looked at with its other checks
+        together = experiment_problems(list(jobs.items()))
         problems += [problem for problem in together if problem not in problems]
     problems = [_forced(problem, options.force) for problem in problems]
-    return Examined(submissions=tuple(submissions), problems=(*problems, *_idle(problems, options.force)))
+    return Examined(jobs=tuple(jobs.values()), problems=(*problems, *_idle(problems, options.force)))
 
 
 def _forced(problem: Problem, names: frozenset[str]) -> Problem:
@@ -169,16 +103,17 @@ def _place_of(executor: str, options: Options) -> tuple[Place, list[Problem]]:
     return place, [*problems, *place.problems(), *gpu_problems(profile)]
 
 
-def _prepare_one(
+def _examine_one(
     stage: Stage,
     executor: str,
     place: Place,
     wrong: Sequence[Problem],
     ids: Mapping[str, str],
     options: Options,
-    made: Mapping[str, Outputs],
-) -> tuple[Submission | None, list[Problem]]:
-    referenced = with_paths(stage.partial, made)
+    before: Mapping[str, Job],
+) -> tuple[Job | None, list[Problem]]:
+    """The job of one stage, `before` it those of earlier ones, and every Problem; no job where it says too little."""
+    referenced = with_paths(stage.partial, {name: job.expects for name, job in before.items()})
     problems = [*wrong, *referenced.problems]
     after = []
     for name in stage.after:
@@ -186,14 +121,8 @@ def _prepare_one(
             after.append(ids[name] if name in ids else find_run(name).id)
         except ProblemsError as error:
             problems += error.problems
-    job, unresolved = job_of(
-        referenced.partial,
-        place,
-        options.overrides,
-        ids[stage.name],
-        online=options.online,
-        promised=referenced.promised,
-    )
+    stage = replace(stage, partial=referenced.partial, after=after)
+    job, unresolved = job_of(stage, ids[stage.name], executor, place, options, referenced.promised)
     problems += unresolved
     if job is None:
         return None, problems
@@ -201,30 +130,9 @@ def _prepare_one(
     problems += findings.problems
     if not findings.usable:
         return None, problems
-    submission = Submission(
-        id=ids[stage.name],
-        name=stage.name,
-        partial=_with_engine(referenced.partial, job),
-        executor=executor,
-        place=place,
-        job=job,
-        after=tuple(after),
-        force_squash=options.force_squash,
-        warnings=tuple(one for found in problems if (one := _forced(found, options.force)).severity != "error"),
-        skipped=findings.skipped,
-    )
-    return submission, problems
-
-
-def _with_engine(partial: "run.Partial[Any]", job: Job) -> "run.Partial[Any]":
-    """The recipe as the job gets it: what was decided here is not decided again on the node."""
-    from fiddle import copy_with
-
-    if job.engine is None:
-        return partial
-    if getattr(job.args, "ep", None) != getattr(partial.args, "ep", None):
-        partial = copy_with(partial, args=copy_with(partial.args, ep=job.args.ep))
-    return copy_with(partial, engine=job.engine)
+    forced = (_forced(found, options.force) for found in problems)
+    warnings = tuple(found for found in forced if found.severity != "error")
+    return job.noting(warnings=warnings, skipped=findings.skipped), problems
 
 
 def _new_id(recipe: str) -> str:

@@ -1,11 +1,17 @@
-"""What is about to be submitted: a recipe's typed values, where they run, and the directory they get."""
+"""A job: a stage that was checked. One object, made by `examine`, that everything after it reads."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from copy import copy
 from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from executors.base import Capabilities, Place, Profile
+from executors.kinds import place_of, profile_from_record
+from recipes.catalogue import RECIPES
 from recipes.experiment.releases import Addressed, address
+from recipes.experiment.stage import Options, Stage
 from recipes.models import ModelFacts, facts_of
 from recipes.planner.gpus import Gpu, gpu_of
 from recipes.planner.layout import SIZES, Layout, default_ep, layout_of
@@ -13,46 +19,61 @@ from scripts.args.configuration import KEYS, of_role
 from scripts.args.interpolation import MODEL_FIELDS, resolve, tag_of
 from scripts.args.meaning import Role, ScriptArgs, ScriptSpec, Torchrun, field_of, fields_of, meanings, value_of
 from scripts.engines.choice import Chosen, choose_engine
+from scripts.engines.script.command import Argv, command_words
 from scripts.engines.script.flags.tables import releases_in
 from scripts.engines.script.locate import installed
 from scripts.run.problems import JobError, Problem
+from scripts.run.registry import Skipped
 
 if TYPE_CHECKING:
     import nemo_run as run
 
-    from executors.base import Place, Profile
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shape:
-    """How many machines and processes a job gets; one source, torchrun.nnodes and torchrun.nproc_per_node."""
-
-    nodes: int
-    processes: int  # on each node
-    torchrun: bool  # nodes x processes ranks; else one process on the first node
-
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A job about to be submitted: its values, where it runs, and the run directory it would get."""
+    """What runs, where, and what is known of it. It is an `executors.base.AnyJob`, and plain data in job.json.
 
+    What changes on the way to the scheduler (the packaged code, the jobs that it waits for, its place in an array)
+    makes another Job of it with `dataclasses.replace`.
+    """
+
+    id: str
+    name: str  # the stage's
     recipe: str
     algorithm: str
-    args: Any
+    executor: str  # the profile's name
+    place: Place
+    args: Any  # typed; None where it was read back and its recipe is not in the catalogue any more
     resolved: Any
     script: ScriptSpec
     torchrun: Torchrun
     extra_args: list[str]
     engine: Chosen | None  # None: an algorithm without a choice
-    addressed: Addressed | None  # of the script engine
-    promised: frozenset[str]  # the args that name what another run is going to leave
-    given: frozenset[str]  # the args that are not what the shipped recipe says
-    place: "Place"
-    shape: Shape
-    run_dir: Path
-    online: bool
+    partial: "run.Partial[Any] | None" = None  # as the job gets it; None where it was read back: partial.zlib has it
+    addressed: Addressed | None = None  # of the script engine
+    promised: frozenset[str] = frozenset()  # the args that name what another run is going to leave
+    given: frozenset[str] = frozenset()  # the args that are not what the shipped recipe says
+    nodes: int
+    processes: int  # on each node
+    ranked: bool  # nodes x processes ranks; else one process on the first node
+    run_dir: Path  # as the job sees it
+    after: tuple[str, ...] = ()  # runs that must succeed first
+    waits_for: tuple[str, ...] = ()  # what their common scheduler calls them
+    secrets: str | None = None
+    archive: Path | None = None
+    array: int = 0
+    force_squash: bool = False
+    online: bool = True
     models: Mapping[str, ModelFacts]  # of each argument that names a model of which something is known
     gpu: Gpu | None  # what a process gets one of; None: not known, or the job needs none
+    warnings: tuple[Problem, ...] = ()  # those that somebody forced among them
+    skipped: tuple[Skipped, ...] = ()
+
+    def noting(self, **facts: Any) -> "Job":
+        """The same job with facts that change nothing of what was worked out from it: warnings, archive ..."""
+        noted = copy(self)
+        vars(noted).update(facts)
+        return noted
 
     def get(self, role: Role, default: Any = None) -> Any:
         """The resolved value of the argument, or in the configuration, that has a role; else what the script itself
@@ -75,6 +96,21 @@ class Job:
         return None if name is None else f"args.{name}"
 
     @property
+    def profile(self) -> Profile:
+        """The values of the place."""
+        return self.place.profile
+
+    @cached_property
+    def capabilities(self) -> Capabilities:
+        """What the place can do."""
+        return self.place.capabilities
+
+    @property
+    def here(self) -> bool:
+        """Whether the job sees this machine's files under the paths they have here."""
+        return self.capabilities.local_files
+
+    @property
     def model(self) -> ModelFacts | None:
         """The model that the outputs are made of; a distillation's is the student."""
         return next((self.models[name] for name in MODEL_FIELDS if name in self.models), None)
@@ -84,73 +120,170 @@ class Job:
         """Of a distillation."""
         return self.models.get("teacher_hf_path")
 
-    @property
+    @cached_property
     def layout(self) -> Layout:
         """How the job's ranks share the model. The hf engine's is one process."""
-        if self.engine == "hf" or not self.shape.torchrun:
+        if self.engine == "hf" or not self.ranked:
             return Layout(nodes=1, processes=1)
-        return layout_of(self.get, self.shape.nodes, self.shape.processes)
+        return layout_of(self.get, self.nodes, self.processes)
+
+    @cached_property
+    def outputs(self) -> tuple[tuple[str, str, Path], ...]:
+        """What the engine that is to be used writes: the key that names each, its artifact type, its path."""
+        written = ((getattr(self.resolved, field.name), field, meaning) for field, meaning in meanings(self.resolved))
+        return tuple(
+            (f"args.{field.name}", meaning.produces, Path(value) / meaning.within)
+            for value, field, meaning in written
+            if meaning.produces and meaning.engine in ("any", self.engine) and value
+        )
 
     @property
-    def profile(self) -> "Profile":
-        """Where it runs, as values."""
-        return self.place.profile
+    def expects(self) -> list[dict[str, str]]:
+        """The outputs by type and path, as run.json has them."""
+        return [{"type": kind, "path": str(path)} for _, kind, path in self.outputs]
 
-    @property
-    def here(self) -> bool:
-        """Whether the job sees this machine's files under the paths they have here."""
-        return self.place.capabilities.local_files
+    @cached_property
+    def command(self) -> Argv:
+        """The words after the script's name, for the release that they are written for. Raises JobError."""
+        assert self.addressed is not None
+        name, interface = self.addressed.script, self.addressed.interface
+        values = (self.resolved, self.script, self.extra_args)
+        return command_words(*values, name=name, interface=interface, run_dir=self.run_dir)
+
+    @cached_property
+    def values(self) -> dict[str, Any]:
+        """The recipe's values as plain data, section by section, as a YAML file would hold them."""
+        engine = self.engine or (self.partial.engine if self.partial is not None else "auto")
+        sections = {"script": self.script, "args": self.args, "torchrun": self.torchrun}
+        typed = {name: {} if values is None else asdict(values) for name, values in sections.items()}
+        return {"engine": engine, **typed, "extra_args": list(self.extra_args)}
+
+    @cached_property
+    def text(self) -> str:
+        """The recipe as NeMo-Run serializes it: what travels, and what partial.zlib keeps."""
+        return serialized(self.partial)
+
+    def as_data(self) -> dict[str, Any]:
+        """As job.json keeps it; all but the recipe, and what is known of the models and the GPU."""
+        plain = ("id", "name", "recipe", "algorithm", "executor", "engine", "nodes", "processes", "ranked", "secrets")
+        return {
+            **{name: getattr(self, name) for name in (*plain, "array", "force_squash", "online")},
+            "profile": asdict(self.profile),
+            "values": self.values,
+            "resolved": None if self.resolved is None else asdict(self.resolved),
+            "promised": sorted(self.promised),
+            "given": sorted(self.given),
+            "run_dir": str(self.run_dir),
+            "after": list(self.after),
+            "waits_for": list(self.waits_for),
+            "archive": str(self.archive) if self.archive else None,
+            "warnings": [problem.as_data() for problem in self.warnings],
+            "skipped": [vars(skipped) for skipped in self.skipped],
+        }
+
+    @classmethod
+    def from_data(cls, data: Mapping[str, Any]) -> "Job":
+        """What `as_data` made, read back. Raises ValueError, KeyError or TypeError, or JobError for its profile."""
+        values = data["values"]
+        sections = {name: values[name] for name in ("script", "torchrun")}
+        args = RECIPES[data["recipe"]].family.args if values["args"] and data["recipe"] in RECIPES else None
+        return cls(
+            **{name: data[name] for name in _AS_THEY_ARE},
+            after=tuple(data["after"]),
+            waits_for=tuple(data["waits_for"]),
+            promised=frozenset(data["promised"]),
+            given=frozenset(data["given"]),
+            place=place_of(profile_from_record(data["profile"])),
+            args=_typed(args, values["args"]),
+            resolved=_typed(args, data["resolved"]),
+            script=_typed(ScriptSpec, sections["script"]),
+            torchrun=_typed(Torchrun, sections["torchrun"]),
+            extra_args=values["extra_args"],
+            run_dir=Path(data["run_dir"]),
+            archive=Path(data["archive"]) if data["archive"] else None,
+            models={},
+            gpu=None,
+            warnings=tuple(_typed(Problem, problem) for problem in data["warnings"]),
+            skipped=tuple(_typed(Skipped, skipped) for skipped in data["skipped"]),
+        )
+
+
+#: What a Job and its plain data call alike, and hold alike.
+_AS_THEY_ARE = (
+    *("id", "name", "recipe", "algorithm", "executor", "engine", "nodes", "processes", "ranked"),
+    *("secrets", "array", "force_squash", "online"),
+)
+
+
+def _typed(cls: type | None, values: Mapping[str, Any] | None) -> Any:
+    """Values of a dataclass, without keys that this version does not have; None where either is not known."""
+    if cls is None or values is None:
+        return None
+    return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
+
+
+def serialized(partial: "run.Partial[Any] | None") -> str:
+    """A recipe as text."""
+    from nemo_run.core.serialization.zlib_json import ZlibJSONSerializer
+
+    return str(ZlibJSONSerializer().serialize(partial))
 
 
 def job_of(
-    partial: "run.Partial[Any]",
-    place: "Place",
-    overrides: Mapping[str, str],
-    run_id: str,
-    *,
-    online: bool,
-    promised: frozenset[str],
+    stage: Stage, run_id: str, executor: str, place: Place, options: Options, promised: frozenset[str] = frozenset()
 ) -> tuple[Job | None, list[Problem]]:
-    """Build the typed values of `partial` and resolve its late values as they will be on the node."""
-    from fiddle import build
+    """Build the typed values of a stage's recipe and resolve its late values as they will be on the node."""
+    from fiddle import build, copy_with
 
+    partial, overrides = stage.partial, options.overrides
     args, torchrun, script = build(partial.args), build(partial.torchrun), build(partial.script)
     run_dir = Path(place.run_root()) / run_id
-    algorithm = partial.__fn_or_cls__.__name__
     given = _given(partial.recipe, args)
     sizes = {name for size in SIZES for name in fields_of(args, size) if getattr(args, name) is not None}
     spread = overrides.get("nodes", "1") != "1" or torchrun.nnodes > 1 or bool(sizes & given)
     engine = choose_engine(partial.engine, args, script, has_script=lambda: _has_script(args, place, spread=spread))
     if engine == "script" and (ep := default_ep(args, torchrun)) is not None:
         args = replace(args, ep=ep)
+        partial = copy_with(partial, args=copy_with(partial.args, ep=ep))
     try:
         resolved = type(args)(**resolve(asdict(args), run_dir=run_dir, run_tag=tag_of(args)))
     except JobError as error:
         return None, [error.as_problem("args")]
     addressed, problems = address(args, script, place) if engine == "script" else (None, [])
+    nodes, processes = _shape(args, addressed, engine, torchrun, place.profile, explicit="nodes" in overrides)
     job = Job(
+        id=run_id,
+        name=stage.name,
         recipe=partial.recipe,
-        algorithm=algorithm,
+        algorithm=partial.__fn_or_cls__.__name__,
+        executor=executor,
+        place=place,
         args=args,
         resolved=resolved,
         script=script,
         torchrun=torchrun,
         extra_args=list(partial.extra_args),
         engine=engine,
+        # What was decided here is not decided again on the node.
+        partial=partial if engine is None else copy_with(partial, engine=engine),
         addressed=addressed,
         promised=promised,
         given=given,
-        place=place,
-        shape=_shape(args, addressed, engine, torchrun, place.profile, explicit="nodes" in overrides),
+        nodes=nodes,
+        processes=processes,
+        ranked=nodes * processes > 1 and _has_ranks(args, addressed, engine),
         run_dir=run_dir,
-        online=online,
+        after=tuple(stage.after),
+        secrets=place.secrets_path(run_id),
+        force_squash=options.force_squash,
+        online=options.online,
         models=_models(resolved),
         gpu=gpu_of(place.profile, stated_hardware(partial.recipe)),
     )
     return job, [*_contradiction(torchrun, overrides), *problems]
 
 
-def _has_script(args: ScriptArgs, place: "Place", *, spread: bool) -> bool:
+def _has_script(args: ScriptArgs, place: Place, *, spread: bool) -> bool:
     """Whether a place is known to have the script in its container.
 
     `spread`: somebody asked for several machines, or for a size of the layout, which the hf engine has no use for;
@@ -160,19 +293,6 @@ def _has_script(args: ScriptArgs, place: "Place", *, spread: bool) -> bool:
     if place.runs_here:
         return installed(args.SCRIPTS)
     return spread or bool(place.image and releases_in(place.image))
-
-
-def written(job: Job) -> Iterator[tuple[str, str, Path]]:
-    """The outputs of the engine that is to be used: the key that names each, its artifact type, its path."""
-    for field, meaning in meanings(job.resolved):
-        value = getattr(job.resolved, field.name)
-        if meaning.produces and meaning.engine in ("any", job.engine) and value:
-            yield f"args.{field.name}", meaning.produces, Path(value) / meaning.within
-
-
-def outputs_of(job: Job) -> list[dict[str, str]]:
-    """What the job is going to leave, by type and path."""
-    return [{"type": kind, "path": str(path)} for _, kind, path in written(job)]
 
 
 def _models(args: Any) -> dict[str, ModelFacts]:
@@ -190,19 +310,20 @@ def _models(args: Any) -> dict[str, ModelFacts]:
 
 def stated_hardware(recipe: str) -> str | None:
     """The GPU that a shipped recipe's values are made for."""
-    from recipes.catalogue import RECIPES
-
     return RECIPES[recipe].hardware if recipe in RECIPES else None
 
 
 def _given(recipe: str, args: Any) -> frozenset[str]:
     from fiddle import build
 
-    from recipes.catalogue import RECIPES
-
     shipped = build(RECIPES[recipe].build().args) if recipe in RECIPES else type(args)()
     names = (field.name for field in fields(args))
     return frozenset(name for name in names if getattr(args, name) != getattr(shipped, name, None))
+
+
+def _has_ranks(args: Any, addressed: Addressed | None, engine: str | None) -> bool:
+    """Whether torchrun may start it; ModelOpt's own engine, and some scripts, are one process whatever is asked for."""
+    return bool(engine != "hf" and args.RANKED and not (addressed and addressed.script in args.ONE_PROCESS))
 
 
 def _shape(
@@ -210,16 +331,16 @@ def _shape(
     addressed: Addressed | None,
     engine: str | None,
     torchrun: Torchrun,
-    profile: "Profile",
+    profile: Profile,
     *,
     explicit: bool,
-) -> Shape:
-    ranked = engine != "hf" and args.RANKED and not (addressed and addressed.script in args.ONE_PROCESS)
+) -> tuple[int, int]:
+    """Machines, and processes on each; one source, torchrun.nnodes and torchrun.nproc_per_node."""
+    ranked = _has_ranks(args, addressed, engine)
     # The recipe's value wins over a site's default, and a job that has no use for machines takes none by default.
     wanted = explicit or (ranked and getattr(args, "DATA_PARALLEL", True))
     nodes = torchrun.nnodes if torchrun.nnodes != 1 or not wanted else (profile.nodes or 1)
-    several = ranked and nodes * torchrun.nproc_per_node > 1
-    return Shape(nodes=nodes, processes=torchrun.nproc_per_node if several else 1, torchrun=several)
+    return nodes, torchrun.nproc_per_node if ranked and nodes * torchrun.nproc_per_node > 1 else 1
 
 
 def _contradiction(torchrun: Torchrun, overrides: Mapping[str, str]) -> list[Problem]:

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from recipes.experiment.runs import find_run
-from recipes.experiment.standing import recorded
+from recipes.experiment.store import find_run
 from scripts.run.problems import Problem, ProblemsError, nearest
+from scripts.run.record import read_record
 
 if TYPE_CHECKING:
     import nemo_run as run
@@ -91,6 +91,6 @@ def _path(name: str, kind: str | None, key: str, text: str, made: Mapping[str, O
 
 def _outputs_of_run(name: str) -> Outputs:
     """What a run left, or is going to leave. Raises ProblemsError for a run that is not known."""
-    record = recorded(find_run(name).dir).record
+    record = read_record(find_run(name).dir)
     outputs: Outputs = record["outputs"] if record.get("outputs") else record.get("expects", [])
     return outputs

@@ -1,80 +1,351 @@
-"""Runs after their submission: finding them, their logs, ending them, and starting them over."""
+"""Runs: what became of jobs. Each is one record on the submitting machine, set against what its scheduler says."""
 
+import json
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from executors.base import read_from
-from recipes.experiment.standing import Run, is_elsewhere, look
-from recipes.experiment.store import Handle, RunFolder, runs_dir
+from executors.base import JobState, Place, SchedulerJob, UnreachableError
+from recipes.experiment.job import Job
+from recipes.experiment.store import RunFolder, runs_dir, scheduler_of
+from scripts.run.diagnosis import LOG_BYTES, diagnose, is_vague
+from scripts.run.files import write_json
 from scripts.run.identity import identity, is_alive
-from scripts.run.problems import JobError, Problem, ProblemsError, error_data, nearest
-from scripts.run.record import DamagedRecordError, Record, read_record
+from scripts.run.problems import JobError, Problem, ProblemsError, error_data
+from scripts.run.record import FINAL_STATES, DamagedRecordError, Record, now, observe, read_json, read_record
+from scripts.run.session import rank_error
 
 _POLL_SECONDS = 0.3
+_REMOTE_POLL_SECONDS = 2.0
 #: What a recorded error's parts are called in the exception.
 _ERROR_PARTS = {"name": "name", "cause": "message", "remedy": "remedy"}
-_REMOTE_POLL_SECONDS = 2.0
+_FLAGS = ("submitting", "supervisor", "cancel_asked", "settled")
+#: What reading a file that somebody damaged can raise.
+_DAMAGE = (OSError, ValueError, TypeError, KeyError, AttributeError, JobError)
+_Answer = tuple[JobState | None, dict[str, Any] | None, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What became of a job: job.json of this machine, and run.json as it stood when it was looked at."""
+
+    folder: RunFolder
+    record: dict[str, Any]
+    job: Job | None = None  # None: it was not submitted from here, and nobody but the job itself looks after it
+    scheduled: SchedulerJob | None = None  # what the scheduler calls it, or is going to
+    submitting: bool = False  # whether the scheduler has not confirmed that yet
+    supervisor: dict[str, Any] | None = None  # identity of the process that looks after it, where one must
+    cancel_asked: bool = False
+    settled: bool = False  # nothing about it can change any more
+    note: str = ""  # why what is shown may be out of date
+
+    @classmethod
+    def read(cls, folder: RunFolder) -> "Run":
+        """A run as it was last written down; nobody is asked. Raises DamagedRecordError."""
+        record = read_record(folder.dir)
+        try:
+            data = _job_file(folder, record)
+            return cls(folder=folder, record=record, job=Job.from_data(data["job"]), **_flags(data))
+        except FileNotFoundError:
+            return cls(folder=folder, record=record)
+        except _DAMAGE as error:
+            raise DamagedRecordError(f"{folder.job}: {error}") from error
+
+    def again(self) -> "Run":
+        """The same run, read once more, of the job that is known. Raises DamagedRecordError."""
+        record = read_record(self.dir)
+        try:
+            return replace(self, record=record, **_flags(_job_file(self.folder, record)))
+        except _DAMAGE as error:
+            raise DamagedRecordError(f"{self.folder.job}: {error}") from error
+
+    @property
+    def id(self) -> str:
+        return self.folder.id
+
+    @property
+    def dir(self) -> Path:
+        """Its folder on this machine."""
+        return self.folder.dir
+
+    @property
+    def where(self) -> str:
+        """The executor profile's name."""
+        return self.job.executor if self.job else "local"
+
+    @property
+    def state(self) -> str:
+        """One of submitted, running, succeeded, failed, cancelled, lost, or unreadable."""
+        return str(self.record["state"])
+
+    @property
+    def ended(self) -> bool:
+        return self.state in FINAL_STATES or self.state == "unreadable"
+
+    @property
+    def report(self) -> dict[str, Any] | None:
+        """report/report.json: the measured quality, once there is one and it can be read from here."""
+        report: dict[str, Any] | None = read_json(Path(self.record.get("run_dir", self.dir)) / "report" / "report.json")
+        return report
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether the job records itself in another folder than this machine's."""
+        return self.job is not None and self.job.run_dir != self.dir
+
+    @property
+    def supervised(self) -> bool:
+        """Whether the process that looks after it lives."""
+        return self.supervisor is not None and is_alive(self.supervisor, self.folder.supervisor_heartbeat)
+
+    @property
+    def poll_seconds(self) -> float:
+        """How long to wait between two looks: a scheduler is not to be asked three times a second."""
+        return _REMOTE_POLL_SECONDS if self.job is not None and self.supervisor is None else _POLL_SECONDS
+
+    def refreshed(self) -> "Run":
+        """The same run as it stands now."""
+        return look([self.folder])[0]
+
+    def write(self) -> None:
+        """Replace job.json."""
+        assert self.job is not None, self.dir
+        scheduler = asdict(self.scheduled) if self.scheduled else None
+        flags = {name: getattr(self, name) for name in _FLAGS}
+        write_json(self.folder.job, {"job": self.job.as_data(), "scheduler": scheduler, **flags})
+
+    def update(self, **fields: Any) -> "Run":
+        """Change job.json; what others have changed of it stays. Raises DamagedRecordError where it is gone."""
+        with self.folder.turn():
+            try:
+                data = _job_file(self.folder, self.record)
+            except FileNotFoundError:
+                raise DamagedRecordError(f"{self.folder.job}: gone") from None
+            changed = replace(self, **{**_flags(data), **fields})
+            changed.write()
+            return changed
+
+
+Watcher = Callable[[Run], None]
+
+
+def _job_file(folder: RunFolder, record: Mapping[str, Any]) -> dict[str, Any]:
+    """job.json; one that was written before it held a whole job, as today's would be."""
+    data: dict[str, Any] = json.loads(folder.job.read_text(encoding="utf-8"))
+    if "launch" not in data:
+        return data
+    launch = data["launch"]
+    same = ("nodes", "processes", "run_dir", "secrets", "archive", "array", "force_squash")
+    job = {
+        **{"id": launch["run_id"], "name": launch["task"], "recipe": launch["task"], "ranked": launch["torchrun"]},
+        **{name: launch[name] for name in same},
+        **{"executor": data["executor"], "profile": data["profile"], "after": data["after"], "waits_for": []},
+        **{"algorithm": record.get("algorithm", ""), "engine": None, "values": record.get("values"), "resolved": None},
+        **{"online": True, "promised": [], "given": [], "warnings": record.get("warnings", []), "skipped": []},
+    }
+    return {"job": job, "scheduler": data["job"], **{name: data[name] for name in _FLAGS}}
+
+
+def _flags(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Of job.json, what changes while the run goes on."""
+    scheduled = SchedulerJob(**data["scheduler"]) if data["scheduler"] else None
+    return {"scheduled": scheduled, **{name: data[name] for name in _FLAGS}}
 
 
 def all_runs() -> list[Run]:
     """Every run recorded on this machine, oldest first."""
-    runs = look(path.parent for path in runs_dir().glob("*/run.json"))
+    runs = look(RunFolder(dir=path.parent) for path in runs_dir().glob("*/run.json"))
     return sorted(runs, key=lambda run: (run.record.get("submitted_at", ""), run.id))
 
 
-def find_run(word: str) -> RunFolder:
-    """The run that `word` names: its id, or the beginning of exactly one. Raises ProblemsError."""
-    folders = [path.parent for path in sorted(runs_dir().glob("*/run.json"))]
-    matches = [folder for folder in folders if folder.name == word] or [
-        folder for folder in folders if word and folder.name.startswith(word)
-    ]
-    if len(matches) == 1:
-        return RunFolder(dir=matches[0])
-    cause = "several runs begin like that" if matches else "no run of that id is recorded here"
-    names = [folder.name for folder in (matches or folders)][-8:]
-    remedy = nearest(word, names) if names else "nemo experiment ps --all lists them."
-    raise ProblemsError([Problem(name="unknown_run", key="ID", value=word, cause=cause, remedy=remedy)])
+def look(folders: Iterable[RunFolder], places: Mapping[str, Place] | None = None) -> list[Run]:
+    """How runs stand; every scheduler is asked once for all of its jobs.
 
-
-def log_piece(run: Run, name: str, offset: int) -> bytes:
-    """What the log `name` of a run (`rank0.log`) holds from byte `offset` on. Raises UnreachableError.
-
-    Nothing before the job has opened its own log, unless it ended without: then its launcher's.
+    A run that its scheduler ended without a last word of its own is recorded as what it is. A
+    scheduler that does not answer leaves the last known state, and a note. `places` are those
+    that a supervisor holds open: they know the jobs that it started itself.
     """
-    folder = RunFolder(dir=run.dir)
+    known = [_read(folder) for folder in folders]
+    seen = _ask(known, places or {})
+    runs = [_stands(run, *seen.get(run.id, (None, None, ""))) for run in known]
+    _forget_secrets(run for run in runs if run.id in seen)
+    return runs
+
+
+def _read(folder: RunFolder) -> Run:
     try:
-        handle = folder.handle()
+        return Run.read(folder)
+    except DamagedRecordError as error:
+        remedy = f"Its job, if it has one, goes on. Put the file right, or remove {folder.dir}."
+        cause = error_data("damaged_record", str(error), remedy)
+        return Run(folder=folder, record={"id": folder.id, "state": "unreadable", "error": cause})
+
+
+def _by_scheduler(runs: Iterable[Run], held: Mapping[str, Place] = {}) -> list[tuple[Place, list[Run]]]:
+    """Runs that can be asked about together, with the place to ask; `held` places have their own runs alone."""
+    groups: dict[str, tuple[Place, list[Run]]] = {}
+    for run in runs:
+        assert run.job is not None
+        profile = vars(run.job.profile)
+        key = run.id if run.id in held else repr((*scheduler_of(profile), profile.get("identity")))
+        groups.setdefault(key, (held.get(run.id) or run.job.place, []))[1].append(run)
+    return list(groups.values())
+
+
+def _ask(runs: Iterable[Run], held: Mapping[str, Place]) -> dict[str, _Answer]:
+    """By run id: the scheduler's state, the record where the job runs, and why it could not be asked."""
+    answers: dict[str, _Answer] = {}
+    for place, group in _by_scheduler((run for run in runs if run.scheduled and not run.settled), held):
+        jobs = [run.scheduled for run in group if run.scheduled]
+        try:
+            states, records = place.states(jobs), place.records(jobs)
+            answers |= {job.run_id: (states.get(job.run_id), records.get(job.run_id), "") for job in jobs}
+        except UnreachableError as error:
+            answers |= {job.run_id: (None, None, str(error)) for job in jobs}
+    return answers
+
+
+def _stands(run: Run, seen: JobState | None, remote: dict[str, Any] | None, unasked: str) -> Run:
+    """A run with what was found out about it, which is written down where it is new."""
+    if run.state == "unreadable":
+        return run
+    try:
+        if run.job is None:
+            return replace(run, record=observe(run.dir))
+        run = run.again()  # it may have ended while its scheduler was asked
     except DamagedRecordError:
-        handle = None
-    if handle is None or (job := handle.known_job) is None:
-        return read_from(folder.dir / "logs" / name, offset)
-    place = handle.place()
-    began = "started_at" in run.record or run.ended or not place.capabilities.reads_run_dir
-    return place.log(job, name, offset) if began else b""
+        return _read(run.folder)
+    if run.settled:
+        return run
+    record = run.record
+    if remote is not None:
+        record = record | remote | {"submitted_at": record["submitted_at"]}
+    if unasked:
+        return replace(run, record=record, note=unasked)
+    change, over = _settle(run, record, seen)
+    if change.get("state") == "failed":
+        change |= _diagnosed(run, record, change["error"], seen)
+    record, note = record | change, ""
+    try:
+        if over and record["state"] in FINAL_STATES - {"lost"}:
+            if record != read_record(run.dir):  # it could not write down itself how it ended
+                Record(run.dir, record).update()
+            run = run.update(settled=True)
+        elif run.is_elsewhere and remote is not None:
+            Record(run.dir, record).update()
+    except OSError as error:
+        note = f"It could not be written down here: {error}."
+    return replace(run, record=record, note=note)
 
 
-def log_of(folder: RunFolder, name: str, *, follow: bool) -> Iterator[bytes]:
-    """A log piece by piece; with `follow` until the run has ended."""
-    offset = 0
-    while True:
-        run = look([folder.dir])[0]
-        piece = log_piece(run, name, offset)
-        offset += len(piece)
-        yield piece
-        if not follow or (run.ended and not piece):
-            return
-        time.sleep(poll_seconds(folder.handle()))
+def _forget_secrets(runs: Iterable[Run]) -> None:
+    """Remove the files that jobs could not remove themselves, for every place in one go."""
+    for place, group in _by_scheduler(run for run in runs if run.settled and run.job and run.job.secrets):
+        try:
+            place.unstage([run.job.secrets for run in group if run.job and run.job.secrets])
+        except (JobError, OSError):
+            for run in group:  # so that the next look tries it again
+                with suppress(OSError):
+                    run.update(settled=False)
 
 
-def poll_seconds(handle: Handle | None) -> float:
-    """How long to wait between two looks: a scheduler is not to be asked three times a second."""
-    remote = handle is not None and handle.supervisor is None
-    return _REMOTE_POLL_SECONDS if remote else _POLL_SECONDS
+def _settle(run: Run, record: dict[str, Any], seen: JobState | None) -> tuple[dict[str, Any], bool]:
+    """What to change of the recorded state, and whether the run is over for good."""
+    recorded = record["state"] if record["state"] in FINAL_STATES else None
+    if seen is None:
+        return _without_scheduler(run, record, recorded)
+    word = {"scheduler": seen.detail or seen.state}
+    if seen.state in ("submitted", "running"):
+        # Until its scheduler is done with it, another rank may fail, and a failed one may be started again.
+        change = {"state": seen.state} if recorded or record["state"] == "submitted" else {}
+        return word | change | ({"error": None, "diagnosis": None} if recorded else {}), False
+    if seen.state == "succeeded" and recorded is None:
+        message = "the job ended with status 0 and left no word of how"
+        return word | _ended("failed", "no_record", message, "Look at its log: nemo experiment logs."), True
+    if (seen.state == "failed" and recorded in (None, "succeeded")) or _ended_by_others(run, seen, recorded):
+        cause = rank_error(_run_dir(run) / "logs", _began(record))
+        if cause:
+            return word | _ended("failed", cause["name"], cause["message"], cause["remedy"]), True
+        remedy = "Look at its log: nemo experiment logs."
+        return word | _ended("failed", seen.name or "job_failed", seen.detail or "the job failed", remedy), True
+    if seen.state == "cancelled" and recorded is None:
+        why = seen.detail or "the scheduler ended it"
+        return word | _ended("cancelled", seen.name or "cancelled", why, ""), True
+    return word, True
+
+
+def _diagnosed(run: Run, record: dict[str, Any], error: dict[str, Any], seen: JobState | None) -> dict[str, Any]:
+    """What the logs say about a job that could not write down itself why it failed."""
+    if not is_vague(error):
+        return {}
+    logs = _run_dir(run) / "logs"
+    found = diagnose(
+        logs,
+        since=_began(record),
+        error=error,
+        phase=record.get("phase"),
+        scheduler=seen.name if seen and seen.name == error["name"] else None,
+        printed=_printed(run, ["launcher.log"] if logs.is_dir() else ["rank0.log", "launcher.log"]),
+    )
+    return {"diagnosis": asdict(found)} if found else {}
+
+
+def _printed(run: Run, names: list[str]) -> dict[str, bytes]:
+    """The ends of logs that lie where the job ran; without those that cannot be had."""
+    printed: dict[str, bytes] = {}
+    if run.scheduled is None or run.job is None:
+        return printed
+    for name in names:
+        with suppress(JobError, OSError):
+            printed[name] = run.job.place.log(run.scheduled, name, 0)[-LOG_BYTES:]
+    if len(set(printed.values())) < len(printed):  # where a rank has no log, its launcher's stands in for it
+        del printed["rank0.log"]
+    return printed
+
+
+def _ended_by_others(run: Run, seen: JobState, recorded: str | None) -> bool:
+    """Whether a job that recorded a cancellation was in truth ended by its launcher or its scheduler."""
+    return seen.state == "failed" and recorded == "cancelled" and not run.cancel_asked
+
+
+def _without_scheduler(run: Run, record: dict[str, Any], recorded: str | None) -> tuple[dict[str, Any], bool]:
+    """Nobody but the job, and the process that looks after it, can tell."""
+    supervised = run.supervised
+    if run.submitting or (run.scheduled is None and run.supervisor is None):  # then whoever submits looks after it
+        supervised = supervised or is_alive(record["process"], run.folder.supervisor_heartbeat)
+    if recorded:
+        return {}, not supervised
+    if supervised and record["state"] == "submitted":
+        return {}, False
+    if "started_at" in record and is_alive(record["process"], _run_dir(run) / "heartbeat"):
+        return {}, False
+    if supervised:  # it is about to see that the job is gone
+        return {}, False
+    who = "the process that looked after it" if run.scheduled is None or run.submitting else "its job"
+    message = f"{who} is gone and left no word of how it ended"
+    remedy = f"Nothing half-written was published; take it up again: nemo experiment resume {run.id}"
+    return _ended("lost", "lost", message, remedy), False
+
+
+def _run_dir(run: Run) -> Path:
+    """As the job sees it; it may not be there on this machine."""
+    return run.job.run_dir if run.job else run.dir
+
+
+def _began(record: dict[str, Any]) -> float:
+    """Seconds since the epoch at which the present attempt began, or was asked for."""
+    began = record.get("started_at") or record.get("reopened_at") or record["submitted_at"]
+    return datetime.fromisoformat(began).timestamp()
+
+
+def _ended(state: str, name: str, message: str, remedy: str) -> dict[str, Any]:
+    return {"state": state, "finished_at": now(), "error": error_data(name, message, remedy)}
 
 
 def cancel_run(folder: RunFolder, seconds: float = 30.0) -> Run:
@@ -82,25 +353,26 @@ def cancel_run(folder: RunFolder, seconds: float = 30.0) -> Run:
 
     Raises JobError when that cannot be, as for a damaged record.
     """
-    run = look([folder.dir])[0]
+    run = look([folder])[0]
     if run.state == "unreadable":
         raise JobError(**{key: run.record["error"][word] for key, word in _ERROR_PARTS.items()})
     if run.ended and run.state != "lost":
         return run
-    handle = folder.update_handle(cancel_asked=True) if folder.handle() else None
-    if handle is None:
+    if run.job is None:
         _terminate(run.record["process"])
-    elif handle.supervisor and is_alive(handle.supervisor, folder.dir / "supervisor.heartbeat"):
-        _terminate(handle.supervisor)
-    elif (job := handle.known_job) is not None:
-        handle.place().cancel(job)
-    else:  # it never got to its scheduler
-        Record(folder.dir, read_record(folder.dir)).finish(
-            "cancelled", error_data("cancelled", "cancelled before it was submitted")
-        )
+    else:
+        place, run = run.job.place, run.update(cancel_asked=True)
+        if run.supervisor and run.supervised:
+            _terminate(run.supervisor)
+        elif run.scheduled is not None:
+            place.cancel(run.scheduled)
+        else:  # it never got to its scheduler
+            Record(folder.dir, read_record(folder.dir)).finish(
+                "cancelled", error_data("cancelled", "cancelled before it was submitted")
+            )
     deadline = time.monotonic() + seconds
-    while not (run := look([folder.dir])[0]).ended and time.monotonic() < deadline:
-        time.sleep(poll_seconds(handle))
+    while not (run := look([folder])[0]).ended and time.monotonic() < deadline:
+        time.sleep(run.poll_seconds)
     return run
 
 
@@ -114,19 +386,20 @@ def _terminate(process: dict[str, Any]) -> None:
         os.kill(process["pid"], signal.SIGTERM)
 
 
-def reopen_run(folder: RunFolder) -> None:
+def reopen_run(folder: RunFolder) -> Run:
     """Make a run that ended badly ready to be started again. Raises ProblemsError when it did not."""
-    run = look([folder.dir])[0]
-    handle = folder.handle() if run.state != "unreadable" else None
-    if handle is None or run.state not in ("lost", "failed", "cancelled"):
-        cause = f"it is {run.state}" if handle else "it was not submitted from here"
+    run = look([folder])[0]
+    if run.job is None or run.state not in ("lost", "failed", "cancelled"):
+        cause = f"it is {run.state}" if run.job else "it was not submitted from here"
         if run.state == "unreadable":
             cause = run.record["error"]["message"]
         remedy = "Only a run that ended badly can be started over."
         raise ProblemsError([Problem(name="cannot_resume", key="ID", value=folder.id, cause=cause, remedy=remedy)])
     Record(folder.dir, run.record).update()
-    attempt = len(Record.reopen(folder.dir).values["attempts"]) + 1
-    launch = handle.launch | {"run_id": f"{folder.id}-r{attempt}", "after": [], "array": 0}
-    if is_elsewhere(folder, handle):  # what the last attempt left over there cannot be moved aside from here
-        launch["run_dir"] = f"{Path(str(launch['run_dir'])).parent}/{folder.id}-r{attempt}"
-    folder.update_handle(launch=launch, job=None, supervisor=None, cancel_asked=False, settled=False)
+    reopened = Record.reopen(folder.dir)
+    attempt = f"{folder.id}-r{len(reopened.values['attempts']) + 1}"
+    job = replace(run.job, id=attempt, waits_for=(), array=0)
+    if run.is_elsewhere:  # what the last attempt left over there cannot be moved aside from here
+        job = replace(job, run_dir=job.run_dir.parent / attempt)
+    run = run.update(job=job, scheduled=None, supervisor=None, cancel_asked=False, settled=False)
+    return replace(run, record=reopened.values)

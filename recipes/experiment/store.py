@@ -1,18 +1,13 @@
-"""The submitting machine's side of a run: one folder below NeMo-Run's home, and who looks after the job."""
+"""What the submitting machine keeps of its runs: a folder each, below NeMo-Run's home."""
 
-import dataclasses
 import fcntl
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from executors.base import Launch, Place, SchedulerJob
-from scripts.run.files import write_json
-from scripts.run.problems import JobError
-from scripts.run.record import DamagedRecordError
+from scripts.run.problems import Problem, ProblemsError, nearest
 
 
 def runs_dir() -> Path:
@@ -25,44 +20,6 @@ def runs_dir() -> Path:
 def scheduler_of(profile: Mapping[str, Any]) -> tuple[Any, ...]:
     """Equal for profiles whose jobs the same scheduler knows, and can make wait for each other."""
     return tuple(profile.get(key) for key in ("kind", "host", "port", "user"))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Handle:
-    """job.json: how to ask about a run, and to start it again. Written on the submitting machine only."""
-
-    executor: str  # the profile's name
-    profile: dict[str, Any]
-    launch: dict[str, Any]
-    after: list[str] = field(default_factory=list)  # run ids that must succeed first
-    job: dict[str, Any] | None = None  # what the scheduler calls it, or is going to
-    submitting: bool = False  # whether the scheduler has not confirmed that yet
-    supervisor: dict[str, Any] | None = None  # identity of the process that looks after it, where one must
-    cancel_asked: bool = False
-    settled: bool = False  # nothing about it can change any more
-
-    @property
-    def known_job(self) -> SchedulerJob | None:
-        """The scheduler's job; None before submission."""
-        return SchedulerJob(**self.job) if self.job else None
-
-    @property
-    def scheduler(self) -> tuple[Any, ...]:
-        """Equal for runs that can be asked about together."""
-        return (*scheduler_of(self.profile), self.profile.get("identity"))
-
-    def as_launch(self) -> Launch:
-        """The Launch this was made from."""
-        values = dict(self.launch)
-        archive = values.pop("archive")
-        after = tuple(values.pop("after"))
-        return Launch(**values, after=after, archive=Path(archive) if archive else None)
-
-    def place(self) -> Place:
-        """The place it runs in. Raises ProblemsError when its kind is gone."""
-        from executors.kinds import place_of, profile_from_record
-
-        return place_of(profile_from_record(self.profile))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +38,8 @@ class RunFolder:
         return self.dir.name
 
     @property
-    def handle_file(self) -> Path:
+    def job(self) -> Path:
+        """The job and how to ask about it; written on the submitting machine only."""
         return self.dir / "job.json"
 
     @property
@@ -98,52 +56,28 @@ class RunFolder:
     def supervisor_log(self) -> Path:
         return self.dir / "logs" / "supervisor.log"
 
-    def handle(self) -> Handle | None:
-        """job.json; None for a run that was not submitted by us. Raises DamagedRecordError."""
-        try:
-            values = json.loads(self.handle_file.read_text(encoding="utf-8"))
-            handle = Handle(**values)
-            handle.as_launch(), handle.known_job, handle.place()
-            return handle
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, JobError) as error:
-            raise DamagedRecordError(f"{self.handle_file}: {error}") from error
-
-    def handle_settled(self) -> bool:
-        """Whether nothing about the run can change any more."""
-        handle = self.handle()
-        return handle is not None and handle.settled
-
-    def write_handle(self, handle: Handle) -> None:
-        """Replace job.json."""
-        write_json(self.handle_file, dataclasses.asdict(handle))
-
-    def update_handle(self, **fields: Any) -> Handle:
-        """Change some of job.json; writers take turns (a supervisor, and somebody who cancels)."""
-        with self._turn():
-            handle = self.handle()
-            if handle is None:
-                raise DamagedRecordError(f"{self.handle_file}: gone")
-            handle = dataclasses.replace(handle, **fields)
-            self.write_handle(handle)
-            return handle
+    @property
+    def supervisor_heartbeat(self) -> Path:
+        """For observers on other machines."""
+        return self.dir / "supervisor.heartbeat"
 
     @contextmanager
-    def _turn(self) -> Iterator[None]:
+    def turn(self) -> Iterator[None]:
+        """Writers of job.json take turns: a supervisor, and somebody who cancels."""
         with (self.dir / ".job.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
 
-def launch_values(launch: Launch) -> dict[str, Any]:
-    """A Launch as job.json keeps it."""
-    values = dataclasses.asdict(launch)
-    return values | {"archive": str(launch.archive) if launch.archive else None, "after": list(launch.after)}
-
-
-def handle_of(folder: RunFolder) -> Handle:
-    """job.json of a run that is known to have one."""
-    handle = folder.handle()
-    assert handle is not None, folder.dir
-    return handle
+def find_run(word: str) -> RunFolder:
+    """The run that `word` names: its id, or the beginning of exactly one. Raises ProblemsError."""
+    folders = [path.parent for path in sorted(runs_dir().glob("*/run.json"))]
+    matches = [folder for folder in folders if folder.name == word] or [
+        folder for folder in folders if word and folder.name.startswith(word)
+    ]
+    if len(matches) == 1:
+        return RunFolder(dir=matches[0])
+    cause = "several runs begin like that" if matches else "no run of that id is recorded here"
+    names = [folder.name for folder in (matches or folders)][-8:]
+    remedy = nearest(word, names) if names else "nemo experiment ps --all lists them."
+    raise ProblemsError([Problem(name="unknown_run", key="ID", value=word, cause=cause, remedy=remedy)])

@@ -1,28 +1,350 @@
-"""Handing detached runs to a process that looks after them and outlives the terminal."""
+"""From a recorded run to a job: hand it to its scheduler through NeMo-Run, see it to its end, or leave it there."""
 
+import base64
+import json
+import os
+import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
 
-from recipes.experiment.store import RunFolder
+from executors.base import Place, SchedulerJob, SubmitError, UnreachableError
+from recipes.experiment.job import Job
+from recipes.experiment.runs import Run, Watcher, look
+from recipes.experiment.store import RunFolder, scheduler_of
+from scripts.entrypoints import current
+from scripts.run.diagnosis import diagnose_unbegun
 from scripts.run.identity import identity
+from scripts.run.problems import JobError, error_data
+from scripts.run.record import FINAL_STATES, Record, read_record
+from scripts.run.secrets import pack_secrets
+
+if TYPE_CHECKING:
+    import nemo_run as run
+
+_POLL_SECONDS = 0.3
+_PARENT_POLL_SECONDS = 1.0
+_STOP_SECONDS = 30.0
 
 
-def spawn(folders: Sequence[RunFolder]) -> None:
-    """Hand recorded runs to a process of its own session."""
-    log_file = folders[0].supervisor_log
+class Stopped(KeyboardInterrupt):
+    """SIGTERM arrived at the process that looks after jobs; taken like Ctrl-C."""
+
+
+def spawn(runs: Sequence[Run]) -> None:
+    """Hand recorded runs to a process of its own session, which outlives the terminal."""
+    log_file = runs[0].folder.supervisor_log
     log_file.parent.mkdir(exist_ok=True)
     with log_file.open("ab") as log:
         child = subprocess.Popen(
-            [sys.executable, "-m", "recipes.experiment.supervise", *(folder.id for folder in folders)],
+            [sys.executable, "-m", "recipes.experiment", *(run.id for run in runs)],
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=log,
             start_new_session=True,
         )
     who = identity(child.pid)
-    for folder in folders:
-        folder.update_handle(supervisor=who)
+    for run in runs:
+        run.update(supervisor=who)
     # It waits for the end of its standard input, so that nobody finds a run without its supervisor's name.
     assert child.stdin is not None
     child.stdin.close()
+
+
+def carry_out(runs: Sequence[Run], watch: Watcher | None = None) -> None:
+    """Bring recorded runs to their places, one after another, each after those it waits for.
+
+    A job that nobody else looks after is seen to its end here. Whatever happens, every record ends
+    in a final state, or its job is with its scheduler. Ctrl-C and SIGTERM cancel.
+    """
+    with _sigterm_stops(), cancelled_where_stopped(runs):
+        for run in runs:
+            try:
+                _submit(run, watch)
+            except JobError as error:
+                close(run, error)
+
+
+@contextmanager
+def cancelled_where_stopped(runs: Sequence[Run]) -> Iterator[None]:
+    """Ctrl-C ends the block, and recorded runs that have no job yet are recorded as cancelled."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        for run in runs:
+            if run.again().scheduled is None:  # else `look` knows better
+                finish(run, "cancelled", "cancelled", "stopped before it began")
+
+
+def hand_over(runs: Sequence[Run]) -> None:
+    """Submit runs whose schedulers look after them, all or none. Raises JobError, with every record closed."""
+    done: list[Run] = []
+    for at, run in enumerate(runs):
+        try:
+            _submit(run, watch=None)
+            done.append(run)
+        except (JobError, KeyboardInterrupt) as error:
+            cause = error if isinstance(error, JobError) else JobError("cancelled", "stopped while submitting.")
+            left = _undo(done)
+            close(run, cause)
+            for rest in runs[at + 1 :]:
+                finish(rest, "cancelled", "dependency_failed", f"{run.id} was not submitted")
+            if left:
+                queued = f"{cause.cause} These are still with the scheduler: {', '.join(left)}."
+                raise JobError(cause.name, queued, "nemo experiment cancel ID, once it answers.") from error
+            raise cause from error
+
+
+def _undo(runs: Sequence[Run]) -> list[str]:
+    """Cancel what was submitted; return the ids of those that could not be."""
+    left = []
+    for submitted in reversed(runs):
+        run = submitted.update(cancel_asked=True)
+        assert run.job is not None
+        try:
+            if run.scheduled is not None:
+                run.job.place.cancel(run.scheduled)
+            finish(run, "cancelled", "cancelled", "a later stage of the same experiment was not submitted")
+            if run.job.secrets:
+                run.job.place.unstage([run.job.secrets])
+        except JobError:
+            left.append(run.id)
+    return left
+
+
+def submit_elements(runs: Sequence[Run], array: Job) -> None:
+    """Submit runs as the elements of one job. Raises JobError with every record closed."""
+    try:
+        array = array.noting(waits_for=parents_ready(runs[0], None))
+        with named_failures(), opened_experiment(array, array.partial) as experiment:
+            deliver(runs, array, experiment)
+    except (JobError, KeyboardInterrupt) as error:
+        cause = error if isinstance(error, JobError) else JobError("cancelled", "stopped while submitting.")
+        for run in runs:
+            close(run, cause)
+        raise cause from error
+
+
+def _submit(run: Run, watch: Watcher | None) -> None:
+    """Wait for parents, submit, and stay with the job where nobody else does. Raises JobError."""
+    assert run.job is not None
+    job = run.job.noting(waits_for=parents_ready(run, watch))
+    with named_failures(), opened_experiment(job, job.partial or partial_of(run.folder)) as experiment:
+        scheduled = deliver([run], job, experiment)
+        if job.capabilities.detach == "supervisor":
+            _see_to_its_end(run, job.place, scheduled, watch)
+
+
+def parents_ready(run: Run, watch: Watcher | None) -> tuple[str, ...]:
+    """Wait for the parents that the run's own scheduler does not know; return the job ids of those it does.
+
+    Raises JobError `dependency_failed` when one ended badly: then this run is recorded as one that will not begin.
+    """
+    assert run.job is not None
+    waiting = [RunFolder.of(run_id) for run_id in run.job.after]
+    while waiting:
+        parents = look(waiting)
+        for parent in parents:
+            if parent.ended and parent.state != "succeeded":
+                cause = f"{parent.id}, which must succeed first, {_how(parent.state)}"
+                finish(run, "cancelled", "dependency_failed", cause)
+                raise JobError("dependency_failed", cause)
+        going_on = [parent for parent in parents if not parent.ended]
+        native = [job_id for parent in going_on if (job_id := native_id(parent, run.job.place))]
+        if len(native) == len(going_on):
+            return tuple(native)
+        waiting = [parent.folder for parent in going_on]
+        _beat(run)
+        if watch:
+            watch(look([run.folder])[0])
+        time.sleep(_PARENT_POLL_SECONDS)
+    return ()
+
+
+def native_id(parent: Run, place: Place) -> str | None:
+    """A parent's job id, where the scheduler of `place` can wait for it by itself."""
+    if parent.job is None or parent.scheduled is None or place.capabilities.dependencies != "native":
+        return None
+    same = scheduler_of(vars(parent.job.profile)) == scheduler_of(vars(place.profile))
+    known = same and not parent.scheduled.id.startswith("?")  # submitted, but nobody knows as what
+    return parent.scheduled.id if known else None
+
+
+def _how(state: str) -> str:
+    return {"failed": "failed", "cancelled": "was cancelled", "lost": "was lost"}.get(state, f"is {state}")
+
+
+def _see_to_its_end(run: Run, place: Place, job: SchedulerJob, watch: Watcher | None) -> None:
+    """Follow a job whose end nobody else will see; Ctrl-C cancels it."""
+    folder, places = run.folder, {run.id: place}
+    try:
+        while not (run := look([folder], places)[0]).ended:
+            _beat(run)
+            if watch:
+                watch(run)
+            time.sleep(_POLL_SECONDS)
+    except KeyboardInterrupt:
+        run.update(cancel_asked=True)
+        asked, deadline = False, time.monotonic() + _STOP_SECONDS
+        while not look([folder], places)[0].ended and time.monotonic() < deadline:
+            with suppress(UnreachableError):  # it may answer in a moment
+                if not asked:
+                    place.cancel(job)
+                    asked = True
+            time.sleep(_POLL_SECONDS)
+        raise
+    if watch:
+        watch(run)
+
+
+def finish(run: Run, state: str, name: str, cause: str, remedy: str = "") -> None:
+    """Record how a run ended that has no job to do so; one that has ended already stays as it is."""
+    record = read_record(run.dir)
+    if record["state"] in FINAL_STATES:
+        return
+    error = error_data(name, cause, remedy)
+    found = diagnose_unbegun(error)
+    with suppress(OSError):  # a full disk: then `look` finds that nobody looks after it
+        ended = Record(run.dir, record)
+        ended.finish(state, error)
+        if found is not None:
+            ended.update(diagnosis=asdict(found))
+        run.update(settled=True)
+
+
+def close(run: Run, error: JobError) -> None:
+    """Record why a run was not submitted; one that perhaps was stays open, and `look` finds out."""
+    if not (isinstance(error, SubmitError) and error.job is not None):
+        finish(run, "failed", error.name, error.cause, error.remedy)
+
+
+def _beat(run: Run) -> None:
+    with suppress(OSError):
+        run.folder.supervisor_heartbeat.touch()
+
+
+@contextmanager
+def _sigterm_stops() -> Iterator[None]:
+    def handler(_signal: int, _frame: FrameType | None) -> None:
+        raise Stopped
+
+    with ExitStack() as stack:
+        with suppress(ValueError):  # only the main thread may; a caller's own thread goes without
+            before = signal.signal(signal.SIGTERM, handler)
+            stack.callback(signal.signal, signal.SIGTERM, before)
+        yield
+
+
+@contextmanager
+def named_failures() -> Iterator[None]:
+    """NeMo-Run's own failures become ours: a record must not stay at `submitted` for want of a name."""
+    try:
+        yield
+    except JobError:
+        raise
+    except OSError as error:
+        raise JobError.of_os_error(error) from error
+    except Exception as error:
+        cause = f"{type(error).__name__}: {error}"
+        raise JobError("launch_failed", cause, "NeMo-Run or the executor failed; nothing runs.") from error
+
+
+def deliver(runs: Sequence[Run], job: Job, experiment: Any) -> SchedulerJob:
+    """Put what the job needs where it runs, submit it, and note what the scheduler calls it.
+
+    Several runs are the elements of one job array. Nothing stays behind where that fails.
+    """
+    place, put = job.place, _staged_files(runs)
+    try:
+        if (expected := place.expected(experiment, job)) is not None:
+            _note(runs, job, expected, submitting=True)
+        place.stage(put)
+        with without_stdin():
+            scheduled = place.submit(experiment, job)
+    except BaseException as error:
+        if isinstance(error, SubmitError) and error.job is not None:
+            _note(runs, job, error.job)  # it may run, and need what was put there
+        else:
+            for run in runs:
+                with suppress(OSError):  # a full disk: then `look` finds no job of that name
+                    run.update(scheduled=None, submitting=False)
+            with suppress(JobError, OSError):
+                place.unstage(list(put))
+        raise
+    _note(runs, job, scheduled)
+    return scheduled
+
+
+def _note(runs: Sequence[Run], job: Job, scheduled: SchedulerJob, *, submitting: bool = False) -> None:
+    for index, run in enumerate(runs):
+        assert run.job is not None
+        own = replace(scheduled, run_id=run.id, run_dir=str(run.job.run_dir))
+        element = replace(own, id=f"{scheduled.id}_{index}") if job.array else own
+        run.update(scheduled=element, submitting=submitting)
+
+
+def _staged_files(runs: Sequence[Run]) -> dict[str, bytes]:
+    files: dict[str, bytes] = {}
+    for run in runs:
+        assert run.job is not None
+        if run.is_elsewhere:
+            files[f"{run.job.run_dir}/run.json"] = (run.dir / "run.json").read_bytes()
+        if run.job.secrets and (secrets := pack_secrets(run.job.profile.secrets)):
+            files[run.job.secrets] = secrets
+    return files
+
+
+@contextmanager
+def without_stdin() -> Iterator[None]:
+    """NeMo-Run's shell commands read from standard input what somebody types for the next command."""
+    before = sys.stdin
+    with Path(os.devnull).open() as nothing:
+        sys.stdin = nothing
+        try:
+            yield
+        finally:
+            sys.stdin = before
+
+
+def partial_of(folder: RunFolder) -> "run.Partial[Any]":
+    """The recipe that a folder keeps."""
+    from fiddle.experimental.serialization import load_json
+
+    try:
+        document = json.loads(zlib.decompress(base64.urlsafe_b64decode(folder.partial.read_text(encoding="utf-8"))))
+        return load_json(json.dumps(current(document)))
+    except Exception as error:  # whatever a damaged file makes of itself
+        cause = f"{folder.partial} cannot be read: {type(error).__name__}: {error}."
+        raise JobError("damaged_recipe", cause, "Submit the recipe again, as a new run.") from error
+
+
+@contextmanager
+def opened_experiment(job: Job, partial: "run.Partial[Any] | None", base_dir: str | None = None) -> Iterator[Any]:
+    """A NeMo-Run experiment of one task, entered, quiet, and left without NeMo-Run's waiting."""
+    import nemo_run as run
+    from rich.console import Console
+
+    title, _, _ = job.id.rpartition("_")
+    experiment = run.Experiment(
+        title,
+        id=job.id,
+        base_dir=base_dir,
+        log_level="WARN",
+        enable_goodbye_message=False,
+        skip_status_at_exit=True,
+    )
+    # Not clean_mode: it is saved with the experiment, and would silence `nemo experiment status` later.
+    experiment.console = Console(quiet=True)
+    with experiment:
+        experiment.add(partial, executor=job.place.executor(job), name=job.recipe)
+        try:
+            yield experiment
+        finally:
+            experiment.detach = True  # or it waits once more for what has ended, in steps of two seconds

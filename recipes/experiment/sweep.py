@@ -6,17 +6,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from executors.base import Launch
-from recipes.experiment.delivery import deliver, disk_failures, named_failures, opened_experiment, serialized
-from recipes.experiment.examine import Options, Stage, Submission, prepare_all
-from recipes.experiment.following import follow
-from recipes.experiment.launching import Watcher, close, parents_ready
-from recipes.experiment.standing import Run, look, recorded
-from recipes.experiment.store import RunFolder, handle_of
-from recipes.experiment.submit import needs_supervisor, record_all, start
+from recipes.experiment.examine import prepare_all
+from recipes.experiment.job import Job
+from recipes.experiment.logs import follow
+from recipes.experiment.runs import Run, Watcher
+from recipes.experiment.stage import Options, Stage
+from recipes.experiment.submit import disk_failures, needs_supervisor, record_all, start
+from recipes.experiment.supervisor import submit_elements
 from recipes.values import set_value
-from scripts.run.problems import JobError, Problem, ProblemsError
-from scripts.run.record import read_record
+from scripts.run.problems import Problem, ProblemsError
+from scripts.run.session import run_element
 
 if TYPE_CHECKING:
     import nemo_run as run
@@ -53,66 +52,30 @@ def sweep(
 
 
 @disk_failures()
-def start_sweep(submissions: Sequence[Submission], *, detach: bool = False, watch: Watcher | None = None) -> list[Run]:
-    """Run prepared submissions of one recipe: as a job array where there are such, else one after another."""
-    if not is_array(submissions):
-        return start(submissions, detach=detach, watch=watch)
-    elements = as_elements(submissions)
-    folders = record_all(elements)
-    _submit_array(elements, folders)
-    if detach:
-        return [recorded(folder.dir) for folder in folders]
-    follow(folders, watch)
-    return look([folder.dir for folder in folders])
+def start_sweep(jobs: Sequence[Job], *, detach: bool = False, watch: Watcher | None = None) -> list[Run]:
+    """Run the jobs of one recipe: as a job array where there are such, else one after another."""
+    if not is_array(jobs):
+        return start(jobs, detach=detach, watch=watch)
+    array, elements = array_of(jobs)
+    runs = record_all(elements)
+    submit_elements(runs, array.noting(archive=runs[0].job.archive if runs[0].job else None))
+    return runs if detach else follow([run.folder for run in runs], watch)
 
 
-def is_array(submissions: Sequence[Submission]) -> bool:
+def is_array(jobs: Sequence[Job]) -> bool:
     """Whether they are submitted as the elements of one job."""
-    return len(submissions) > 1 and submissions[0].place.capabilities.arrays and not needs_supervisor(submissions)
+    return len(jobs) > 1 and jobs[0].capabilities.arrays and not needs_supervisor(jobs)
 
 
-def as_elements(submissions: Sequence[Submission]) -> list[Submission]:
-    """The same submissions as the elements of one job array, whose run id no run has."""
-    first = submissions[0]
-    array = f"{first.job.recipe}_{first.id.rpartition('_')[2]}-array"
-    return [replace(submission, element=(array, index)) for index, submission in enumerate(submissions)]
-
-
-def array_job(elements: Sequence[Submission], archive: Path | None) -> "tuple[Launch, run.Partial[Any]]":
-    """The one job that runs all of `elements`."""
+def array_of(jobs: Sequence[Job]) -> tuple[Job, list[Job]]:
+    """The one job that runs all of `jobs`, under a run id that no run has, and they as its elements."""
     import nemo_run as run
 
-    from scripts.run.session import run_element
-
-    first = elements[0]
-    assert first.element is not None
-    array, _ = first.element
-    launch = replace(
-        first.launch(archive),
-        run_id=array,
-        run_dir=first.place.run_root(),  # each element names its own below it
-        secrets=first.place.secrets_path(array),
-        array=len(elements),
-    )
-    run_dirs = [str(element.run_dir) for element in elements]
+    first = jobs[0]
+    array = f"{first.recipe}_{first.id.rpartition('_')[2]}-array"
+    secrets = first.place.secrets_path(array)
     # As text: NeMo-Run compares a Partial with its copy node by node, each with each.
-    return launch, run.Partial(run_element, run_dirs=run_dirs, jobs=[serialized(each.partial) for each in elements])
-
-
-def _submit_array(elements: Sequence[Submission], folders: Sequence[RunFolder]) -> None:
-    """Submit all of them as the elements of one job. Raises JobError with every record closed."""
-    place = elements[0].place
-    handle = handle_of(folders[0])
-    launch, partial = array_job(elements, handle.as_launch().archive)
-    try:
-        native = parents_ready(folders[0], handle, None)
-        if native is None:
-            raise JobError("dependency_failed", str(read_record(folders[0].dir)["error"]["message"]))
-        launch = replace(launch, after=tuple(native))
-        with named_failures(), opened_experiment(launch, partial, place) as experiment:
-            deliver(folders, place, launch, experiment)
-    except (JobError, KeyboardInterrupt) as error:
-        cause = error if isinstance(error, JobError) else JobError("cancelled", "stopped while submitting.")
-        for folder in folders:
-            close(folder, cause)
-        raise cause from error
+    partial = run.Partial(run_element, run_dirs=[str(job.run_dir) for job in jobs], jobs=[job.text for job in jobs])
+    run_dir = Path(first.place.run_root())  # each element names its own below it
+    one = replace(first, id=array, run_dir=run_dir, secrets=secrets, array=len(jobs), partial=partial)
+    return one, [job.noting(secrets=f"{secrets}.{index}" if secrets else None) for index, job in enumerate(jobs)]

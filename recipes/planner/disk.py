@@ -6,7 +6,7 @@ from math import ceil
 from types import MappingProxyType
 from typing import Any, Literal
 
-from recipes.experiment.job import Job, written
+from recipes.experiment.job import Job
 from recipes.models import ModelFacts
 from recipes.models.architecture import MEGATRON_SIZES, Weight
 from recipes.models.weights import Matrices, matrices_of, of_facts
@@ -69,7 +69,7 @@ def checkpoint_bytes(
 def outputs_bytes(job: Job) -> dict[str, int]:
     """Bytes of what a job is going to leave, by the key that names each output; what cannot be told is absent."""
     quantized = {f"args.{field.name}" for field, meaning in meanings(job.resolved) if meaning.quantized}
-    sizes = {key: _output(job, _KINDS.get(type_), key in quantized) for key, type_, _ in written(job)}
+    sizes = {key: _output(job, _KINDS.get(type_), key in quantized) for key, type_, _ in job.outputs}
     return {key: size for key, size in sizes.items() if size is not None}
 
 

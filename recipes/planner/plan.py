@@ -8,8 +8,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from recipes.experiment.examine import Examined, Options, Stage, examine
-from recipes.experiment.job import Job, written
+from recipes.experiment.examine import Examined, examine
+from recipes.experiment.job import Job
+from recipes.experiment.stage import Options, Stage
 from recipes.models.weights import exact_total
 from recipes.planner.disk import outputs_bytes
 from recipes.planner.duration import Estimate, hours_of
@@ -20,7 +21,6 @@ from recipes.planner.memory import Need, need_of
 from recipes.planner.search import Proposal, smallest
 from recipes.planner.workload import workload_of
 from recipes.preflight.paths import model_folder
-from recipes.preflight.scripts import command
 from recipes.preflight.subjects import notes
 from scripts.run.problems import JobError, Problem, ProblemsError
 from scripts.run.registry import Skipped
@@ -148,15 +148,14 @@ def plan(
 def plan_of(examined: Examined, others: Sequence[Problem] = ()) -> Plan:
     """The plan of a stage that was examined; `others` are Problems that were found before. Raises ProblemsError."""
     problems = (*others, *examined.problems)
-    if not examined.submissions:
+    if not examined.jobs:
         raise ProblemsError(problems)
-    (submission,) = examined.submissions
-    job = submission.job
+    (job,) = examined.jobs
     layout, memory = job.layout, need_of(job)
     on_gpus = memory is None or memory.device == "GPU"
     return Plan(
         recipe=job.recipe,
-        executor=submission.executor,
+        executor=job.executor,
         engine=job.engine,
         script=job.addressed.script if job.addressed else None,
         release=job.addressed.release if job.addressed else None,
@@ -171,7 +170,7 @@ def plan_of(examined: Examined, others: Sequence[Problem] = ()) -> Plan:
         run_dir=str(job.run_dir),
         outputs=tuple(_outputs(job)),
         problems=problems,
-        skipped=submission.skipped,
+        skipped=job.skipped,
         notes=tuple(notes(job)),
     )
 
@@ -195,7 +194,7 @@ def _command(job: Job) -> tuple[str, ...] | None:
     if job.addressed is None:
         return None
     try:
-        return ("python", *job.addressed.path.split(" ", 1), *command(job).words)
+        return ("python", *job.addressed.path.split(" ", 1), *job.command.words)
     except JobError:
         return None
 
@@ -217,7 +216,7 @@ def _models(job: Job) -> Iterator[Model]:
 
 def _outputs(job: Job) -> Iterator[Output]:
     sizes = outputs_bytes(job)
-    for key, kind, path in written(job):
+    for key, kind, path in job.outputs:
         yield Output(key=key, type=kind, path=str(path), bytes=sizes.get(key))
 
 

@@ -48,10 +48,10 @@ def home(job: Job) -> Iterator[Problem]:
 
 @check("too_many_nodes", "out_of_range")
 def machines(job: Job) -> Iterator[Problem]:
-    if not job.place.capabilities.multi_node and job.shape.nodes != 1:
+    if not job.place.capabilities.multi_node and job.nodes != 1:
         key = "torchrun.nnodes" if job.torchrun.nnodes != 1 else "executor.nodes"
         cause = f"the {job.place.title} executor has one machine"
-        yield Problem(name="too_many_nodes", key=key, value=job.shape.nodes, cause=cause, remedy=f"Use {key}=1.")
+        yield Problem(name="too_many_nodes", key=key, value=job.nodes, cause=cause, remedy=f"Use {key}=1.")
     shape = {"torchrun.nproc_per_node": job.torchrun.nproc_per_node, "torchrun.nnodes": job.torchrun.nnodes}
     for key, value in shape.items() | {("executor.nodes", 1 if job.profile.nodes is None else job.profile.nodes)}:
         if value < 1:

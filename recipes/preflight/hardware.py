@@ -39,7 +39,7 @@ def processes(job: Job) -> Iterator[Problem]:
 def _wanted(job: Job) -> Iterator[tuple[str, int]]:
     """The numbers of GPUs that a machine must have, and who says so."""
     if ranked(job) and job.get("device") != "cpu" and not job.get("cpu"):
-        yield "torchrun.nproc_per_node", job.shape.processes
+        yield "torchrun.nproc_per_node", job.processes
     if not job.args.RANKED and (key := job.key("server_gpus")):
         yield key, job.get("server_gpus")
 
@@ -48,7 +48,7 @@ def _wanted(job: Job) -> Iterator[tuple[str, int]]:
 def across(job: Job) -> Iterator[Problem]:
     """Megatron-LM (arXiv:2104.04473, section 5.8): tensor parallelism belongs on NVLink, pipelines between machines."""
     want, processes = asked(job), job.torchrun.nproc_per_node
-    if job.shape.nodes > 1 and want.layout.tp > processes and want.layout.divides:
+    if job.nodes > 1 and want.layout.tp > processes and want.layout.divides:
         cause = f"it spans machines of {processes} processes, and every layer waits for the network between them"
         remedy = f"Use {want.keys['tp']}={processes} and {want.keys['pp']} for the rest." if "pp" in want.keys else ""
         yield Problem(

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 
 from executors.base import is_below
-from recipes.experiment.job import Job, written
+from recipes.experiment.job import Job
 from recipes.preflight.paths import overlap, real
 from recipes.preflight.provenance import Find, Origin, lineage, origin_of_spec, recorded_origin
 from recipes.preflight.quality import doubts
@@ -52,7 +52,7 @@ def _collisions(stages: Sequence[tuple[str, Job]]) -> Iterator[Problem]:
     taken: list[tuple[Origin, str]] = []
     for name, job in stages:
         own = origin_of_spec(name, job)
-        for key, _, path in written(job):
+        for key, _, path in job.outputs:
             for other, folder in taken:
                 if other.storage == own.storage and overlap(path, folder):
                     cause = f"{other.name} leaves something in {folder}"

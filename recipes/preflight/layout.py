@@ -61,7 +61,7 @@ def asked(job: Job) -> Asked:
     """What `job` asks for: by its arguments, or by the configuration that its script takes."""
     first, last = (job.get(end) for end in _ENDS)
     return Asked(
-        layout=layout_of(job.get, job.shape.nodes, job.torchrun.nproc_per_node),
+        layout=layout_of(job.get, job.nodes, job.torchrun.nproc_per_node),
         keys={size: key for size in SIZES if (key := job.key(size))},
         stages=(first, last),
         stage_keys=tuple(key for end in _ENDS if (key := job.key(end)) and job.get(end) is not None),

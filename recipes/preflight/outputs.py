@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from recipes.experiment.job import Job, written
+from recipes.experiment.job import Job
 from recipes.planner.disk import outputs_bytes
 from recipes.preflight.paths import inputs_of, overlap, path_here
 from recipes.preflight.provenance import Origin, storage_of, unfinished_runs
@@ -29,7 +29,7 @@ _OVERLAPS = {
 @check("output_exists", "output_not_writable", "output_overlaps_input", *_OVERLAPS.values())
 def outputs(job: Job) -> Iterator[Problem]:
     """Outputs where something is already, that cannot be written, or that lie in an input or in each other."""
-    paths = {key: path for key, _, path in written(job)}
+    paths = {key: path for key, _, path in job.outputs}
     sources = [(named.key, named.path) for named in inputs_of(job)]
     for key, path in paths.items():
         found = path_here(job, path)
@@ -55,7 +55,7 @@ def disk(job: Job) -> Iterator[Problem]:
     """Too little room where the outputs go, those on one disk counted together."""
     sizes = outputs_bytes(job)
     needed: dict[int, int] = {}
-    for key, _, path in written(job):
+    for key, _, path in job.outputs:
         found = path_here(job, path)
         if found is None or key not in sizes:
             continue
@@ -82,7 +82,7 @@ def _is_elsewhere(job: Job, anchor: Path) -> bool:
 @check("output_of_a_running_run", can_force=True)
 def outputs_of_running_runs(job: Job) -> Iterator[Problem]:
     """Outputs that a run which has not ended is going to write as well."""
-    paths = [(key, str(path)) for key, _, path in written(job) if not path.is_relative_to(job.run_dir)]
+    paths = [(key, str(path)) for key, _, path in job.outputs if not path.is_relative_to(job.run_dir)]
     if not paths:
         return
     for origin in unfinished_runs():

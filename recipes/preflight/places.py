@@ -4,7 +4,7 @@ import posixpath
 from collections.abc import Iterator
 
 from executors.base import Mount, is_below, mount_of
-from recipes.experiment.job import Job, written
+from recipes.experiment.job import Job
 from recipes.preflight.paths import Named, inputs_of, path_here, written_beside
 from scripts.run.problems import Problem
 from scripts.run.registry import check
@@ -102,7 +102,7 @@ def _is_there(path: str) -> bool:
 
 
 def _outputs(job: Job) -> Iterator[Named]:
-    for key, kind, path in written(job):
+    for key, kind, path in job.outputs:
         if path.is_absolute():
             yield Named(key=key, field=key.removeprefix("args."), path=str(path), consumes=kind)
     yield from written_beside(job)

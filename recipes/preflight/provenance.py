@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from executors.base import is_below
-from recipes.experiment.job import Job, written
+from recipes.experiment.job import Job
+from recipes.experiment.runs import Run
 from recipes.experiment.store import RunFolder, runs_dir, scheduler_of
 from recipes.preflight.paths import inputs_of
 from scripts.args.interpolation import MODEL_FIELDS
@@ -54,14 +55,13 @@ class Origin:
         if self.state in FINAL_STATES or self.folder is None:
             return self.state in FINAL_STATES
         try:
-            handle = RunFolder(dir=self.folder).handle()
-            process = read_json(self.folder / "run.json")["process"]
-        except (DamagedRecordError, JobError, KeyError):
+            run = Run.read(RunFolder(dir=self.folder))
+            process = run.record["process"]
+        except (DamagedRecordError, KeyError):
             return True
-        if handle is None or handle.profile.get("kind") == "local":
-            owners = [(process, "heartbeat"), (handle and handle.supervisor, "supervisor.heartbeat")]
-            return not any(owner and is_alive(owner, self.folder / beat) for owner, beat in owners)
-        return handle.settled or self._says_so_itself(Path(handle.as_launch().run_dir))
+        if run.job is None or run.job.place.runs_here:
+            return not run.supervised and not is_alive(process, self.folder / "heartbeat")
+        return run.settled or self._says_so_itself(run.job.run_dir)
 
     def _says_so_itself(self, run_dir: Path) -> bool:
         """Whether the job's own record, where its storage is here too, has it ended; nobody may have asked yet."""
@@ -84,7 +84,7 @@ def origin_of_spec(name: str, job: Job) -> Origin:
         args=vars(job.resolved),
         extra_args=tuple(job.extra_args),
         inputs=tuple(named.path for named in inputs_of(job)),
-        outputs=tuple(str(path) for _, _, path in written(job)),
+        outputs=tuple(str(path) for _, _, path in job.outputs),
         storage=storage_of(vars(job.profile)),
     )
 

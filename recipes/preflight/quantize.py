@@ -23,11 +23,9 @@ def quantize_notes(job: Job) -> Iterator[str]:
     sizes = [f"args.{name}" for name in _PARALLEL if getattr(job.args, name) not in (1, None)]
     if sizes:
         yield f"engine hf has no parallelism; {', '.join(sizes)} of the recipe is not used"
-    processes = job.torchrun.nproc_per_node * job.shape.nodes
+    processes = job.torchrun.nproc_per_node * job.nodes
     if processes > 1:
-        asked = (
-            f"torchrun asks for {processes}" if job.shape.nodes == 1 else f"{job.shape.nodes} machines are asked for"
-        )
+        asked = f"torchrun asks for {processes}" if job.nodes == 1 else f"{job.nodes} machines are asked for"
         yield f"engine hf is one process, on the first machine; {asked}, and the rest is not used"
     if not job.online and not is_local(job.args.hf_model_id) and hub.cached_model(job.args.hf_model_id) is None:
         yield f"args.hf_model_id={job.args.hf_model_id} is not on this machine; a run fetches it from the hub"

@@ -10,7 +10,7 @@ from recipes.models import hub
 from recipes.preflight.quantize import is_local
 from scripts.args.meaning import Meaning, meanings
 from scripts.checkpoints.model import local_model_problem
-from scripts.engines.script.command import Argv, command_words, flags_of
+from scripts.engines.script.command import Argv, flags_of
 from scripts.engines.script.flags.interface import Interface
 from scripts.engines.script.flags.tables import interface_of, releases_of
 from scripts.engines.script.inputs import checkpoint_problems
@@ -26,7 +26,7 @@ _FORMAT_KEYS = ("args.export_quant_cfg", "args.quant_cfg", "args.recipe")
 def words(job: Job) -> Iterator[Problem]:
     """What the script would not take, or would not be given."""
     try:
-        argv = command(job)
+        argv = job.command
     except JobError as error:  # a model card that is not there
         yield Problem(name=error.name, key="args.model_card", value=None, cause=error.cause, remedy=error.remedy)
     else:
@@ -46,19 +46,12 @@ def script_notes(job: Job) -> Iterator[str]:
     if job.script.release is not None and by == job.addressed.path:
         yield f"script.release={job.script.release} is not needed: the script is here, and says itself what it takes"
     with suppress(JobError):  # a model card that is not there: a Problem
-        for key in command(job).left_out:
+        for key in job.command.left_out:
             yield f"{key} is left out: {release or by} has no such flag"
     for field, meaning in meanings(job.args):
         unused = meaning.engine == "hf" and meaning.produces and field.name not in job.given
         if unused and getattr(job.args, field.name) is not None:
             yield f"args.{field.name} is the hf engine's; the script does not write it"
-
-
-def command(job: Job) -> Argv:
-    """The words after the script's name, as the job will give them to the release that it is written for."""
-    assert job.addressed is not None
-    name, interface = job.addressed.script, job.addressed.interface
-    return command_words(job.resolved, job.script, job.extra_args, name=name, interface=interface, run_dir=job.run_dir)
 
 
 @check("script_not_found", engines=("script",))

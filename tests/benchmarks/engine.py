@@ -76,7 +76,7 @@ class Bench:
         return self._run(partial, run_dir)
 
     def _run(self, partial: Any, run_dir: Path) -> list[str]:
-        from recipes.experiment.delivery import serialized
+        from recipes.experiment.job import serialized
 
         file = run_dir.with_suffix(".zlib")
         file.write_text(serialized(partial))

@@ -60,7 +60,7 @@ def milliseconds_of_checks(turns: int = 50) -> float:
     partial.args.hf_model_id = "Qwen/Qwen3-235B-A22B"
     partial.torchrun.nnodes = 8
     place = {"gpu": "h100-80gb", "image": "nvcr.io/nvidia/nemo:26.06", "output_root": "/lustre/runs"}
-    spec = prepare(partial, "slurm", place, online=False).job
+    spec = prepare(partial, "slurm", place, online=False)
     seconds = []
     for _ in range(turns):
         began = time.perf_counter()

@@ -243,14 +243,15 @@ class Bench:
 _MAKE_FINISHED = """
 import sys
 from recipes import probe
-from recipes.experiment.launching import finish
-from recipes.experiment.examine import Options, prepare_all
+from recipes.experiment.supervisor import finish
+from recipes.experiment.examine import prepare_all
+from recipes.experiment.stage import Options
 from recipes.experiment.submit import record_all
 from recipes.experiment.sweep import stages_of
 
 stages = stages_of(probe(), {"args.message": [str(n) for n in range(int(sys.argv[1]))]})
-for folder in record_all(prepare_all(stages, "slurm", Options())):
-    finish(folder, "succeeded", "none", "")
+for run in record_all(prepare_all(stages, "slurm", Options())):
+    finish(run, "succeeded", "none", "")
 """
 
 

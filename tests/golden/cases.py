@@ -9,10 +9,10 @@ import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from executors.base import Launch, SchedulerJob
+from executors.base import SchedulerJob
 
 FOLDER = Path(__file__).parent
 COMMAND = "python tests/golden/regenerate.py"
@@ -143,24 +143,24 @@ def surroundings() -> Iterator[Path]:
 def _submit_parent(profiles: Path) -> None:
     """What a submission of PARENT would have left here."""
     from executors.profiles.load import load_profile
-    from recipes.experiment.store import Handle, RunFolder, launch_values
+    from recipes.experiment.store import RunFolder
     from scripts.run.record import Record
+    from tests.jobs import submitted
 
     profile, _ = load_profile("far", {}, files=profiles)
-    folder = RunFolder.of(PARENT)
-    launch = Launch(run_id=PARENT, task="probe", run_dir=f"/shared/me/runs/{PARENT}")
-    job = SchedulerJob(run_id=PARENT, id=PARENT_JOB, run_dir=launch.run_dir, folder="")
+    folder, run_dir = RunFolder.of(PARENT), Path("/shared/me/runs", PARENT)
     Record.submit(folder.dir, id=PARENT, recipe="probe")
-    values = {"profile": asdict(profile), "launch": launch_values(launch), "job": asdict(job)}
-    folder.write_handle(Handle(executor="far", **values))
+    job = SchedulerJob(run_id=PARENT, id=PARENT_JOB, run_dir=str(run_dir), folder="")
+    submitted(folder, profile, "far", run_dir=run_dir, scheduled=job)
 
 
 def text_of(case: Case, profiles: Path) -> str:
     """What a dry run says would be submitted."""
     from recipes.catalogue import find
-    from recipes.experiment.dryrun import rehearse, rehearse_array
-    from recipes.experiment.examine import Options, prepare_all
-    from recipes.experiment.sweep import stages_of
+    from recipes.experiment.examine import prepare_all
+    from recipes.experiment.stage import Options
+    from recipes.experiment.submit import rehearse
+    from recipes.experiment.sweep import array_of, stages_of
     from recipes.values import set_value
     from scripts.run.problems import ProblemsError
 
@@ -170,15 +170,12 @@ def text_of(case: Case, profiles: Path) -> str:
         raise ProblemsError(problems)
     stages = [replace(stage, after=case.after) for stage in stages_of(partial, case.sweep)]
     options = Options(profiles=profiles, online=False, force_squash=case.force_squash)
-    submissions = [
-        replace(
-            submission,
-            id=(run_id := RUN_ID.format(recipe=case.recipe, number=number)),
-            job=replace(submission.job, run_dir=Path(submission.place.run_root()) / run_id),
-        )
-        for number, submission in enumerate(prepare_all(stages, case.executor, options))
-    ]
-    made = rehearse_array(submissions) if case.sweep else rehearse(submissions[0])
+    jobs = []
+    for number, job in enumerate(prepare_all(stages, case.executor, options)):
+        run_id = RUN_ID.format(recipe=case.recipe, number=number)
+        run_dir = Path(job.place.run_root()) / run_id
+        jobs.append(replace(job, id=run_id, run_dir=run_dir, secrets=job.place.secrets_path(run_id)))
+    made = rehearse(array_of(jobs)[0] if case.sweep else jobs[0])
     return _settled(made["submits"].replace(str(profiles.parent / "home"), HOME)).rstrip("\n") + "\n"
 
 

@@ -14,10 +14,11 @@ from typing import Any
 
 import pytest
 
-from executors.base import JobState, Launch, SchedulerJob, SubmitError, UnreachableError
+from executors.base import JobState, SchedulerJob, SubmitError, UnreachableError
 from executors.docker.place import DockerPlace
 from executors.docker.profile import DockerProfile
 from scripts.run.secrets import pack_secrets
+from tests.jobs import PlainJob
 from tests.testbed.docker import IMAGE, Engine, docker_engine, host_mounts, host_path
 
 pytestmark = pytest.mark.integration
@@ -50,7 +51,7 @@ class Tried:
     """A submitted job and where it runs."""
 
     place: DockerPlace
-    launch: Launch
+    launch: PlainJob
     job: SchedulerJob
 
     @property
@@ -95,10 +96,10 @@ def place_on(engine: Engine, **values: Any) -> DockerPlace:
     return DockerPlace(DockerProfile(**{"image": IMAGE, "host": engine.host, "env": env, "mounts": mounts} | values))
 
 
-def launch_on(place: DockerPlace, name: str = "probe", **values: Any) -> Launch:
+def launch_on(place: DockerPlace, name: str = "probe", **values: Any) -> PlainJob:
     run_id = f"{name}_{time.time_ns() // 1_000_000}-{os.urandom(3).hex()}"
     secrets = place.secrets_path(run_id)
-    return Launch(run_id=run_id, task=name, run_dir=f"{place.run_root()}/{run_id}", secrets=secrets, **values)
+    return PlainJob(id=run_id, recipe=name, run_dir=Path(f"{place.run_root()}/{run_id}"), secrets=secrets, **values)
 
 
 def probing(**args: Any) -> Any:
@@ -119,9 +120,9 @@ def script(folder: Path, text: str) -> Any:
     return run.Partial(runpy.run_path, path_name=str(path), run_name="__main__")
 
 
-def submit(place: DockerPlace, partial: Any, launch: Launch) -> Tried:
+def submit(place: DockerPlace, partial: Any, launch: PlainJob) -> Tried:
     """As a submission does: the experiment is left, and its object gone, while the job runs."""
-    from recipes.experiment.delivery import opened_experiment
+    from recipes.experiment.supervisor import opened_experiment
 
     with opened_experiment(launch, partial, place) as experiment:
         job = place.submit(experiment, launch)
@@ -133,12 +134,12 @@ def containers(engine: Engine) -> list[str]:
         return [container.name for container in client.containers.list(all=True)]
 
 
-def nothing_left(engine: Engine, home: Path, launch: Launch) -> bool:
+def nothing_left(engine: Engine, home: Path, launch: PlainJob) -> bool:
     """Whether a failed submission left nothing: no container, no experiment, no word in the run directory."""
     logs = Path(launch.run_dir) / "logs"
     return (
-        launch.run_id.replace("_", "-") not in str(containers(engine))
-        and not list(home.glob(f"experiments/*/{launch.run_id}"))
+        launch.id.replace("_", "-") not in str(containers(engine))
+        and not list(home.glob(f"experiments/*/{launch.id}"))
         and not (logs.exists() and list(logs.iterdir()))
     )
 
@@ -206,10 +207,10 @@ def test_cancel_ends_a_job_that_does_not_listen(
 def test_torchrun_with_two_ranks_on_the_hosts_network(engine: Engine) -> None:
     place = place_on(engine)
     # The last 32 characters of this container's name, which are its host name, begin with `-`.
-    launch = Launch(
-        run_id=f"probe_{time.time_ns() // 1_000_000}-ad07",
+    launch = PlainJob(
+        id=f"probe_{time.time_ns() // 1_000_000}-ad07",
         task="quantize_fp8",
-        run_dir=f"{place.run_root()}/two",
+        run_dir=Path(f"{place.run_root()}/two"),
         processes=2,
         torchrun=True,
     )
@@ -223,7 +224,7 @@ def test_torchrun_with_two_ranks_on_the_hosts_network(engine: Engine) -> None:
 
 def test_cancel_of_torchrun_reaches_its_ranks_once(engine: Engine) -> None:
     place = place_on(engine)
-    tried = submit(place, probing(seconds=100.0), launch_on(place, processes=2, torchrun=True))
+    tried = submit(place, probing(seconds=100.0), launch_on(place, processes=2, ranked=True))
     wait_for(lambda: (tried.run_dir / "progress.json").exists() or None)
     place.cancel(tried.job)
     assert tried.record["state"] == "cancelled"
@@ -296,7 +297,7 @@ def test_two_runs_at_once_are_told_apart(engine: Engine) -> None:
 
 
 def test_what_text_shows_is_what_the_engine_receives(engine: Engine, nemorun_home: Path) -> None:
-    from recipes.experiment.delivery import opened_experiment
+    from recipes.experiment.supervisor import opened_experiment
 
     place = place_on(engine, env={"DOLLARS": "$HOME"}, ulimits=["core=0", "nofile=1024:2048"], ipc="host")
     launch = launch_on(place)
@@ -376,7 +377,7 @@ def test_what_cannot_run_is_refused_and_leaves_nothing(
 def test_a_name_that_is_taken_is_left_alone(engine: Engine, nemorun_home: Path) -> None:
     place = place_on(engine)
     launch = launch_on(place)
-    name = f"{launch.run_id}_probe".replace("_", "-")
+    name = f"{launch.id}_probe".replace("_", "-")
     with engine.client() as client:
         other = client.containers.create(IMAGE, ["true"], name=name)
         try:
@@ -394,7 +395,7 @@ def test_an_engine_that_is_gone_is_said_to_be(tmp_path: Path, nemorun_home: Path
     with pytest.raises(SubmitError, match=r"docker_unreachable: no Docker engine answers at unix://.*No such file"):
         submit(place, probing(), launch)
     assert not (nemorun_home / "experiments").exists()
-    job = SchedulerJob(run_id=launch.run_id, id="x", run_dir=launch.run_dir, folder="")
+    job = SchedulerJob(run_id=launch.id, id="x", run_dir=str(launch.run_dir), folder="")
     with pytest.raises(UnreachableError, match="docker_unreachable"):
         place.states([job])
     with pytest.raises(UnreachableError, match="docker_unreachable"):
@@ -460,7 +461,7 @@ def test_submissions_from_threads_do_not_mix(engine: Engine) -> None:
     launches = [launch_on(place) for _ in range(2)]
     done: dict[str, Tried] = {}
     threads = [
-        threading.Thread(target=lambda launch=launch: done.update({launch.run_id: submit(place, probing(), launch)}))
+        threading.Thread(target=lambda launch=launch: done.update({launch.id: submit(place, probing(), launch)}))
         for launch in launches
     ]
     for thread in threads:

@@ -16,11 +16,12 @@ from typing import Any
 
 import pytest
 
-from executors.base import Launch, SchedulerJob, SubmitError, UnreachableError
+from executors.base import SchedulerJob, SubmitError, UnreachableError
 from executors.lepton.api import LeptonApi
 from executors.lepton.job import job_name, job_specification, readable
 from executors.lepton.place import LeptonPlace, LeptonProfile
 from executors.packaging.code import package
+from tests.jobs import PlainJob
 from tests.testbed.lepton import NODE_GROUP, LeptonWorkspace
 
 pytestmark = [
@@ -65,12 +66,12 @@ def impatient(**values: Any) -> LeptonPlace:
     return LeptonPlace(profile(**values), LeptonApi(timeout=2, tries=2, pause=0.05))
 
 
-def launch(where: LeptonPlace, tail: str = "1795214403955-ad07", **values: Any) -> Launch:
+def launch(where: LeptonPlace, tail: str = "1795214403955-ad07", **values: Any) -> PlainJob:
     run_id = f"probe_{tail}"
-    return Launch(run_id=run_id, task="probe", run_dir=f"{where.run_root()}/{run_id}", **values)
+    return PlainJob(id=run_id, recipe="probe", run_dir=Path(f"{where.run_root()}/{run_id}"), **values)
 
 
-def submit(where: LeptonPlace, how: Launch, home: Path, **args: Any) -> SchedulerJob:
+def submit(where: LeptonPlace, how: PlainJob, home: Path, **args: Any) -> SchedulerJob:
     """Submit a probe by a stock experiment."""
     import nemo_run as run
 
@@ -80,8 +81,8 @@ def submit(where: LeptonPlace, how: Launch, home: Path, **args: Any) -> Schedule
 
     task = run.Partial(probe, args=run.Config(ProbeArgs, **args), torchrun=run.Config(Torchrun))
     options = {"base_dir": str(home), "skip_status_at_exit": True, "enable_goodbye_message": False}
-    with run.Experiment("probe", id=how.run_id, log_level="WARN", **options) as experiment:
-        experiment.add(task, executor=where.executor(how), name=how.task)
+    with run.Experiment("probe", id=how.id, log_level="WARN", **options) as experiment:
+        experiment.add(task, executor=where.executor(how), name=how.recipe)
         return where.submit(experiment, how)
 
 
@@ -198,7 +199,7 @@ def test_torchrun_on_two_nodes_with_two_processes_each(
     workspace: LeptonWorkspace, archive: Path, tmp_path: Path
 ) -> None:
     where = place()
-    how = launch(where, archive=archive, nodes=2, processes=2, torchrun=True)
+    how = launch(where, archive=archive, nodes=2, processes=2, ranked=True)
     job = submit(where, how, tmp_path / "home")
     assert end_of(where, job, 120).state == "succeeded", where.log(job, "rank0.log", 0).decode()
     ranks = report(workspace, job)
@@ -332,7 +333,7 @@ def test_a_service_that_never_answers(workspace: LeptonWorkspace, archive: Path,
     with pytest.raises(SubmitError, match=r"lepton_timeout.*no answer within 2 s"):
         submit(where, how, tmp_path / "one")
     workspace.fail("job", "hang", times=99)  # and now it cannot even be told whether the job is there
-    with pytest.raises(SubmitError, match=rf"lepton_timeout.*cannot be told.*lep job get --id {job_name(how.run_id)}"):
+    with pytest.raises(SubmitError, match=rf"lepton_timeout.*cannot be told.*lep job get --id {job_name(how.id)}"):
         submit(where, how, tmp_path / "two")
     with pytest.raises(UnreachableError, match="lepton_timeout"):
         where.states([SchedulerJob(run_id="x", id="x", run_dir="/x", folder="/nemo_run")])
@@ -407,11 +408,11 @@ def test_the_text_is_what_is_sent(workspace: LeptonWorkspace, archive: Path, tmp
 
     where = place(queue_priority="high-7000", image_pull_secrets=["registry"], secrets=["HF_TOKEN"])
     how = launch(where, archive=archive)
-    with run.Experiment("probe", id=how.run_id, log_level="WARN", base_dir=str(tmp_path / "home")) as experiment:
-        experiment.add(run.Partial(probe), executor=where.executor(how), name=how.task)
+    with run.Experiment("probe", id=how.id, log_level="WARN", base_dir=str(tmp_path / "home")) as experiment:
+        experiment.add(run.Partial(probe), executor=where.executor(how), name=how.recipe)
         text, _, script = where.text(experiment, how).partition("\n\n# launch.sh, in the package:\n")
         assert workspace.requests == []
-        assert not (tmp_path / "home" / "experiments" / "probe" / how.run_id).exists()
+        assert not (tmp_path / "home" / "experiments" / "probe" / how.id).exists()
         where.submit(experiment, how)
     shown = json.loads(text)
     (sent,) = [request["body"] for request in workspace.requests if request["kind"] == "create"]

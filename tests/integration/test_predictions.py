@@ -94,7 +94,7 @@ def job(nemo: Nemo, source: str, text: Path | None, **values: Any) -> tuple[Job,
     words = [f"args.{name}={'null' if value is None else value}" for name, value in values.items()]
     done = nemo("run", "quantize_fp8", "executor=local", *words, "--json", "--yes", timeout=1200)
     assert done.code == 0, done.err
-    return prepare(partial, online=False).job, done.json
+    return prepare(partial, online=False), done.json
 
 
 def assert_as_predicted(spec: Job, record: dict[str, Any]) -> Memory:

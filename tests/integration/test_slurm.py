@@ -20,10 +20,11 @@ from typing import Any
 
 import pytest
 
-from executors.base import JobState, Launch, SchedulerJob, SubmitError, UnreachableError
+from executors.base import JobState, SchedulerJob, SubmitError, UnreachableError
 from executors.slurm.place import SlurmPlace, SlurmProfile
 from executors.slurm.submit import SubmissionUnknownError
 from scripts.args.probe import ProbeArgs
+from tests.jobs import PlainJob
 from tests.testbed.slurm import ENROOT, Cluster, Login, executable, slurm_cluster
 
 pytestmark = pytest.mark.integration
@@ -44,32 +45,32 @@ class Site:
     def place(self, **values: Any) -> SlurmPlace:
         return SlurmPlace(profile=replace(self.profile, **values))
 
-    def launch(self, place: SlurmPlace, **values: Any) -> Launch:
+    def launch(self, place: SlurmPlace, **values: Any) -> PlainJob:
         run_id = f"probe_{time.time_ns() // 1_000_000}-{secrets.token_hex(2)}"
-        return Launch(**{"run_id": run_id, "task": "probe", "run_dir": f"{place.run_root()}/{run_id}", **values})
+        return PlainJob(**{"id": run_id, "recipe": "probe", "run_dir": Path(f"{place.run_root()}/{run_id}"), **values})
 
-    def submit(self, place: SlurmPlace, launch: Launch, **args: Any) -> SchedulerJob:
+    def submit(self, place: SlurmPlace, launch: PlainJob, **args: Any) -> SchedulerJob:
         with experiment(place, launch, **args) as opened:
             return place.submit(opened, launch)
 
-    def run(self, place: SlurmPlace, launch: Launch | None = None, **args: Any) -> SchedulerJob:
+    def run(self, place: SlurmPlace, launch: PlainJob | None = None, **args: Any) -> SchedulerJob:
         return self.submit(place, launch or self.launch(place), **args)
 
 
 @contextmanager
-def experiment(place: SlurmPlace, launch: Launch, **args: Any) -> Iterator[Any]:
+def experiment(place: SlurmPlace, launch: PlainJob, **args: Any) -> Iterator[Any]:
     import nemo_run as run
     from rich.console import Console
 
     from scripts.entrypoints import probe
 
-    title = launch.run_id.rpartition("_")[0]
+    title = launch.id.rpartition("_")[0]
     opened = run.Experiment(
-        title, id=launch.run_id, log_level="WARN", enable_goodbye_message=False, skip_status_at_exit=True
+        title, id=launch.id, log_level="WARN", enable_goodbye_message=False, skip_status_at_exit=True
     )
     opened.console = Console(quiet=True)
     with opened:
-        opened.add(run.Partial(probe, args=run.Config(ProbeArgs, **args)), place.executor(launch), name=launch.task)
+        opened.add(run.Partial(probe, args=run.Config(ProbeArgs, **args)), place.executor(launch), name=launch.recipe)
         try:
             yield opened
         finally:
@@ -162,7 +163,7 @@ def test_a_job_is_seen_from_submission_to_its_end(site: Site) -> None:
 
 def test_four_ranks_on_two_nodes_find_each_other(site: Site) -> None:
     place = site.place()
-    job = site.run(place, site.launch(place, nodes=2, processes=2, torchrun=True))
+    job = site.run(place, site.launch(place, nodes=2, processes=2, ranked=True))
     assert ended(place, job, 240).state == "succeeded", launcher_log(job)
     ranks = report(job)
     assert [rank["sum_of_ranks"] for rank in ranks] == [6, 6, 6, 6]
@@ -288,22 +289,20 @@ def test_a_lost_node_is_named_and_requeue_can_be_forbidden(site: Site) -> None:
 def test_an_array_is_one_job_with_a_log_for_each_element(site: Site) -> None:
     import nemo_run as run
 
-    from recipes.experiment.delivery import serialized
+    from recipes.experiment.job import serialized
     from scripts.entrypoints import probe
     from scripts.run.session import run_element
 
     place = site.place()
     launch = site.launch(place, array=4)
-    run_dirs = [f"{place.run_root()}/{launch.run_id}-{i}" for i in range(4)]
+    run_dirs = [f"{place.run_root()}/{launch.id}-{i}" for i in range(4)]
     jobs = [run.Partial(probe, args=run.Config(ProbeArgs, message=f"no {i}", exit_code=i % 2)) for i in range(4)]
-    opened = run.Experiment("array", id=launch.run_id, log_level="WARN", skip_status_at_exit=True)
+    opened = run.Experiment("array", id=launch.id, log_level="WARN", skip_status_at_exit=True)
     with opened:
         partial = run.Partial(run_element, run_dirs=run_dirs, jobs=list(map(serialized, jobs)))
-        opened.add(partial, executor=place.executor(launch), name=launch.task)
+        opened.add(partial, executor=place.executor(launch), name=launch.recipe)
         whole = place.submit(opened, launch)
-    elements = [
-        replace(whole, id=f"{whole.id}_{i}", run_id=f"{launch.run_id}-{i}", run_dir=run_dirs[i]) for i in range(4)
-    ]
+    elements = [replace(whole, id=f"{whole.id}_{i}", run_id=f"{launch.id}-{i}", run_dir=run_dirs[i]) for i in range(4)]
     assert {found.state for found in place.states(elements).values() if found} <= {"submitted", "running"}
     until(lambda: all(found and found.state in FINAL for found in place.states(elements).values()))
     found = place.states(elements)
@@ -319,15 +318,15 @@ def test_an_array_is_one_job_with_a_log_for_each_element(site: Site) -> None:
 def test_a_job_waits_for_others_and_goes_with_them(site: Site) -> None:
     place = site.place()
     first, failing = site.run(place, seconds=2.0), site.run(place, exit_code=1)
-    second = site.run(place, site.launch(place, after=(first.id,)))
-    third = site.run(place, site.launch(place, after=(first.id, failing.id)))
+    second = site.run(place, site.launch(place, waits_for=(first.id,)))
+    third = site.run(place, site.launch(place, waits_for=(first.id, failing.id)))
     assert "Dependency" in state(place, second).detail
     assert ended(place, second).state == "succeeded"
     assert record(place, second)["started_at"] > record(place, first)["finished_at"]
     gone = ended(place, third)
     assert (gone.state, gone.name) == ("cancelled", "dependency_failed")
     with pytest.raises(SubmitError) as refused:
-        site.run(place, site.launch(place, after=("999999",)))
+        site.run(place, site.launch(place, waits_for=("999999",)))
     assert refused.value.name == "dependency_failed"
     assert "999999" in refused.value.cause  # which Slurm itself would take for one that succeeded
 
@@ -383,12 +382,12 @@ def test_the_submitters_secrets_and_options_stay_with_it(site: Site, monkeypatch
     monkeypatch.setenv("PYTHONPATH", "/theirs")
     place = site.place(secrets=["HF_TOKEN"], additional={"hold": ""})
     launch = site.launch(place)
-    path = place.secrets_path(launch.run_id)
+    path = place.secrets_path(launch.id)
     assert path is not None
     place.stage({path: json.dumps({"HF_TOKEN": marker}).encode()})
     assert Path(path).stat().st_mode & 0o777 == 0o600
     job = site.run(place, replace(launch, secrets=path))
-    assert site.cluster.run("squeue", "-hj", job.id, "-o", "%j").strip() == f"{launch.run_id}.probe"
+    assert site.cluster.run("squeue", "-hj", job.id, "-o", "%j").strip() == f"{launch.id}.probe"
     files = [file for folder in (site.cluster.folder, site.folder) for file in folder.rglob("*") if file.is_file()]
     holding = [file for file in files if marker.encode() in file.read_bytes()]
     assert holding == [Path(path)]
@@ -404,10 +403,10 @@ def test_the_submitters_secrets_and_options_stay_with_it(site: Site, monkeypatch
 
 def test_the_text_is_the_script_that_is_submitted(site: Site) -> None:
     place = site.place(image="any", retries=2, gpus=1)
-    launch = site.launch(place, nodes=2, processes=2, torchrun=True)
+    launch = site.launch(place, nodes=2, processes=2, ranked=True)
     with experiment(place, launch) as opened:
         text = place.text(opened, launch)
-    assert not site.cluster.run("squeue", "-h", "-t", "all", f"--name={launch.run_id}.probe")
+    assert not site.cluster.run("squeue", "-h", "-t", "all", f"--name={launch.id}.probe")
     place = site.place(image="any", retries=2, gpus=1, additional={"hold": ""})
     with experiment(place, launch) as opened:
         # An experiment's folder is made once; the first of the two was only looked at.
@@ -463,7 +462,7 @@ def test_a_controller_that_is_down(site: Site) -> None:
         failed = {probe.name: probe for probe in place.probes() if not probe.passed}
         assert set(failed) == {"controller"}
         assert all(probe.remedy for probe in failed.values())
-    assert not site.cluster.run("squeue", "-h", "-t", "all", f"--name={launch.run_id}.probe")
+    assert not site.cluster.run("squeue", "-h", "-t", "all", f"--name={launch.id}.probe")
 
 
 def test_without_accounting_the_controller_is_asked(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -491,7 +490,7 @@ def test_ctrl_c_while_submitting_leaves_no_job(site: Site, monkeypatch: pytest.M
             site.run(place, launch)
     finally:
         signal.signal(signal.SIGINT, before)
-    states = site.cluster.run("squeue", "-ht", "all", f"--name={launch.run_id}.probe", "-o", "%T")
+    states = site.cluster.run("squeue", "-ht", "all", f"--name={launch.id}.probe", "-o", "%T")
     assert states.split() == ["CANCELLED"]
 
 
@@ -555,7 +554,7 @@ def test_over_ssh_a_job_goes_all_the_way(remote: Site, monkeypatch: pytest.Monke
     monkeypatch.setenv("HF_TOKEN", marker)
     place = remote.place(secrets=["HF_TOKEN"], comment="it's $HOME")
     launch = remote.launch(place)
-    path = place.secrets_path(launch.run_id)
+    path = place.secrets_path(launch.id)
     assert path is not None
     place.stage({path: json.dumps({"HF_TOKEN": marker}).encode(), f"{launch.run_dir}/other": b"x" * 300_000})
     assert Path(path).stat().st_mode & 0o777 == 0o600
@@ -580,7 +579,7 @@ def test_over_ssh_a_job_goes_all_the_way(remote: Site, monkeypatch: pytest.Monke
 
 def test_over_ssh_four_ranks_in_containers(remote: Site) -> None:
     place = remote.place(image="any")
-    job = remote.run(place, remote.launch(place, nodes=2, processes=2, torchrun=True))
+    job = remote.run(place, remote.launch(place, nodes=2, processes=2, ranked=True))
     assert ended(place, job, 240).state == "succeeded", launcher_log(job)
     assert [rank["sum_of_ranks"] for rank in report(job)] == [6, 6, 6, 6]
 
@@ -653,7 +652,7 @@ def test_a_submission_that_never_arrived_is_said_to_be_none(remote: Site, login:
         remote.run(place, launch)
     assert lost.value.name == "submission_failed"
     assert "nothing was submitted" in lost.value.cause
-    assert remote.cluster.run("squeue", "-ht", "all", f"--name={launch.run_id}.probe") == ""
+    assert remote.cluster.run("squeue", "-ht", "all", f"--name={launch.id}.probe") == ""
 
 
 def test_a_login_node_that_goes_silent_leaves_a_job_that_is_found_later(remote: Site, login: Login) -> None:

@@ -238,4 +238,4 @@ def _content(file: Path) -> bytes:
 
 def _is_ours(pid: int, run_id: str) -> bool:
     words = _content(Path(f"/proc/{pid}/cmdline"))
-    return b"recipes.experiment.supervise" in words and run_id.encode() in words
+    return b"recipes.experiment" in words and run_id.encode() in words

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from recipes import ProblemsError, Stage, chain, find
-from recipes.experiment.examine import Options, prepare_all
+from recipes.experiment.examine import prepare_all
+from recipes.experiment.stage import Options
 
 PROFILES = """
 slurm: {account: a, image: "nvcr.io/nvidia/nemo:26.06", job_dir: /lustre/me, mounts: ["/data:/data"]}
@@ -57,7 +58,7 @@ def test_what_a_stage_takes_is_where_the_one_before_it_writes(options: Options) 
     distill.args.teacher_hf_path = prune.args.hf_model_name_or_path
     generate.script.release = "0.46"  # newer than what that image holds
     stages = prepare_all(chain(prune, distill, generate), "slurm", options)
-    pruned, distilled, converted, said = (stage.job.resolved for stage in stages)
+    pruned, distilled, converted, said = (stage.resolved for stage in stages)
     assert distilled.student_hf_path == pruned.output_hf_path
     assert distilled.teacher_hf_path == "Qwen/Qwen3-8B", "the teacher stays what it was"
     assert converted.megatron_path == f"{distilled.output_dir}/checkpoints"
@@ -69,7 +70,7 @@ def test_what_a_stage_takes_is_where_the_one_before_it_writes(options: Options) 
 def test_prepared_data_becomes_what_the_training_takes(options: Options) -> None:
     prepare, distill = build("prepare_data", "distill")
     prepare.args.jsonl_paths = ["/data/a.jsonl"]
-    made, taught = (stage.job.resolved for stage in prepare_all(chain(prepare, distill), "slurm", options))
+    made, taught = (stage.resolved for stage in prepare_all(chain(prepare, distill), "slurm", options))
     assert taught.data_paths == [made.output_dir]
 
 
@@ -90,7 +91,7 @@ def test_a_reference_makes_its_stage_wait(options: Options) -> None:
         [Stage(name="second", partial=export), Stage(name="first", partial=quantize)], "slurm", options
     )
     assert (first.name, second.name, second.after) == ("first", "second", (first.id,))
-    assert second.job.resolved.megatron_load_path == first.job.resolved.megatron_save_path
+    assert second.resolved.megatron_load_path == first.resolved.megatron_save_path
 
 
 @pytest.mark.parametrize(

@@ -21,17 +21,19 @@ from typing import Any
 import pytest
 import yaml
 
-from executors.base import JobState, Launch, SchedulerJob
+from executors.base import JobState, SchedulerJob
 from executors.docker.state import ended
+from executors.local import LocalProfile
 from executors.slurm.jobs import _STATES
 from recipes.cli.show import Output
-from recipes.experiment.standing import look
-from recipes.experiment.store import Handle, RunFolder, launch_values
+from recipes.experiment.runs import look
+from recipes.experiment.store import RunFolder
 from scripts.run.diagnosis import LOG_BYTES, NEXT_ATTEMPT, Diagnosis, Signature, catalogue, clean, diagnose
 from scripts.run.identity import identity
 from scripts.run.problems import JobError
 from scripts.run.record import Record, read_record
 from scripts.run.session import run_job
+from tests.jobs import submitted
 
 EXAMPLES = yaml.safe_load(Path(__file__).with_name("diagnosis_examples.yaml").read_text(encoding="utf-8"))
 SIGNATURES = catalogue().signatures
@@ -449,9 +451,8 @@ def silent_run(tmp_path: Path) -> RunFolder:
     gone = {**identity(), "pid": 2**22 + 1}
     record.update(state="running", started_at="2026-01-01T00:00:00.000Z", process=gone, phase="calibrate")
     (folder.dir / "logs").mkdir()
-    job = {"run_id": folder.id, "id": "7", "run_dir": str(folder.dir), "folder": "/f"}
-    launch = launch_values(Launch(run_id=folder.id, task="probe", run_dir=str(folder.dir)))
-    folder.write_handle(Handle(executor="x", profile={"kind": "local"}, launch=launch, job=job))
+    job = SchedulerJob(run_id=folder.id, id="7", run_dir=str(folder.dir), folder="/f")
+    submitted(folder, LocalProfile(), scheduled=job)
     return folder
 
 
@@ -461,7 +462,7 @@ def test_a_job_that_its_scheduler_starts_again_has_none(tmp_path: Path) -> None:
     record.finish("failed", FAILED)
     record.update(diagnosis={"name": "disk_full"})
     waits = JobState(state="submitted", detail="PENDING (BeginTime)")
-    (run,) = look([folder.dir], {folder.id: Scheduler(waits)})  # type: ignore[dict-item]
+    (run,) = look([folder], {folder.id: Scheduler(waits)})  # type: ignore[dict-item]
     assert (run.state, run.record["diagnosis"]) == ("submitted", None)
 
 
@@ -478,7 +479,7 @@ def test_a_job_that_its_scheduler_starts_again_has_none(tmp_path: Path) -> None:
 def test_a_scheduler_s_word_is_a_diagnosis_whatever_the_log_says(tmp_path: Path, state: JobState, name: str) -> None:
     folder = silent_run(tmp_path)
     (folder.dir / "logs" / "rank0.log").write_text(f"{WAITED}\nOSError: [Errno 28] No space left on device\n")
-    look([folder.dir], {folder.id: Scheduler(state)})  # type: ignore[dict-item]
+    look([folder], {folder.id: Scheduler(state)})  # type: ignore[dict-item]
     diagnosis = read_record(folder.dir)["diagnosis"]
     assert (diagnosis["name"], diagnosis["evidence"], diagnosis["file"]) == (name, state.detail, None)
 
@@ -488,7 +489,7 @@ def test_a_scheduler_s_word_is_shown_by_its_own_line(tmp_path: Path) -> None:
     line = "slurmstepd: error: *** STEP 7.0 ON n1 CANCELLED AT 2026-04-14T16:20:46 DUE TO TIME LIMIT ***"
     (folder.dir / "logs" / "rank0.log").write_text(f"calibrating\n{line}\n")
     state = JobState(state="failed", name="timeout", detail="TIMEOUT")
-    (run,) = look([folder.dir], {folder.id: Scheduler(state)})  # type: ignore[dict-item]
+    (run,) = look([folder], {folder.id: Scheduler(state)})  # type: ignore[dict-item]
     found = run.record["diagnosis"]
     assert (found["name"], found["evidence"], found["file"], found["line"]) == ("walltime", line, "rank0.log", 2)
 
@@ -498,7 +499,7 @@ def test_a_rank_that_failed_before_the_time_limit_is_the_cause(tmp_path: Path) -
     (folder.dir / "logs" / "rank3.log").write_text(f"{FULL}\n")
     (folder.dir / "logs" / "rank3.error.json").write_text(json.dumps(FAILED))
     state = JobState(state="failed", name="timeout", detail="TIMEOUT")
-    (run,) = look([folder.dir], {folder.id: Scheduler(state)})  # type: ignore[dict-item]
+    (run,) = look([folder], {folder.id: Scheduler(state)})  # type: ignore[dict-item]
     assert run.record["error"]["name"] == "script_failed"
     assert run.record["diagnosis"]["name"] == "gpu_out_of_memory_calibration"
 
@@ -507,14 +508,14 @@ def test_a_job_that_was_killed_is_diagnosed_by_its_status(tmp_path: Path) -> Non
     folder = silent_run(tmp_path)
     state = ended(SchedulerJob(run_id="x", id="x", run_dir=str(tmp_path), folder=""), 137, False)
     assert state is not None
-    (run,) = look([folder.dir], {folder.id: Scheduler(state)})  # type: ignore[dict-item]
+    (run,) = look([folder], {folder.id: Scheduler(state)})  # type: ignore[dict-item]
     assert run.record["diagnosis"]["name"] == "process_killed"
 
 
 def test_nothing_known_is_no_diagnosis(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = silent_run(tmp_path)
     state = JobState(state="failed", name="job_failed", detail="FAILED exit code 1:0")
-    (run,) = look([folder.dir], {folder.id: Scheduler(state)})  # type: ignore[dict-item]
+    (run,) = look([folder], {folder.id: Scheduler(state)})  # type: ignore[dict-item]
     assert "diagnosis" not in run.record
     Output(as_json=False).status(run)
     Output(as_json=False).results([run], verbose=False)
@@ -526,7 +527,7 @@ def test_status_and_the_end_of_a_run_show_it(tmp_path: Path, capsys: pytest.Capt
     folder = silent_run(tmp_path)
     (folder.dir / "logs" / "rank1.log").write_text(f"calibrating\n{FULL}\n")
     state = JobState(state="failed", name="job_failed", detail="FAILED exit code 1:0")
-    (run,) = look([folder.dir], {folder.id: Scheduler(state)})  # type: ignore[dict-item]
+    (run,) = look([folder], {folder.id: Scheduler(state)})  # type: ignore[dict-item]
     Output(as_json=False).status(run)
     Output(as_json=False).results([run], verbose=False)
     said = capsys.readouterr()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from executors.base import Launch, Mount, SchedulerJob
+from executors.base import Mount, SchedulerJob
 from executors.docker.job import container_name
 from executors.docker.place import DockerPlace
 from executors.docker.profile import DockerProfile, nemo_run_ulimit, numeric_user
@@ -15,20 +15,21 @@ from executors.docker.state import CANCELLED, STATUS, ended, exit_status
 from executors.docker.text import api_requests, as_scheduled
 from executors.kinds import executor_of, place_of
 from executors.profiles.load import load_profile
+from tests.jobs import PlainJob
 
-LAUNCH = Launch(run_id="quantize_fp8_1795214403955-ad07", task="quantize_fp8", run_dir="/runs/quantize_fp8_1-a")
+LAUNCH = PlainJob(id="quantize_fp8_1795214403955-ad07", recipe="quantize_fp8", run_dir=Path("/runs/quantize_fp8_1-a"))
 
 
 def a_place(**values: Any) -> DockerPlace:
     return DockerPlace(DockerProfile(**{"image": "sha256:1", "output_root": "/runs"} | values))
 
 
-def request_of(place: DockerPlace, launch: Launch = LAUNCH) -> dict[str, Any]:
+def request_of(place: DockerPlace, launch: PlainJob = LAUNCH) -> dict[str, Any]:
     """The body of the request that makes the container."""
     from nemo_run.core.execution.docker import DockerContainer
 
     executor = place.executor(launch)
-    executor.experiment_id = launch.run_id
+    executor.experiment_id = launch.id
     container = DockerContainer(name=container_name(launch), command=["python"], executor=executor, extra_env={})
     requests = api_requests(as_scheduled(container, "/home/job"), "id")
     assert [request["request"].partition("?")[0] for request in requests] == ["POST /containers/create"]
@@ -118,7 +119,7 @@ def test_the_request_holds_what_the_profile_says() -> None:
     assert host["Ulimits"] == limits
     assert host["NetworkMode"] == "host"
     assert sorted(host["ExtraHosts"]) == ["-1795214403955-ad07-quantize-fp8:127.0.0.1", "db:10.0.0.1"]
-    run_dir, name = LAUNCH.run_dir, "quantize-fp8-1795214403955-ad07-quantize-fp8"
+    run_dir, name = str(LAUNCH.run_dir), "quantize-fp8-1795214403955-ad07-quantize-fp8"
     assert host["Binds"] == [
         "/runs:/runs:ro",
         f"{run_dir}:{run_dir}",
@@ -151,19 +152,19 @@ def test_who_submits_owns_the_files() -> None:
 
 def test_secrets_are_named_in_one_folder_of_their_own() -> None:
     place = a_place(secrets=["HF_TOKEN"])
-    path = place.secrets_path(LAUNCH.run_id)
+    path = place.secrets_path(LAUNCH.id)
     assert path
-    executor = place.executor(Launch(**{**vars(LAUNCH), "secrets": path}))
+    executor = place.executor(PlainJob(**{**vars(LAUNCH), "secrets": path}))
     assert executor.env_vars["MODELOPT_RECIPES_SECRETS"] == path
     assert f"{Path(path).parent}:{Path(path).parent}" in executor.volumes
-    assert LAUNCH.run_id in Path(path).parent.name
-    assert a_place().secrets_path(LAUNCH.run_id) is None
+    assert LAUNCH.id in Path(path).parent.name
+    assert a_place().secrets_path(LAUNCH.id) is None
 
 
 def test_torchrun_gets_its_shape() -> None:
     import nemo_run as run
 
-    launch = Launch(**{**vars(LAUNCH), "processes": 4, "torchrun": True})
+    launch = PlainJob(**{**vars(LAUNCH), "processes": 4, "ranked": True})
     executor = a_place().executor(launch)
     assert type(executor) is run.DockerExecutor  # NeMo-Run looks executors up by their exact class
     assert (executor.nnodes(), executor.nproc_per_node()) == (1, 4)
@@ -209,8 +210,8 @@ def test_text_needs_no_engine(tmp_path: Path) -> None:
     import nemo_run as run
 
     place = a_place(image="some/image:1", host=f"unix://{tmp_path}/none.sock", output_root=str(tmp_path / "runs"))
-    launch = Launch(run_id="probe_1-a", task="probe", run_dir=f"{tmp_path}/runs/probe_1-a")
-    experiment = run.Experiment("probe", id=launch.run_id, base_dir=str(tmp_path), clean_mode=True)
+    launch = PlainJob(id="probe_1-a", recipe="probe", run_dir=Path(f"{tmp_path}/runs/probe_1-a"))
+    experiment = run.Experiment("probe", id=launch.id, base_dir=str(tmp_path), clean_mode=True)
     with experiment:
         experiment.add(run.Partial(runpy.run_path, path_name="x"), executor=place.executor(launch), name="probe")
         experiment.dryrun(log=False)

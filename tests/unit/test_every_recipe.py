@@ -15,11 +15,11 @@ import yaml
 from configs import CONFIGS
 from executors.kinds import kinds
 from recipes.catalogue import FAMILIES, RECIPES, Recipe, describe, layers
-from recipes.experiment.delivery import serialized
-from recipes.experiment.dryrun import rehearse
-from recipes.experiment.examine import Options, Stage, Submission, examine, prepare_all
+from recipes.experiment.examine import examine, prepare_all
+from recipes.experiment.job import Job, serialized
+from recipes.experiment.stage import Options, Stage
+from recipes.experiment.submit import rehearse
 from recipes.planner.plan import Plan, plan_of
-from recipes.preflight.scripts import command
 from recipes.values import field_types, load_yaml, merge
 from scripts.args.meaning import ScriptArgs, meanings
 from scripts.engines.script.cards import cards
@@ -266,7 +266,7 @@ def filled(name: str, world: World) -> Any:
     return partial
 
 
-def prepared(stages: Sequence[Stage], executor: str, world: World) -> list[Submission]:
+def prepared(stages: Sequence[Stage], executor: str, world: World) -> list[Job]:
     """Their submissions, however full this machine's disk is; raises ProblemsError."""
     options = Options(profiles=world.profiles, online=False, force=frozenset({"not_enough_disk"}))
     return prepare_all(stages, executor, options)
@@ -301,13 +301,13 @@ def _fits(name: str, executor: str, script: str, release: str, world: World) -> 
     return True
 
 
-def _has_only_flags_of(submission: Submission, script: str, release: str) -> None:
+def _has_only_flags_of(submission: Job, script: str, release: str) -> None:
     """A real parser with that release's flags takes the command, and gives back what the recipe says."""
-    spec = submission.job
+    spec = submission
     assert spec.engine == "script" and spec.addressed is not None
     assert (spec.addressed.script, spec.addressed.certain) == (script, True)
     assert spec.addressed.release in (release, None), "locally the script itself is read"
-    argv = command(spec)
+    argv = spec.command
     assert argv.problems == ()
     interface = interface_of(script, release)
     known, rest = _parser(interface).parse_known_args(argv.words)
@@ -335,10 +335,10 @@ def _parser(interface: Interface) -> Any:
     return parser_of(interface)
 
 
-def _is_whole(text: str, submission: Submission, name: str) -> None:
+def _is_whole(text: str, submission: Job, name: str) -> None:
     assert "nemo_run.core.runners.fdl_runner" in text
     assert name.replace("_", "-") in text.replace("_", "-")
-    ranks = submission.job.shape
+    ranks = submission
     assert ("torchrun" in text) is (ranks.nodes * ranks.processes > 1)
     if ranks.processes > 1:
         assert re.search(rf"nproc[-_]per[-_]node\W+{ranks.processes}\b", text)

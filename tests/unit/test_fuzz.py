@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from configs import CONFIGS
 from executors import load_profile
 from recipes import RECIPES
-from recipes.experiment.examine import Examined, Options, Stage, examine
+from recipes.experiment.examine import Examined, examine
+from recipes.experiment.stage import Options, Stage
 from recipes.models import facts_of
 from recipes.planner.plan import plan_of
 from recipes.values import field_types, load_yaml, merge, set_value
@@ -66,11 +67,11 @@ def looked_at(name: str, values: dict[str, str], place: dict[str, str], executor
     problems = [problem for key, value in values.items() for problem in set_value(partial, key, value)]
     options = Options(online=False, overrides=place)
     examined = examine([Stage(name="one", partial=partial)], executor, options)
-    if examined.submissions:
+    if examined.jobs:
         plan = plan_of(examined, problems)
         assert str(plan)
         json.dumps(plan.as_data())
-    return Examined(submissions=examined.submissions, problems=(*problems, *examined.problems))
+    return Examined(jobs=examined.jobs, problems=(*problems, *examined.problems))
 
 
 @pytest.fixture(autouse=True)
@@ -88,11 +89,10 @@ def _no_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
 def test_ranks_that_do_not_divide_are_never_accepted(part: int, job: Any) -> None:
     name, values, place = job
     examined = looked_at(name, values, place, ("slurm", "docker", "slurm", "local")[part])
-    for submission in examined.submissions:
-        spec = submission.job
-        if spec.engine != "script" or not spec.shape.torchrun:
+    for spec in examined.jobs:
+        if spec.engine != "script" or not spec.ranked:
             continue
-        world = spec.shape.nodes * spec.shape.processes
+        world = spec.nodes * spec.processes
         tp, pp, cp, ep, etp = (size_of(spec.args, size) for size in ("tp", "pp", "cp", "ep", "etp"))
         wrong = min(tp, pp, cp, ep, etp) < 1 or world % (tp * pp * cp) or world % (etp * ep * pp)
         uneven = any(facts.heads and tp > 0 and facts.heads % tp for facts in spec.models.values())

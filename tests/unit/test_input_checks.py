@@ -2,17 +2,15 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from executors.base import Launch
 from executors.slurm.profile import SlurmProfile
 from recipes.catalogue import RECIPES
-from recipes.experiment.job import Job, outputs_of
-from recipes.experiment.store import Handle, RunFolder, launch_values
+from recipes.experiment.job import Job
+from recipes.experiment.store import RunFolder
 from recipes.preflight import access, history, inputs
 from recipes.preflight.history import experiment_problems
 from recipes.preflight.paths import ALSO_READ, ALSO_WRITTEN
@@ -22,7 +20,7 @@ from scripts.run.identity import identity
 from scripts.run.problems import Problem
 from scripts.run.record import Record
 from scripts.run.registry import carry_out, checks_of
-from tests.jobs import found, job_of
+from tests.jobs import found, job_of, submitted
 
 FakeModel = Callable[..., Path]
 
@@ -196,7 +194,7 @@ def recorded(spec: Job, state: str = "succeeded", **facts: Any) -> RunFolder:
         algorithm=spec.algorithm,
         executor={"name": "x", "kind": "local"},
         values={"args": dict(vars(spec.args)), "extra_args": spec.extra_args},
-        expects=outputs_of(spec),
+        expects=spec.expects,
         run_dir=str(spec.run_dir),
     )
     record.update(state=state, **facts)
@@ -204,7 +202,7 @@ def recorded(spec: Job, state: str = "succeeded", **facts: Any) -> RunFolder:
 
 
 def output(spec: Job) -> str:
-    return outputs_of(spec)[0]["path"]
+    return spec.expects[0]["path"]
 
 
 def history_of(spec: Job) -> list[tuple[str, str, str]]:
@@ -273,11 +271,10 @@ def test_what_a_run_has_not_finished_is_not_read() -> None:
 def test_a_scheduler_s_job_goes_on_without_who_submitted_it() -> None:
     made = job_of("quantize_fp8", engine="script", args__hf_model_id="Qwen/Qwen3-8B")
     folder = recorded(made, "submitted", process={**identity(), "pid": 1 << 22, "started": 1.0})
-    launch = launch_values(Launch(run_id=folder.id, task="quantize_fp8", run_dir=str(made.run_dir)))
-    folder.write_handle(Handle(executor="site", profile=asdict(SlurmProfile(account="a")), launch=launch))
+    run = submitted(folder, SlurmProfile(account="a"), run_dir=made.run_dir)
     spec = job_of("export", args__megatron_load_path=output(made))
     assert history_of(spec) == [("input_of_a_running_run", "args.megatron_load_path", "error")]
-    folder.update_handle(settled=True)
+    run.update(settled=True)
     assert history_of(spec) == []
 
 
@@ -293,8 +290,7 @@ def test_a_scheduler_s_job_that_ended_says_so_where_its_storage_is_here(
     own = tmp_path / "storage" / folder.id
     own.mkdir(parents=True)
     write_json(own / "run.json", {"id": run_id or folder.id, "state": state})
-    launch = launch_values(Launch(run_id=folder.id, task="quantize_fp8", run_dir=str(own)))
-    folder.write_handle(Handle(executor="site", profile=asdict(SlurmProfile(account="a")), launch=launch))
+    submitted(folder, SlurmProfile(account="a"), run_dir=own)
     spec = job_of("export", args__megatron_load_path=output(made))
     assert (history_of(spec) == []) is read
 

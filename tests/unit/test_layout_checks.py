@@ -10,6 +10,7 @@ import pytest
 from executors import load_profile, place_of
 from recipes import find
 from recipes.experiment.job import Job, job_of
+from recipes.experiment.stage import Options, Stage
 from recipes.models import ModelFacts
 from recipes.planner.layout import Layout, layers_fit, uneven_stages, violations
 from recipes.preflight import batches, layout
@@ -82,7 +83,8 @@ def spec_for(recipe: str, *, profile: Mapping[str, str] | None = None, kind: str
     overrides = {**(PROFILE if kind == "slurm" else {}), **(profile or {})}
     loaded, problems = load_profile(kind, overrides)
     assert problems == []
-    spec, wrong = job_of(partial, place_of(loaded), overrides, "run", online=False, promised=frozenset())
+    stage, options = Stage(name="one", partial=partial), Options(overrides=overrides, online=False)
+    spec, wrong = job_of(stage, "run", kind, place_of(loaded), options)
     assert spec is not None, wrong
     return spec
 

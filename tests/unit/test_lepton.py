@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from executors.base import Launch, SubmitError
+from executors.base import SubmitError
 from executors.kinds import executor_of
 from executors.lepton.job import (
     PACKAGE_LIMIT,
@@ -26,9 +26,10 @@ from executors.lepton.job import (
 from executors.lepton.place import LeptonPlace, LeptonProfile, _last_record, _state
 from executors.lepton.profile import PRIORITIES, profile_problems
 from scripts.run.problems import ProblemsError
+from tests.jobs import PlainJob
 
 MOUNT = {"path": "/project", "mount_path": "/mnt/shared", "from": "node-nfs:storage"}
-LAUNCH = Launch(run_id="quantize_fp8_1795214403955-ad07", task="quantize_fp8", run_dir="/mnt/shared/nemo/runs/x")
+LAUNCH = PlainJob(id="quantize_fp8_1795214403955-ad07", recipe="quantize_fp8", run_dir=Path("/mnt/shared/nemo/runs/x"))
 
 
 def profile(**values: Any) -> LeptonProfile:
@@ -115,7 +116,7 @@ def test_job_names_keep_what_is_unique() -> None:
 def test_plain_commands_are_quoted_and_torchruns_variables_are_not() -> None:
     plain = launch_script(profile(), LAUNCH, {}, ["python", "-c", "a b;c", "$HOME"])
     assert plain.endswith("exec python -c 'a b;c' '$HOME'\n")
-    how = Launch(run_id="r", task="r", run_dir="/x", nodes=2, torchrun=True)
+    how = PlainJob(id="r", recipe="r", run_dir=Path("/x"), nodes=2, ranked=True)
     assert launch_script(profile(), how, {}, ["torchrun", "--node-rank", "$NODE_RANK"]).endswith(
         "exec torchrun --node-rank $NODE_RANK\n"
     )
@@ -129,7 +130,7 @@ def test_nothing_in_the_command_is_replaced_by_kubernetes(tmp_path: Path) -> Non
 
 
 def test_scripts_are_bash(tmp_path: Path) -> None:
-    how = Launch(run_id="r", task="r", run_dir="/x", nodes=2)
+    how = PlainJob(id="r", recipe="r", run_dir=Path("/x"), nodes=2)
     script = launch_script(profile(pre_launch=["echo hello"]), how, {"A": "$(B) 'c'"}, ["true"])
     start = job_specification(profile(), LAUNCH, {}, b"", "ng").spec.container.command[2]
     for text in (script, start, stock_rendezvous()):
@@ -140,7 +141,7 @@ def test_scripts_are_bash(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("index", "runs"), [("0", True), ("1", False)])
 def test_without_torchrun_only_the_first_node_runs(tmp_path: Path, index: str, runs: bool) -> None:
-    how = Launch(run_id="r", task="r", run_dir="/x", nodes=2)
+    how = PlainJob(id="r", recipe="r", run_dir=Path("/x"), nodes=2)
     script = launch_script(profile(), how, {}, ["echo", "ran"]).replace("/nemo_run/code", str(tmp_path))
     env = {"PATH": "/usr/bin:/bin", "LEPTON_JOB_TOTAL_WORKERS": "2", "LEPTON_JOB_WORKER_INDEX": index}
     env |= {"MASTER_ADDR": "given"}
@@ -239,7 +240,7 @@ def test_the_executor_is_stock_and_sized_by_the_launch() -> None:
     import nemo_run as run
 
     place = LeptonPlace(profile(env={"A": "1", "PYTHONPATH": "/mine"}, secrets=["HF_TOKEN"], gpus=8))
-    how = Launch(run_id="r_1", task="r", run_dir="/mnt/shared/nemo/runs/r_1", nodes=2, processes=4, torchrun=True)
+    how = PlainJob(id="r_1", recipe="r", run_dir=Path("/mnt/shared/nemo/runs/r_1"), nodes=2, processes=4, ranked=True)
     executor = place.executor(how)
     assert type(executor) is run.LeptonExecutor
     assert (executor.nnodes(), executor.nproc_per_node()) == (2, 4)
@@ -247,7 +248,7 @@ def test_the_executor_is_stock_and_sized_by_the_launch() -> None:
         "A": "1",
         "PYTHONPATH": "/nemo_run/code/.recipes:/nemo_run/code:/mine",
         "PYTHONSAFEPATH": "1",
-        "NEMO_RUN_DIR": how.run_dir,
+        "NEMO_RUN_DIR": str(how.run_dir),
         "MODELOPT_RECIPES_PRINT_RECORD": "1",
     }
     assert executor.secret_vars == {"HF_TOKEN": "HF_TOKEN"}

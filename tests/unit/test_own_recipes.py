@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from recipes.experiment.delivery import serialized
 
 import recipes
 from recipes import RECIPES, ProblemsError, find, plan, prepare
 from recipes.catalogue import FAMILIES, describe
-from recipes.experiment.delivery import serialized
 
 MINE = """
 summary: Ours, with fewer samples.

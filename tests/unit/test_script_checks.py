@@ -8,7 +8,6 @@ import pytest
 
 from recipes import ProblemsError, find, prepare
 from recipes.planner.layout import has_experts
-from recipes.preflight.scripts import command
 from recipes.preflight.subjects import notes
 from scripts.run.problems import Problem
 from tests.testbed.standin import write_standin
@@ -160,9 +159,9 @@ def test_an_old_release_is_written_for_as_it_was(profiles: Path) -> None:
 
 
 def test_two_machines_by_the_site_s_default_are_for_those_who_can_use_them(profiles: Path) -> None:
-    quantize = prepare(built("quantize_fp8"), "two", profiles=profiles).job.shape
+    quantize = prepare(built("quantize_fp8"), "two", profiles=profiles)
     assert (quantize.nodes, quantize.processes, quantize.torchrun) == (2, 8, True)
-    assert prepare(built("prune"), "two", profiles=profiles).job.shape.nodes == 1
+    assert prepare(built("prune"), "two", profiles=profiles).nodes == 1
     with pytest.raises(ProblemsError, match="invalid_parallel_divisibility"):
         prepare(built("prune"), "two", {"nodes": "2"}, profiles=profiles)
 
@@ -178,10 +177,10 @@ def test_the_engine_is_chosen_where_the_container_is_known(profiles: Path) -> No
     }
     for (recipe, executor), engine in chosen.items():
         submission = prepare(built(recipe), executor, profiles=profiles, online=False)
-        assert submission.job.engine == engine, (recipe, executor)
+        assert submission.engine == engine, (recipe, executor)
         assert submission.partial.engine == (engine or "auto"), "the node is told"
     asked = prepare(built("quantize_fp8", script__release="0.4"), "bare", profiles=profiles, online=False)
-    assert asked.job.engine == "script"
+    assert asked.engine == "script"
 
 
 def test_an_image_that_nobody_knows_is_checked_against_every_release(profiles: Path) -> None:
@@ -190,7 +189,7 @@ def test_an_image_that_nobody_knows_is_checked_against_every_release(profiles: P
         ("unsupported_quant_recipe", "args.export_quant_cfg")
     ]
     assert told(profiles, "quantize_fp8", "other", engine="script", extra_args=["--newer-than-we-know"]) == []
-    spec = prepare(built("quantize_fp8", engine="script"), "other", profiles=profiles).job
+    spec = prepare(built("quantize_fp8", engine="script"), "other", profiles=profiles)
     assert any("script.release names it" in note for note in notes(spec))
 
 
@@ -290,11 +289,11 @@ def test_experts_are_spread_where_a_model_has_some(
     monkeypatch.setenv("HF_TOKEN", "of somebody who accepted every licence")
     values = {"args__hf_model_id": model, "torchrun__nproc_per_node": processes}
     submission = prepare(built("quantize_fp8", **values), "slurm", profiles=profiles)
-    assert submission.job.args.ep == ep
+    assert submission.args.ep == ep
     assert submission.partial.args.ep == ep, "the node is told"
-    assert command(submission.job).words[-4:] == ("--ep", str(ep), "--etp", "1")
+    assert submission.command.words[-4:] == ("--ep", str(ep), "--etp", "1")
     chosen = 2 if ep > 1 else 1
-    assert prepare(built("quantize_fp8", args__ep=chosen, **values), "slurm", profiles=profiles).job.args.ep == chosen
+    assert prepare(built("quantize_fp8", args__ep=chosen, **values), "slurm", profiles=profiles).args.ep == chosen
 
 
 def test_a_local_model_says_itself_whether_it_has_experts(fake_model: Any) -> None:

@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 
-from executors.base import JobState, Launch, SchedulerJob
-from recipes.experiment.standing import look
-from recipes.experiment.store import Handle, RunFolder, launch_values
+from executors.base import JobState, SchedulerJob
+from executors.local import LocalProfile
+from recipes.experiment.runs import Run, look
+from recipes.experiment.store import RunFolder
 from scripts.run.identity import identity
 from scripts.run.record import Record, read_record
+from tests.jobs import submitted
 
 ACTIVE, WAITING = JobState(state="running", detail="RUNNING"), JobState(state="submitted", detail="PENDING (Priority)")
 OK = JobState(state="succeeded", detail="COMPLETED")
@@ -35,17 +37,15 @@ class Scheduler:
         return {job.run_id: read_record(Path(job.run_dir)) for job in jobs}
 
 
-def run_of(tmp_path: Path, recorded: str, **handle: Any) -> RunFolder:
+def run_of(tmp_path: Path, recorded: str, **flags: Any) -> RunFolder:
     folder = RunFolder(dir=tmp_path / "probe_1-ab")
     record = Record.submit(folder.dir, id=folder.id)
     if recorded != "submitted":
         record.update(state="running", started_at="2026-01-01T00:00:00.000Z", process=GONE)
     if recorded not in ("submitted", "running"):
         record.finish(recorded, {"name": "its_own", "message": "m", "remedy": ""} if recorded != "succeeded" else None)
-    job = {"run_id": folder.id, "id": "7", "run_dir": str(folder.dir), "folder": "/f"}
-    launch = launch_values(Launch(run_id=folder.id, task="probe", run_dir=str(folder.dir)))
-    values: dict[str, Any] = {"executor": "x", "profile": {"kind": "local"}, "launch": launch, "job": job}
-    folder.write_handle(Handle(**(values | handle)))
+    job = SchedulerJob(run_id=folder.id, id="7", run_dir=str(folder.dir), folder="/f")
+    submitted(folder, LocalProfile(), **{"scheduled": job, **flags})
     return folder
 
 
@@ -81,19 +81,19 @@ def test_state(
     tmp_path: Path, recorded: str, seen: JobState | None, state: str, error: str | None, settled: bool
 ) -> None:
     folder = run_of(tmp_path, recorded)
-    (run,) = look([folder.dir], {folder.id: Scheduler(seen)})  # type: ignore[dict-item]
+    (run,) = look([folder], {folder.id: Scheduler(seen)})  # type: ignore[dict-item]
     assert run.state == state
     assert (run.record.get("error") or {}).get("name") == error
-    assert folder.handle_settled() == settled
+    assert Run.read(folder).settled == settled
     if settled:
         assert read_record(folder.dir)["state"] == state, "and it is written down"
-        (again,) = look([folder.dir], {folder.id: Scheduler(WAITING)})  # type: ignore[dict-item]
+        (again,) = look([folder], {folder.id: Scheduler(WAITING)})  # type: ignore[dict-item]
         assert again.state == state, "nothing can change it any more"
 
 
 def test_a_cancellation_that_was_asked_for_is_not_a_failure(tmp_path: Path) -> None:
     folder = run_of(tmp_path, "cancelled", cancel_asked=True)
-    (run,) = look([folder.dir], {folder.id: Scheduler(FAILED)})  # type: ignore[dict-item]
+    (run,) = look([folder], {folder.id: Scheduler(FAILED)})  # type: ignore[dict-item]
     assert (run.state, run.record["error"]["name"]) == ("cancelled", "its_own")
 
 
@@ -102,7 +102,7 @@ def test_the_rank_that_failed_is_the_cause(tmp_path: Path) -> None:
     logs = folder.dir / "logs"
     logs.mkdir()
     (logs / "rank3.error.json").write_text(json.dumps({"name": "out_of_memory", "message": "m", "remedy": "r"}))
-    (run,) = look([folder.dir], {folder.id: Scheduler(FAILED)})  # type: ignore[dict-item]
+    (run,) = look([folder], {folder.id: Scheduler(FAILED)})  # type: ignore[dict-item]
     assert run.record["error"] == {"name": "out_of_memory", "message": "rank3: m", "remedy": "r"}
 
 
@@ -115,14 +115,14 @@ def test_an_earlier_attempt_s_rank_is_not_the_cause(tmp_path: Path) -> None:
     error.write_text(json.dumps({"name": "of_old", "message": "m", "remedy": ""}))
     os.utime(error, (time.time() - 3600, time.time() - 3600))
     Record.reopen(folder.dir)
-    (run,) = look([folder.dir], {folder.id: Scheduler(TIMEOUT)})  # type: ignore[dict-item]
+    (run,) = look([folder], {folder.id: Scheduler(TIMEOUT)})  # type: ignore[dict-item]
     assert run.record["error"]["name"] == "timeout"
 
 
 def test_a_supervisor_at_work_means_that_a_waiting_run_is_not_lost(tmp_path: Path) -> None:
-    folder = run_of(tmp_path, "submitted", job=None, supervisor=identity())
-    assert look([folder.dir])[0].state == "submitted"
-    folder.update_handle(supervisor=GONE)
-    (run,) = look([folder.dir])
+    folder = run_of(tmp_path, "submitted", scheduled=None, supervisor=identity())
+    assert look([folder])[0].state == "submitted"
+    Run.read(folder).update(supervisor=GONE)
+    (run,) = look([folder])
     assert run.state == "lost"
     assert f"nemo experiment resume {folder.id}" in run.record["error"]["remedy"]

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from executors import shell as shell_module
-from executors.base import JobState, Launch, SchedulerJob, UnreachableError
+from executors.base import JobState, SchedulerJob, UnreachableError
 from executors.kinds import executor_of
 from executors.shell import Shell
 from executors.slurm.jobs import UNKNOWN_ID, expand, job_states
@@ -19,8 +19,9 @@ from executors.slurm.place import SlurmPlace, SlurmProfile
 from executors.slurm.profile import wrong_values
 from executors.slurm.script import container_image, pyxis_name, quote, setup_lines, squash_path
 from scripts.run.problems import JobError, ProblemsError
+from tests.jobs import PlainJob
 
-LAUNCH = Launch(run_id="probe_1-abcd", task="probe", run_dir="/shared/runs/probe_1-abcd")
+LAUNCH = PlainJob(id="probe_1-abcd", recipe="probe", run_dir=Path("/shared/runs/probe_1-abcd"))
 JOB = SchedulerJob(
     run_id="probe_1-abcd", id="7", run_dir="/shared/runs/x", folder="/shared/experiments/probe/probe_1-abcd/probe"
 )
@@ -64,7 +65,7 @@ def test_a_file_is_taken_as_it_is(file: str) -> None:
 
 def test_the_lines_come_in_an_order_that_lets_each_hold() -> None:
     profile = SlurmProfile(env={"A": "1", "PYTHONPATH": "/mine"}, setup=["module load x"], requeue=False)
-    text = setup_lines(profile, replace(LAUNCH, secrets="/s/x", torchrun=True))
+    text = setup_lines(profile, replace(LAUNCH, secrets="/s/x", ranked=True))
     order = [
         "unset PYTHONPATH",
         "head_node_ip=",
@@ -96,7 +97,7 @@ def test_the_container_gets_the_folders_that_the_job_writes_to() -> None:
         "/shared/runs/probe_1-abcd:/shared/runs/probe_1-abcd",
         "/j/.secrets/probe_1-abcd:/j/.secrets/probe_1-abcd",
     ]
-    whole = place.executor(replace(LAUNCH, run_dir="/shared/runs", array=3))
+    whole = place.executor(replace(LAUNCH, run_dir=Path("/shared/runs"), array=3))
     assert whole.container_mounts == ["/data:/data:ro", "/shared/runs:/shared/runs"]
     assert whole.array == "0-2"
 
@@ -120,7 +121,7 @@ def test_other_runs_are_there_to_be_read_unless_the_profile_mounts_them(mounts: 
 
 
 def test_jobs_that_share_a_node_meet_at_different_ports() -> None:
-    executor = SlurmPlace(profile=SlurmProfile()).executor(replace(LAUNCH, nodes=2, processes=2, torchrun=True))
+    executor = SlurmPlace(profile=SlurmProfile()).executor(replace(LAUNCH, nodes=2, processes=2, ranked=True))
     port = executor.launcher.rdzv_port
     shown = [
         subprocess.run(["bash", "-c", f"echo host:{port}"], capture_output=True, check=True, env={"SLURM_JOB_ID": job})

@@ -1,0 +1,11 @@
+"""`python -m recipes.experiment ID...`: looks after detached runs, one after another, until the last has ended."""
+
+import sys
+
+from recipes.experiment.runs import Run
+from recipes.experiment.store import RunFolder
+from recipes.experiment.supervisor import carry_out
+
+if __name__ == "__main__":
+    sys.stdin.read()
+    carry_out([Run.read(RunFolder.of(run_id)) for run_id in sys.argv[1:]])
