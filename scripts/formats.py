@@ -117,9 +117,11 @@ FITS_ANY_WIDTH = f"{_NO_BLOCKS} have no blocks and fit any width."
 
 
 def get_format(name: str) -> Format:
-    """The named format. Raises JobError('unknown_format') with the nearest name."""
+    """The named format. Raises JobError('unsupported_quant_recipe') with the nearest name."""
     if name not in FORMATS:
-        raise JobError("unknown_format", f"{name!r} is not one of {', '.join(FORMATS)}.", _nearest(name, FORMATS))
+        raise JobError(
+            "unsupported_quant_recipe", f"{name!r} is not one of {', '.join(FORMATS)}.", _nearest(name, FORMATS)
+        )
     return FORMATS[name]
 
 
@@ -195,7 +197,7 @@ def _recipe_file_error(path: Path) -> str | None:
 
 
 def resolve_format(value: str) -> FormatRef:
-    """What `value` names. Raises JobError('unknown_format'); needs neither torch nor an import of ModelOpt."""
+    """What `value` names; needs neither torch nor an import of ModelOpt. Raises JobError `unsupported_quant_recipe`."""
     if value in FORMATS:
         return FormatRef(kind="format", value=value)
     if value in config_names():
@@ -207,9 +209,13 @@ def resolve_format(value: str) -> FormatRef:
     if value and path.suffix in (".yaml", ".yml") and path.is_file():
         problem = _recipe_file_error(path)
         if problem:
-            raise JobError("bad_recipe", problem, "See ModelOpt's own recipes, such as general/ptq/fp8_default-kv_fp8.")
+            raise JobError(
+                "unsupported_quant_recipe",
+                problem,
+                "See ModelOpt's own recipes, such as general/ptq/fp8_default-kv_fp8.",
+            )
         return FormatRef(kind="recipe_file", value=str(path))
-    raise JobError("unknown_format", *_unknown(value))
+    raise JobError("unsupported_quant_recipe", *_unknown(value))
 
 
 def _unknown(value: str) -> tuple[str, str]:

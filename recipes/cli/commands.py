@@ -32,12 +32,13 @@ class RecipeCommand(TyperCommand):
 
 def register(app: typer.Typer) -> None:
     """Add our commands to NeMo-Run's `experiment` group; status, logs and cancel take the place of its own."""
-    from recipes.cli import executors, inspect, manage
+    from recipes.cli import executors, explain, inspect, manage
 
     app.command("run", cls=RecipeCommand)(run)
     app.command("plan", cls=RecipeCommand)(plan)
     app.command("recipes")(recipes)
     app.command("inspect")(inspect.inspect)
+    app.command("explain")(explain.explain)
     manage.register(app)
     executors.register(app)
 

@@ -7,12 +7,13 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from recipes.catalogue import RECIPES
 from recipes.cli.document import print_json
 from recipes.experiment.job import Job
 from recipes.experiment.runs import Run
 from recipes.experiment.sweep import array_of, is_array
 from recipes.preflight.subjects import notes
-from scripts.args.interpolation import MODEL_FIELDS, VARIANT_FIELDS
+from scripts.args.meaning import Role, fields_of
 from scripts.run.problems import JobError, Problem, error_line
 
 if TYPE_CHECKING:
@@ -285,6 +286,13 @@ def _command_line(script: dict[str, Any]) -> str:
     return shlex.join(["python", *script["path"].split(" ", 1), *script["argv"]])
 
 
+def _said(plan: dict[str, Any], *roles: Role) -> Any:
+    """The first value of a plan's arguments in one of these roles."""
+    args, recipe = plan["values"]["args"], RECIPES.get(plan["recipe"])
+    named = [name for role in roles for name in fields_of(recipe.family.args, role)] if recipe else []
+    return next((args[name] for name in named if args.get(name)), None)
+
+
 def _print_preview(plan: dict[str, Any], *, full: bool) -> None:
     args = plan["values"]["args"]
     shape = plan["shape"]
@@ -295,8 +303,8 @@ def _print_preview(plan: dict[str, Any], *, full: bool) -> None:
         "machines": f"{shape['nodes']} x {shape['processes']} processes" if shape["torchrun"] else None,
         "after": ", ".join(plan["after"]),
         "script": _script_line(plan["script"]) if plan["script"] else None,
-        "model": next(filter(None, (args.get(key) for key in MODEL_FIELDS)), None),
-        "format": next(filter(None, (args.get(key) for key in VARIANT_FIELDS)), None),
+        "model": _said(plan, "model"),
+        "format": _said(plan, "format", "format_recipe"),
         "run dir": plan["run_dir"],
     }
     for key, value in lines.items():

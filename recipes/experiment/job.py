@@ -16,7 +16,7 @@ from recipes.models import ModelFacts, facts_of
 from recipes.planner.gpus import Gpu, gpu_of
 from recipes.planner.layout import SIZES, Layout, default_ep, layout_of
 from scripts.args.configuration import KEYS, of_role
-from scripts.args.interpolation import MODEL_FIELDS, resolve, tag_of
+from scripts.args.interpolation import resolve, tag_of
 from scripts.args.meaning import Role, ScriptArgs, ScriptSpec, Torchrun, field_of, fields_of, meanings, value_of
 from scripts.engines.choice import Chosen, choose_engine
 from scripts.engines.script.command import Argv, command_words
@@ -113,12 +113,12 @@ class Job:
     @property
     def model(self) -> ModelFacts | None:
         """The model that the outputs are made of; a distillation's is the student."""
-        return next((self.models[name] for name in MODEL_FIELDS if name in self.models), None)
+        return self.models.get(field_of(self.resolved, "model") or "")
 
     @property
     def teacher(self) -> ModelFacts | None:
         """Of a distillation."""
-        return self.models.get("teacher_hf_path")
+        return self.models.get(field_of(self.resolved, "teacher") or "")
 
     @cached_property
     def layout(self) -> Layout:
@@ -141,6 +141,11 @@ class Job:
     def expects(self) -> list[dict[str, str]]:
         """The outputs by type and path, as run.json has them."""
         return [{"type": kind, "path": str(path)} for _, kind, path in self.outputs]
+
+    @property
+    def in_this_python(self) -> bool:
+        """Whether it runs in the Python that submits it."""
+        return self.place.runs_here
 
     @cached_property
     def command(self) -> Argv:
@@ -300,7 +305,7 @@ def _models(args: Any) -> dict[str, ModelFacts]:
     found = {}
     for field, meaning in meanings(args):
         value = getattr(args, field.name)
-        named = meaning.consumes == "checkpoint_hf" or meaning.card or field.name in MODEL_FIELDS
+        named = meaning.consumes == "checkpoint_hf" or meaning.role == "model"
         if named and isinstance(value, str):
             facts = facts_of(value)
             if facts is not None:

@@ -1,4 +1,4 @@
-"""Whether a job will get the models that it fetches from the hub. The hub itself is not asked."""
+"""Whether a job will get what it needs an account or somebody's trust for. The hub itself is not asked."""
 
 import difflib
 import os
@@ -11,9 +11,10 @@ from executors.base import is_below
 from recipes.experiment.job import Job
 from recipes.models import hub
 from recipes.models.hub import is_gated, published
-from recipes.preflight.paths import NAMES_A_MODEL
-from recipes.preflight.quantize import is_local
+from recipes.preflight.hf_engine import is_local
 from scripts.args.meaning import meanings
+from scripts.args.megatron_lm import MegatronLmArgs
+from scripts.engines.script.cards import REMOTE_CODE, cards
 from scripts.run.problems import Problem
 from scripts.run.registry import check
 
@@ -79,8 +80,7 @@ def _fetched(job: Job) -> Iterator[tuple[str, str]]:
     """The arguments that name a model of the hub, each with the name."""
     for field, meaning in meanings(job.resolved):
         name = getattr(job.resolved, field.name)
-        named = meaning.consumes == "checkpoint_hf" or (field.name in NAMES_A_MODEL and not meaning.produces)
-        if named and isinstance(name, str) and hub.is_hub_name(name) and not is_local(name):
+        if meaning.names_a_model and isinstance(name, str) and hub.is_hub_name(name) and not is_local(name):
             yield field.name, name
 
 
@@ -99,3 +99,27 @@ def _login_file() -> str:
 def _how_to_log_in(job: Job) -> str:
     listed = next((name for name in _TOKEN_VARIABLES if job.place.secret(name) == "unset"), _TOKEN_VARIABLES[0])
     return f"Accept its licence on the hub, then {job.place.secret_remedy(listed)}"
+
+
+@check("wandb_not_inherited", roles=("wandb",))
+def wandb(job: Job) -> Iterator[Problem]:
+    """Weights & Biases is asked for, and the job would have no key of it."""
+    name, cause, remedy = "WANDB_API_KEY", "", ""
+    found = job.place.secret(name)
+    if found == "unlisted":
+        cause = f"the job is not given {name}: the profile's secrets do not name it"
+        remedy = f"Add {name} to the secrets of the profile."
+    elif found == "unset":
+        cause, remedy = f"the job is to be given {name}, and it is not set here", f"Set {name}."
+    if cause:
+        yield Problem(key=job.key("wandb") or "", value=job.get("wandb"), cause=cause, remedy=remedy)
+
+
+@check("remote_code_not_trusted", args=MegatronLmArgs)
+def card_with_code(job: Job) -> Iterator[Problem]:
+    """A model card whose model brings code."""
+    card = job.args.model_card
+    if REMOTE_CODE in cards().get(card, ()) and not job.args.trust_remote_code:
+        cause = f"{card} brings Python code of its own, which is not run unless it is trusted"
+        remedy = "Look at that code, then set args.trust_remote_code=true."
+        yield Problem(key="args.model_card", value=card, cause=cause, remedy=remedy)

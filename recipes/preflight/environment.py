@@ -1,37 +1,14 @@
 """What a job has of the machine that submits it, and of its place, whatever it does."""
 
 from collections.abc import Iterator
-from dataclasses import fields
 from importlib import util
-from pathlib import Path
 
 from recipes.experiment.job import Job
-from scripts.args.meaning import meanings
 from scripts.run.problems import Problem
 from scripts.run.registry import check
 
 #: What the hf engine imports; the local executor runs it in the environment that submits.
 ENGINE_PACKAGES = ("torch", "transformers", "modelopt", "datasets", "safetensors", "jinja2", "matplotlib")
-
-
-@check("wrong_value", decisive=True)
-def characters(job: Job) -> Iterator[Problem]:
-    for field in fields(job.resolved):
-        value = getattr(job.resolved, field.name)
-        if any(isinstance(one, str) and "\0" in one for one in (value if isinstance(value, list) else [value])):
-            cause = "no file name or argument can hold a NUL character"
-            yield Problem(key=f"args.{field.name}", value=repr(value), cause=cause)
-
-
-@check("wrong_value", decisive=True)
-def nameless(job: Job) -> Iterator[Problem]:
-    """An output is made beside its place and renamed, so its path must end in a name."""
-    for field, meaning in meanings(job.resolved):
-        value = getattr(job.resolved, field.name)
-        if meaning.produces and isinstance(value, str) and Path(value).name in ("", ".."):
-            cause = "it does not end in the name of a folder to make"
-            remedy = "Name a folder, or null where the output is not wanted."
-            yield Problem(key=f"args.{field.name}", value=repr(value), cause=cause, remedy=remedy)
 
 
 @check("wrong_home")

@@ -6,11 +6,10 @@ from pathlib import PurePosixPath
 
 from executors.base import is_below
 from recipes.experiment.job import Job
+from recipes.preflight.origins import Find, Origin, lineage, origin_of_spec, recorded_origin
 from recipes.preflight.paths import overlap, real
-from recipes.preflight.provenance import Find, Origin, lineage, origin_of_spec, recorded_origin
 from recipes.preflight.quality import doubts
-from scripts.args.interpolation import MODEL_FIELDS
-from scripts.args.meaning import meanings
+from scripts.args.meaning import meaning_of, meanings
 from scripts.run.problems import Problem
 from scripts.run.registry import check
 
@@ -83,7 +82,7 @@ def _of_origin(job: Job, key: str, origin: Origin) -> Iterator[Problem]:
             can_force=True,
         )
     if job.algorithm in _JUDGED:
-        for doubt in doubts(origin.algorithm, origin.args, origin.extra_args):
+        for doubt in doubts(origin.kind, origin.algorithm, origin.args, origin.extra_args):
             cause = f"{origin.name}, which it comes from, ran with args.{doubt.field}"
             cause += f"={doubt.value}: {doubt.why}" if doubt.value is not None else f": {doubt.why}"
             yield Problem(name=doubt.name, key=key, value=value, cause=cause, severity="warning")
@@ -100,10 +99,9 @@ def _unfinished(key: str, job: Job, origin: Origin) -> Problem:
 
 def _wrong_base(job: Job, find: Find) -> Iterator[Problem]:
     """A checkpoint of one model with the configuration of another: its shape and its name would be wrong."""
-    base = next((name for name in MODEL_FIELDS if _is_base(job, name)), None)
-    if base is None:
-        return
-    said = getattr(job.resolved, base)
+    said, meaning = job.get("model"), meaning_of(job.resolved, "model")
+    if said is None or meaning is None or meaning.consumes or meaning.card:
+        return  # its model is an input itself, or known by its card
     for field, meaning in meanings(job.resolved):
         path = getattr(job.resolved, field.name)
         if meaning.consumes != "checkpoint_megatron" or not isinstance(path, str):
@@ -114,20 +112,12 @@ def _wrong_base(job: Job, find: Find) -> Iterator[Problem]:
         if not same_model(said, origin.base):
             yield Problem(
                 name="wrong_base_model",
-                key=f"args.{base}",
+                key=job.key("model") or "",
                 value=said,
                 cause=f"args.{field.name} was made of {origin.base} by {origin.name}",
-                remedy=f"Use args.{base}={origin.base}.",
+                remedy=f"Use {job.key('model')}={origin.base}.",
                 can_force=True,
             )
-
-
-def _is_base(job: Job, name: str) -> bool:
-    """Whether an argument says which model the checkpoint was made of, and is no input or output itself."""
-    by_name = {field.name: meaning for field, meaning in meanings(job.resolved)}
-    meaning = by_name.get(name)
-    named = meaning is not None and not (meaning.consumes or meaning.produces or meaning.card)
-    return named and isinstance(getattr(job.resolved, name), str)
 
 
 def same_model(one: str, other: str) -> bool:

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from recipes.experiment.job import Job
+from recipes.preflight.hf_engine import is_local
 from recipes.preflight.history import same_model
-from recipes.preflight.paths import NAMES_A_MODEL, inputs_of, model_folder, path_here
-from recipes.preflight.provenance import recorded_origin
-from recipes.preflight.quantize import is_local
+from recipes.preflight.origins import recorded_origin
+from recipes.preflight.paths import inputs_of, model_folder, path_here
 from scripts.args.convert import MergeLoraArgs
 from scripts.args.meaning import meanings
 from scripts.checkpoints import Checkpoint, look
@@ -33,7 +33,7 @@ def unmerged_adapter(job: Job) -> Iterator[Problem]:
     for field, meaning in meanings(job.resolved):
         name = getattr(job.resolved, field.name)
         consumed = meaning.consumes == "checkpoint_hf"
-        if not isinstance(name, str) or meaning.produces or not (consumed or field.name in NAMES_A_MODEL):
+        if not isinstance(name, str) or not meaning.names_a_model:
             continue
         if consumed and job.here and is_local(name):
             continue
@@ -63,8 +63,8 @@ def base_of_adapter(job: Job) -> Iterator[Problem]:
     trained_on = checkpoint.base_model if checkpoint else None
     if checkpoint is None or not trained_on:
         return
-    field = "hf_model_path" if checkpoint.layout == "peft" else "pretrained"
-    given = getattr(args, field)
+    peft = checkpoint.layout == "peft"
+    field, given = ("hf_model_path", args.hf_model_path) if peft else ("pretrained", args.pretrained)
     if given is None or same_model(given, trained_on) or _same_config(job, given, trained_on):
         return
     yield Problem(

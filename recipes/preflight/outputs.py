@@ -9,8 +9,8 @@ from pathlib import Path
 
 from recipes.experiment.job import Job
 from recipes.planner.disk import outputs_bytes
+from recipes.preflight.origins import Origin, storage_of, unfinished_runs
 from recipes.preflight.paths import inputs_of, overlap, path_here
-from recipes.preflight.provenance import Origin, storage_of, unfinished_runs
 from scripts.run.problems import Problem
 from scripts.run.registry import check
 

@@ -10,22 +10,6 @@ from recipes.experiment.job import Job
 from recipes.models import hub
 from scripts.args.meaning import meanings
 
-#: Arguments that name a whole model without being an input by type.
-NAMES_A_MODEL = frozenset(
-    {
-        *("hf_model_id", "hf_model", "hf_path", "hf_model_path", "student_hf_path", "student_hf_model"),
-        *("hf_model_name_or_path", "pretrained_model_name"),
-    }
-)
-#: Arguments that name something to read although no artifact type stands for it.
-ALSO_READ = NAMES_A_MODEL | {
-    *("tokenizer", "tokenizer_model", "hf_dataset", "calib_dataset", "calib_dataset_name", "finetune_hf_dataset"),
-    *("mmlu_dataset", "sft_dataset_root", "test_image_path", "image_path", "prompts_path", "ground_truth_path"),
-    *("include_path", "offline_distillation_data", "export_kd_teacher_model_config"),
-}
-#: Arguments that name something to write that is no artifact.
-ALSO_WRITTEN = frozenset({"prune_intermediate_ckpt", "data_path_to_cache", "save_ground_truth_path", "cache_dir"})
-
 
 @dataclass(frozen=True, kw_only=True)
 class Named:
@@ -34,28 +18,30 @@ class Named:
     key: str
     field: str
     path: str
-    consumes: str  # the artifact type; empty where there is none
+    consumes: str = ""  # the artifact type
+    must_exist: bool = False  # and no check that knows what it must hold looks for it
 
 
 def inputs_of(job: Job) -> Iterator[Named]:
     """What the job reads, as it sees it; a name that may as well be a hub's is none, unless it is a folder here."""
     for field, meaning in meanings(job.resolved):
-        if meaning.produces or not (meaning.consumes or field.name in ALSO_READ):
-            continue
-        value = getattr(job.resolved, field.name)
+        value = getattr(job.resolved, field.name) if meaning.reads else None
+        kind = meaning.consumes
         for item in value if isinstance(value, list) else [value]:
             if isinstance(item, str) and item and "\0" not in item:
                 path = posixpath.expanduser(item)  # leaves `~nobody` as it is, where Path raises
                 if posixpath.isabs(path) or (job.here and posixpath.exists(path)):
-                    yield Named(key=f"args.{field.name}", field=field.name, path=path, consumes=meaning.consumes)
+                    must_exist = kind == "binidx" or meaning.path == "read"
+                    key = f"args.{field.name}"
+                    yield Named(key=key, field=field.name, path=path, consumes=kind, must_exist=must_exist)
 
 
 def written_beside(job: Job) -> Iterator[Named]:
     """What the job writes that is no artifact."""
-    for field, _ in meanings(job.resolved):
-        value = getattr(job.resolved, field.name)
-        if field.name in ALSO_WRITTEN and isinstance(value, str) and posixpath.isabs(value):
-            yield Named(key=f"args.{field.name}", field=field.name, path=value, consumes="")
+    for field, meaning in meanings(job.resolved):
+        value = getattr(job.resolved, field.name) if meaning.path == "write" else None
+        if isinstance(value, str) and posixpath.isabs(value):
+            yield Named(key=f"args.{field.name}", field=field.name, path=value)
 
 
 def path_here(job: Job, path: str | Path) -> Path | None:

@@ -11,8 +11,6 @@ from scripts.run.registry import check
 
 #: What an image brings itself, and where the code that travels with a job is put.
 _OF_IMAGE = ("/opt", "/workspace", "/usr", "/nemo_run")
-#: Inputs that nothing else looks for on this machine: other checks know what each of the rest must hold.
-_LOOKED_FOR = frozenset({"sft_dataset_root", "test_image_path", "image_path", "prompts_path", "ground_truth_path"})
 
 
 def _in_container(job: Job) -> bool:
@@ -27,7 +25,7 @@ def not_mounted(job: Job) -> Iterator[Problem]:
             yield _unseen(named, mounts, job, of_image=_in_image(named.path))
     script = job.script.path
     if script and posixpath.isabs(script) and not _in_image(script) and mount_of(script, mounts) is None:
-        yield _unseen(Named(key="script.path", field="path", path=script, consumes=""), mounts, job, of_image=False)
+        yield _unseen(Named(key="script.path", field="path", path=script), mounts, job, of_image=False)
     for named in _outputs(job):
         if mount_of(named.path, mounts) is None:
             cause = f"the container has no mount there, and what is written vanishes with it{_there_are(mounts, job)}"
@@ -77,7 +75,7 @@ def read_only(job: Job) -> Iterator[Problem]:
 @check("missing_input")
 def missing_where_mounted(job: Job) -> Iterator[Problem]:
     for named in inputs_of(job):
-        if named.field in job.promised or (job.here and not _is_unchecked(named)):
+        if named.field in job.promised or (job.here and not named.must_exist):
             continue
         found = path_here(job, named.path)
         if found is not None and not _is_there(str(found)):
@@ -91,10 +89,6 @@ def missing_where_mounted(job: Job) -> Iterator[Problem]:
                 remedy="Name what is there, or make it first.",
                 can_force=job.place.has_own_disks,
             )
-
-
-def _is_unchecked(named: Named) -> bool:
-    return named.consumes == "binidx" or named.field in _LOOKED_FOR
 
 
 def _is_there(path: str) -> bool:

@@ -7,10 +7,11 @@ from recipes.experiment.job import Job
 from recipes.preflight import (
     access,
     batches,
+    contradictions,
     environment,
-    families,
     formats,
     hardware,
+    hf_engine,
     history,
     inputs,
     layout,
@@ -19,27 +20,30 @@ from recipes.preflight import (
     places,
     pruning,
     quality,
-    quantize,
-    scripts,
-    tools,
-    values,
+    script_engine,
     vocabularies,
     walltime,
 )
-from recipes.preflight.quantize import quantize_notes
-from recipes.preflight.scripts import script_notes
+from recipes.preflight.hf_engine import quantize_notes
+from recipes.preflight.script_engine import script_notes
+from scripts.args import constraints
+from scripts.data import sources
+from scripts.evaluation import checks as evaluation
 from scripts.run.registry import REGISTRY, Findings, carry_out, checks_of
+from scripts.serving import checks as serving
 
 #: The modules whose checks are made, in the order in which Problems are reported.
 SUBJECTS = (
+    constraints,
     environment,
-    quantize,
-    scripts,
-    families,
-    tools,
+    hf_engine,
+    script_engine,
+    evaluation,
+    serving,
+    sources,
+    contradictions,
     layout,
     batches,
-    values,
     pruning,
     formats,
     hardware,

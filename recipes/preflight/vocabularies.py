@@ -14,13 +14,12 @@ from scripts.run.problems import Problem
 from scripts.run.registry import check
 
 _NAME = "teacher_student_or_tokenizer_mismatch"
-_KEY = "args.student_hf_path"
 #: Files that tell every token, with how to read them.
 _FILES = ("tokenizer.json", "vocab.json")
 
 
 def _distils(job: Job) -> bool:
-    return hasattr(job.args, "teacher_hf_path") and job.args.teacher_hf_path != job.args.student_hf_path
+    return job.get("teacher") is not None and job.get("teacher") != job.get("model")
 
 
 @check(_NAME, needs=("teacher.vocab_size", "model.vocab_size"), applies=_distils)
@@ -37,7 +36,7 @@ def vocabulary_widths(job: Job) -> Iterator[Problem]:
         remedy = (
             f"Resize the smaller one's embeddings: model.resize_token_embeddings({max(teacher or 0, student or 0)})."
         )
-    yield Problem(key=_KEY, value=job.args.student_hf_path, cause=cause, remedy=remedy)
+    yield Problem(key=job.key("model") or "", value=job.get("model"), cause=cause, remedy=remedy)
 
 
 @check(_NAME, applies=_distils, can_force=True)
@@ -49,8 +48,8 @@ def vocabulary_contents(job: Job) -> Iterator[Problem]:
     if teacher is None or student is None or teacher == student:
         return
     yield Problem(
-        key=_KEY,
-        value=job.args.student_hf_path,
+        key=job.key("model") or "",
+        value=job.get("model"),
         cause=_difference(teacher, student),
         remedy="Use models with one tokenizer: of one family, or a student that took the teacher's.",
     )
@@ -70,7 +69,7 @@ def _difference(teacher: Mapping[str, int], student: Mapping[str, int]) -> str:
 
 def _texts(job: Job) -> tuple[bytes, bytes] | None:
     """The files with both vocabularies, of the same kind; None where one cannot be read here."""
-    names = (job.resolved.teacher_hf_path, job.resolved.student_hf_path)
+    names = (job.get("teacher"), job.get("model"))
     folders = [model_folder(job, name) for name in names]
     if folders[0] is None or folders[1] is None:
         return None

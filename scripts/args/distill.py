@@ -32,9 +32,11 @@ class DistillArgs(ScriptArgs):
         role="data",
     )
     data_path_to_cache: str | None = doc("where the data's index is kept", None, path="write")
-    use_mock_data: bool = doc("random tokens: for plumbing only", False)
+    use_mock_data: bool = doc("random tokens: for plumbing only", False, role="mock_data")
     sft: bool = doc("distill on conversations", False)
-    sft_dataset_root: str | None = doc("folder of training.jsonl and validation.jsonl, for sft", None, role="data")
+    sft_dataset_root: str | None = doc(
+        "folder of training.jsonl and validation.jsonl, for sft", None, path="read", role="data"
+    )
     output_dir: str | None = doc(
         "checkpoints and logs; a run that goes on finds its own there",
         None,
@@ -54,11 +56,11 @@ class DistillArgs(ScriptArgs):
     train_iters: int | None = doc("iterations", None, required=True, role="iterations")
     lr: float = doc("learning rate", 1e-4, role="learning_rate")
     min_lr: float = doc("learning rate at the end", 1e-5, role="min_learning_rate")
-    lr_warmup_iters: int = doc("iterations until the learning rate is reached", 50)
-    kd_loss_scale: float = doc("weight of the distillation loss against the other", 1.0, optional=True)
+    lr_warmup_iters: int = doc("iterations until the learning rate is reached", 50, role="warmup", least=0)
+    kd_loss_scale: float = doc("weight of the distillation loss against the other", 1.0, optional=True, above=0)
     no_skip_lm_loss: bool = doc("add the language model's own loss", False)
-    eval_interval: int = doc("iterations between validations", 100)
-    eval_iters: int = doc("batches of a validation", 32)
+    eval_interval: int = doc("iterations between validations", 100, role="eval_interval")
+    eval_iters: int = doc("batches of a validation", 32, least=0)
     log_interval: int = doc("iterations between lines in the log", 10)
     save_interval: int | None = doc("iterations between checkpoints; null is eval_interval", None, role="save_interval")
     checkpoint_keep_last: int | None = doc("checkpoints to keep", None, role="checkpoints_kept")

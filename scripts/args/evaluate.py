@@ -32,7 +32,7 @@ class EvaluateArgs(ScriptArgs):
     tasks: list[str] = doc("tasks or groups of the harness, or YAML files", ["tiny_text", "tiny_choice"])
     include_path: str | None = doc("folder of your own tasks; null offers the built-in models'", None, path="read")
     num_fewshot: int | None = doc("examples before each question; null is the task's own number", None)
-    limit: float | None = doc("questions of each task; below 1 a share of them; null asks all", None)
+    limit: float | None = doc("questions of each task; below 1 a share of them; null asks all", None, role="limit")
     batch_size: int | str = doc("questions at a time, or auto", "auto")
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = doc(
         "precision; auto is the checkpoint's", "auto", role="precision"

@@ -73,7 +73,7 @@ class GenerateVllmArgs(ScriptArgs):
 
     model: str | None = doc("the exported checkpoint", None, consumes="checkpoint_hf", required=True, role="model")
     trust_remote_code: bool = doc("run Python code that the checkpoint brings", False, role="remote_code")
-    max_tokens: int = doc("tokens of each continuation", 64)
+    max_tokens: int = doc("tokens of each continuation", 64, role="new_tokens")
     max_model_len: int = doc("longest sequence, in tokens", 1024)
     tensor_parallel_size: int = doc("GPUs that share the model", 1, role="server_gpus")
     gpu_memory_utilization: float = doc("part of each GPU's memory that vLLM may take", 0.8)

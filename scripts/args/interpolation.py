@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePath
 from typing import Any
 
+from scripts.args.meaning import value_of
 from scripts.run.problems import JobError
 
 
@@ -52,18 +53,10 @@ def _resolve(key: str, value: Any, run_tag: str) -> Any:
         ) from error
 
 
-#: Fields of `args` that name the model an output is made of, and the variant of it; the first that is set counts.
-MODEL_FIELDS = ("hf_model_id", "hf_model_name_or_path", "student_hf_path", "hf_model", "hf_path", "model_card", "model")
-VARIANT_FIELDS = ("export_quant_cfg", "quant_cfg", "recipe")
-
-
 def tag_of(args: Any) -> str:
     """What `${run_tag}` stands for; empty for an algorithm whose outputs are not named after a model."""
-    model, variant = (
-        next(filter(None, (getattr(args, name, None) for name in names)), "")
-        for names in (MODEL_FIELDS, VARIANT_FIELDS)
-    )
-    return run_tag(model, variant) if model else ""
+    model = value_of(args, "model", "")
+    return run_tag(model, value_of(args, "format") or value_of(args, "format_recipe", "")) if model else ""
 
 
 def run_tag(model: str, variant: str) -> str:

@@ -40,6 +40,8 @@ Role = Literal[
     "precision",
     "samples",
     "eval_samples",
+    "limit",
+    "mock_data",
     "sequence",
     "calib_sequence",
     "batch",
@@ -49,6 +51,8 @@ Role = Literal[
     "train_samples",
     "learning_rate",
     "min_learning_rate",
+    "warmup",
+    "eval_interval",
     "save_interval",
     "new_tokens",
     "tp",
@@ -92,7 +96,11 @@ class Meaning:
 
     doc: str
     role: Role | None = None  # what it is to checks, planner, chains, command line and engines, whatever it is called
-    path: Literal["", "read", "write"] = ""  # a path that is no artifact's, and what is done with it
+    path: Literal["", "read", "write"] = ""  # a path that is no artifact's: it must exist, or it is made
+    least: float | None = None  # of a number; so are the next three
+    above: float | None = None
+    most: float | None = None
+    below: float | None = None
     flags: tuple[str, ...] = ()  # what scripts call it, newest release first; empty: as the field is called
     engine: Literal["any", "hf", "script"] = "any"  # who uses it
     consumes: str = ""  # the artifact type that it names
@@ -113,10 +121,55 @@ class Meaning:
     into: tuple[str, ...] = ()  # no flag: dotted keys of that mapping
     optional: bool = False  # a tuning value that only some releases take: left out for the others, which is said
 
+    @property
+    def names_a_model(self) -> bool:
+        """Whether it names a whole model: a folder, or a repository of the hub."""
+        return not (self.produces or self.card) and (
+            self.consumes == "checkpoint_hf" or self.role in ("model", "reference")
+        )
+
+    @property
+    def reads(self) -> bool:
+        """Whether it may name something on a disk that is read."""
+        named = bool(self.consumes) or self.path == "read" or self.role in ("tokenizer", "data", "eval_data")
+        return self.names_a_model or (named and not self.produces)
+
+    def violation(self, value: Any) -> str:
+        """What is wrong with a number, in a sentence; empty where it may be so, or is none."""
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            return ""
+        low = self.least is not None and value < self.least
+        high = (self.below is not None and value >= self.below) or (self.most is not None and value > self.most)
+        if (low or high) and self.below is not None:
+            return f"it is a part: from {self.least:g} to below {self.below:g}"
+        if (low or high) and self.most is not None:
+            return f"it is a number from {self.least:g} to {self.most:g}"
+        if low:
+            return f"at least {self.least:g} is needed"
+        return f"a number above {self.above:g} is expected" if self.above is not None and value <= self.above else ""
+
+
+_AT_LEAST_ONE: tuple[Role, ...] = (
+    *("samples", "sequence", "calib_sequence", "batch", "micro_batch", "global_batch", "iterations", "train_samples"),
+    *("new_tokens", "first_stage", "last_stage", "server_gpus", "tp", "pp", "cp", "ep", "etp"),
+)
+_ABOVE_ZERO: tuple[Role, ...] = ("kept_parameters", "kept_active_parameters", "kept_memory")
+_SHARES: tuple[Role, ...] = ("width_share", "depth_share")
+#: What a number can be because of its role, where its field says nothing else.
+_LIMITS: Mapping[Role | None, Mapping[str, float]] = {
+    **{role: {"least": 1} for role in _AT_LEAST_ONE},
+    "eval_samples": {"least": 0},
+    "learning_rate": {"above": 0},
+    "min_learning_rate": {"least": 0},
+    **{role: {"above": 0} for role in _ABOVE_ZERO},
+    **{role: {"least": 0, "below": 1} for role in _SHARES},
+}
+
 
 def doc(meaning: str, default: Any, **facts: Any) -> Any:
-    """A dataclass field with a default and a one-line meaning; `facts` are those of Meaning."""
-    metadata = {"doc": meaning, "meaning": Meaning(doc=meaning, **facts)}
+    """A dataclass field with a default and a one-line meaning; `facts` are those of Meaning, over those of its role."""
+    limits = _LIMITS.get(facts.get("role"), {})
+    metadata = {"doc": meaning, "meaning": Meaning(doc=meaning, **{**limits, **facts})}
     if isinstance(default, (list, dict)):
         return field(default_factory=default.copy, metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -192,6 +245,12 @@ def value_of(args: Any, role: Role, default: Any = None) -> Any:
     name = field_of(args, role)
     value = None if name is None else getattr(args, name)
     return default if value is None else value
+
+
+def meaning_of(args: Any, role: Role) -> Meaning | None:
+    """The Meaning of the field that has a role, as `field_of` finds it."""
+    name = field_of(args, role)
+    return next((meaning for field, meaning in meanings(args) if field.name == name), None)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -162,7 +162,7 @@ class MlmGenerateArgs(MegatronLmArgs):
     osl: int = doc("tokens of each answer", 128, role="new_tokens")
     draft_length: int = doc("draft tokens at a time; 0 is plain generation", 0)
     draft_topk: int = doc("branches of a draft", 1)
-    fraction: float = doc("part of the questions", 1.0, flags=("fraction", "percentage"))
+    fraction: float = doc("part of the questions", 1.0, flags=("fraction", "percentage"), role="limit", above=0, most=1)
     disable_tqdm: bool = doc("no progress bar", False)
 
     def work(self) -> dict[str, Any]:
@@ -176,7 +176,7 @@ class MlmMmluArgs(MegatronLmArgs):
     SCRIPTS: ClassVar[tuple[str, ...]] = (f"{_EXAMPLES}/mmlu.py",)
     WORK: ClassVar[Work | None] = "generation"
 
-    fraction: float = doc("part of the questions", 1.0, flags=("fraction", "percentage"))
+    fraction: float = doc("part of the questions", 1.0, flags=("fraction", "percentage"), role="limit", above=0, most=1)
     lower_bound: float | None = doc("fail below this score", None)
     mmlu_dataset: str | None = doc("a hub name or folder; null is the script's own", None, role="eval_data")
     few_shots: int | None = doc("examples before each question", None)
@@ -276,7 +276,7 @@ class MlmFinetuneArgs(MegatronLmArgs):
     min_lr: float = doc("learning rate at the end", 1e-7, role="min_learning_rate")
     lr_decay_style: str = doc("how it falls", "cosine")
     save_interval: int = doc("iterations between checkpoints", 500, role="save_interval")
-    eval_interval: int | None = doc("iterations between validations", None)
+    eval_interval: int | None = doc("iterations between validations", None, role="eval_interval")
     eval_iters: int | None = doc("batches of a validation", None)
     log_interval: int = doc("iterations between lines in the log", 10)
     recompute_activations: bool = doc("recompute attention to save memory", False)

@@ -45,7 +45,7 @@ class QuantizeArgs(ScriptArgs):
         role="data",
     )
     calib_text_key: str | None = doc("the field of each row that holds the text; null finds it", None, engine="hf")
-    calib_seq_length: int = doc("tokens per calibration sample, at most", 512, optional=True, role="sequence")
+    calib_seq_length: int = doc("tokens per calibration sample, at most", 512, optional=True, role="sequence", least=8)
     calib_batch_size: int = doc("samples per forward pass, at most", 8, optional=True, role="batch")
     eval_dataset: str | None = doc(
         "text to score on; null keeps part of the calibration text aside", None, engine="hf", role="eval_data"
@@ -117,7 +117,7 @@ class QuantizeVlmArgs(ScriptArgs):
     )
     compress: bool = doc("store real low-precision weights in the checkpoint", False, role="compress")
     calib_size: int = doc("calibration samples", 512, role="samples")
-    use_random_calib: bool = doc("calibrate on random images and text: for plumbing only", False)
+    use_random_calib: bool = doc("calibrate on random images and text: for plumbing only", False, role="mock_data")
     skip_quantization: bool = doc("convert only, to compare with", False, role="unquantized")
     prompts: str = doc("what to ask about the test image", "Describe this image.", role="prompts")
     test_image_path: str | None = doc("an image to try the quantized model on", None, path="read")

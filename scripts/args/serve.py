@@ -24,10 +24,10 @@ class ServeArgs(ScriptArgs):
     tensor_parallel_size: int = doc("GPUs that share the model", 1, role="server_gpus")
     max_length: int | None = doc("longest sequence, in tokens; null is the model's", None)
     trust_remote_code: bool = doc("run Python code that the checkpoint brings", False, role="remote_code")
-    port: int | None = doc("where it listens, on this machine alone; null takes a free one", None)
+    port: int | None = doc("where it listens, on this machine alone; null takes a free one", None, least=1, most=65535)
     prompts: str = doc(
         "prompts to continue, separated by |", "Hello!|Born in California, Soyer trained as a", role="prompts"
     )
-    max_tokens: int = doc("tokens of each continuation", 32)
+    max_tokens: int = doc("tokens of each continuation", 32, role="new_tokens")
     start_minutes: float = doc("how long it may take to start", 30.0)
     answer_minutes: float = doc("how long it may take to answer: the first time it may compile kernels", 10.0)

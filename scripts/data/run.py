@@ -6,16 +6,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from scripts.args import constraints
 from scripts.args.data import PrepareDataArgs
 from scripts.args.meaning import ScriptArgs, ScriptSpec
 from scripts.checkpoints.datasets import TokenFile, blend, token_files
-from scripts.data.sources import DataSource, gather, refuse_without_core, source_problems
+from scripts.data import sources as sources_of_text
+from scripts.data.sources import DataSource, gather
 from scripts.engines.script.engine import run_script
 from scripts.engines.script.flags.reader import read_interface
 from scripts.engines.script.locate import locate
 from scripts.run.files import write_json
 from scripts.run.problems import JobError
 from scripts.run.record import Record
+from scripts.run.registry import refuse
 from scripts.tiny.model import local_model
 
 SCHEMA = 1
@@ -24,9 +27,7 @@ SCHEMA = 1
 def prepare(args: ScriptArgs, script: ScriptSpec, extra_args: Sequence[str], record: Record) -> None:
     """Tokenize, and report. Raises JobError for everything that is understood."""
     assert isinstance(args, PrepareDataArgs)
-    for problem in source_problems(args):
-        raise problem.as_error()
-    refuse_without_core()
+    refuse(args, script, constraints, sources_of_text)
     tokenizer = local_model(args.tokenizer, record)
     values: dict[str, Any] = {"tokenizer": tokenizer}
     sources: list[DataSource] = []

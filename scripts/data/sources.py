@@ -12,6 +12,7 @@ from typing import IO, Any, cast
 from scripts.args.data import PrepareDataArgs
 from scripts.data import texts
 from scripts.run.problems import JobError, Problem
+from scripts.run.registry import check
 
 #: The text that the built-in models were trained on.
 BUILT_IN = "tiny:text"
@@ -33,28 +34,36 @@ class DataSource:
         return self.file.suffix == _GZ
 
 
-def source_problems(args: PrepareDataArgs) -> Iterator[Problem]:
-    """What is wrong with the values by themselves."""
+@check("one_data_source", args=PrepareDataArgs, where="both")
+def data_source(job: Any) -> Iterator[Problem]:
+    """There is one, and one only."""
+    args: PrepareDataArgs = job.resolved
     given = {"jsonl_paths": args.jsonl_paths, "input_dir": args.input_dir, "hf_dataset": args.hf_dataset}
     named = [f"args.{key}" for key, value in given.items() if value]
     if len(named) != 1:
         cause = f"{' and '.join(named)} are all set" if named else "nothing says what to tokenize"
         remedy = "Set one of args.jsonl_paths, args.input_dir and args.hf_dataset."
-        key = named[-1] if named else "args.jsonl_paths"
-        yield Problem(name="one_data_source", key=key, value=None, cause=cause, remedy=remedy)
-    if not args.json_keys:
-        yield Problem(name="out_of_range", key="args.json_keys", value=[], cause="at least one field is needed")
+        yield Problem(key=named[-1] if named else "args.jsonl_paths", value=None, cause=cause, remedy=remedy)
 
 
-def refuse_without_core() -> None:
-    """Raise JobError `megatron_core_missing` where this Python cannot write the data."""
+@check("out_of_range", args=PrepareDataArgs, where="both")
+def fields_to_tokenize(job: Any) -> Iterator[Problem]:
+    """There is a field to take the text from."""
+    if not job.resolved.json_keys:
+        yield Problem(key="args.json_keys", value=[], cause="at least one field is needed")
+
+
+@check("megatron_core_missing", args=PrepareDataArgs, where="both")
+def megatron_core(job: Any) -> Iterator[Problem]:
+    """The Python that is to run it can write the data."""
     try:
-        there = util.find_spec("megatron.core") is not None
+        there = not job.in_this_python or util.find_spec("megatron.core") is not None
     except ModuleNotFoundError:
         there = False
     if not there:
-        cause = "the data's format is Megatron-Core's, and this Python has no megatron.core."
-        raise JobError("megatron_core_missing", cause, "Use a NeMo container, or: pip install --no-deps megatron-core")
+        cause = "the data's format is Megatron-Core's, and this Python has no megatron.core"
+        remedy = "Use a NeMo container, or: pip install --no-deps megatron-core"
+        yield Problem(key="executor", value=None, cause=cause, remedy=remedy)
 
 
 def gather(args: PrepareDataArgs, folder: Path) -> list[DataSource]:

@@ -7,43 +7,58 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import util
 from pathlib import Path
+from typing import Any
 
 from scripts.args.evaluate import Backend, EvaluateArgs
-from scripts.args.meaning import ScriptSpec
 from scripts.checkpoints import look
 from scripts.checkpoints.huggingface import exported_algorithm
 from scripts.formats import FORMATS
 from scripts.run.problems import JobError, Problem
 from scripts.run.provenance import compute_capabilities
+from scripts.run.registry import check
+
+#: What each backend has no use for, and its own way to use several GPUs.
+_UNUSED = {"vllm": ("parallelize", "tensor_parallel_size=2"), "hf": ("tensor_parallel_size", "parallelize=true")}
 
 
-def refuse_without_harness(script: ScriptSpec) -> None:
-    """Raise JobError `harness_not_installed` where this Python cannot run it."""
-    if script.path is None and util.find_spec("lm_eval") is None:
-        cause = "the lm-evaluation-harness is not installed in this Python."
-        raise JobError("harness_not_installed", cause, 'Use a container that has it, or: pip install "lm-eval>=0.4.9"')
-
-
-def evaluate_problems(args: EvaluateArgs) -> Iterator[Problem]:
-    """Every Problem of `args`, before anything is looked at."""
-    if not args.tasks:
-        yield Problem(name="no_tasks", key="args.tasks", value=[], cause="there is nothing to score")
-    for task in args.tasks:
+@check("no_tasks", "wrong_value", args=EvaluateArgs, where="both")
+def tasks(job: Any) -> Iterator[Problem]:
+    """There are some, and the harness can tell them apart."""
+    if not job.resolved.tasks:
+        yield Problem(key="args.tasks", value=[], cause="there is nothing to score")
+    for task in job.resolved.tasks:
         if "," in task:
             cause = "the harness takes a comma for the end of a task's name"
             remedy = "Make each task an entry of its own; for a YAML file whose path has a comma use args.include_path."
             yield Problem(name="wrong_value", key="args.tasks", value=task, cause=cause, remedy=remedy)
-    unused = {"vllm": ("parallelize", "tensor_parallel_size=2"), "hf": ("tensor_parallel_size", "parallelize=true")}
-    if args.backend in unused:
-        name, instead = unused[args.backend]
-        value = getattr(args, name)
-        if value > 1 or value is True:
-            cause = f"it is not {args.backend}'s way to use several GPUs"
-            remedy = f"Use args.{instead} or the like."
-            yield Problem(name="not_of_this_backend", key=f"args.{name}", value=value, cause=cause, remedy=remedy)
-    if args.fewshot_as_multiturn and not args.apply_chat_template:
+
+
+@check("not_of_this_backend", args=EvaluateArgs, where="both")
+def backend(job: Any) -> Iterator[Problem]:
+    """Each backend has its own way to use several GPUs."""
+    args: EvaluateArgs = job.resolved
+    name, instead = _UNUSED.get(args.backend, ("", ""))
+    value = getattr(args, name) if name else 1
+    if value > 1 or value is True:
+        cause = f"it is not {args.backend}'s way to use several GPUs"
+        yield Problem(key=f"args.{name}", value=value, cause=cause, remedy=f"Use args.{instead} or the like.")
+
+
+@check("wrong_value", args=EvaluateArgs, where="both")
+def turns(job: Any) -> Iterator[Problem]:
+    """Examples as turns of a chat, without a chat."""
+    if job.resolved.fewshot_as_multiturn and not job.resolved.apply_chat_template:
         cause = "the turns of a chat need args.apply_chat_template=true"
-        yield Problem(name="wrong_value", key="args.fewshot_as_multiturn", value=True, cause=cause)
+        yield Problem(key="args.fewshot_as_multiturn", value=True, cause=cause)
+
+
+@check("harness_not_installed", args=EvaluateArgs, where="both")
+def harness(job: Any) -> Iterator[Problem]:
+    """The Python that is to run it has the harness."""
+    if job.in_this_python and job.script.path is None and util.find_spec("lm_eval") is None:
+        cause = "the lm-evaluation-harness is not installed in this Python"
+        remedy = 'Use a container that has it, or: pip install "lm-eval>=0.4.9"'
+        yield Problem(key="executor", value=None, cause=cause, remedy=remedy)
 
 
 @dataclass(frozen=True, kw_only=True)

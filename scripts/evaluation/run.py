@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from scripts.args import constraints
 from scripts.args.evaluate import EvaluateArgs
 from scripts.args.meaning import ScriptArgs, ScriptSpec
 from scripts.engines.script.engine import run_script
-from scripts.evaluation.checks import Loading, evaluate_problems, loading_of, refuse_without_harness
+from scripts.evaluation import checks
+from scripts.evaluation.checks import Loading, loading_of
 from scripts.evaluation.harness import closing_words, harness_args, write_tasks
 from scripts.evaluation.report import as_text, write_report
 from scripts.evaluation.scores import (
@@ -24,6 +26,7 @@ from scripts.evaluation.scores import (
 from scripts.run.files import staged
 from scripts.run.problems import JobError
 from scripts.run.record import Record
+from scripts.run.registry import refuse
 from scripts.tiny.model import local_model
 
 _RESTORED = Path(__file__).resolve().parent / "restored" / "lm_eval_restored.py"
@@ -35,12 +38,11 @@ def score_checkpoint(args: ScriptArgs, script: ScriptSpec, extra_args: Sequence[
     """Score, compare, report. Raises JobError for everything that is understood."""
     assert isinstance(args, EvaluateArgs)
     baseline = read_baseline(Path(args.baseline)) if args.baseline else None
-    _refuse(args)
-    refuse_without_harness(script)
+    refuse(args, script, constraints, checks)
     model = local_model(args.checkpoint, record)
     with record.phase("check the checkpoint"):
         loading = loading_of(args, model)
-        _refuse(dataclasses.replace(args, backend=loading.backend))
+        refuse(dataclasses.replace(args, backend=loading.backend), script, checks)
         if loading.restored and script.path is not None:
             cause = f"script.path={script.path}, and a checkpoint with ModelOpt's state has a script of its own."
             raise JobError("script_unused", cause, "Leave it out.")
@@ -54,11 +56,6 @@ def score_checkpoint(args: ScriptArgs, script: ScriptSpec, extra_args: Sequence[
     run_script(harness, script, [*extra_args, *closing_words(args)], record)
     with record.phase("report"):
         _report(args, loading, baseline, results.parent, record)
-
-
-def _refuse(args: EvaluateArgs) -> None:
-    for problem in evaluate_problems(args):
-        raise problem.as_error()
 
 
 def _report(args: EvaluateArgs, loading: Loading, baseline: Baseline | None, folder: Path, record: Record) -> None:

@@ -9,20 +9,20 @@ none of its own; that it can be forced; that it is a warning.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import ModuleType
 from typing import Any, Literal, TypeVar
 
-from scripts.args.meaning import Role, value_of
-from scripts.run.problems import JobError, Problem, Severity
+from scripts.args.meaning import Role, ScriptSpec, value_of
+from scripts.run.problems import Problem, Severity
 
 
 @dataclass(frozen=True, kw_only=True)
 class Skipped:
     """A check that could not be made, and the facts that were missing."""
 
-    missing: tuple[str, ...]
     name: str = ""  # of the check; it is filled in
+    missing: tuple[str, ...]
 
     def __str__(self) -> str:
         return f"not checked: {self.name} (not known: {', '.join(self.missing)})"
@@ -107,13 +107,7 @@ def check(name: str, *also: str, args: type | tuple[type, ...] = (), **facts: An
 
 def checks_of(*modules: ModuleType) -> tuple[Check, ...]:
     """The checks that modules define, in their order."""
-    return tuple(
-        one for module in modules for one in (*REGISTRY.values(), *_unlisted(module)) if one.module == module.__name__
-    )
-
-
-def _unlisted(module: ModuleType) -> tuple[Check, ...]:
-    return tuple(replace(one, module=module.__name__) for one in getattr(module, "CHECKS", ()))
+    return tuple(one for module in modules for one in REGISTRY.values() if one.module == module.__name__)
 
 
 def carry_out(checks: Sequence[Check], job: Any) -> Findings:
@@ -128,16 +122,22 @@ def carry_out(checks: Sequence[Check], job: Any) -> Findings:
     )
 
 
-def refuse(job: Any) -> None:
-    """On the node: raise JobError for the first thing wrong that nobody can have forced.
+@dataclass(frozen=True, kw_only=True)
+class OnNode:
+    """What a job answers to a check where it runs, as a Job does where it is submitted."""
 
-    Of the checks that are imported there, those that say `where`; the rest was found before the job was submitted.
-    """
-    for one in [one for one in REGISTRY.values() if one.where != "submit" and one.is_for(job)]:
-        for found in one.found(job):
-            if isinstance(found, Problem) and found.severity == "error" and not found.can_force:
-                value = "" if found.value is None else f"={found.value}"
-                raise JobError(found.name, f"{found.key}{value}: {found.cause}.", found.remedy)
+    resolved: Any
+    script: ScriptSpec = field(default_factory=ScriptSpec)
+    engine: str = "script"
+    in_this_python: bool = True
+
+
+def refuse(args: Any, script: ScriptSpec, *modules: ModuleType) -> None:
+    """On the node: raise JobError for the first thing wrong that nobody can have forced, by the checks of modules."""
+    checks = [one for one in checks_of(*modules) if one.where != "submit"]
+    for problem in carry_out(checks, OnNode(resolved=args, script=script)).problems:
+        if problem.severity == "error" and not problem.can_force:
+            raise problem.as_error()
 
 
 def _known(need: str, job: Any) -> bool:

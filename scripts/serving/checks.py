@@ -4,6 +4,7 @@ import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from scripts.args.serve import ServeArgs
 from scripts.checkpoints import look
@@ -11,7 +12,8 @@ from scripts.checkpoints.huggingface import exported_algorithm
 from scripts.formats import FORMATS
 from scripts.run.problems import JobError, Problem
 from scripts.run.provenance import compute_capabilities
-from scripts.serving.servers import HOST, SERVERS, able
+from scripts.run.registry import check
+from scripts.serving.servers import HOST, SERVERS, able, find_program
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,21 +26,22 @@ class Served:
     method: str | None  # what the server is told of it
 
 
-def serve_problems(args: ServeArgs) -> Iterator[Problem]:
-    """Every Problem of the values by themselves."""
-    if not args.checkpoint:
-        yield Problem(name="missing_input", key="args.checkpoint", value=None, cause="it is not set: what to serve")
-    if not prompts_of(args):
-        yield Problem(
-            name="out_of_range", key="args.prompts", value=args.prompts, cause="at least one prompt is needed"
-        )
-    for name in ("tensor_parallel_size", "max_tokens"):
-        if getattr(args, name) < 1:
-            yield Problem(
-                name="out_of_range", key=f"args.{name}", value=getattr(args, name), cause="at least 1 is needed"
-            )
-    if args.port is not None and not 0 < args.port < 1 << 16:
-        yield Problem(name="out_of_range", key="args.port", value=args.port, cause="ports are 1 to 65535")
+@check("out_of_range", args=ServeArgs, where="both")
+def prompts(job: Any) -> Iterator[Problem]:
+    """There is something to ask."""
+    if not prompts_of(job.resolved):
+        yield Problem(key="args.prompts", value=job.resolved.prompts, cause="at least one prompt is needed")
+
+
+@check("server_not_installed", args=ServeArgs, where="both")
+def server(job: Any) -> Iterator[Problem]:
+    """The machine that is to run it has the server."""
+    try:
+        if job.in_this_python:
+            find_program(SERVERS[job.resolved.server], job.script.path)
+    except JobError as error:
+        key = "script.path" if job.script.path else "executor"
+        yield Problem(key=key, value=job.script.path, cause=error.cause.rstrip("."), remedy=error.remedy)
 
 
 def prompts_of(args: ServeArgs) -> list[str]:
@@ -74,7 +77,7 @@ def check_checkpoint(args: ServeArgs, model: str) -> Served:
 
 
 def check_gpus(args: ServeArgs, served: Served) -> None:
-    """Raises JobError `gpu_too_old` and `too_few_gpus`, where the driver can be asked."""
+    """Raises JobError `format_needs_newer_gpu` and `too_few_gpus`, where the driver can be asked."""
     capabilities = compute_capabilities()
     if not capabilities:
         return
@@ -84,7 +87,7 @@ def check_gpus(args: ServeArgs, served: Served) -> None:
     facts = FORMATS.get(served.quantization or "")
     if facts is not None and min(capabilities) < facts.min_sm:
         cause = f"{facts.name} needs compute capability {facts.min_sm}, and this GPU has {min(capabilities)}."
-        raise JobError("gpu_too_old", cause, "Use Ada, Hopper or Blackwell, or another format.")
+        raise JobError("format_needs_newer_gpu", cause, "Use Ada, Hopper or Blackwell, or another format.")
 
 
 def choose_port(port: int | None) -> int:

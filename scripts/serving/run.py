@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from scripts.args import constraints
 from scripts.args.meaning import ScriptArgs, ScriptSpec
 from scripts.args.serve import ServeArgs
 from scripts.engines.script.child import Output
@@ -20,7 +21,9 @@ from scripts.engines.script.locate import child_environment
 from scripts.run.files import write_json
 from scripts.run.problems import JobError
 from scripts.run.record import Record
-from scripts.serving.checks import Served, check_checkpoint, check_gpus, choose_port, prompts_of, serve_problems
+from scripts.run.registry import refuse
+from scripts.serving import checks
+from scripts.serving.checks import Served, check_checkpoint, check_gpus, choose_port, prompts_of
 from scripts.serving.client import Answer, Client, UnreachableError, flaw_of
 from scripts.serving.servers import SERVERS, Running, command_line, find_program, started
 from scripts.tiny.model import local_model
@@ -36,8 +39,7 @@ _SHOWN = 500
 def check_server(args: ScriptArgs, script: ScriptSpec, extra_args: Sequence[str], record: Record) -> None:
     """Start, ask, judge, stop, report. Raises JobError for everything that is understood."""
     assert isinstance(args, ServeArgs)
-    for problem in serve_problems(args):
-        raise problem.as_error()
+    refuse(args, script, constraints, checks)
     assert args.checkpoint is not None
     server = SERVERS[args.server]
     program = find_program(server, script.path)

@@ -110,7 +110,7 @@ def test_refusals() -> None:
         quantizers.compress(quantized("qwen3_moe", export_quant_cfg="fp8"))
     with pytest.raises(JobError, match="format_needs_cuda"):
         logits(quantized(export_quant_cfg="MXFP8_DEFAULT_CFG"))
-    with pytest.raises(JobError, match="unknown_format"):
+    with pytest.raises(JobError, match="unsupported_quant_recipe"):
         quantizers.build_config(QuantizeArgs(export_quant_cfg="fp9"))
 
 

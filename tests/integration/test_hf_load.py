@@ -105,7 +105,7 @@ def own_code(folder: Path) -> None:
         (no_weights, "missing_model"),
         (no_config, "missing_model"),
         (bad_config, "missing_model"),
-        (unknown_type, "model_unknown"),
+        (unknown_type, "unknown_model"),
         (truncated, "damaged_weights"),
         (missing_shard, "missing_model"),
         (no_tokenizer, "missing_tokenizer"),

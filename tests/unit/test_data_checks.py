@@ -11,7 +11,7 @@ import pytest
 from recipes.experiment.job import Job
 from recipes.models import ModelFacts
 from recipes.planner.gpus import Gpu
-from recipes.preflight import quality, values, vocabularies, walltime
+from recipes.preflight import contradictions, quality, vocabularies, walltime
 from recipes.preflight.walltime import limit_hours
 from scripts.run.problems import Problem
 from scripts.run.registry import carry_out, checks_of
@@ -200,7 +200,7 @@ def test_what_is_real_or_claims_nothing_is_not_warned_of(recipe: str, given: dic
     ],
 )
 def test_values_that_contradict_each_other(recipe: str, given: dict[str, Any], key: str, severity: str) -> None:
-    (problem,) = found(checks_of(values), job_of(recipe, **given), "contradiction")
+    (problem,) = found(checks_of(contradictions), job_of(recipe, **given), "contradiction")
     assert (problem.key, problem.severity) == (key, severity)
     assert problem.remedy
 
@@ -222,7 +222,7 @@ def test_values_that_contradict_each_other(recipe: str, given: dict[str, Any], k
     ],
 )
 def test_values_that_agree(recipe: str, given: dict[str, Any]) -> None:
-    assert carry_out(checks_of(values), job_of(recipe, **given)).problems == ()
+    assert found(checks_of(contradictions), job_of(recipe, **given), "contradiction") == []
 
 
 @pytest.mark.parametrize(

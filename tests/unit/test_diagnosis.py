@@ -346,7 +346,7 @@ def test_of_a_long_line_the_part_that_tells_is_shown(logs: Path) -> None:
         ("missing_module", "import megatron.core.no_such"),
         ("missing_name", "from json import no_such"),
         ("missing_name", "import json; json.no_such"),
-        ("unknown_flags", "import argparse; argparse.ArgumentParser().parse_args(['--no-such', '1'])"),
+        ("unknown_flag", "import argparse; argparse.ArgumentParser().parse_args(['--no-such', '1'])"),
         ("bad_flag_value", "import argparse; p = argparse.ArgumentParser(); p.add_argument('--n', type=int); "
                            "p.parse_args(['--n', 'many'])"),
         ("host_out_of_memory", "bytearray(1 << 60)"),

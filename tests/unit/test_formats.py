@@ -51,7 +51,7 @@ def test_blocks(name: str, block: tuple[int, int]) -> None:
 def test_unknown_format_names_the_nearest() -> None:
     with pytest.raises(JobError, match="nvfp4") as caught:
         get_format("nvpf4")
-    assert caught.value.name == "unknown_format"
+    assert caught.value.name == "unsupported_quant_recipe"
     assert "nvfp4" in caught.value.remedy
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from recipes.preflight import batches, families, formats, hardware, layout, pruning
+from recipes.preflight import batches, contradictions, formats, hardware, layout, pruning
 from scripts.run.problems import Problem
 from scripts.run.registry import carry_out, checks_of
 from tests.unit.test_layout_checks import EXPERTS, HYBRID, LLAMA, findings, spec_for
@@ -251,7 +251,7 @@ def test_targets_are_within_reach(values: dict[str, Any], name: str | None, key:
     ],
 )
 def test_what_a_configuration_cannot_combine(recipe: str, values: Any, name: str | None, severity: str) -> None:
-    found = list(carry_out(checks_of(families), spec_for(recipe, **values)).problems)
+    found = list(carry_out(checks_of(contradictions), spec_for(recipe, **values)).problems)
     assert [(one.name, one.severity) for one in found] == ([(name, severity)] if name else [])
     assert all(one.key.startswith("args.config.") for one in found)
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from recipes.experiment.store import RunFolder
-from recipes.preflight import access, history, inputs, outputs, places, quality, values, vocabularies
+from recipes.preflight import access, contradictions, history, inputs, outputs, places, quality, vocabularies
 from scripts.run.identity import identity
 from scripts.run.record import Record
 from scripts.run.registry import carry_out, checks_of
@@ -238,7 +238,7 @@ def test_one_run_among_two_hundred_is_found(tmp_path: Path) -> None:
     "text", ["a" * 5000, "/" + "a" * 300, "~nobody/x", "/proc/1/root/x", "\ud800", "a\0b", "/..", ""]
 )
 def test_no_path_ends_in_a_traceback(profiles: Path, text: str) -> None:
-    modules = (access, history, inputs, outputs, places, quality, values, vocabularies)
+    modules = (access, history, inputs, outputs, places, quality, contradictions, vocabularies)
     checks = [check for module in modules for check in checks_of(module)]
     for recipe, field in (("distill", "data_paths"), ("prune", "hf_model_name_or_path"), ("prune", "output_hf_path")):
         for executor in ("local", "box", "site", "far", "cloud"):

@@ -8,12 +8,14 @@ from recipes import find
 from scripts.args.convert import MegatronToHfArgs
 from scripts.args.export import ExportArgs
 from scripts.args.interpolation import tag_of
+from scripts.args.meaning import ScriptSpec
+from scripts.checkpoints import kinds
 from scripts.engines.script.child import Ended
 from scripts.engines.script.command import file_content
 from scripts.engines.script.engine import _failure
 from scripts.engines.script.flags.reader import read_interface
-from scripts.engines.script.inputs import refuse_inputs
 from scripts.run.problems import JobError
+from scripts.run.registry import refuse
 from tests.testbed.standin import write_megatron
 
 HANDLED = "ModuleNotFoundError: No module named 'x'\nWARNING: going on without it\n"
@@ -69,9 +71,9 @@ def test_exporter_and_converter_take_each_its_own(tmp_path: Path, quantized: boo
     path = str(write_megatron(tmp_path / "c", quantized=quantized))
     exporter, converter = ExportArgs(megatron_load_path=path), MegatronToHfArgs(megatron_path=path)
     right, wrong = (exporter, converter) if quantized else (converter, exporter)
-    refuse_inputs(right)
+    refuse(right, ScriptSpec(), kinds)
     with pytest.raises(JobError) as caught:
-        refuse_inputs(wrong)
+        refuse(wrong, ScriptSpec(), kinds)
     assert caught.value.name == ("already_quantized" if quantized else "not_quantized")
 
 

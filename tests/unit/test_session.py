@@ -94,7 +94,7 @@ def test_without_a_launcher_the_run_directory_is_below_output(tmp_path: Path, mo
         ({"script": ScriptSpec(path="x.py")}, "script_not_found"),
         ({"engine": "script"}, "script_not_found"),
         ({"extra_args": ["--x"]}, "script_unused"),
-        ({"args": QuantizeArgs(export_quant_cfg="fp9")}, "unknown_format"),
+        ({"args": QuantizeArgs(export_quant_cfg="fp9")}, "unsupported_quant_recipe"),
         ({"args": QuantizeArgs(export_dir="${oc.env:NO_SUCH_VARIABLE}")}, "unresolved_value"),
     ],
 )

@@ -50,7 +50,7 @@ def _as_job_error(path: str, error: Exception) -> JobError:
         cause = f"{path} cannot be opened: {first_line(error)}"
         return JobError("missing_model", cause, "Check args.hf_model_id and the network.")
     cause = f"{path} cannot be built: {first_line(error)}"
-    return JobError("model_unknown", cause, "A newer transformers may know this model.")
+    return JobError("unknown_model", cause, "A newer transformers may know this model.")
 
 
 def linear_shapes(path: str, trust_remote_code: bool) -> dict[str, tuple[int, int]]:

@@ -50,11 +50,13 @@ def _base_config(ref: FormatRef, weight_only: bool) -> dict[str, Any]:
         recipe = load_recipe(ref.value)
     except (ValidationError, ValueError, KeyError, TypeError, OSError) as error:
         text = str(error).strip().replace("\n", " ")[:300]
-        raise JobError("bad_recipe", f"ModelOpt refuses the recipe {ref.value}: {text}", "Correct the file.") from error
+        raise JobError(
+            "unsupported_quant_recipe", f"ModelOpt refuses the recipe {ref.value}: {text}", "Correct the file."
+        ) from error
     section = getattr(recipe, "quantize", None)
     if section is None or type(recipe).__name__ != "ModelOptPTQRecipe":
         cause = f"{ref.value} is a {type(recipe).__name__}, not a recipe for post-training quantization."
-        raise JobError("bad_recipe", cause, "Take one from general/ptq.")
+        raise JobError("unsupported_quant_recipe", cause, "Take one from general/ptq.")
     return dict(section.model_dump())
 
 
@@ -69,7 +71,7 @@ def refuse_weight_only(args: QuantizeArgs) -> None:
 def build_config(args: QuantizeArgs) -> dict[str, Any]:
     """The ModelOpt quantization config for format, weight_only and key/value cache.
 
-    Raises JobError: unknown_format, bad_recipe, weight_only_meaningless.
+    Raises JobError: unsupported_quant_recipe, unsupported_quant_recipe, weight_only_meaningless.
     """
     import modelopt.torch.quantization as mtq
 

@@ -13,17 +13,19 @@ from collections.abc import Callable, Sequence
 from importlib import metadata
 from typing import Any
 
+from scripts.args import constraints
 from scripts.args.meaning import ScriptArgs, ScriptSpec, meanings
+from scripts.checkpoints import kinds
 from scripts.engines.script import outputs as out
 from scripts.engines.script.child import LOG_BYTES, Ended, Output, SilentError, run_child
 from scripts.engines.script.command import Argv, command_words, with_inputs, write_files
 from scripts.engines.script.flags.reader import read_interface
 from scripts.engines.script.flags.tables import completed, releases_like, repository_of
-from scripts.engines.script.inputs import refuse_inputs
 from scripts.engines.script.locate import Located, child_environment, is_module, locate
 from scripts.run.files import content_of, write_json
 from scripts.run.problems import JobError
 from scripts.run.record import Follower, Record, read_json
+from scripts.run.registry import refuse
 
 _WAIT_SECONDS = 1800.0  # as long as torch's own store waits
 _PREPARE_SECONDS = 600.0  # ranks start together, but for what a slow file system makes of their imports
@@ -52,7 +54,7 @@ def run_script(args: ScriptArgs, script: ScriptSpec, extra_args: Sequence[str], 
             cause = f"{located.script} is one process, not {world}."
             raise JobError("world_size_not_one", cause, "Set torchrun.nproc_per_node=1 and torchrun.nnodes=1.")
         args = with_inputs(args)
-        refuse_inputs(args)
+        refuse(args, script, constraints, kinds)
         found = read_interface(located.file, located.roots)
         releases = releases_like(located.script, found)
         interface = completed(found, located.script, releases)

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from scripts.args.meaning import Meaning, meanings
-from scripts.checkpoints import look
+from scripts.checkpoints.detect import look
 from scripts.formats import EXPORTABLE
 from scripts.run.problems import JobError, Problem
+from scripts.run.registry import check
 
 #: How to get from what is there to what is needed.
 _CONVERSION = {
@@ -18,14 +19,20 @@ _CONVERSION = {
 }
 
 
-def refuse_inputs(args: Any) -> None:
-    """Raise JobError for the first input that is here and cannot be used; a hub's name is the script's to fetch."""
-    for field, meaning in meanings(args):
-        value = getattr(args, field.name)
-        if isinstance(value, str) and meaning.consumes.startswith("checkpoint_") and meaning.engine != "hf":
-            path = Path(value).expanduser()
-            for problem in checkpoint_problems(path, f"args.{field.name}", meaning) if path.exists() else ():
-                raise JobError(problem.name, f"{problem.key}={path}: {problem.cause}.", problem.remedy)
+@check(
+    *("wrong_checkpoint_kind", "damaged_checkpoint", "not_quantized", "already_quantized", "format_not_exportable"),
+    *("unknown_checkpoint", "unreadable_checkpoint", "missing_path", "no_iteration"),
+    where="node",
+)
+def checkpoints(job: Any) -> Iterator[Problem]:
+    """Every checkpoint that is there can be used; a hub's name is the script's to fetch."""
+    for field, meaning in meanings(job.resolved):
+        value = getattr(job.resolved, field.name)
+        if not isinstance(value, str) or not meaning.consumes.startswith("checkpoint_") or meaning.engine == "hf":
+            continue
+        path = Path(value).expanduser()
+        if path.exists():
+            yield from checkpoint_problems(path, f"args.{field.name}", meaning)
 
 
 def checkpoint_problems(path: Path, key: str, meaning: Meaning) -> Iterator[Problem]:

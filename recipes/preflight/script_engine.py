@@ -7,13 +7,13 @@ from pathlib import Path
 
 from recipes.experiment.job import Job
 from recipes.models import hub
-from recipes.preflight.quantize import is_local
+from recipes.preflight.hf_engine import is_local
 from scripts.args.meaning import Meaning, meanings
+from scripts.checkpoints.kinds import checkpoint_problems
 from scripts.checkpoints.model import local_model_problem
 from scripts.engines.script.command import Argv, flags_of
 from scripts.engines.script.flags.interface import Interface
 from scripts.engines.script.flags.tables import interface_of, releases_of
-from scripts.engines.script.inputs import checkpoint_problems
 from scripts.engines.script.locate import is_module, locate
 from scripts.run.problems import JobError, Problem
 from scripts.run.registry import check
@@ -123,19 +123,12 @@ def of_another_engine(job: Job) -> Iterator[Problem]:
             yield Problem(key=f"args.{field.name}", value=value, cause=cause, remedy=remedy)
 
 
-@check("missing_input", "missing_value", "unknown_model", "wrong_checkpoint_kind", engines=("script", None))
+@check("unknown_model", "missing_input", engines=("script", None))
 def inputs_given(job: Job) -> Iterator[Problem]:
-    """What is missing, or is not there, or is something else than what is needed."""
+    """What is not there, or is something else than what is needed."""
     for field, meaning in meanings(job.args):
         value = getattr(job.resolved, field.name)
-        if value is None and meaning.required:
-            what = "what the script reads" if meaning.consumes else "the script cannot do without it"
-            name = "missing_input" if meaning.consumes else "missing_value"
-            remedy = f"Set args.{field.name}" + (f" to a {meaning.consumes}." if meaning.consumes else ".")
-            yield Problem(
-                name=name, key=f"args.{field.name}", value=None, cause=f"it is not set: {what}", remedy=remedy
-            )
-        elif isinstance(value, str) and meaning.consumes and meaning.engine != "hf" and field.name not in job.promised:
+        if isinstance(value, str) and meaning.consumes and meaning.engine != "hf" and field.name not in job.promised:
             yield from _input(job, f"args.{field.name}", value, meaning)
 
 

@@ -7,17 +7,18 @@ import json
 import posixpath
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from executors.base import is_below
+from recipes.catalogue import RECIPES
 from recipes.experiment.job import Job
 from recipes.experiment.runs import Run
 from recipes.experiment.store import RunFolder, runs_dir, scheduler_of
 from recipes.preflight.paths import inputs_of
-from scripts.args.interpolation import MODEL_FIELDS
+from scripts.args.meaning import ScriptArgs, meanings
 from scripts.checkpoints.documents import parse_json, read_bytes, read_json
 from scripts.run.identity import is_alive
 from scripts.run.problems import JobError
@@ -35,6 +36,7 @@ class Origin:
 
     name: str  # the run's id, or the stage's name
     algorithm: str
+    kind: type  # of its arguments, as far as it is known
     state: str  # as recorded last; "planned" for a stage
     args: Mapping[str, Any]
     extra_args: tuple[str, ...]
@@ -46,8 +48,8 @@ class Origin:
     @property
     def base(self) -> str | None:
         """The Hugging Face model whose shape its outputs have, as its arguments name it."""
-        named = (self.args.get(name) for name in MODEL_FIELDS if name != "model_card")
-        return next((value for value in named if isinstance(value, str)), None)
+        named = (field.name for field, meaning in meanings(self.kind) if meaning.role == "model" and not meaning.card)
+        return next((value for name in named if isinstance(value := self.args.get(name), str)), None)
 
     @property
     def ended(self) -> bool:
@@ -80,6 +82,7 @@ def origin_of_spec(name: str, job: Job) -> Origin:
     return Origin(
         name=name,
         algorithm=job.algorithm,
+        kind=type(job.resolved),
         state="planned",
         args=vars(job.resolved),
         extra_args=tuple(job.extra_args),
@@ -176,6 +179,7 @@ def _read(
     return Origin(
         name=folder.name,
         algorithm=algorithm,
+        kind=_kind_of(algorithm, args),
         state=str(state),
         args=args,
         extra_args=tuple(word for word in values.get("extra_args") or () if isinstance(word, str)),
@@ -184,6 +188,12 @@ def _read(
         storage=storage_of(executor if isinstance(executor, dict) else {"kind": "local"}),
         folder=folder,
     )
+
+
+def _kind_of(algorithm: str, args: Mapping[str, Any]) -> type:
+    """Of the classes of an algorithm the one that has most of these arguments; a record does not say which it was."""
+    kinds = dict.fromkeys(one.family.args for one in RECIPES.values() if one.algorithm == algorithm)
+    return max(kinds, key=lambda kind: len(args.keys() & {field.name for field in fields(kind)}), default=ScriptArgs)
 
 
 def _outputs(record: Mapping[str, Any]) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from recipes.experiment.job import Job
 from recipes.models import hub
 from recipes.models.weights import linear_shapes
+from scripts.args.meaning import Role, field_of
 from scripts.checkpoints.model import local_model_problem
 from scripts.data.texts import read, source_of
 from scripts.engines.hf.quantizers import refuse_compress, refuse_weight_only
@@ -13,14 +14,14 @@ from scripts.formats import FITS_ANY_WIDTH, FORMATS, format_error, format_proble
 from scripts.run.problems import JobError, Problem
 from scripts.run.registry import check
 
-_PARALLEL = ("tp", "pp", "ep", "etp")
+_PARALLEL: tuple[Role, ...] = ("tp", "pp", "ep", "etp")
 _PEEKED_ROWS = 200
 
 
 def quantize_notes(job: Job) -> Iterator[str]:
     """What a user should know although nothing is wrong."""
     yield "engine hf writes args.modelopt_save_path and args.export_dir; args.megatron_save_path is not used"
-    sizes = [f"args.{name}" for name in _PARALLEL if getattr(job.args, name) not in (1, None)]
+    sizes = [f"{job.key(role)}" for role in _PARALLEL if job.get(role, 1) != 1]
     if sizes:
         yield f"engine hf has no parallelism; {', '.join(sizes)} of the recipe is not used"
     processes = job.torchrun.nproc_per_node * job.nodes
@@ -44,27 +45,13 @@ def is_local(model: str) -> bool:
     return model.startswith("tiny:") or Path(model).expanduser().exists() or not hub.is_hub_name(model)
 
 
-@check("out_of_range", engines=("hf",))
-def numbers_of_hf(job: Job) -> Iterator[Problem]:
-    least = {"calib_size": 1, "calib_seq_length": 8, "calib_batch_size": 1, "eval_size": 0}
-    for name, minimum in least.items():
-        value = getattr(job.args, name)
-        if value < minimum:
-            yield Problem(key=f"args.{name}", value=value, cause=f"at least {minimum} is needed")
-
-
 @check("engine_has_no_parallelism", "script_unused", "extra_args_unused", engines=("hf",))
 def unused_by_hf(job: Job) -> Iterator[Problem]:
-    for name in _PARALLEL:
-        value = getattr(job.args, name)
-        if value not in (1, None) and name in job.given:
+    for role in _PARALLEL:
+        value, name = job.get(role, 1), field_of(job.resolved, role)
+        if value != 1 and name in job.given:
             cause = "the hf engine runs as one process, without parallelism"
-            yield Problem(
-                key=f"args.{name}",
-                value=value,
-                cause=cause,
-                remedy=f"Use args.{name}=1.",
-            )
+            yield Problem(key=f"args.{name}", value=value, cause=cause, remedy=f"Use args.{name}=1.")
     if job.script.path is not None:
         cause = "the hf engine runs ModelOpt itself, no script"
         remedy = "Use script.path=null."
@@ -91,14 +78,18 @@ def format_of_hf(job: Job) -> Iterator[Problem]:
         yield Problem(name="format_does_not_fit", key="args.export_quant_cfg", value=value, cause=cause, remedy=remedy)
 
 
-@check("weight_only_unsupported", "cannot_compress", engines=("hf",))
+@check("weight_only_meaningless", "compress_unsupported", engines=("hf",))
 def combinations_of_hf(job: Job) -> Iterator[Problem]:
     if format_error(job.resolved.export_quant_cfg):
         return
-    for key, refuse in (("weight_only", refuse_weight_only), ("compress", refuse_compress)):
-        if getattr(job.resolved, key):
+    args = job.resolved
+    for key, asked, refuse in (
+        ("weight_only", args.weight_only, refuse_weight_only),
+        ("compress", args.compress, refuse_compress),
+    ):
+        if asked:
             try:
-                refuse(job.resolved)
+                refuse(args)
             except JobError as error:
                 yield Problem(name=error.name, key=f"args.{key}", value=True, cause=error.cause, remedy=error.remedy)
 
@@ -122,8 +113,7 @@ def model_of_hf(job: Job) -> Iterator[Problem]:
 def data_of_hf(job: Job) -> Iterator[Problem]:
     if not job.here:
         return
-    for key in ("calib_dataset", "eval_dataset"):
-        value = getattr(job.resolved, key)
+    for key, value in (("calib_dataset", job.args.calib_dataset), ("eval_dataset", job.args.eval_dataset)):
         if value is None and (key == "eval_dataset" or job.args.hf_model_id.startswith("tiny:")):
             continue
         try:
