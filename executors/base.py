@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, get_type_hints
 
+from executors.constraints import environment_problems, value_problems
 from scripts.run.files import write_private
 from scripts.run.problems import JobError, Problem
 from scripts.run.record import DamagedRecordError, read_record
@@ -241,10 +242,6 @@ class Place(ABC):
     def capabilities(self) -> Capabilities: ...
 
     @abstractmethod
-    def problems(self) -> list[Problem]:
-        """What is wrong with the profile, as far as its values alone tell."""
-
-    @abstractmethod
     def run_root(self) -> str:
         """Where run directories are made, as the job sees it."""
 
@@ -283,6 +280,10 @@ class Place(ABC):
     def probes(self) -> Iterator[Probe]:
         """Try whether a job could really run here, one thing after another."""
 
+    def problems(self) -> list[Problem]:
+        """What is wrong with the profile, as far as its values alone tell."""
+        return [*value_problems(self.profile), *environment_problems(self.profile, self.reserved)]
+
     def stage(self, files: Mapping[str, bytes]) -> None:
         """Put whole files (mode 0600, folders made) where the job will look for them, before it is submitted."""
         for path, content in files.items():
@@ -307,6 +308,8 @@ class Place(ABC):
         """What logs/`name` of the run directory (or, before it exists, the launcher) holds from byte `offset` on."""
         return read_from(Path(job.run_dir) / "logs" / name, offset)
 
+    #: Variables that a job is given by its executor.
+    reserved: ClassVar[frozenset[str]] = frozenset({"NEMO_RUN_DIR", "PYTHONSAFEPATH", SECRETS_VARIABLE})
     #: Whether a job runs in the environment that submits it: nothing has to travel, and what is installed is seen.
     runs_here: ClassVar[bool] = False
     #: Whether its machines may have disks that this one has not.

@@ -21,7 +21,6 @@ from executors.base import (
     SubmitError,
 )
 from scripts.run.identity import is_alive
-from scripts.run.problems import Problem
 from scripts.run.record import DamagedRecordError, read_record
 from scripts.run.secrets import VARIABLE as SECRETS
 
@@ -56,9 +55,6 @@ class LocalPlace(Place):
     def __init__(self, profile: LocalProfile) -> None:
         self.profile: LocalProfile = profile
         self._experiments: dict[str, Any] = {}  # only the process that started a job can ask NeMo-Run about it
-
-    def problems(self) -> list[Problem]:
-        return []
 
     def secret(self, name: str) -> Literal["given", "unset"]:
         return "given" if os.environ.get(name) else "unset"

@@ -39,7 +39,7 @@ from executors.docker.engine import (
     terminate,
 )
 from executors.docker.job import build_executor, container_name, image_env, job_env, own_volumes
-from executors.docker.profile import DockerProfile, numeric_user, wrong_values
+from executors.docker.profile import DockerProfile, contradictions, numeric_user
 from executors.docker.state import CANCELLED, LOG, STATUS, ended, exit_status
 from scripts.run.problems import Problem
 
@@ -78,7 +78,7 @@ class DockerPlace(Place):
         return super().breaks_on(home) + (":" if ":" in home else "")
 
     def problems(self) -> list[Problem]:
-        return wrong_values(self.profile, Path(self.run_root()))
+        return [*super().problems(), *contradictions(self.profile, Path(self.run_root()))]
 
     def run_root(self) -> str:
         return str(Path(self.profile.output_root or f"{_nemorun_home()}/runs").expanduser().absolute())

@@ -1,17 +1,18 @@
 """The values of a Docker profile, and what can be wrong with them before any engine is asked."""
 
-import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from executors.base import Mount, Profile
+from executors.constraints import key, wrong
 from scripts.run.problems import Problem
 
 #: NeMo-Run passes these itself; a second one of the same name is a TypeError there.
-_TAKEN = frozenset(
-    {"image", "command", "detach", "remove", "name", "hostname", "network", "working_dir", "labels", "environment"}
-)
+_TAKEN = frozenset({
+    "image", "command", "detach", "remove", "name", "hostname", "network", "working_dir", "labels", "environment"
+})  # fmt: skip
 #: Keys of `additional` that would undo a key of the profile itself.
 _OWN = {
     "user": "user",
@@ -26,9 +27,7 @@ _OWN = {
     "restart_policy": None,  # refused by the engine for containers that are removed as they end
     "auto_remove": None,
 }
-_SIZE = re.compile(r"\d+(\.\d+)?[bkmgt]?", re.IGNORECASE)
-_ULIMIT = re.compile(r"(?P<name>[a-z]+)[=:](?P<soft>-1|\d+)(?::(?P<hard>-1|\d+))?")
-_USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(:[A-Za-z0-9_][A-Za-z0-9_.-]*)?")
+_USER = r"[A-Za-z0-9_][A-Za-z0-9_.-]*(:[A-Za-z0-9_][A-Za-z0-9_.-]*)?"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,14 +37,23 @@ class DockerProfile(Profile):
     kind: Literal["docker"] = "docker"
     image: str = ""  # a name, or an id (sha256:...); required
     pull: Literal["missing", "always", "never"] = "missing"
-    gpus: int | None = None  # -1: all
-    user: str | None = None  # UID:GID; None: whoever submits, so that the files of a run are theirs
+    gpus: int | None = key(None, least=-1, expected="a number of GPUs is expected, or -1 for all")
+    user: str | None = key(  # UID:GID; None: whoever submits, so that the files of a run are theirs
+        None, pattern=_USER, expected="UID, UID:GID or the name of a user in the image is expected"
+    )
     mounts: list[str] = field(default_factory=list)  # SOURCE:TARGET[:ro]
-    shm_size: str | None = "16g"
+    shm_size: str | None = key(
+        "16g", pattern=r"(?i)\d+(\.\d+)?[bkmgt]?", expected="a size is expected, such as 16g or 512m"
+    )
     ipc: str | None = None
     network: str = "host"
     privileged: bool = False
-    ulimits: list[str] = field(default_factory=list)  # NAME=SOFT[:HARD]
+    ulimits: list[str] = key(
+        list,
+        pattern=r"[a-z]+[=:](-1|\d+)(:(-1|\d+))?",
+        expected="NAME=SOFT or NAME=SOFT:HARD is expected",
+        remedy="For example memlock=-1.",
+    )
     runtime: str | None = None
     host: str | None = None  # of the engine; None: DOCKER_HOST, else the system's own
     additional: dict[str, Any] = field(default_factory=dict)  # more of docker-py's containers.run()
@@ -64,45 +72,30 @@ def numeric_user(user: str) -> tuple[int, int] | None:
     return int(parts[0]), int(parts[1]) if len(parts) > 1 else -1
 
 
-def wrong_values(profile: DockerProfile, run_root: Path) -> list[Problem]:
-    """Every Problem with a profile's values; reaches nothing."""
-    problems = []
-
-    def wrong(key: str, value: Any, cause: str, remedy: str = "", name: str = "wrong_value") -> None:
-        problems.append(Problem(name=name, key=f"executor.{key}", value=value, cause=cause, remedy=remedy))
-
+def contradictions(profile: DockerProfile, run_root: Path) -> Iterator[Problem]:
+    """What is wrong with a profile beyond single values; reaches nothing."""
     if not profile.image.strip():
         remedy = "Name one that holds Python, NeMo-Run and ModelOpt, such as nvcr.io/nvidia/nemo:26.06."
-        wrong("image", None, "no image is given", remedy, name="missing_image")
+        yield wrong("image", None, "no image is given", remedy, name="missing_image")
     if profile.nodes not in (None, 1):
         remedy = "Use a Slurm or Lepton profile for more."
-        wrong("nodes", profile.nodes, "Docker runs a job on one machine", remedy)
-    if profile.gpus is not None and profile.gpus < -1:
-        wrong("gpus", profile.gpus, "a number of GPUs is expected, or -1 for all")
-    if profile.user is not None and not _USER.fullmatch(profile.user):
-        wrong("user", profile.user, "UID, UID:GID or the name of a user in the image is expected")
-    if profile.shm_size is not None and not _SIZE.fullmatch(profile.shm_size):
-        wrong("shm_size", profile.shm_size, "a size is expected, such as 16g or 512m")
+        yield wrong("nodes", profile.nodes, "Docker runs a job on one machine", remedy)
     if profile.network in ("bridge", "none", "default", "") or ":" in profile.network:
         cause = "NeMo-Run makes a bridge network of this name, and the engine refuses to"
-        wrong("network", profile.network, cause, "Use host, or a name of your own for a network between containers.")
+        remedy = "Use host, or a name of your own for a network between containers."
+        yield wrong("network", profile.network, cause, remedy)
     for text in profile.mounts:
         try:
             Mount.parse(text)
         except ValueError as error:
-            wrong("mounts", text, str(error))
-    for text in profile.ulimits:
-        if not _ULIMIT.fullmatch(text):
-            wrong("ulimits", text, "NAME=SOFT or NAME=SOFT:HARD is expected", "For example memlock=-1.")
-    for key in profile.additional:
-        if key in _TAKEN:
-            wrong(f"additional.{key}", None, "NeMo-Run sets it for each job", "Remove it.")
-        elif key in _OWN:
-            own = _OWN[key]
-            remedy = f"Use executor.{own}." if own else "Remove it."
-            wrong(f"additional.{key}", None, "it cannot be given here", remedy)
+            yield wrong("mounts", text, str(error))
+    for name in profile.additional:
+        if name in _TAKEN:
+            yield wrong(f"additional.{name}", None, "NeMo-Run sets it for each job", "Remove it.")
+        elif name in _OWN:
+            remedy = f"Use executor.{_OWN[name]}." if _OWN[name] else "Remove it."
+            yield wrong(f"additional.{name}", None, "it cannot be given here", remedy)
     if not isinstance(profile.additional.get("extra_hosts", {}), dict):
-        wrong("additional.extra_hosts", None, "a mapping of names to addresses is expected")
+        yield wrong("additional.extra_hosts", None, "a mapping of names to addresses is expected")
     if ":" in str(run_root):
-        wrong("output_root", str(run_root), "a path with a `:` in it cannot be mounted", "Choose another output_root.")
-    return problems
+        yield wrong("output_root", str(run_root), "a path with a `:` in it cannot be mounted", "Choose another one.")

@@ -32,7 +32,7 @@ from executors.base import (
 from executors.lepton.api import LeptonApi, NameTakenError, NotThereError, may_have_happened
 from executors.lepton.job import job_name, job_specification, launch_script, pack, readable, stock_rendezvous
 from executors.lepton.probes import probe_workspace
-from executors.lepton.profile import LeptonProfile, profile_problems, secret_references
+from executors.lepton.profile import LeptonProfile, contradictions, secret_references
 from scripts.run.problems import Problem
 
 if TYPE_CHECKING:
@@ -74,6 +74,7 @@ class LeptonPlace(Place):
     profile: LeptonProfile
     api: LeptonApi = field(default_factory=LeptonApi)
     expects_gpus: ClassVar[bool] = True
+    reserved: ClassVar[frozenset[str]] = Place.reserved | {_PRINT_RECORD}
 
     @property
     def capabilities(self) -> Capabilities:
@@ -88,7 +89,7 @@ class LeptonPlace(Place):
         )
 
     def problems(self) -> list[Problem]:
-        return profile_problems(self.profile)
+        return [*super().problems(), *contradictions(self.profile)]
 
     @property
     def image(self) -> str:
@@ -221,7 +222,7 @@ class LeptonPlace(Place):
             self.api.stop(job.id)
 
     def probes(self) -> Iterator[Probe]:
-        yield from probe_workspace(self.profile, self.api)
+        yield from probe_workspace(self.profile, self.api, self.problems())
 
     def _environment(self, launch: AnyJob) -> dict[str, str]:
         env = {**self.profile.env, "PYTHONSAFEPATH": "1", "NEMO_RUN_DIR": str(launch.run_dir), _PRINT_RECORD: "1"}

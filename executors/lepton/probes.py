@@ -1,15 +1,16 @@
 """Whether a job could really run in a Lepton workspace: one question after another, until one makes the rest moot."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from executors.base import Probe, UnreachableError
 from executors.lepton.api import LeptonApi, NotThereError
-from executors.lepton.profile import LeptonProfile, profile_problems, secret_references
+from executors.lepton.profile import LeptonProfile, secret_references
+from scripts.run.problems import Problem
 
 
-def probe_workspace(profile: LeptonProfile, api: LeptonApi) -> Iterator[Probe]:
+def probe_workspace(profile: LeptonProfile, api: LeptonApi, problems: Sequence[Problem]) -> Iterator[Probe]:
     """The probes of `nemo experiment executors check`, ending at the first failure that nothing can follow."""
-    yield from _values(profile)
+    yield from _values(profile, problems)
     try:
         yield Probe(name="login", passed=True, detail=f"workspace {api.client().workspace_id}")
         groups = {group.metadata.name: group.metadata.id_ for group in api.node_groups()}
@@ -29,9 +30,8 @@ def probe_workspace(profile: LeptonProfile, api: LeptonApi) -> Iterator[Probe]:
         yield _secrets(profile, api)
 
 
-def _values(profile: LeptonProfile) -> Iterator[Probe]:
+def _values(profile: LeptonProfile, problems: Sequence[Problem]) -> Iterator[Probe]:
     """One probe for each value at fault, else one that says all is there."""
-    problems = profile_problems(profile)
     for problem in problems:
         where = problem.key if problem.value is None else f"{problem.key}={problem.value}"
         yield Probe(name="profile", passed=False, detail=f"{where}: {problem.cause}", remedy=problem.remedy)

@@ -12,34 +12,20 @@ from executors.shell import Shell
 #: SchedulerJob.id of a submission whose answer was lost: the job is looked for by its name.
 UNKNOWN_ID = "?"
 _State = Literal["submitted", "running", "succeeded", "failed", "cancelled"]
-_STATES: dict[str, tuple[_State, str]] = {
-    "PENDING": ("submitted", ""),
-    "CONFIGURING": ("submitted", ""),
-    "REQUEUED": ("submitted", ""),
-    "REQUEUE_FED": ("submitted", ""),
-    "REQUEUE_HOLD": ("submitted", ""),
-    "RESV_DEL_HOLD": ("submitted", ""),
-    "SPECIAL_EXIT": ("submitted", ""),
-    "STAGE_OUT": ("running", ""),
-    "RESIZING": ("running", ""),
-    "SIGNALING": ("running", ""),
-    "RUNNING": ("running", ""),
-    "STOPPED": ("running", ""),
-    "SUSPENDED": ("running", ""),
-    "COMPLETING": ("running", ""),
-    "COMPLETED": ("succeeded", ""),
-    "CANCELLED": ("cancelled", "cancelled"),
-    "REVOKED": ("cancelled", "cancelled"),
-    "FAILED": ("failed", "job_failed"),
-    "TIMEOUT": ("failed", "timeout"),
-    "DEADLINE": ("failed", "deadline"),
-    "OUT_OF_MEMORY": ("failed", "out_of_memory"),
-    "NODE_FAIL": ("failed", "node_failed"),
-    "BOOT_FAIL": ("failed", "node_failed"),
-    "LAUNCH_FAILED": ("failed", "job_failed"),
-    "RECONFIG_FAIL": ("failed", "node_failed"),
-    "PREEMPTED": ("failed", "preempted"),
-}
+#: Slurm's words by ours, and the name of the error that each means; a word that is newer than these is `running`.
+_WORDS: tuple[tuple[_State, str, str], ...] = (
+    ("submitted", "", "PENDING CONFIGURING REQUEUED REQUEUE_FED REQUEUE_HOLD RESV_DEL_HOLD SPECIAL_EXIT"),
+    ("running", "", "STAGE_OUT RESIZING SIGNALING RUNNING STOPPED SUSPENDED COMPLETING"),
+    ("succeeded", "", "COMPLETED"),
+    ("cancelled", "cancelled", "CANCELLED REVOKED"),
+    ("failed", "job_failed", "FAILED LAUNCH_FAILED"),
+    ("failed", "timeout", "TIMEOUT"),
+    ("failed", "deadline", "DEADLINE"),
+    ("failed", "out_of_memory", "OUT_OF_MEMORY"),
+    ("failed", "node_failed", "NODE_FAIL BOOT_FAIL RECONFIG_FAIL"),
+    ("failed", "preempted", "PREEMPTED"),
+)
+_STATES = {word: (state, name) for state, name, words in _WORDS for word in words.split()}
 _NO_REASON = ("", "None", "0:0")
 _NEVER = ("DependencyNeverSatisfied", "Dependency")
 _SACCT = ["--allocations", "--parsable2", "--noheader", "--format=JobID,JobIDRaw,State,ExitCode,Reason,JobName"]

@@ -12,7 +12,7 @@ from zlib import crc32
 from executors.base import AnyJob, Capabilities, JobState, Mount, Place, Probe, SchedulerJob, UnreachableError
 from executors.shell import Shell
 from executors.slurm.jobs import is_unknown, job_states, raw_id, row_of
-from executors.slurm.profile import SlurmProfile, root_folder, sbatch_values, wrong_values
+from executors.slurm.profile import SlurmProfile, contradictions, root_folder, sbatch_values
 from executors.slurm.script import (
     RENDEZVOUS_PORT,
     container_env,
@@ -66,7 +66,7 @@ class SlurmPlace(Place):
         return Shell(host=profile.host, user=profile.user, port=profile.port, identity=profile.identity)
 
     def problems(self) -> list[Problem]:
-        return wrong_values(self.profile)
+        return [*super().problems(), *contradictions(self.profile)]
 
     @property
     def image(self) -> str | None:

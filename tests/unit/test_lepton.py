@@ -24,7 +24,7 @@ from executors.lepton.job import (
     stock_rendezvous,
 )
 from executors.lepton.place import LeptonPlace, LeptonProfile, _last_record, _state
-from executors.lepton.profile import PRIORITIES, profile_problems
+from executors.lepton.profile import PRIORITIES
 from scripts.run.problems import ProblemsError
 from tests.jobs import PlainJob
 
@@ -38,16 +38,16 @@ def profile(**values: Any) -> LeptonProfile:
 
 
 def keys(**values: Any) -> list[str]:
-    return [problem.key.removeprefix("executor.") for problem in profile_problems(profile(**values))]
+    return [problem.key.removeprefix("executor.") for problem in LeptonPlace(profile(**values)).problems()]
 
 
 def test_a_complete_profile_has_no_problem() -> None:
-    assert profile_problems(profile()) == []
+    assert LeptonPlace(profile()).problems() == []
 
 
 @pytest.mark.parametrize("key", ["image", "node_group", "resource_shape", "nemo_run_dir"])
 def test_what_is_needed_is_asked_for(key: str) -> None:
-    (problem,) = profile_problems(profile(**{key: ""}))
+    (problem,) = LeptonPlace(profile(**{key: ""})).problems()
     assert (problem.name, problem.key) == ("missing_value", f"executor.{key}")
     assert f"executor.{key}=" in problem.remedy
 
@@ -73,11 +73,11 @@ def test_every_part_of_a_mount_is_checked(part: str) -> None:
         ({"nodes": 0}, "nodes"),
         ({"gpus": -1}, "gpus"),
         ({"queue_priority": "high"}, "queue_priority"),
-        ({"env": {"A-B": "1"}}, "env"),
-        ({"env": {"NEMO_RUN_DIR": "/x"}}, "env"),
-        ({"env": {"LEPTON_JOB_NAME": "x"}}, "env"),
+        ({"env": {"A-B": "1"}}, "env.A-B"),
+        ({"env": {"NEMO_RUN_DIR": "/x"}}, "env.NEMO_RUN_DIR"),
+        ({"env": {"LEPTON_JOB_NAME": "x"}}, "env.LEPTON_JOB_NAME"),
         ({"env": {"A": "a\0b"}}, "env.A"),
-        ({"env": {"HF_TOKEN": "x"}, "secrets": ["HF_TOKEN"]}, "env"),
+        ({"env": {"HF_TOKEN": "x"}, "secrets": ["HF_TOKEN"]}, "env.HF_TOKEN"),
         ({"secrets": ["A=B"]}, "secrets"),
         ({"secret_names": {"HF_TOKEN": "hf"}}, "secret_names"),
     ],

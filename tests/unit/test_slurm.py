@@ -16,7 +16,6 @@ from executors.kinds import executor_of
 from executors.shell import Shell
 from executors.slurm.jobs import UNKNOWN_ID, expand, job_states
 from executors.slurm.place import SlurmPlace, SlurmProfile
-from executors.slurm.profile import wrong_values
 from executors.slurm.script import container_image, pyxis_name, quote, setup_lines, squash_path
 from scripts.run.problems import JobError, ProblemsError
 from tests.jobs import PlainJob
@@ -168,7 +167,7 @@ def test_jobs_that_share_a_node_meet_at_different_ports() -> None:
     ],
 )
 def test_a_wrong_value_is_a_problem_that_names_it(values: dict[str, Any], key: str) -> None:
-    problems = wrong_values(SlurmProfile(**values))
+    problems = SlurmPlace(profile=SlurmProfile(**values)).problems()
     assert [problem.key for problem in problems] == [f"executor.{key}"]
     assert problems[0].cause
     assert "hf_abc" not in str(problems[0])
@@ -185,7 +184,7 @@ def test_a_wrong_value_is_a_problem_that_names_it(values: dict[str, Any], key: s
     ],
 )
 def test_right_values_are_no_problem(values: dict[str, Any]) -> None:
-    assert wrong_values(SlurmProfile(**values)) == []
+    assert SlurmPlace(profile=SlurmProfile(**values)).problems() == []
 
 
 def test_the_factory_refuses_what_it_does_not_know() -> None:
