@@ -19,20 +19,9 @@ from executors.profiles.files import user_file
 from recipes.experiment.releases import releases
 from recipes.serialization import adapt
 from recipes.values import field_types, load_yaml, merge, read_text
-from scripts import entrypoints
-from scripts.args import megatron_lm as mlm
-from scripts.args.convert import HfToMegatronArgs, MegatronToHfArgs, MergeLoraArgs
-from scripts.args.data import PrepareDataArgs
-from scripts.args.distill import DistillArgs, DistillBridgeArgs, QatArgs
-from scripts.args.evaluate import EvaluateArgs
-from scripts.args.export import ExportArgs, ExportDistilledArgs, ExportModelOptArgs
-from scripts.args.generate import GenerateArgs, GenerateVllmArgs, GenerateVlmArgs
 from scripts.args.meaning import ScriptArgs, ScriptSpec, Torchrun, meanings
-from scripts.args.probe import ProbeArgs
-from scripts.args.prune import PruneArgs
-from scripts.args.quantize import QuantizeArgs, QuantizeModelOptArgs, QuantizeVlmArgs
-from scripts.args.serve import ServeArgs
 from scripts.engines.script.cards import cards
+from scripts.entrypoints import ALGORITHMS, entrypoint
 from scripts.run.problems import Problem, ProblemsError, nearest
 
 if TYPE_CHECKING:
@@ -43,20 +32,19 @@ Build = Callable[[], "run.Partial[None]"]
 PATH_VARIABLE = "MODELOPT_RECIPES_PATH"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Family:
-    """Recipes that differ in values only: one entrypoint, one class of arguments, a folder of YAML files."""
+    """Recipes that differ in values only: one algorithm, one class of arguments, a folder of YAML files."""
 
     name: str
-    entrypoint: Callable[..., None]
+    algorithm: str  # what its entrypoint carries out
     args: type[ScriptArgs]
     also: tuple[str, ...] = ()  # artifact types that it leaves behind and no argument names
-    order: tuple[str, ...] = ()  # how its recipes are listed; those that are not here come after, by name
 
     @property
-    def algorithm(self) -> str:
-        """What its entrypoint carries out."""
-        return self.entrypoint.__name__
+    def entrypoint(self) -> Callable[..., None]:
+        """What a recipe runs on the node."""
+        return entrypoint(self.algorithm)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,48 +151,38 @@ def _register(recipes: tuple[Recipe, ...]) -> None:
 
 # --- families --------------------------------------------------------------------------------------------------------
 
-#: Every family, in the order in which they are listed.
-FAMILIES: Mapping[str, Family] = {
-    family.name: family
-    for family in (
-        Family(
-            "quantize",
-            entrypoints.quantize,
-            QuantizeArgs,
-            also=("eval_results",),
-            order=("fp8", "nvfp4", "int8_sq", "fp8_blockwise", "int4_awq", "w4a8_awq"),
-        ),
-        Family("quantize_vlm", entrypoints.quantize, QuantizeVlmArgs, order=("qwen3_vl_30b",)),
-        Family("quantize_modelopt", entrypoints.quantize, QuantizeModelOptArgs),
-        Family("generate", entrypoints.generate, GenerateArgs),
-        Family("generate_vlm", entrypoints.generate, GenerateVlmArgs),
-        Family("generate_vllm", entrypoints.generate, GenerateVllmArgs),
-        Family("export", entrypoints.export, ExportArgs),
-        Family("export_modelopt", entrypoints.export, ExportModelOptArgs),
-        Family("export_distilled", entrypoints.export, ExportDistilledArgs),
-        Family("prune", entrypoints.prune, PruneArgs, order=("active", "memory")),
-        Family("distill", entrypoints.distill, DistillArgs, order=("mock", "tiny")),
-        Family("qad", entrypoints.distill, DistillArgs),
-        Family("distill_llama", entrypoints.distill, DistillBridgeArgs),
-        Family("qat", entrypoints.qat, QatArgs),
-        Family("hf_to_megatron", entrypoints.convert, HfToMegatronArgs),
-        Family("megatron_to_hf", entrypoints.convert, MegatronToHfArgs),
-        Family("merge_lora", entrypoints.convert, MergeLoraArgs),
-        Family("mlm_convert", entrypoints.convert, mlm.MlmConvertArgs),
-        Family("mlm_quantize", entrypoints.quantize, mlm.MlmQuantizeArgs),
-        Family("mlm_export", entrypoints.export, mlm.MlmExportArgs),
-        Family("mlm_generate", entrypoints.generate, mlm.MlmGenerateArgs),
-        Family("mlm_mmlu", entrypoints.evaluate, mlm.MlmMmluArgs),
-        Family("mlm_prune", entrypoints.prune, mlm.MlmPruneArgs),
-        Family("mlm_finetune", entrypoints.finetune, mlm.MlmFinetuneArgs),
-        Family("mlm_distill", entrypoints.distill, mlm.MlmFinetuneArgs),
-        Family("mlm_validate", entrypoints.validate, mlm.MlmValidateArgs),
-        Family("prepare_data", entrypoints.prepare_data, PrepareDataArgs),
-        Family("evaluate", entrypoints.evaluate, EvaluateArgs, also=("eval_results",)),
-        Family("serve", entrypoints.serve, ServeArgs, also=("eval_results",), order=("trtllm",)),
-        Family("probe", entrypoints.probe, ProbeArgs, also=("probe_report",)),
-    )
+#: How families are listed, and the recipes of each where that is not: its default, others by name, its smoke test.
+#: What is not here comes after.
+_ORDER: Mapping[str, tuple[str, ...]] = {
+    "quantize": ("fp8", "nvfp4", "int8_sq", "fp8_blockwise", "int4_awq", "w4a8_awq"),
+    "quantize_vlm": ("qwen3_vl_30b",),
+    "quantize_modelopt": (),
+    **dict.fromkeys(("generate", "generate_vlm", "generate_vllm"), ()),
+    **dict.fromkeys(("export", "export_modelopt", "export_distilled"), ()),
+    "prune": ("active", "memory"),
+    "distill": ("mock", "tiny"),
+    **dict.fromkeys(("qad", "distill_llama", "qat"), ()),
+    **dict.fromkeys(("hf_to_megatron", "megatron_to_hf", "merge_lora"), ()),
+    **dict.fromkeys(("mlm_convert", "mlm_quantize", "mlm_export", "mlm_generate", "mlm_mmlu", "mlm_prune"), ()),
+    **dict.fromkeys(("mlm_finetune", "mlm_distill", "mlm_validate"), ()),
+    **dict.fromkeys(("prepare_data", "evaluate"), ()),
+    "serve": ("trtllm",),
+    "probe": (),
 }
+
+
+def families() -> dict[str, Family]:
+    """Every family of the algorithms in scripts/entrypoints.py, in the order in which they are listed."""
+    found = {
+        name: Family(name=name, algorithm=algorithm, args=args, also=row.leaves if args is row.args else ())
+        for algorithm, row in ALGORITHMS.items()
+        for name, args in row.families.items()
+    }
+    order = [*(name for name in _ORDER if name in found), *(name for name in found if name not in _ORDER)]
+    return {name: found[name] for name in order}
+
+
+FAMILIES = families()
 
 
 class Catalogue(Mapping[str, Recipe]):
@@ -246,7 +224,7 @@ def own_folders() -> list[Path]:
 def _catalogue() -> tuple[Mapping[str, Recipe], tuple[Problem, ...]]:
     """The recipes of all folders, and what in the folders is none; what users keep is looked at each time."""
     own = ((folder, _entries(folder)) for folder in own_folders() if folder.is_dir())
-    return _read(((CONFIGS, _shipped()), *own))
+    return _read(((CONFIGS, _shipped()), *own), tuple(FAMILIES.values()))
 
 
 def _entries(folder: Path) -> tuple[str, ...]:
@@ -261,10 +239,12 @@ def _shipped() -> tuple[str, ...]:
 
 
 @lru_cache(maxsize=4)
-def _read(folders: tuple[tuple[Path, tuple[str, ...]], ...]) -> tuple[Mapping[str, Recipe], tuple[Problem, ...]]:
+def _read(
+    folders: tuple[tuple[Path, tuple[str, ...]], ...], families: tuple[Family, ...]
+) -> tuple[Mapping[str, Recipe], tuple[Problem, ...]]:
     recipes: dict[str, Recipe] = {}
     problems = [problem for folder, entries in folders[1:] for problem in _strange(folder, entries)]
-    for family in FAMILIES.values():
+    for family in families:
         for folder, entries in folders:
             configs = [Path(entry).stem for entry in entries if entry.startswith(f"{family.name}/")]
             for config in sorted(configs, key=lambda config: _place(family, config)):
@@ -283,7 +263,7 @@ def _read(folders: tuple[tuple[Path, tuple[str, ...]], ...]) -> tuple[Mapping[st
 
 def _place(family: Family, config: str) -> tuple[int, str]:
     """Where a config is listed in its family: the default first, a smoke test last, others by name."""
-    order = ("default", *family.order)
+    order = ("default", *_ORDER.get(family.name, ()))
     return (order.index(config), "") if config in order else (len(order) + (config == "tiny"), config)
 
 

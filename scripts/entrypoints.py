@@ -7,16 +7,23 @@ cause. Entrypoints differ in the row of ALGORITHMS that they carry out, and in t
 
 import dataclasses
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from importlib import import_module
 from typing import Any
 
+from scripts.args import megatron_lm as mlm
+from scripts.args.convert import HfToMegatronArgs, MegatronToHfArgs, MergeLoraArgs
 from scripts.args.data import PrepareDataArgs
+from scripts.args.distill import DistillArgs, DistillBridgeArgs, QatArgs
 from scripts.args.evaluate import EvaluateArgs
+from scripts.args.export import ExportArgs, ExportDistilledArgs, ExportModelOptArgs
+from scripts.args.generate import GenerateArgs, GenerateVllmArgs, GenerateVlmArgs
 from scripts.args.interpolation import resolve, tag_of
 from scripts.args.meaning import Engine, Role, ScriptArgs, ScriptSpec, Torchrun, field_of, value_of
 from scripts.args.probe import ProbeArgs
-from scripts.args.quantize import QuantizeArgs
+from scripts.args.prune import PruneArgs
+from scripts.args.quantize import QuantizeArgs, QuantizeModelOptArgs, QuantizeVlmArgs
 from scripts.args.serve import ServeArgs
 from scripts.engines.choice import TITLES, choose_engine
 from scripts.engines.script.locate import installed
@@ -31,59 +38,123 @@ _SIZES: tuple[Role, ...] = ("tp", "pp", "ep", "etp")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Algorithm:
-    """What carries an algorithm out besides NVIDIA's script. Work is a `module:function`, imported when it is done."""
+    """An algorithm: its families of recipes, and what carries the first of them out besides NVIDIA's script.
+
+    Work is a `module:function`, imported when it is done. The other families are scripts.
+    """
 
     doc: str
-    args: type[ScriptArgs] | None = None  # the class that the work is for; others of the algorithm are scripts
+    families: Mapping[str, type[ScriptArgs]]  # the class of `args` of each, by the name that its recipes begin with
     hf: str = ""  # what the hf engine does, of the arguments and the record
     tool: str = ""  # what an algorithm without engines does, because it is more than a script: one process
     ranks: str = ""  # what every rank does of the values as they were given, without a script
+    leaves: tuple[str, ...] = ()  # artifact types that the work leaves behind and no argument names
+
+    @property
+    def args(self) -> type[ScriptArgs]:
+        """The class that the work is for, whose defaults an entrypoint takes that is called without."""
+        return next(iter(self.families.values()))
 
 
 #: Every algorithm, by the name of its entrypoint.
 ALGORITHMS = {
     "quantize": Algorithm(
-        doc="Quantize a checkpoint.", args=QuantizeArgs, hf="scripts.engines.hf.engine:quantize_checkpoint"
+        doc="Quantize a checkpoint.",
+        families={
+            "quantize": QuantizeArgs,
+            "quantize_vlm": QuantizeVlmArgs,
+            "quantize_modelopt": QuantizeModelOptArgs,
+            "mlm_quantize": mlm.MlmQuantizeArgs,
+        },
+        hf="scripts.engines.hf.engine:quantize_checkpoint",
+        leaves=("eval_results",),
     ),
-    "generate": Algorithm(doc="Continue prompts with a quantized checkpoint."),
-    "export": Algorithm(doc="Write a Megatron checkpoint as a deployable Hugging Face one."),
-    "prune": Algorithm(doc="Remove the parameters of a model that matter least."),
-    "distill": Algorithm(doc="Teach a student with the logits of a teacher; with a quantized student, QAD."),
-    "qat": Algorithm(doc="Train a quantized checkpoint on, with its scales frozen."),
-    "convert": Algorithm(doc="Turn a checkpoint into another kind of checkpoint."),
-    "finetune": Algorithm(doc="Train a checkpoint with Megatron-LM, with a teacher where there is one."),
-    "validate": Algorithm(doc="Measure how many draft tokens a speculative model has accepted."),
+    "generate": Algorithm(
+        doc="Continue prompts with a quantized checkpoint.",
+        families={
+            "generate": GenerateArgs,
+            "generate_vlm": GenerateVlmArgs,
+            "generate_vllm": GenerateVllmArgs,
+            "mlm_generate": mlm.MlmGenerateArgs,
+        },
+    ),
+    "export": Algorithm(
+        doc="Write a Megatron checkpoint as a deployable Hugging Face one.",
+        families={
+            "export": ExportArgs,
+            "export_modelopt": ExportModelOptArgs,
+            "export_distilled": ExportDistilledArgs,
+            "mlm_export": mlm.MlmExportArgs,
+        },
+    ),
+    "prune": Algorithm(
+        doc="Remove the parameters of a model that matter least (Minitron, arXiv:2407.14679).",
+        families={"prune": PruneArgs, "mlm_prune": mlm.MlmPruneArgs},
+    ),
+    "distill": Algorithm(
+        doc="Teach a student with the logits of a teacher; with a quantized student, QAD.",
+        families={
+            "distill": DistillArgs,
+            "qad": DistillArgs,
+            "distill_llama": DistillBridgeArgs,
+            "mlm_distill": mlm.MlmFinetuneArgs,
+        },
+    ),
+    "qat": Algorithm(doc="Train a quantized checkpoint on, with its scales frozen.", families={"qat": QatArgs}),
+    "convert": Algorithm(
+        doc="Turn a checkpoint into another kind of checkpoint.",
+        families={
+            "hf_to_megatron": HfToMegatronArgs,
+            "megatron_to_hf": MegatronToHfArgs,
+            "merge_lora": MergeLoraArgs,
+            "mlm_convert": mlm.MlmConvertArgs,
+        },
+    ),
+    "finetune": Algorithm(
+        doc="Train a checkpoint with Megatron-LM, with a teacher where there is one.",
+        families={"mlm_finetune": mlm.MlmFinetuneArgs},
+    ),
+    "validate": Algorithm(
+        doc="Measure how many draft tokens a speculative model has accepted.",
+        families={"mlm_validate": mlm.MlmValidateArgs},
+    ),
     "evaluate": Algorithm(
         doc="Score a checkpoint on tasks of a harness; report/ holds the scores.",
-        args=EvaluateArgs,
+        families={"evaluate": EvaluateArgs, "mlm_mmlu": mlm.MlmMmluArgs},
         tool="scripts.evaluation.run:score_checkpoint",
+        leaves=("eval_results",),
     ),
     "serve": Algorithm(
         doc="Serve a checkpoint, ask it, and stop it; report/serve.json holds the answers.\n\n"
         "`script.path` names the server's program where it is not on PATH; `extra_args` are its last words.",
-        args=ServeArgs,
+        families={"serve": ServeArgs},
         tool="scripts.serving.run:check_server",
+        leaves=("eval_results",),
     ),
     "prepare_data": Algorithm(
         doc="Tokenize text; report/report.json says how much data it became, and what training takes as `data_paths`.",
-        args=PrepareDataArgs,
+        families={"prepare_data": PrepareDataArgs},
         tool="scripts.data.run:prepare",
     ),
     "probe": Algorithm(
-        doc="Report from every rank; fail where `args` say so.", args=ProbeArgs, ranks="scripts.probe:report"
+        doc="Report from every rank; fail where `args` say so.",
+        families={"probe": ProbeArgs},
+        ranks="scripts.probe:report",
+        leaves=("probe_report",),
     ),
 }
 
 
-def _entrypoint(name: str) -> Callable[..., None]:
+@cache
+def entrypoint(name: str) -> Callable[..., None]:
     """The function that a Partial names: importable as scripts.entrypoints.NAME, with the signature of all of them."""
 
-    def entrypoint(
+    def function(
         *,
         recipe: str = name,
         engine: Engine = "auto",
         script: ScriptSpec = ScriptSpec(),
-        args: ScriptArgs,
+        args: ScriptArgs = ALGORITHMS[name].args(),
         torchrun: Torchrun = Torchrun(),
         extra_args: list[str] = [],  # noqa: B006 - NeMo-Run reads the default; nothing changes it
     ) -> None:
@@ -94,26 +165,17 @@ def _entrypoint(name: str) -> Callable[..., None]:
 
         run_job(name=recipe, algorithm=name, values=values, job=job)
 
-    entrypoint.__name__ = entrypoint.__qualname__ = name
-    entrypoint.__doc__ = ALGORITHMS[name].doc
-    if (args := ALGORITHMS[name].args) is not None:
-        entrypoint.__kwdefaults__ = {**(entrypoint.__kwdefaults__ or {}), "args": args()}
-    return entrypoint
+    function.__name__ = function.__qualname__ = name
+    function.__doc__ = ALGORITHMS[name].doc
+    return function
 
 
-quantize = _entrypoint("quantize")
-generate = _entrypoint("generate")
-export = _entrypoint("export")
-prune = _entrypoint("prune")
-distill = _entrypoint("distill")
-qat = _entrypoint("qat")
-convert = _entrypoint("convert")
-finetune = _entrypoint("finetune")
-validate = _entrypoint("validate")
-evaluate = _entrypoint("evaluate")
-serve = _entrypoint("serve")
-prepare_data = _entrypoint("prepare_data")
-probe = _entrypoint("probe")
+def __getattr__(name: str) -> Callable[..., None]:
+    """The entrypoint of an algorithm of the table (PEP 562)."""
+    if name not in ALGORITHMS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return entrypoint(name)
+
 
 #: Where version 0.1 kept what the recipes in its run folders name, and where that is now.
 _MOVED = {
@@ -149,7 +211,7 @@ def _work(name: str, engine: Engine, args: ScriptArgs, script: ScriptSpec, recor
     algorithm = ALGORITHMS[name]
     if engine == "hf" and not (algorithm.hf and args.HF_ENGINE):
         raise JobError("engine_cannot", f"{name} is not an algorithm of the hf engine.", "Use engine=auto.")
-    if algorithm.tool and isinstance(args, algorithm.args or ()):
+    if algorithm.tool and isinstance(args, algorithm.args):
         _refuse_ranks(f"{name}, which spreads over the GPUs by itself,")
         return _loaded(algorithm.tool)
     chosen = choose_engine(engine, args, script, has_script=lambda: installed(args.SCRIPTS)) or "script"

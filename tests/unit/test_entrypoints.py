@@ -27,15 +27,15 @@ def test_an_entrypoint_is_what_a_partial_names(name: str) -> None:
     assert list(parameters) == ["recipe", "engine", "script", "args", "torchrun", "extra_args"]
     assert parameters["recipe"].default == name
     assert all(one.annotation is not inspect.Parameter.empty for one in parameters.values())
-    given = ALGORITHMS[name].args
-    assert parameters["args"].default == (given() if given else inspect.Parameter.empty)
+    assert parameters["args"].default == ALGORITHMS[name].args()
+    assert getattr(entrypoints, name) is entrypoint
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS.values())
 def test_the_work_of_an_algorithm_is_there(algorithm: entrypoints.Algorithm) -> None:
-    for work in filter(None, (algorithm.hf, algorithm.tool, algorithm.ranks)):
+    for work, takes in ((algorithm.hf, 2), (algorithm.tool, 4), (algorithm.ranks, 2)):
         module, _, name = work.partition(":")
-        assert len(inspect.signature(getattr(import_module(module), name)).parameters) == 2, work
+        assert not work or len(inspect.signature(getattr(import_module(module), name)).parameters) == takes, work
 
 
 def test_the_hf_engine_refuses_what_it_cannot_do(

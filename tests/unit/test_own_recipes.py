@@ -4,14 +4,17 @@ import json
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
-from recipes.experiment.delivery import serialized
 
 import recipes
-from recipes import RECIPES, ProblemsError, find, plan, prepare
+from recipes import RECIPES, ProblemsError, catalogue, find, plan, prepare
 from recipes.catalogue import FAMILIES, describe
+from recipes.experiment.job import serialized
+from scripts import entrypoints
+from scripts.entrypoints import ALGORITHMS, Algorithm
 
 MINE = """
 summary: Ours, with fewer samples.
@@ -126,3 +129,38 @@ def test_every_family_takes_one(folder: Path) -> None:
         put(folder, f"{family}/mine", "extends: default\n")
         assert find(f"{family}_mine").build().recipe == f"{family}_mine"
     assert RECIPES.problems() == []
+
+
+# --- the READMEs' examples --------------------------------------------------------------------------------------------
+
+
+def blocks(readme: str, language: str) -> list[str]:
+    text = (Path(__file__).resolve().parents[2] / readme).read_text(encoding="utf-8")
+    return [part.partition("```")[0] for part in text.split(f"```{language}\n")[1:]]
+
+
+def test_the_readme_s_recipe_is_one_file(folder: Path) -> None:
+    (text,) = blocks("configs/README.md", "yaml")
+    put(folder, "quantize/mine", text)
+    partial = recipes.quantize_mine()
+    assert (partial.args.hf_model_id, partial.args.calib_size, partial.torchrun.nproc_per_node) == ("tiny:qwen3", 64, 8)
+    assert prepare(partial, online=False).job.engine == "hf"
+
+
+def test_the_readme_s_algorithm_is_a_class_a_row_and_a_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    api, made = blocks("recipes/README.md", "python")
+    exec(api, {})
+    module = types.ModuleType("measured")
+    monkeypatch.setitem(sys.modules, "measured", module)
+    exec(made, module.__dict__)
+    row = Algorithm(doc="Measure a model.", families={"measure": module.MeasureArgs})
+    monkeypatch.setitem(ALGORITHMS, "measure", row)
+    monkeypatch.setattr(catalogue, "FAMILIES", catalogue.families())
+    (text,) = blocks("recipes/README.md", "yaml")
+    put(folder, "measure/default", text)
+    assert list(RECIPES)[-1] == "measure" and RECIPES.problems() == []
+    partial = recipes.measure()
+    assert partial.__fn_or_cls__ is entrypoints.measure
+    assert partial.args.output.endswith("/measure/${run_tag}")
+    described = describe(find("measure"))
+    assert (described["consumes"], described["produces"]) == (["checkpoint_hf"], ["eval_results"])
