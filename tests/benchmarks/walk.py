@@ -9,6 +9,7 @@ A change of module is a call of ours that is in another module than the call of 
 """
 
 import argparse
+import importlib
 import os
 import sys
 import tempfile
@@ -91,9 +92,8 @@ def walk(words: tuple[str, ...], folder: Path) -> Walk:
     os.environ |= {"XDG_CONFIG_HOME": str(folder / "config"), "HF_HUB_OFFLINE": "1"}
     (folder / "work").mkdir()
     os.chdir(folder / "work")
-    from nemo_run.__main__ import app
-
-    import recipes.cli  # noqa: F401 - adds our commands
+    importlib.import_module("recipes.cli")  # before NeMo-Run builds its commands: it adds ours
+    app = importlib.import_module("nemo_run.__main__").app
 
     counted = Walk()
     with counted:
