@@ -197,7 +197,11 @@ class Probe:
     name: str
     passed: bool
     detail: str
-    remedy: str = ""
+    remedy: str = ""  # of one that did not pass
+
+    def __post_init__(self) -> None:
+        if self.passed:
+            object.__setattr__(self, "remedy", "")
 
 
 @dataclass(frozen=True, kw_only=True)

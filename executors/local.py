@@ -138,12 +138,12 @@ class LocalPlace(Place):
 
         missing = [name for name in _PACKAGES if util.find_spec(name) is None]
         detail = f"{sys.executable} lacks {', '.join(missing)}" if missing else sys.executable
-        remedy = 'pip install "modelopt-recipes[hf]"' if missing else ""
+        remedy = 'pip install "modelopt-recipes[hf]"'
         yield Probe(name="packages", passed=not missing, detail=detail, remedy=remedy)
         root = Path(self.run_root())
         existing = next(parent for parent in (root, *root.parents) if parent.exists())
         writable = os.access(existing, os.W_OK)
-        remedy = "" if writable else "Set output_root, or NEMORUN_HOME."
+        remedy = "Set output_root, or NEMORUN_HOME."
         yield Probe(name="output_root", passed=writable, detail=f"{root}, in {existing}", remedy=remedy)
         free = shutil.disk_usage(existing).free
         yield Probe(name="disk", passed=free > 1 << 30, detail=f"{free / 1e9:.1f} GB free", remedy="Free some space.")

@@ -1,8 +1,4 @@
-"""A Docker engine on this machine: NeMo-Run's DockerExecutor, and the engine's own word on how a job stands.
-
-A job's run directory is mounted under its own path, together with two files that NeMo-Run's command
-writes: what the job printed, and its exit status. Both stay in logs/ when the container is gone.
-"""
+"""A Docker engine on this machine: NeMo-Run's DockerExecutor, and the engine's own word on how a job stands."""
 
 import json
 import os
@@ -25,6 +21,20 @@ from executors.base import (
     UnreachableError,
     read_from,
 )
+from executors.docker.container import (
+    CANCELLED,
+    LOG,
+    STATUS,
+    api_requests,
+    as_scheduled,
+    build_executor,
+    container_name,
+    ended,
+    exit_status,
+    give,
+    image_env,
+    make_folders,
+)
 from executors.docker.engine import (
     LABEL,
     address,
@@ -38,9 +48,8 @@ from executors.docker.engine import (
     seen,
     terminate,
 )
-from executors.docker.job import build_executor, container_name, image_env, job_env, own_volumes
-from executors.docker.profile import DockerProfile, contradictions, numeric_user
-from executors.docker.state import CANCELLED, LOG, STATUS, ended, exit_status
+from executors.docker.probes import Probes
+from executors.docker.profile import DockerProfile, contradictions
 from scripts.run.problems import Problem
 
 if TYPE_CHECKING:
@@ -88,31 +97,11 @@ class DockerPlace(Place):
         return f"{_nemorun_home()}/secrets/{run_id}/env" if self.profile.secrets else None
 
     def executor(self, launch: AnyJob | None) -> "run.DockerExecutor":
-        if launch is None:
-            return build_executor(self.profile, env=self.profile.env, volumes=[])
-        import nemo_run as run
-
-        env = job_env(self.profile, launch)
-        packager: Any = run.Packager()
-        if launch.archive:
-            from executors.packaging.archive import ArchivePackager
-
-            packager = ArchivePackager(archive=str(launch.archive))
-        return build_executor(
-            self.profile,
-            env=env,
-            volumes=own_volumes(launch, Path(self.run_root())),
-            hostname=container_name(launch)[-32:],
-            processes=launch.processes,
-            launcher="torchrun" if launch.ranked else None,
-            packager=packager,
-        )
+        return build_executor(self.profile, launch, Path(self.run_root()))
 
     def text(self, experiment: Any, launch: AnyJob) -> str:
         """The requests of a dry run. The image's id is null where no engine can be asked, or it must be pulled."""
         from nemo_run.config import get_nemorun_home
-
-        from executors.docker.text import api_requests, as_scheduled
 
         request = experiment.jobs[0]._dryrun_info.request
         title = launch.id.rpartition("_")[0]
@@ -134,7 +123,7 @@ class DockerPlace(Place):
     def stage(self, files: Mapping[str, bytes]) -> None:
         super().stage(files)
         for path in map(Path, files):
-            self._give(path.parent, path)
+            give(self.profile, path.parent, path)
 
     def expected(self, experiment: Any, launch: AnyJob) -> SchedulerJob:
         folder = experiment.jobs[0].executor.job_dir
@@ -150,7 +139,7 @@ class DockerPlace(Place):
                 raise SubmitError("name_taken", f"the engine has a container {container} already.", remedy)
             executor.container_image = image_id(client, self.profile.image, self.profile.pull)
         executor.env_vars |= image_env(self.profile.image, executor.container_image)
-        self.make_folders(launch)
+        make_folders(self.profile, launch)
         try:
             with _as_submit_error(), _engine_of_nemo_run(self.profile.host):
                 experiment.run()
@@ -162,18 +151,6 @@ class DockerPlace(Place):
                 raise SubmitError(error.name, cause, f"Once the engine answers: docker rm -f {container}") from error
             raise
         return self.expected(experiment, launch)
-
-    def make_folders(self, launch: AnyJob) -> None:
-        """What is mounted, before the engine would make it, as root and with files as folders."""
-        logs = launch.run_dir / "logs"
-        logs.mkdir(parents=True, exist_ok=True)
-        (logs / CANCELLED).unlink(missing_ok=True)
-        for name in (LOG, STATUS):
-            (logs / name).write_bytes(b"")
-        if launch.secrets:
-            Path(launch.secrets).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._give(Path(launch.secrets).parent)
-        self._give(launch.run_dir, *launch.run_dir.rglob("*"))
 
     def states(self, jobs: Sequence[SchedulerJob]) -> dict[str, JobState | None]:
         """From the exit status that a job left, else from the engine; the engine is asked once for all of them."""
@@ -216,16 +193,7 @@ class DockerPlace(Place):
             terminate(client, job.id, _GRACE_SECONDS)
 
     def probes(self) -> Iterator[Probe]:
-        from executors.docker.probes import Probes
-
-        return Probes(self).run()
-
-    def _give(self, *paths: Path) -> None:
-        """To the user whom the job runs as, where that is another one; only root can."""
-        numbers = numeric_user(self.profile.user) if self.profile.user else None
-        if numbers and os.getuid() == 0:
-            for path in paths:
-                os.chown(path, *numbers, follow_symlinks=False)
+        return Probes(self, self.profile).run()
 
     def _undo(self, launch: AnyJob, experiment_dir: Path) -> bool:
         """Remove what a failed submission made; False where the engine could not be asked for its container."""

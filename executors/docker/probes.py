@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from executors.base import AnyJob, Mount, Probe, SchedulerJob, SubmitError, UnreachableError
+from executors.base import AnyJob, Mount, Place, Probe, SchedulerJob, SubmitError, UnreachableError
+from executors.docker.container import LOG, container_name, make_folders
 from executors.docker.engine import address, engine, explain, hint, image_id, remove
-from executors.docker.job import container_name
-from executors.docker.place import DockerPlace
-from executors.docker.state import LOG
+from executors.docker.profile import DockerProfile
 
 _PACKAGES = ("nemo_run", "fiddle", "omegaconf", "psutil", "modelopt")
 _SECONDS = 180.0
@@ -50,9 +49,9 @@ class _Trial:
 class Probes:
     """The probes of one place; each that fails ends those that need it."""
 
-    def __init__(self, place: DockerPlace) -> None:
+    def __init__(self, place: Place, profile: DockerProfile) -> None:
         self._place = place
-        self._profile = place.profile
+        self._profile = profile
 
     def run(self) -> Iterator[Probe]:
         try:
@@ -76,8 +75,7 @@ class Probes:
             if mount.is_path and not Path(mount.source).exists()
         ]
         detail = f"not on this machine: {', '.join(missing)}" if missing else f"{len(self._profile.mounts)} given"
-        remedy = "Make them, or correct mounts." if missing else ""
-        yield Probe(name="mounts", passed=not missing, detail=detail, remedy=remedy)
+        yield Probe(name="mounts", passed=not missing, detail=detail, remedy="Make them, or correct mounts.")
         if self._profile.gpus:
             yield _gpu_support(client.info())
         found, probe = self._image(client)
@@ -102,7 +100,8 @@ class Probes:
             detail = f"{name} is not here, and its registry does not give it: {explain(error)}"
             return None, Probe(name="image", passed=False, detail=detail, remedy=remedy)
         detail = f"{name} is not here; the first run pulls it. What is in it was not tried."
-        return None, Probe(name="image", passed=True, detail=detail, remedy=f"docker pull {name}, then check again.")
+        detail += f" To try it: docker pull {name}, then check again."
+        return None, Probe(name="image", passed=True, detail=detail)
 
     def _container(self, client: Any, image: str) -> Iterator[Probe]:
         try:
@@ -123,12 +122,12 @@ class Probes:
         told = "; ".join(f"{name} ({cause})" for name, cause in missing.items())
         remedy = "Use an image that has them, such as nvcr.io/nvidia/nemo, or mount an environment and set PATH in env."
         detail = f"cannot be imported: {told}" if missing else ", ".join(_PACKAGES)
-        yield Probe(name="packages", passed=not missing, detail=detail, remedy=remedy if missing else "")
+        yield Probe(name="packages", passed=not missing, detail=detail, remedy=remedy)
         yield self._output_root(outcome)
         if self._profile.gpus:
             wanted = "at least one" if self._profile.gpus < 0 else str(self._profile.gpus)
             enough = said["gpus"] >= max(self._profile.gpus, 1)
-            remedy = "" if enough else "Is the driver of the host loaded? Try: nvidia-smi."
+            remedy = "Is the driver of the host loaded? Try: nvidia-smi."
             yield Probe(name="gpus", passed=enough, detail=f"{said['gpus']} seen, {wanted} wanted", remedy=remedy)
 
     def _output_root(self, outcome: _Outcome) -> Probe:
@@ -156,7 +155,7 @@ class Probes:
             (job_dir / "code").mkdir(parents=True)
             shutil.copyfile(Path(__file__).with_name("check.py"), job_dir / _CHECK)
             (run_dir / "token").write_text(run_id, encoding="utf-8")
-            self._place.make_folders(launch)
+            make_folders(self._profile, launch)
             yield launch, job_dir
         finally:
             shutil.rmtree(run_dir, ignore_errors=True)
@@ -206,7 +205,7 @@ def _local(where: str) -> Probe:
         where.startswith(f"{scheme}://{host}") for scheme in ("tcp", "http", "https") for host in ("127.", "localhost")
     )
     detail = where if local else f"{where} is another machine, and run directories are mounted from this one"
-    remedy = "" if local else "Use an engine on this machine, or submit on that one."
+    remedy = "Use an engine on this machine, or submit on that one."
     return Probe(name="local", passed=local, detail=detail, remedy=remedy)
 
 
@@ -215,6 +214,4 @@ def _gpu_support(info: dict[str, Any]) -> Probe:
     runtimes, cdi = sorted(info.get("Runtimes", {})), info.get("DiscoveredDevices") or []
     known = "nvidia" in runtimes or any("nvidia" in str(device) for device in cdi)
     remedy = "Install the NVIDIA Container Toolkit, then: nvidia-ctk runtime configure --runtime=docker."
-    return Probe(
-        name="gpu_runtime", passed=known, detail=f"runtimes: {', '.join(runtimes)}", remedy="" if known else remedy
-    )
+    return Probe(name="gpu_runtime", passed=known, detail=f"runtimes: {', '.join(runtimes)}", remedy=remedy)

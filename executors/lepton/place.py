@@ -33,6 +33,7 @@ from executors.lepton.api import LeptonApi, NameTakenError, NotThereError, may_h
 from executors.lepton.job import job_name, job_specification, launch_script, pack, readable, stock_rendezvous
 from executors.lepton.probes import probe_workspace
 from executors.lepton.profile import LeptonProfile, contradictions, secret_references
+from executors.packaging.code import packager_of
 from scripts.run.problems import Problem
 
 if TYPE_CHECKING:
@@ -131,10 +132,7 @@ class LeptonPlace(Place):
             shape = {"nodes": self.profile.nodes or 1, "gpus_per_node": self.profile.gpus}
             return _executor(self.profile, env_vars=dict(self.profile.env), pre_launch_commands=pre_launch, **shape)
         values: dict[str, Any] = {"launcher": "torchrun"} if launch.ranked else {}
-        if launch.archive:
-            from executors.packaging.archive import ArchivePackager
-
-            values["packager"] = ArchivePackager(archive=str(launch.archive))
+        values["packager"] = packager_of(launch)
         # gpus_per_node would go before nprocs_per_node as the number of processes; the shape has the GPUs.
         shape = {"nodes": launch.nodes, "nprocs_per_node": launch.processes, "gpus_per_node": 0}
         return _executor(self.profile, env_vars=self._environment(launch), **shape, **values)

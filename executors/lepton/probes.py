@@ -48,7 +48,7 @@ def _nodes(profile: LeptonProfile, api: LeptonApi, group_id: str) -> Probe:
     ready = [n for n in nodes if not n.spec.unschedulable and n.status and "Ready" in (n.status.status or [])]
     needed = profile.nodes or 1
     detail = f"{len(ready)} of {len(nodes)} ready, {needed} needed"
-    remedy = "" if len(ready) >= needed else "A job would wait; see the node group's page, or lower nodes."
+    remedy = "A job would wait; see the node group's page, or lower nodes."
     return Probe(name="nodes", passed=len(ready) >= needed, detail=detail, remedy=remedy)
 
 

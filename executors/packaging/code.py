@@ -14,12 +14,15 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal, cast
+from typing import IO, TYPE_CHECKING, Any, Literal, cast
 
 from configs import CONFIGS
-from executors.base import OWN_CODE, Packaging
+from executors.base import OWN_CODE, AnyJob, Packaging
 from executors.packaging.files import Selection, select, shown
 from scripts.run.problems import JobError, Problem, ProblemsError
+
+if TYPE_CHECKING:
+    import nemo_run as run
 
 OWN_FOLDER = Path(OWN_CODE).name
 OWN_PACKAGES = ("configs", "executors", "recipes", "scripts")
@@ -72,6 +75,17 @@ class Code:
             top = ", ".join(f"{name} {size / 1e6:.0f} MB" for name, size in self.largest)
             found.append(f"the code is {self.bytes / 1e6:.0f} MB packed; the largest files are {top}")
         return found
+
+
+def packager_of(launch: AnyJob | None) -> "run.Packager":
+    """What hands a job its code: the archive that was made before; without one, nothing."""
+    import nemo_run as run
+
+    if launch is None or launch.archive is None:
+        return run.Packager()
+    from executors.packaging.archive import ArchivePackager  # which imports NeMo-Run
+
+    return ArchivePackager(archive=str(launch.archive))
 
 
 def package(folder: Path, into: Path, *, packager: Packaging, include: Sequence[str]) -> Code:

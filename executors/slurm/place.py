@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from zlib import crc32
 
 from executors.base import AnyJob, Capabilities, JobState, Mount, Place, Probe, SchedulerJob, UnreachableError
+from executors.packaging.code import packager_of
 from executors.shell import Shell
 from executors.slurm.jobs import is_unknown, job_states, raw_id, row_of
+from executors.slurm.probes import probes
 from executors.slurm.profile import SlurmProfile, contradictions, root_folder, sbatch_values
 from executors.slurm.script import (
     RENDEZVOUS_PORT,
@@ -22,6 +24,7 @@ from executors.slurm.script import (
     quote,
     setup_lines,
 )
+from executors.slurm.submit import script_of, submit, unnumbered
 from scripts.run.problems import JobError, Problem
 
 if TYPE_CHECKING:
@@ -97,8 +100,6 @@ class SlurmPlace(Place):
         return _executor(self.profile, launch)
 
     def text(self, experiment: Any, launch: AnyJob) -> str:
-        from executors.slurm.submit import script_of
-
         return script_of(experiment)
 
     def stage(self, files: Mapping[str, bytes]) -> None:
@@ -108,13 +109,9 @@ class SlurmPlace(Place):
         self.shell.remove(paths)
 
     def expected(self, experiment: Any, launch: AnyJob) -> SchedulerJob:
-        from executors.slurm.submit import unnumbered
-
         return unnumbered(experiment, launch)
 
     def submit(self, experiment: Any, launch: AnyJob) -> SchedulerJob:
-        from executors.slurm.submit import submit
-
         return submit(self.profile, self.shell, experiment, launch)
 
     def states(self, jobs: Sequence[SchedulerJob]) -> dict[str, JobState | None]:
@@ -157,8 +154,6 @@ class SlurmPlace(Place):
             raise JobError("cancel_failed", cause, f"Try: scancel {target}")
 
     def probes(self) -> Iterator[Probe]:
-        from executors.slurm.probes import probes
-
         return probes(self.profile, self.shell, root_folder(self.profile), self.run_root())
 
 
@@ -197,7 +192,7 @@ def _executor(profile: SlurmProfile, launch: AnyJob | None) -> "run.SlurmExecuto
         setup_lines=setup_lines(profile, launch),
         srun_args=[quote(word) for word in srun_args],
         additional_parameters=others or None,
-        packager=_packager(launch),
+        packager=packager_of(launch),
         tunnel=_tunnel(profile),
         poll_estimated_start_time=False,  # a thread that prints to the terminal
     )
@@ -208,16 +203,6 @@ def _torchrun(launch: AnyJob) -> "run.Torchrun":
 
     # NeMo-Run writes the port into the script as it is: an expression that each job evaluates.
     return run.Torchrun(rdzv_port=RENDEZVOUS_PORT, rdzv_id=crc32(launch.id.encode()))
-
-
-def _packager(launch: AnyJob | None) -> "run.Packager":
-    import nemo_run as run
-
-    if launch is None or launch.archive is None:
-        return run.Packager()
-    from executors.packaging.archive import ArchivePackager
-
-    return ArchivePackager(archive=str(launch.archive))
 
 
 def _tunnel(profile: SlurmProfile) -> "run.SSHTunnel | run.LocalTunnel":

@@ -52,7 +52,7 @@ def _tools(profile: SlurmProfile) -> list[str]:
 
 
 def _probe(name: str, passed: bool, detail: str, remedy: str) -> Probe:
-    return Probe(name=name, passed=passed, detail=detail, remedy="" if passed else remedy)
+    return Probe(name=name, passed=passed, detail=detail, remedy=remedy)
 
 
 def _controller(shell: Shell) -> Probe:

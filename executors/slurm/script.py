@@ -8,12 +8,9 @@ import posixpath
 import re
 import shlex
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
-from executors.base import CODE, OWN_CODE, SECRETS_VARIABLE, AnyJob
-
-if TYPE_CHECKING:
-    from executors.slurm.profile import SlurmProfile
+from executors.base import CODE, OWN_CODE, SECRETS_VARIABLE, AnyJob, is_below
+from executors.slurm.profile import SlurmProfile
 
 #: NeMo-Run's name for the job's folder.
 RUN_FOLDER = "/nemo_run"
@@ -29,7 +26,7 @@ def quote(value: str) -> str:
     return shlex.quote(value).replace(RUN_FOLDER, "/nemo''_run")
 
 
-def setup_lines(profile: "SlurmProfile", launch: AnyJob | None) -> str:
+def setup_lines(profile: SlurmProfile, launch: AnyJob | None) -> str:
     """What the script does before srun: environment, then the user's own lines, then what the job relies on."""
     lines = ["unset PYTHONPATH"]  # the submitter's own; the job's code comes with it
     if launch is not None and launch.ranked:
@@ -50,14 +47,14 @@ def setup_lines(profile: "SlurmProfile", launch: AnyJob | None) -> str:
     return "\n".join(lines)
 
 
-def container_env(profile: "SlurmProfile", launch: AnyJob | None) -> list[str]:
+def container_env(profile: SlurmProfile, launch: AnyJob | None) -> list[str]:
     """Variables that hold although the image sets them too."""
     own = ["PYTHONSAFEPATH", "NEMO_RUN_DIR"] if launch else []
     own += [SECRETS_VARIABLE] if launch and launch.secrets else []
     return sorted({*profile.env, *own, "PYTHONPATH"})
 
 
-def container_mounts(profile: "SlurmProfile", launch: AnyJob | None) -> list[str]:
+def container_mounts(profile: SlurmProfile, launch: AnyJob | None) -> list[str]:
     """The profile's mounts, other runs' directories, and the folders that the job writes to, under the same paths.
 
     Pyxis and enroot mount them in this order, and what comes later lies above. So a profile that mounts a folder of
@@ -69,22 +66,22 @@ def container_mounts(profile: "SlurmProfile", launch: AnyJob | None) -> list[str
     return [*others, *profile.mounts, *(f"{folder}:{folder}" for folder in _mounted(launch))]
 
 
-def other_runs(profile: "SlurmProfile", run_root: str) -> list[str]:
+def other_runs(profile: SlurmProfile, run_root: str) -> list[str]:
     """The mount of the run root, for jobs that build on what others left; none where the profile's own has it."""
     brought = ([*mount.split(":"), ""][:2] for mount in profile.mounts)
-    if any(source == target and _is_below(run_root, target) for source, target in brought):
+    if any(source == target and is_below(run_root, target) for source, target in brought):
         return []
     return [f"{run_root}:{run_root}:ro"]
 
 
-def container_image(profile: "SlurmProfile") -> str | None:
+def container_image(profile: SlurmProfile) -> str | None:
     """What srun is told: a squash file where there is one, else the image's name as Pyxis spells it."""
     if profile.image is None or _is_file(profile.image):
         return profile.image
     return squash_path(profile) or pyxis_name(profile.image)
 
 
-def squash_path(profile: "SlurmProfile") -> str | None:
+def squash_path(profile: SlurmProfile) -> str | None:
     """The file that the image is imported to once; None when the profile does not ask for one."""
     if profile.image is None or profile.squash_dir is None or _is_file(profile.image):
         return None
@@ -110,17 +107,13 @@ def _mounted(launch: AnyJob) -> list[str]:
     return [str(launch.run_dir), *([posixpath.dirname(launch.secrets)] if launch.secrets else [])]
 
 
-def _is_below(path: str, folder: str) -> bool:
-    return f"{posixpath.normpath(path)}/".startswith(f"{posixpath.normpath(folder).rstrip('/')}/")
-
-
-def _literal(profile: "SlurmProfile") -> Iterator[str]:
+def _literal(profile: SlurmProfile) -> Iterator[str]:
     text = "\n".join(profile.setup)
     if text:
         yield f"eval {quote(text)}" if profile.image is None and RUN_FOLDER in text else text
 
 
-def _import_image(profile: "SlurmProfile", launch: AnyJob | None) -> list[str]:
+def _import_image(profile: SlurmProfile, launch: AnyJob | None) -> list[str]:
     """Import the image where its file is missing; jobs that start together import it once."""
     path = squash_path(profile)
     if path is None or profile.image is None:

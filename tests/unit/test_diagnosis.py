@@ -22,7 +22,7 @@ import pytest
 import yaml
 
 from executors.base import JobState, SchedulerJob
-from executors.docker.state import ended
+from executors.docker.container import ended
 from executors.local import LocalProfile
 from executors.slurm.jobs import _STATES
 from recipes.cli.show import Output

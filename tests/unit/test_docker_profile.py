@@ -8,11 +8,9 @@ from typing import Any
 import pytest
 
 from executors.base import Mount, SchedulerJob
-from executors.docker.job import container_name
+from executors.docker.container import CANCELLED, STATUS, api_requests, as_scheduled, container_name, ended, exit_status
 from executors.docker.place import DockerPlace
 from executors.docker.profile import DockerProfile, nemo_run_ulimit, numeric_user
-from executors.docker.state import CANCELLED, STATUS, ended, exit_status
-from executors.docker.text import api_requests, as_scheduled
 from executors.kinds import executor_of, place_of
 from executors.profiles.load import load_profile
 from tests.jobs import PlainJob
