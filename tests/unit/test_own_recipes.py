@@ -53,7 +53,7 @@ def test_a_file_is_a_recipe(folder: Path) -> None:
     assert (partial.recipe, partial.args.calib_size, partial.args.export_quant_cfg) == ("quantize_mine", 64, "fp8")
     assert describe(find("quantize_mine"))["summary"] == "Ours, with fewer samples."
     assert RECIPES.problems() == []
-    assert prepare(partial, online=False).job.recipe == "quantize_mine"
+    assert prepare(partial, online=False).recipe == "quantize_mine"
     assert plan(partial).recipe == "quantize_mine"
     assert str(folder) not in serialized(partial), "it travels as values"
 
@@ -144,7 +144,7 @@ def test_the_readme_s_recipe_is_one_file(folder: Path) -> None:
     put(folder, "quantize/mine", text)
     partial = recipes.quantize_mine()
     assert (partial.args.hf_model_id, partial.args.calib_size, partial.torchrun.nproc_per_node) == ("tiny:qwen3", 64, 8)
-    assert prepare(partial, online=False).job.engine == "hf"
+    assert prepare(partial, online=False).engine == "hf"
 
 
 def test_the_readme_s_algorithm_is_a_class_a_row_and_a_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
