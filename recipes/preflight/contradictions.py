@@ -10,7 +10,7 @@ from typing import Any
 from recipes.experiment.job import Job
 from scripts.args.configuration import configured
 from scripts.args.distill import DistillArgs, DistillBridgeArgs, QatArgs
-from scripts.args.meaning import Role
+from scripts.args.meaning import Role, value_of
 from scripts.args.megatron_lm import MegatronLmArgs
 from scripts.args.prune import PruneArgs
 from scripts.args.quantize import QuantizeModelOptArgs
@@ -162,7 +162,7 @@ def _figures(job: Job) -> Figures:
     found: dict[Role, tuple[str, Any]] = {}
     config = job.get("config", {})
     for role, keys in _FIGURES.items():
-        given = [(job.key(role) or "", job.get(role))]
+        given = [(job.key(role) or "", value_of(job.resolved, role))]  # what is said, not what follows from it
         for section, _, name in (key.partition(".") for key in keys):
             values = config.get(section)
             given.append((f"args.config.{section}.{name}", values.get(name) if isinstance(values, dict) else None))

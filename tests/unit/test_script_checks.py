@@ -160,7 +160,7 @@ def test_an_old_release_is_written_for_as_it_was(profiles: Path) -> None:
 
 def test_two_machines_by_the_site_s_default_are_for_those_who_can_use_them(profiles: Path) -> None:
     quantize = prepare(built("quantize_fp8"), "two", profiles=profiles)
-    assert (quantize.nodes, quantize.processes, quantize.torchrun) == (2, 8, True)
+    assert (quantize.nodes, quantize.processes, quantize.ranked) == (2, 8, True)
     assert prepare(built("prune"), "two", profiles=profiles).nodes == 1
     with pytest.raises(ProblemsError, match="invalid_parallel_divisibility"):
         prepare(built("prune"), "two", {"nodes": "2"}, profiles=profiles)
