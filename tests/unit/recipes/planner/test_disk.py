@@ -1,4 +1,4 @@
-"""Sizes of checkpoints from facts and headers; tests/integration/test_predictions.py compares with written ones."""
+"""Sizes of checkpoints from facts and headers; test_predictions.py compares them with written ones."""
 
 import json
 from dataclasses import replace

@@ -13,7 +13,7 @@ from scripts.tiny.corpus import corpus_digest, normalized, passages
 from scripts.tiny.model import TINY_MODELS, cache_path, default_cache_root, is_cached
 from scripts.tiny.train import unigram_perplexity
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[4]
 
 
 def _paragraphs(texts: list[str]) -> list[str]:

@@ -206,7 +206,7 @@ def test_what_the_image_sets_does_not_displace_what_the_job_needs(site: Site) ->
     (root / "etc" / "minipyxis.env").write_text(
         "PYTHONPATH=/of/the/image\nPATH=/of/the/image\nOF_IMAGE=1\nNEMO_RUN_DIR=/x\n"
     )
-    here = {Path(sys.prefix), Path(sys.base_prefix), Path(__file__).resolve().parents[2], Path("/usr")}
+    here = {Path(sys.prefix), Path(sys.base_prefix), Path(__file__).resolve().parents[3], Path("/usr")}
     mounts = [f"{folder}:{folder}:ro" for folder in sorted(here)]
     place = site.place(image="own:1", mounts=mounts)
     job = site.run(place)

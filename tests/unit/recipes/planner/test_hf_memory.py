@@ -1,4 +1,4 @@
-"""The terms of the hf engine's memory; tests/integration/test_predictions.py compares the sum with measured peaks."""
+"""The terms of the hf engine's memory; test_predictions.py compares their sum with measured peaks."""
 
 import inspect
 from dataclasses import replace

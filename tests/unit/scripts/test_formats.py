@@ -21,7 +21,7 @@ from scripts.formats import (
 )
 from scripts.run.problems import JobError
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def test_the_six_formats() -> None:

@@ -22,7 +22,7 @@ from recipes.models.model_types import FAMILIES
 from scripts.engines.script.cards import cards
 from scripts.tiny.model import TINY_MODELS
 
-_CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+_CONFIGS = Path(__file__).resolve().parents[4] / "configs"
 _QWEN3: Mapping[str, Any] = {
     "model_type": "qwen3",
     "num_hidden_layers": 4,

@@ -135,7 +135,7 @@ def test_every_family_takes_one(folder: Path) -> None:
 
 
 def blocks(readme: str, language: str) -> list[str]:
-    text = (Path(__file__).resolve().parents[2] / readme).read_text(encoding="utf-8")
+    text = (Path(__file__).resolve().parents[3] / readme).read_text(encoding="utf-8")
     return [part.partition("```")[0] for part in text.split(f"```{language}\n")[1:]]
 
 

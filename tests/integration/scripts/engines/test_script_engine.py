@@ -42,7 +42,7 @@ RECEIVED = f"{HOSTILE} ${{late}}"  # which is escaped on the command line: late 
 HOSTILE_NAME = 'it\'s "é漢" $(x) &'
 _FAMILIES = {
     recipe.family.name: name
-    for name, recipe in reversed(RECIPES.items())
+    for name, recipe in reversed([*RECIPES.items()])
     if any(not is_module(script) for script in getattr(recipe.family.args, "SCRIPTS", ()))
 }
 
@@ -354,7 +354,7 @@ def test_a_script_s_own_packages_are_its_own(tmp_path: Path, checkpoints: Mappin
     beside.mkdir()
     (beside / "__init__.py").write_text("print('the scripts of the script')\n")
     script.write_text("import scripts\n" + script.read_text())
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[4]
     env = {"PYTHONPATH": f"{root}:{tmp_path}/mine", "PYTHONSAFEPATH": "1"}
     ran = carry_out(partial, tmp_path / "run", **env)
     assert ran.record["state"] == "succeeded", ran.error

@@ -17,7 +17,7 @@ from scripts.engines.script.flags.tables import (
     scripts,
 )
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[4]
 QUANTIZE = "Megatron-Bridge/examples/quantization/quantize.py"
 GENERATE = "Megatron-Bridge/examples/quantization/ptq_generate.py"
 CONVERT = "Megatron-Bridge/scripts/conversion/run_conversion.py"

@@ -47,7 +47,7 @@ pytestmark = pytest.mark.integration
 FINAL = ("succeeded", "failed", "cancelled")
 #: Nodes and processes on each of them, as far as the kind has them.
 SHAPES = {"slurm": (2, 2), "pyxis": (2, 2), "remote": (1, 1), "docker": (1, 2), "lepton": (2, 2)}
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture(scope="module")

@@ -487,7 +487,7 @@ import nemo_run as run
 
 from executors.kinds import executor_of
 from executors.lepton.place import LeptonProfile
-from tests.integration.test_lepton import profile
+from tests.integration.executors.test_lepton import profile
 
 if __name__ == "__main__":
     script = run.Script(inline="echo rendezvous $MASTER_ADDR $MASTER_PORT $NNODES $NODE_RANK; sleep 3")
@@ -502,7 +502,7 @@ def test_the_factory_in_an_experiment_of_nemo_run_itself(workspace: LeptonWorksp
     """Everything here is NeMo-Run's: data mover, launch script, job name. Nothing is downloaded all the same."""
     program = tmp_path / "stock.py"
     program.write_text(STOCK)
-    env = {**os.environ, "NEMORUN_HOME": str(tmp_path / "home"), "PYTHONPATH": str(Path(__file__).parents[2])}
+    env = {**os.environ, "NEMORUN_HOME": str(tmp_path / "home"), "PYTHONPATH": str(Path(__file__).parents[3])}
     done = subprocess.run([sys.executable, program], env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     where = place()

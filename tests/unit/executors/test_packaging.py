@@ -19,7 +19,7 @@ from executors.packaging import files as packaging_files
 from executors.packaging.code import OWN_PACKAGES, Code, package, plan
 from scripts.run.problems import JobError, Problem, ProblemsError
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 Git = Callable[..., str]
 
 

@@ -8,8 +8,8 @@ import pytest
 from recipes.preflight import batches, contradictions, formats, hardware, layout, pruning
 from scripts.run.problems import Problem
 from scripts.run.registry import carry_out, checks_of
-from tests.unit.test_layout_checks import EXPERTS, HYBRID, LLAMA, findings, spec_for
-from tests.unit.test_layout_checks import model as model
+from tests.unit.recipes.preflight.test_layout_checks import EXPERTS, HYBRID, LLAMA, findings, spec_for
+from tests.unit.recipes.preflight.test_layout_checks import model as model
 
 Make = Callable[..., str]
 VIRTUAL = "virtual_pipeline_model_parallel_size"

@@ -77,7 +77,7 @@ def model(folder: Path, name: str) -> Path:
     made = folder / name
     if not made.is_dir():
         family, values = MODELS[name]
-        root = Path(__file__).resolve().parents[2]
+        root = Path(__file__).resolve().parents[3]
         subprocess.run(
             [sys.executable, "-c", BUILD, family, repr(values | HEADS[name]), str(made)], cwd=root, check=True
         )

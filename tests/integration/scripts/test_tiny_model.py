@@ -23,7 +23,7 @@ from scripts.tiny.train import TinyModel
 
 pytestmark = pytest.mark.integration
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 # Trains, saying on a line of its own how far it is, so that the test knows when to interfere.
 CHILD = """
