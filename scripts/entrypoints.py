@@ -15,7 +15,7 @@ from typing import Any
 from scripts.args import megatron_lm as mlm
 from scripts.args.convert import HfToMegatronArgs, MegatronToHfArgs, MergeLoraArgs
 from scripts.args.data import PrepareDataArgs
-from scripts.args.distill import DistillArgs, DistillBridgeArgs, QatArgs
+from scripts.args.distill import DistillArgs, DistillBridgeArgs, QadArgs, QatArgs
 from scripts.args.evaluate import EvaluateArgs
 from scripts.args.export import ExportArgs, ExportDistilledArgs, ExportModelOptArgs
 from scripts.args.generate import GenerateArgs, GenerateVllmArgs, GenerateVlmArgs
@@ -95,7 +95,7 @@ ALGORITHMS = {
         doc="Teach a student with the logits of a teacher; with a quantized student, QAD.",
         families={
             "distill": DistillArgs,
-            "qad": DistillArgs,
+            "qad": QadArgs,
             "distill_llama": DistillBridgeArgs,
             "mlm_distill": mlm.MlmFinetuneArgs,
         },

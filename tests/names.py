@@ -13,7 +13,7 @@ _FIRST = {
 _CONSTANTS = {"_NAME", "_MOCK", "_TINY", "_LIMITED", "_OVERLAPS"}
 #: Keys of a Lepton profile, which its `_problem` takes first.
 _NO_NAMES = {"env", "mounts", "queue_priority", "secret_names"}
-_TABLES = {"_STATES", "_REFUSALS"}  # of Slurm's words, with the name in second place
+_TABLES = {"_WORDS", "_REFUSALS"}  # of Slurm's words, with the name in second place
 _KEYWORD = {"Problem", "Check", "JobState", "Doubt", "wrong", "_wrong", "_problem", "Violation", "Rule"}
 
 

@@ -7,7 +7,6 @@ where an earlier stage quantized, the plain converter where none did.
 """
 
 from collections.abc import Sequence
-from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from recipes.catalogue import RECIPES
@@ -18,12 +17,7 @@ from scripts.run.problems import Problem, ProblemsError
 if TYPE_CHECKING:
     import nemo_run as run
 
-#: What exports the checkpoint that a family quantized; others are Megatron-Bridge's, and `export` is for them.
-_EXPORTERS = {"quantize_modelopt": "export_modelopt", "qad": "export_modelopt", "mlm_quantize": "mlm_export"}
 _DATA = "binidx"
-_QUANTIZES = ("quantize", "qat", "qad")
-#: Fields that name the model a checkpoint is, or was made of.
-_BASES = ("hf_model_id", "hf_model_name_or_path", "hf_model", "student_hf_path")
 
 
 def chain(*partials: "run.Partial[Any]") -> list[Stage]:
@@ -34,14 +28,12 @@ def chain(*partials: "run.Partial[Any]") -> list[Stage]:
     """
     _refuse_order([partial.recipe for partial in partials])
     stages: list[Stage] = []
-    quantized_by = ""
+    exporter = ""  # of the last stage that quantized
     for partial in partials:
         if stages:
-            stages += _conversion(stages, partial, quantized_by, partials[0])
+            stages += _conversion(stages, partial, exporter, partials[0])
         stages.append(_stage(partial, stages))
-        family = RECIPES[partial.recipe].family
-        if family.algorithm in _QUANTIZES or family.name in _EXPORTERS:
-            quantized_by = family.name
+        exporter = partial.args.__fn_or_cls__.EXPORTER or exporter
     return stages
 
 
@@ -55,7 +47,7 @@ def _refuse_order(names: Sequence[str]) -> None:
 
 
 def _conversion(
-    earlier: Sequence[Stage], partial: "run.Partial[Any]", quantized_by: str, first: "run.Partial[Any]"
+    earlier: Sequence[Stage], partial: "run.Partial[Any]", exporter: str, first: "run.Partial[Any]"
 ) -> list[Stage]:
     """The stage between two that do not speak of the same kind of checkpoint; none where they do."""
     before = earlier[-1]
@@ -64,7 +56,7 @@ def _conversion(
         return []
     wanted = {kind for _, kind in taken}
     if "checkpoint_megatron" in made and "checkpoint_hf" in wanted:
-        name = _EXPORTERS.get(quantized_by, "export") if quantized_by else "megatron_to_hf"
+        name = exporter or "megatron_to_hf"
     elif "checkpoint_hf" in made and "checkpoint_megatron" in wanted:
         name = "hf_to_megatron"
     else:
@@ -81,7 +73,7 @@ def _base_of(earlier: Sequence[Stage], first: "run.Partial[Any]") -> str | None:
     for stage in reversed(earlier):
         if "checkpoint_hf" in _made(stage.partial):
             return f"${{artifact:{stage.name}.checkpoint_hf}}"
-    return next((value for name in _BASES if (value := getattr(first.args, name, None))), None)
+    return next((value for name in _bases(first) if (value := getattr(first.args, name))), None)
 
 
 def _stage(partial: "run.Partial[Any]", stages: Sequence[Stage]) -> Stage:
@@ -112,7 +104,7 @@ def _made(partial: "run.Partial[Any]") -> set[str]:
 
 def _writes(partial: "run.Partial[Any]", meaning: Meaning) -> bool:
     """Whether the engine that is to be used writes it; where that is open, the script's outputs count."""
-    hf = partial.engine == "hf" or str(getattr(partial.args, "hf_model_id", "")).startswith("tiny:")
+    hf = partial.engine == "hf" or any(str(getattr(partial.args, name)).startswith("tiny:") for name in _bases(partial))
     return meaning.engine in ("any", "hf" if hf else "script")
 
 
@@ -128,6 +120,14 @@ def _taken(partial: "run.Partial[Any]") -> list[tuple[str, str]]:
 
 
 def _set_base(converter: "run.Partial[Any]", base: str | None) -> None:
-    for field in fields(converter.args.__fn_or_cls__):
-        if field.name in _BASES and base is not None:
-            setattr(converter.args, field.name, base)
+    for name in _bases(converter) if base is not None else ():
+        setattr(converter.args, name, base)
+
+
+def _bases(partial: "run.Partial[Any]") -> list[str]:
+    """The arguments that name the model which a checkpoint is, or was made of."""
+    return [
+        field.name
+        for field, meaning in meanings(partial.args.__fn_or_cls__)
+        if meaning.role == "model" and not meaning.card
+    ]

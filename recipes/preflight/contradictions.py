@@ -9,7 +9,7 @@ from typing import Any
 
 from recipes.experiment.job import Job
 from scripts.args.configuration import configured
-from scripts.args.distill import DistillArgs, DistillBridgeArgs, QatArgs
+from scripts.args.distill import DistillArgs, DistillBridgeArgs, QadArgs, QatArgs
 from scripts.args.meaning import Role, value_of
 from scripts.args.megatron_lm import MegatronLmArgs
 from scripts.args.prune import PruneArgs
@@ -110,10 +110,10 @@ def blend(job: Job) -> Iterator[Problem]:
             return
 
 
-@check("missing_input", args=DistillArgs)
+@check("missing_input", args=QadArgs)
 def quantized_student(job: Job) -> Iterator[Problem]:
     """Of quantization-aware distillation."""
-    if job.recipe.startswith("qad") and job.args.student_megatron_path is None:
+    if job.args.student_megatron_path is None:
         cause = "QAD needs the quantized student; without it this is plain distillation"
         remedy = "Set it to what quantize_modelopt left."
         yield Problem(key="args.student_megatron_path", value=None, cause=cause, remedy=remedy)

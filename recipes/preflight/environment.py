@@ -35,6 +35,16 @@ def machines(job: Job) -> Iterator[Problem]:
             yield Problem(name="out_of_range", key=key, value=value, cause="at least 1 is needed")
 
 
+@check("set_by_the_launcher")
+def rendezvous(job: Job) -> Iterator[Problem]:
+    """NVIDIA's configs have these values; a rank and a meeting point of one machine fit no other."""
+    given = {"node_rank": job.torchrun.node_rank, "master_addr": job.torchrun.master_addr}
+    for name, value in (given | {"master_port": job.torchrun.master_port}).items():
+        if value is not None:
+            cause = f"{job.place.title} tells every machine its rank and where they meet, and nothing reads this"
+            yield Problem(key=f"torchrun.{name}", value=value, cause=cause, remedy="Leave it null.")
+
+
 @check("engine_not_installed", engines=("hf",))
 def engine_installed(job: Job) -> Iterator[Problem]:
     if not job.place.runs_here:

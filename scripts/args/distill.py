@@ -93,6 +93,13 @@ class DistillArgs(ScriptArgs):
 
 
 @dataclass(frozen=True, kw_only=True)
+class QadArgs(DistillArgs):
+    """What `qad` does: the same with a quantized student, which stays quantized."""
+
+    EXPORTER: ClassVar[str] = "export_modelopt"
+
+
+@dataclass(frozen=True, kw_only=True)
 class DistillBridgeArgs(ScriptArgs):
     """What `distill_llama` does: Llama-3.2-3B teaches 1B. Source: Megatron-Bridge examples/distillation/llama."""
 
@@ -123,6 +130,7 @@ class QatArgs(ScriptArgs):
     """What `qat` does. Source: Megatron-Bridge examples/quantization/pretrain_quantized_llama3_8b.py."""
 
     SCRIPTS: ClassVar[tuple[str, ...]] = ("Megatron-Bridge/examples/quantization/pretrain_quantized_llama3_8b.py",)
+    EXPORTER: ClassVar[str] = "export"
     WORK: ClassVar[Work | None] = "training"
 
     hf_path: str | None = doc(

@@ -191,6 +191,8 @@ class ScriptArgs:
     DATA_PARALLEL: ClassVar[bool] = True
     #: Whether ModelOpt on a Transformers model can do it as well.
     HF_ENGINE: ClassVar[bool] = False
+    #: The recipe that exports the quantized checkpoint that it leaves; empty: it leaves none.
+    EXPORTER: ClassVar[str] = ""
     #: What its ranks do; None: nothing on a GPU, or nothing that can be told.
     WORK: ClassVar[Work | None] = None
     #: Models that the script itself names, by role.
@@ -269,6 +271,6 @@ class Torchrun:
 
     nnodes: int = doc("machines", 1)
     nproc_per_node: int = doc("processes on each machine", 1)
-    node_rank: int | None = doc("this machine's rank, where no scheduler sets it", None)
-    master_addr: str | None = doc("rendezvous host, where no scheduler sets it", None)
-    master_port: int | None = doc("rendezvous port, where no scheduler sets it", None)
+    node_rank: int | None = doc("null: every executor tells a machine its rank", None)
+    master_addr: str | None = doc("null: every executor says where ranks meet", None)
+    master_port: int | None = doc("null: every executor says where ranks meet", None)

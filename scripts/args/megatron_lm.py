@@ -81,6 +81,7 @@ class MlmQuantizeArgs(MegatronLmArgs):
     """What `mlm_quantize` does."""
 
     SCRIPTS: ClassVar[tuple[str, ...]] = (f"{_EXAMPLES}/quantize.py",)
+    EXPORTER: ClassVar[str] = "mlm_export"
     WORK: ClassVar[Work | None] = "calibration"
 
     pretrained_model_path: str | None = doc(

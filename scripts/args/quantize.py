@@ -16,6 +16,7 @@ class QuantizeArgs(ScriptArgs):
     """What `quantize` does. Names: Megatron-Bridge examples/quantization/quantize.py, as far as it has them."""
 
     SCRIPTS: ClassVar[tuple[str, ...]] = ("Megatron-Bridge/examples/quantization/quantize.py",)
+    EXPORTER: ClassVar[str] = "export"
     WORK: ClassVar[Work | None] = "calibration"
     HF_ENGINE: ClassVar[bool] = True
 
@@ -104,6 +105,7 @@ class QuantizeVlmArgs(ScriptArgs):
 
     SCRIPTS: ClassVar[tuple[str, ...]] = ("Megatron-Bridge/examples/quantization/quantize_vlm.py",)
     IMAGES: ClassVar[bool] = True
+    EXPORTER: ClassVar[str] = "export"
     WORK: ClassVar[Work | None] = "calibration"
 
     hf_model_id: str = doc(
@@ -143,6 +145,7 @@ class QuantizeModelOptArgs(ScriptArgs):
     """What `quantize_modelopt` does. Source: Model-Optimizer examples/megatron_bridge/quantize.py."""
 
     SCRIPTS: ClassVar[tuple[str, ...]] = ("Model-Optimizer/examples/megatron_bridge/quantize.py",)
+    EXPORTER: ClassVar[str] = "export_modelopt"
     WORK: ClassVar[Work | None] = "calibration"
 
     hf_model_name_or_path: str = doc("a folder or a hub name", "Qwen/Qwen3-8B", consumes="checkpoint_hf", role="model")

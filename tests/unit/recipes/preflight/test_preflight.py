@@ -291,3 +291,15 @@ def test_no_value_in_a_list_holds_a_nul() -> None:
     with pytest.raises(ProblemsError) as caught:
         prepare(partial, "slurm", online=False)
     assert [(problem.name, problem.key) for problem in caught.value.problems] == [("wrong_value", "args.data_paths")]
+
+
+@pytest.mark.parametrize("value", [{"node_rank": 1}, {"master_addr": "n1"}, {"master_port": 29500}])
+def test_a_rank_or_a_meeting_point_is_not_given_by_hand(value: dict[str, Any]) -> None:
+    """They were accepted, recorded, and read nowhere."""
+    recipe = find("quantize_tiny").build()
+    for name, given in value.items():
+        setattr(recipe.torchrun, name, given)
+    with pytest.raises(ProblemsError) as refused:
+        prepare(recipe, "local", online=False)
+    (problem,) = refused.value.problems
+    assert (problem.name, problem.key) == ("set_by_the_launcher", f"torchrun.{next(iter(value))}")
