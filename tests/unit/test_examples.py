@@ -29,7 +29,7 @@ def test_the_algorithm_that_the_readme_of_scripts_adds_runs(tmp_path: Path, monk
     monkeypatch.setitem(entrypoints.ALGORITHMS, "count", added.ROW)
     monkeypatch.setenv("NEMO_RUN_DIR", str(tmp_path / "run"))
     (tmp_path / "text").write_text("one two three")
-    entrypoints._entrypoint("count")(args=added.CountArgs(text=str(tmp_path / "text")))
+    entrypoints.entrypoint("count")(args=added.CountArgs(text=str(tmp_path / "text")))
     run = json.loads((tmp_path / "run" / "run.json").read_text())
     assert (run["state"], run["algorithm"], run["outputs"][0]["type"]) == ("succeeded", "count", "word_count")
     assert json.loads((tmp_path / "run" / "report" / "report.json").read_text())["words"] == 3

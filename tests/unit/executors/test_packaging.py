@@ -100,7 +100,7 @@ def test_none_packs_our_packages_alone(folder: Path) -> None:
     code, unpacked = pack(folder, "none")
     assert users(unpacked) == set()
     assert {path.name for path in (unpacked / ".recipes").iterdir()} == set(OWN_PACKAGES)
-    assert (unpacked / ".recipes/executors/packaging.py").read_bytes() == Path(packaging.__file__).read_bytes()
+    assert (unpacked / ".recipes/executors/packaging/code.py").read_bytes() == Path(packaging.__file__).read_bytes()
     assert (unpacked / ".recipes/configs/quantize/fp8.yaml").is_file()
     assert not list(unpacked.rglob("__pycache__")) and not list(unpacked.rglob("*.pyc"))
     assert code.digest == code.own_digest
@@ -119,7 +119,7 @@ def test_the_packed_packages_are_imported_without_the_checkout(folder: Path) -> 
         [sys.executable, "-c", code], cwd=unpacked, env=env, capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(f"{unpacked}/.recipes/executors/profiles.py")
+    assert done.stdout.startswith(f"{unpacked}/.recipes/executors/profiles/load.py")
     assert "local" in done.stdout
 
 
@@ -137,7 +137,7 @@ def test_an_installed_copy_packs_without_a_repository(folder: Path, tmp_path: Pa
     done = subprocess.run(python, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60)
     assert done.stdout == "none\n", done.stderr
     with tarfile.open(tmp_path / "out.tgz") as tar:
-        assert ".recipes/scripts/record.py" in tar.getnames()
+        assert ".recipes/scripts/run/record.py" in tar.getnames()
 
 
 # --- git ---------------------------------------------------------------------------------------
@@ -554,6 +554,6 @@ def test_slurm_gets_the_archive(folder: Path, tmp_path: Path) -> None:
     job.mkdir()
     nemo_run(_SLURM, str(code.archive), str(job), cwd=tmp_path)
     assert (job / "code/mine.py").read_text() == "x"
-    assert (job / "code/.recipes/scripts/record.py").is_file()
+    assert (job / "code/.recipes/scripts/run/record.py").is_file()
     assert (job / "x.tar.gz").stat().st_size == code.bytes
     assert {path.name for path in job.iterdir()} == {"code", "x.tar.gz"}

@@ -170,7 +170,7 @@ def job(format):
     return prepare(partial, online=False)
 
 exported = of_export({}, {"quantization": {"quant_algo": "FP8_ROWS"}}).format
-sizes = [outputs_bytes(job(format).job)["args.export_dir"] for format in ("fp8", "fp8_rows")]
+sizes = [outputs_bytes(job(format))["args.export_dir"] for format in ("fp8", "fp8_rows")]
 help = next(meaning.doc for field, meaning in meanings(QuantizeArgs) if field.name == "export_quant_cfg")
 print(json.dumps({"exported": exported, "sizes": sizes, "help": help, "servers": able("FP8_ROWS")}))
 """
