@@ -1,11 +1,14 @@
 """This machine: NeMo-Run's LocalExecutor, with the Python that submits."""
 
+import json
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib import util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -86,8 +89,6 @@ class LocalPlace(Place):
         return run.LocalExecutor(ntasks_per_node=launch.processes, launcher=launcher, env_vars=env)
 
     def text(self, experiment: Any, launch: AnyJob) -> str:
-        import json
-
         request = experiment.jobs[0]._dryrun_info.request
         (replica,) = (replica for replicas in request.role_params.values() for replica in replicas)
         own = {**self.profile.env, "NEMO_RUN_DIR": str(launch.run_dir)}
@@ -133,9 +134,6 @@ class LocalPlace(Place):
                 os.kill(owner["pid"], signal.SIGTERM)
 
     def probes(self) -> Iterator[Probe]:
-        import shutil
-        from importlib import util
-
         missing = [name for name in _PACKAGES if util.find_spec(name) is None]
         detail = f"{sys.executable} lacks {', '.join(missing)}" if missing else sys.executable
         remedy = 'pip install "modelopt-recipes[hf]"'

@@ -26,6 +26,7 @@ from scripts.args.prune import PruneArgs
 from scripts.args.quantize import QuantizeArgs, QuantizeModelOptArgs, QuantizeVlmArgs
 from scripts.args.serve import ServeArgs
 from scripts.engines.choice import TITLES, choose_engine
+from scripts.engines.script.engine import run_script
 from scripts.engines.script.locate import installed
 from scripts.run.problems import JobError
 from scripts.run.record import Record
@@ -219,8 +220,6 @@ def _work(name: str, engine: Engine, args: ScriptArgs, script: ScriptSpec, recor
     record.line(f"engine: {TITLES[chosen]}")
     if chosen == "hf":
         return _checked(_loaded(algorithm.hf))
-    from scripts.engines.script.engine import run_script
-
     return run_script
 
 

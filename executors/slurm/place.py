@@ -2,6 +2,7 @@
 
 import dataclasses
 import getpass
+import json
 import posixpath
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -118,8 +119,6 @@ class SlurmPlace(Place):
         return job_states(self.shell, jobs)
 
     def records(self, jobs: Sequence[SchedulerJob]) -> dict[str, dict[str, Any]]:
-        import json
-
         texts = self.shell.read([posixpath.join(job.run_dir, "run.json") for job in jobs])
         found = {}
         for job, text in zip(jobs, texts, strict=False):

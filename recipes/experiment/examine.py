@@ -4,6 +4,7 @@ import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from graphlib import CycleError, TopologicalSorter
 from typing import TYPE_CHECKING, Any
 
 from executors import load_profile, place_of
@@ -141,8 +142,6 @@ def _new_id(recipe: str) -> str:
 
 def _in_order(stages: Sequence[Stage], problems: list[Problem]) -> list[Stage]:
     """The stages, parents first; a cycle or a name used twice is a Problem."""
-    from graphlib import CycleError, TopologicalSorter
-
     by_name = {stage.name: stage for stage in stages}
     if len(by_name) < len(stages):
         names = [stage.name for stage in stages]

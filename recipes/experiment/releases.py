@@ -1,11 +1,13 @@
 """Which release of which script a job will meet, and what that one accepts."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from scripts.args.meaning import ScriptArgs, ScriptSpec
+from scripts.args.meaning import ScriptArgs, ScriptSpec, meanings
+from scripts.engines.script.command import compose
 from scripts.engines.script.flags.interface import Interface
+from scripts.engines.script.flags.reader import read_interface
 from scripts.engines.script.flags.tables import (
     completed,
     containers_with,
@@ -17,7 +19,7 @@ from scripts.engines.script.flags.tables import (
     repository_of,
 )
 from scripts.engines.script.locate import file_of, is_module, locate
-from scripts.run.problems import Problem
+from scripts.run.problems import JobError, Problem
 
 if TYPE_CHECKING:
     import nemo_run as run
@@ -71,9 +73,6 @@ def address(args: ScriptArgs, script: ScriptSpec, place: "Place") -> tuple[Addre
 
 def _here(args: ScriptArgs, script: ScriptSpec) -> Addressed | None:
     """On this machine the script itself says what it takes."""
-    from scripts.engines.script.flags.reader import read_interface
-    from scripts.run.problems import JobError
-
     try:
         located = locate(args.SCRIPTS, script.path)
         found = read_interface(located.file, located.roots)
@@ -116,11 +115,7 @@ def _newest(args: ScriptArgs, script: ScriptSpec) -> Addressed:
 
 def releases(partial: "run.Partial[Any]") -> list[dict[str, Any]]:
     """Every release that has a script for the recipe: what would be said to it, and what it has no flag for."""
-    from dataclasses import replace
-
     from fiddle import build
-
-    from scripts.engines.script.command import compose
 
     args = build(partial.args)
     rows = []
@@ -143,8 +138,6 @@ def releases(partial: "run.Partial[Any]") -> list[dict[str, Any]]:
 
 def _placeholders(args: ScriptArgs) -> dict[str, str]:
     """Something for each path that the user must give."""
-    from scripts.args.meaning import meanings
-
     return {
         field.name: f"<{field.name}>"
         for field, meaning in meanings(args)

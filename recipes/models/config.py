@@ -6,6 +6,7 @@ from typing import Any
 from recipes.models import model_types
 from recipes.models.architecture import ModelFacts, MultiLatent, Vision
 from recipes.models.model_types import FAMILIES, TEXT_OF, Blocks, Family, Flag, Values, vision_parameters
+from scripts.checkpoints.quantization import of_export
 
 _DTYPES = ("bfloat16", "float16", "float32")
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
@@ -149,8 +150,6 @@ def _remote_code(config: Mapping[str, Any], family: Family | None) -> bool:
 def _quantized(config: Mapping[str, Any], sidecar: Mapping[str, Any] | None) -> str | None:
     if sidecar is None and config.get("quantization_config") is None:
         return None
-    from scripts.checkpoints.quantization import of_export
-
     try:
         return of_export(config, sidecar).format
     except ValueError:

@@ -12,6 +12,7 @@ from typing import Any
 
 from recipes.models import hub
 from recipes.models.architecture import ModelFacts, Weight
+from scripts.checkpoints.huggingface import is_model, look_model
 from scripts.checkpoints.safetensors import read_header
 from scripts.run.problems import JobError
 from scripts.tiny.model import TINY_MODELS, cache_path, default_cache_root, is_cached
@@ -148,8 +149,6 @@ def exact_total(folder: Path) -> int | None:
 
     A tied output layer that was saved all the same is counted, and so are the buffers that are saved with weights.
     """
-    from scripts.checkpoints.huggingface import is_model, look_model
-
     try:
         return look_model(folder).parameters if is_model(folder) else None
     except (JobError, OSError):

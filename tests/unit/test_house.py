@@ -26,14 +26,14 @@ SLOW = {
 #: What each rule's test may find. The goal is 0, or stands beside it.
 CEILINGS = {
     "imports that point up": 0,
-    "modules in import cycles": 9,
+    "modules in import cycles": 0,
     "uses of a profile's kind or class outside executors": 0,
-    "getattr and hasattr with a literal name in recipes": 49,  # goal: 15
-    "imports in functions": 79,
-    "files over 500 lines": 9,
-    "names that more than two modules have": 4,
-    "lines of Python without tests": 31000,  # goal: 26000
-    "READMEs missing or too long": 6,
+    "getattr and hasattr with a literal name in recipes": 15,
+    "imports in functions": 1,  # the packager is a class of NeMo-Run's
+    "files over 500 lines": 9,  # of tests
+    "names that more than two modules have": 2,
+    "lines of Python without tests": 28300,  # goal: 26000
+    "READMEs missing or too long": 0,
 }
 
 

@@ -388,7 +388,7 @@ def test_a_container_that_somebody_kills(box: User, engine: Engine) -> None:
     run_id = box.detached("executor=box", "args.seconds=300")
     until(lambda: box.status(run_id)["state"] == "running")
     with engine.client() as client:
-        client.containers.get(box.handle(run_id)["job"]["id"]).kill()
+        client.containers.get(box.handle(run_id)["scheduler"]["id"]).kill()
     found = box.ended(run_id)
     assert (found["state"], found["error"]["name"]) == ("failed", "killed")
     assert box.leaks() == []
@@ -563,7 +563,8 @@ def test_records_that_are_damaged(user: User) -> None:
         "probe_list": ("run.json", "[]"),
         "probe_nojob": ("job.json", "\0"),
         "probe_shape": ("job.json", json.dumps(handle | {"launch": {}})),
-        "probe_kind": ("job.json", json.dumps(handle | {"profile": {"kind": "gone"}})),
+        "probe_kind": ("job.json", json.dumps(handle | {"job": handle["job"] | {"profile": {"kind": "gone"}}})),
+        "probe_part": ("job.json", json.dumps(handle | {"job": {"id": good}})),
         "probe_recipe": ("partial.zlib", "x"),
     }
     for name, (file, text) in damage.items():

@@ -89,7 +89,7 @@ class Site:
 
     def in_queue(self, run_id: str, fields: str = "%T") -> str:
         """What squeue says about a run."""
-        job = self.desk.handle(run_id)["job"]["id"]
+        job = self.desk.handle(run_id)["scheduler"]["id"]
         return self.cluster.run("squeue", "-h", "-t", "all", "-j", job, "-o", fields).strip()
 
     def containers(self) -> str:
@@ -247,7 +247,7 @@ def test_stages_on_slurm_wait_at_slurm(site: Site) -> None:
     assert _processes_of(site.desk) == []
     assert [site.desk.handle(run_id)["supervisor"] for run_id in (first, second, third)] == [None] * 3
 
-    site.cluster.run("scontrol", "release", site.desk.handle(first)["job"]["id"])
+    site.cluster.run("scontrol", "release", site.desk.handle(first)["scheduler"]["id"])
     until(lambda: site.in_queue(third) == "CANCELLED")
     rows = _listed(site.desk, first, second, third)
     assert [rows[run_id]["state"] for run_id in (first, second, third)] == ["succeeded", "failed", "cancelled"]
@@ -322,7 +322,7 @@ def test_stages_in_different_places(site: Site) -> None:
     assert rows[here]["finished_at"] < rows[there]["started_at"]
     assert rows[there]["finished_at"] < rows[back]["started_at"]
     assert rows[never]["error"]["name"] == "dependency_failed"
-    assert site.desk.handle(never)["job"] is None, "it never reached Slurm"
+    assert site.desk.handle(never)["scheduler"] is None, "it never reached Slurm"
     until(lambda: not _processes_of(site.desk), 60)
 
 
@@ -379,7 +379,7 @@ def test_sweeps_are_one_job_of_slurm(site: Site) -> None:
     assert (mixed.code, good.code) == (1, 0), f"{mixed}\n{good}"
     for done, count in ((mixed, 4), (good, 2)):
         runs = done.json["runs"]
-        ids = [site.desk.handle(run["id"])["job"]["id"] for run in runs]
+        ids = [site.desk.handle(run["id"])["scheduler"]["id"] for run in runs]
         array = ids[0].partition("_")[0]
         assert ids == [f"{array}_{n}" for n in range(count)]
         assert [run["job"]["SLURM_ARRAY_JOB_ID"] for run in runs] == [array] * count
@@ -452,7 +452,7 @@ def test_an_installed_copy_without_a_repository(site: Site, tmp_path: Path) -> N
 
 
 def _unpacked(site: Site, done: Done) -> Path:
-    return Path(site.desk.handle(done.json["id"])["job"]["folder"]) / "code"
+    return Path(site.desk.handle(done.json["id"])["scheduler"]["folder"]) / "code"
 
 
 def _ran_what_was_packed(site: Site, done: Done) -> None:
