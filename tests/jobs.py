@@ -46,6 +46,7 @@ class PlainJob:
     secrets: str | None = None
     archive: Path | None = None
     force_squash: bool = False
+    place: Any = None  # of an experiment that is opened for it
 
 
 def submitted(

@@ -99,7 +99,8 @@ def place_on(engine: Engine, **values: Any) -> DockerPlace:
 def launch_on(place: DockerPlace, name: str = "probe", **values: Any) -> PlainJob:
     run_id = f"{name}_{time.time_ns() // 1_000_000}-{os.urandom(3).hex()}"
     secrets = place.secrets_path(run_id)
-    return PlainJob(id=run_id, recipe=name, run_dir=Path(f"{place.run_root()}/{run_id}"), secrets=secrets, **values)
+    run_dir = Path(f"{place.run_root()}/{run_id}")
+    return PlainJob(id=run_id, recipe=name, run_dir=run_dir, secrets=secrets, place=place, **values)
 
 
 def probing(**args: Any) -> Any:
@@ -124,7 +125,7 @@ def submit(place: DockerPlace, partial: Any, launch: PlainJob) -> Tried:
     """As a submission does: the experiment is left, and its object gone, while the job runs."""
     from recipes.experiment.supervisor import opened_experiment
 
-    with opened_experiment(launch, partial, place) as experiment:
+    with opened_experiment(launch, partial) as experiment:
         job = place.submit(experiment, launch)
     return Tried(place, launch, job)
 
@@ -209,10 +210,11 @@ def test_torchrun_with_two_ranks_on_the_hosts_network(engine: Engine) -> None:
     # The last 32 characters of this container's name, which are its host name, begin with `-`.
     launch = PlainJob(
         id=f"probe_{time.time_ns() // 1_000_000}-ad07",
-        task="quantize_fp8",
+        recipe="quantize_fp8",
         run_dir=Path(f"{place.run_root()}/two"),
         processes=2,
-        torchrun=True,
+        ranked=True,
+        place=place,
     )
     tried = submit(place, probing(message="here"), launch)
     assert tried.ended() == JobState(state="succeeded"), tried.printed
@@ -302,7 +304,7 @@ def test_what_text_shows_is_what_the_engine_receives(engine: Engine, nemorun_hom
     place = place_on(engine, env={"DOLLARS": "$HOME"}, ulimits=["core=0", "nofile=1024:2048"], ipc="host")
     launch = launch_on(place)
     elsewhere = nemorun_home.parent / "elsewhere"
-    with opened_experiment(launch, probing(), place, base_dir=str(elsewhere)) as experiment:
+    with opened_experiment(launch, probing(), base_dir=str(elsewhere)) as experiment:
         experiment.dryrun(log=False)
         shown = json.loads(place.text(experiment, launch))
     assert shown["image"] == {"name": IMAGE, "id": engine.image_id, "pull": "missing"}
