@@ -132,7 +132,7 @@ def submit(place: DockerPlace, partial: Any, launch: PlainJob) -> Tried:
 
 def containers(engine: Engine) -> list[str]:
     with engine.client() as client:
-        return [container.name for container in client.containers.list(all=True)]
+        return [container.name for container in client.containers.list(all=True, ignore_removed=True)]
 
 
 def nothing_left(engine: Engine, home: Path, launch: PlainJob) -> bool:

@@ -187,7 +187,7 @@ def test_a_container_sees_its_mounts_and_nothing_else_stays(site: Site, nodes: i
     place = site.place(
         image="nvcr.io/nvidia/nemo:25.09", mounts=[f"{inside}:/mounted/my data:ro"], workdir="/mounted/my data"
     )
-    launch = site.launch(place, nodes=nodes, processes=nodes, torchrun=nodes > 1)
+    launch = site.launch(place, nodes=nodes, processes=nodes, ranked=nodes > 1)
     job = site.run(place, launch)
     assert ended(place, job, 240).state == "succeeded", launcher_log(job)
     ranks = report(job)

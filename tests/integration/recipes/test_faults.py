@@ -367,7 +367,7 @@ def box(user: User, engine: Engine) -> Iterator[User]:
 
 def containers(engine: Engine, run_id: str) -> list[str]:
     with engine.client() as client:
-        names = [container.name for container in client.containers.list(all=True)]
+        names = [container.name for container in client.containers.list(all=True, ignore_removed=True)]
     return [name for name in names if name.startswith(run_id.replace("_", "-"))]
 
 

@@ -95,7 +95,7 @@ class Site:
     def containers(self) -> str:
         """Everything that the engine tells about its containers."""
         with self.engine.client() as client:
-            return json.dumps([container.attrs for container in client.containers.list(all=True)])
+            return json.dumps([container.attrs for container in client.containers.list(all=True, ignore_removed=True)])
 
 
 @pytest.fixture
