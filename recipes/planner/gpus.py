@@ -41,7 +41,7 @@ def gpu_of(profile: "Profile", stated: str | None) -> Gpu | None:
     """The GPU of a profile, else the one that the recipe is stated for; None where neither is known."""
     if profile.gpu is not None:
         return _gpu(profile.gpu, "executor.gpu", certain=True)
-    shape = _SHAPE.fullmatch(str(getattr(profile, "resource_shape", "")).lower())
+    shape = _shape(profile)
     if shape and (found := _gpu(shape["name"], "executor.resource_shape", certain=True)):
         return found
     return _gpu(stated, "the recipe's stated hardware", certain=False) if stated else None
@@ -79,8 +79,13 @@ def gpus_per_node(profile: "Profile") -> int | None:
     count = getattr(profile, "gpus", None)
     if count is not None and count > 0:
         return int(count)
-    shape = _SHAPE.fullmatch(str(getattr(profile, "resource_shape", "")).lower())
+    shape = _shape(profile)
     return int(shape["count"] or 1) if shape else None
+
+
+def _shape(profile: "Profile") -> re.Match[str] | None:
+    """The node shape that a profile names, as name and count; None where it names none that says so."""
+    return _SHAPE.fullmatch(str(getattr(profile, "resource_shape", "")).lower())
 
 
 def _gpu(name: str, known_by: str, *, certain: bool) -> Gpu | None:
