@@ -5,6 +5,7 @@ Ours is named `experiment`, and importing this package wraps `nemo_run.cli.exper
 that the group it returns has our commands beside its own; and it registers every recipe as a factory.
 """
 
+import gc
 from typing import TYPE_CHECKING
 
 from nemo_run.cli import experiment as _experiment
@@ -18,6 +19,7 @@ _create = _experiment.create
 
 
 def _create_with_ours() -> "typer.Typer":
+    gc.freeze()  # one look of the collector through all that NeMo-Run imports costs as much as the checks of a job
     from recipes.cli.commands import register
 
     app: typer.Typer = _create()
