@@ -23,9 +23,10 @@ types: $(VENV)/.ready-dev
 # One thread a process: JOBS of them share the cores, and two pools that spin on the same core take many times as long.
 unit integration: export OMP_NUM_THREADS := 1
 
-# Trained before the tests, alone on the machine, as a user's first run would.
+# Trained before the tests, each on a core of its own, as a user's first run would.
 models: $(VENV)/.ready-dev
-	$(BIN)/python -c 'from scripts.tiny.model import *; [ensure_tiny_model(n, default_cache_root()) for n in TINY_MODELS]'
+	printf '%s\n' tiny:qwen3 tiny:llama | OMP_NUM_THREADS=1 xargs -P 2 -I NAME $(BIN)/python -c \
+	  'import sys; from scripts.tiny.model import *; ensure_tiny_model(sys.argv[1], default_cache_root())' NAME
 
 # Each process begins with tests that stand together, so that what they share is made once, and steals at the end.
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist worksteal --cov --cov-report=

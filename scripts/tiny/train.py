@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from scripts.processor import bf16_products, multiplies_bf16
 from scripts.tiny.corpus import corpus_digest, passages
 
 _SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
@@ -60,9 +61,9 @@ def train_into(model: TinyModel, folder: Path, advance: Callable[[int, int], Non
     began, worked = time.monotonic(), time.process_time()
     tokenizer = build_tokenizer(model.vocab_size)
     train_ids = _encode(tokenizer, passages("train"))
-    with _isolated(model.seed, model.threads):
+    with _isolated(model.seed, model.threads), bf16_products():
         network = _network(model)
-        bf16 = torch.cpu._is_avx512_bf16_supported()
+        bf16 = multiplies_bf16()
         _fit(network, model, [token for ids in train_ids for token in ids], bf16, advance)
         network.to(torch.bfloat16).eval()
         held_out = passages("eval")

@@ -16,6 +16,7 @@ from scripts.engines.hf import calibrate, evaluate, load, quantizers, reference,
 from scripts.engines.hf.nvfp4 import cpu_kernels
 from scripts.engines.hf.samples import Samples, choose_samples
 from scripts.formats import FITS_ANY_WIDTH, FORMATS, format_problems
+from scripts.processor import bf16_products
 from scripts.run.files import content_of, refuse_existing, staged
 from scripts.run.problems import JobError
 from scripts.run.record import Record
@@ -64,7 +65,8 @@ def quantize_checkpoint(args: QuantizeArgs, record: Record) -> None:
         samples = choose_samples(args, loaded.tokenizer)
         record.update(inputs=_inputs(args, source, samples), device=str(loaded.device))
     state = _State(args=args, record=record, source=source, loaded=loaded, samples=samples)
-    _publish(state, _measure_and_quantize(state))
+    with bf16_products():
+        _publish(state, _measure_and_quantize(state))
 
 
 def _source(args: QuantizeArgs, record: Record) -> Path:
