@@ -1,11 +1,12 @@
 """What a dry run and a plan cost beyond NeMo-Run itself: `python tests/benchmarks/startup.py [--repeat N]`.
 
-Times whole processes in turn (A B A B ...) after one warm-up each and prints medians and their
-difference, so that a slow machine slows both; then the checks of one job alone, in this process.
+Times whole processes in turn (A B A B ...) after one warm-up each and prints medians of wall and processor time and
+their difference, so that a slow machine slows both; then the checks of one job alone, in this process.
 """
 
 import argparse
 import json
+import resource
 import statistics
 import subprocess
 import sys
@@ -31,24 +32,37 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=7)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    seconds: dict[str, list[float]] = {name: [] for name in COMMANDS}
+    wall: dict[str, list[float]] = {name: [] for name in COMMANDS}
+    worked: dict[str, list[float]] = {name: [] for name in COMMANDS}
     for turn in range(options.repeat + 1):
         for name, command in COMMANDS.items():
-            began = time.perf_counter()
+            began, used = time.perf_counter(), _used()
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
             if turn:
-                seconds[name].append(time.perf_counter() - began)
-    medians = {name: round(statistics.median(values), 3) for name, values in seconds.items()}
-    base = seconds["import nemo_run"]
-    print(f"{'':24}{'median s':>10}{'beyond import nemo_run':>25}")
-    for name, values in seconds.items():
-        beyond = statistics.median(value - other for value, other in zip(values, base, strict=True))
-        print(f"{name:24}{medians[name]:10.2f}{beyond:25.2f}")
+                wall[name].append(time.perf_counter() - began)
+                worked[name].append(_used() - used)
+    medians = {name: round(statistics.median(values), 3) for name, values in worked.items()}
+    print(f"{'':24}{'wall s':>8}{'beyond import nemo_run':>24}{'CPU s':>9}{'beyond':>9}")
+    for name in COMMANDS:
+        row = [figure for seconds in (wall, worked) for figure in _median_and_beyond(seconds, name)]
+        print(f"{name:24}{row[0]:8.2f}{row[1]:24.2f}{row[2]:9.2f}{row[3]:9.2f}")
     checks = milliseconds_of_checks()
     print(f"the checks of one job: {checks:.1f} ms")
     medians["checks"] = checks / 1000
     if options.json:
         options.json.write_text(json.dumps(medians, indent=2))
+
+
+def _used() -> float:
+    """Processor seconds of the processes that this one has waited for."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def _median_and_beyond(seconds: dict[str, list[float]], name: str) -> tuple[float, float]:
+    """The median of a command, and of what it takes beyond the import in the same turn."""
+    pairs = zip(seconds[name], seconds["import nemo_run"], strict=True)
+    return statistics.median(seconds[name]), statistics.median(value - other for value, other in pairs)
 
 
 def milliseconds_of_checks(turns: int = 50) -> float:

@@ -187,7 +187,7 @@ def test_a_full_model_loads_from_its_folder_fits_every_format_and_writes_text(
 
 
 def test_the_recorded_perplexity_is_that_of_the_saved_weights(full: Path) -> None:
-    """Measured anew, by other code: token by token through the saved files, in the precision that every processor has."""
+    """Measured anew, by other code: token by token through the saved files, in a precision that is fast everywhere."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
