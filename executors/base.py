@@ -8,16 +8,17 @@ import os
 import posixpath
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_type_hints
 
 from executors.constraints import environment_problems, value_problems
 from scripts.run.files import write_private
 from scripts.run.problems import JobError, Problem
 from scripts.run.record import DamagedRecordError, read_record
+from scripts.run.secrets import VARIABLE as SECRETS
 
 if TYPE_CHECKING:
     import nemo_run as run
@@ -27,8 +28,6 @@ Packaging = Literal["auto", "git", "pattern", "none"]
 CODE = "/nemo_run/code"
 #: Our own packages, beside the user's code and not among it: `scripts` and `configs` are common names.
 OWN_CODE = f"{CODE}/.recipes"
-#: The variable that names the 0600 file with the job's secrets.
-SECRETS_VARIABLE = "MODELOPT_RECIPES_SECRETS"
 _VOLUME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 #: Characters of a path that arrive as they are wherever NeMo-Run writes it.
 _PLAIN = re.compile(r"[\w@%+=:,./~-]")
@@ -47,18 +46,22 @@ class Profile:
     packager: Packaging = "auto"  # auto: git inside a repository, else pattern with `include`, else none
     include: list[str] = field(default_factory=list)  # glob patterns: of `pattern`, or beside what git tracks
 
+    def contradictions(self) -> Iterable[Problem]:
+        """What is wrong with values together, or beyond what each key says of itself; reaches nothing."""
+        return ()
+
 
 @dataclass(frozen=True, kw_only=True)
 class Capabilities:
     """What a kind of executor can do, as `nemo experiment executors` shows it."""
 
-    detach: Literal["native", "supervisor"]  # who looks after a detached job
-    dependencies: Literal["native", "supervisor"]
-    arrays: bool  # many runs as one job of the scheduler
-    multi_node: bool
-    containers: bool
-    local_files: bool  # the job sees the submitting machine's files under the same paths
-    reads_run_dir: bool  # the run directory can be read from the submitting machine
+    detach: Literal["native", "supervisor"] = "supervisor"  # who looks after a detached job
+    dependencies: Literal["native", "supervisor"] = "supervisor"
+    arrays: bool = False  # many runs as one job of the scheduler
+    multi_node: bool = False
+    containers: bool = False
+    local_files: bool = False  # the job sees the submitting machine's files under the same paths
+    reads_run_dir: bool = False  # the run directory can be read from the submitting machine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,51 +127,21 @@ def mount_of(path: str, mounts: Sequence[Mount]) -> Mount | None:
     return max(found, key=lambda mount: len(posixpath.normpath(mount.target)), default=None)
 
 
-class AnyJob(Protocol):
-    """What a place needs to know of a job: its names, its shape, and what it waits for; recipes' `Job` is one."""
+@dataclass(frozen=True, kw_only=True)
+class AnyJob:
+    """What a place needs to know of a job: its names, its shape, and what it waits for; recipes' `Job` adds to it."""
 
-    @property
-    def id(self) -> str:
-        """The run's, unique: letters, digits, `_` and `-`."""
-
-    @property
-    def recipe(self) -> str:
-        """NeMo-Run's name for the task."""
-
-    @property
-    def run_dir(self) -> Path:
-        """NEMO_RUN_DIR, as the job sees it; of an array the folder in which each element has its own."""
-
-    @property
-    def nodes(self) -> int: ...
-
-    @property
-    def processes(self) -> int:
-        """On each node."""
-
-    @property
-    def ranked(self) -> bool:
-        """Whether torchrun starts nodes x processes ranks; else one process runs, on the first node."""
-
-    @property
-    def array(self) -> int:
-        """Elements of a sweep; 0 is a plain job."""
-
-    @property
-    def waits_for(self) -> tuple[str, ...]:
-        """Job ids of the same scheduler that must succeed first."""
-
-    @property
-    def secrets(self) -> str | None:
-        """Path of the 0600 file, as the job sees it."""
-
-    @property
-    def archive(self) -> Path | None:
-        """The packaged code."""
-
-    @property
-    def force_squash(self) -> bool:
-        """Whether the image is imported although its file is there."""
+    id: str  # the run's, unique: letters, digits, `_` and `-`
+    recipe: str  # NeMo-Run's name for the task
+    run_dir: Path  # NEMO_RUN_DIR, as the job sees it; of an array the folder in which each element has its own
+    nodes: int = 1
+    processes: int = 1  # on each node
+    ranked: bool = False  # torchrun starts nodes x processes ranks; else one process runs, on the first node
+    array: int = 0  # elements of a sweep; 0 is a plain job
+    waits_for: tuple[str, ...] = ()  # jobs that must succeed first, as their common scheduler calls them
+    secrets: str | None = None  # path of the 0600 file, as the job sees it
+    archive: Path | None = None  # the packaged code
+    force_squash: bool = False  # the image is imported although its file is there
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,6 +153,11 @@ class SchedulerJob:
     run_dir: str  # as the job sees it
     folder: str  # what NeMo-Run made for it on the machine where it runs: launcher logs lie here
 
+    @classmethod
+    def of(cls, job: AnyJob, id_: str, folder: str) -> "SchedulerJob":
+        """A job by what its scheduler calls it."""
+        return cls(run_id=job.id, id=id_, run_dir=str(job.run_dir), folder=folder)
+
 
 @dataclass(frozen=True, kw_only=True)
 class JobState:
@@ -190,7 +168,7 @@ class JobState:
     detail: str = ""  # the scheduler's own words
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Probe:
     """One thing that `executors check` tried."""
 
@@ -202,6 +180,11 @@ class Probe:
     def __post_init__(self) -> None:
         if self.passed:
             object.__setattr__(self, "remedy", "")
+
+    @classmethod
+    def unanswered(cls, name: str, error: "UnreachableError") -> "Probe":
+        """One for which nobody answered."""
+        return cls(name, False, error.cause, error.remedy)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,30 +229,22 @@ class Place(ABC):
     def capabilities(self) -> Capabilities: ...
 
     @abstractmethod
-    def run_root(self) -> str:
-        """Where run directories are made, as the job sees it."""
-
-    @abstractmethod
-    def secrets_path(self, run_id: str) -> str | None:
-        """Where a job's 0600 file of secrets would lie; None where secrets travel otherwise."""
-
-    @abstractmethod
-    def executor(self, launch: AnyJob | None) -> "run.Executor":
+    def executor(self, job: AnyJob | None) -> "run.Executor":
         """The NeMo-Run executor for one job; None: for an experiment of somebody's own."""
 
     @abstractmethod
-    def text(self, experiment: Any, launch: AnyJob) -> str:
+    def text(self, experiment: Any, job: AnyJob) -> str:
         """Exactly what would be submitted, of an experiment that was added to but not run."""
 
     @abstractmethod
-    def expected(self, experiment: Any, launch: AnyJob) -> SchedulerJob | None:
+    def expected(self, experiment: Any, job: AnyJob) -> SchedulerJob | None:
         """What a submission is going to return, or how its job will be found; None where only NeMo-Run decides.
 
         Noted before the submission, so that no job is lost with a process that dies in the middle of it.
         """
 
     @abstractmethod
-    def submit(self, experiment: Any, launch: AnyJob) -> SchedulerJob:
+    def submit(self, experiment: Any, job: AnyJob) -> SchedulerJob:
         """Run an experiment of one task, return when the scheduler has it. Raises SubmitError."""
 
     @abstractmethod
@@ -286,7 +261,16 @@ class Place(ABC):
 
     def problems(self) -> list[Problem]:
         """What is wrong with the profile, as far as its values alone tell."""
-        return [*value_problems(self.profile), *environment_problems(self.profile, self.reserved)]
+        profile = self.profile
+        return [*value_problems(profile), *environment_problems(profile, self.reserved), *profile.contradictions()]
+
+    def run_root(self) -> str:
+        """Where run directories are made, as the job sees it."""
+        return str(Path(self.profile.output_root or f"{nemorun_home()}/runs").expanduser().absolute())
+
+    def secrets_path(self, run_id: str) -> str | None:
+        """Where a job's 0600 file of secrets would lie; None where secrets travel otherwise."""
+        return None
 
     def stage(self, files: Mapping[str, bytes]) -> None:
         """Put whole files (mode 0600, folders made) where the job will look for them, before it is submitted."""
@@ -313,13 +297,38 @@ class Place(ABC):
         return read_from(Path(job.run_dir) / "logs" / name, offset)
 
     #: Variables that a job is given by its executor.
-    reserved: ClassVar[frozenset[str]] = frozenset({"NEMO_RUN_DIR", "PYTHONSAFEPATH", SECRETS_VARIABLE})
+    reserved: ClassVar[frozenset[str]] = frozenset({"NEMO_RUN_DIR", "PYTHONSAFEPATH", SECRETS})
     #: Whether a job runs in the environment that submits it: nothing has to travel, and what is installed is seen.
     runs_here: ClassVar[bool] = False
     #: Whether its machines may have disks that this one has not.
     has_own_disks: ClassVar[bool] = False
     #: Whether its machines have GPUs, as far as nobody says otherwise.
     expects_gpus: ClassVar[bool] = False
+
+    @property
+    def scheduler(self) -> tuple[Any, ...]:
+        """Equal for places whose jobs the same scheduler knows, and can make wait for each other."""
+        return (self.profile.kind,)
+
+    @property
+    def connection(self) -> tuple[Any, ...]:
+        """Equal for places of which each can ask about the jobs of all."""
+        return self.scheduler
+
+    @property
+    def storage(self) -> tuple[Any, ...]:
+        """Equal for places whose jobs see the same files under the same paths."""
+        return ("here",) if self.capabilities.local_files else self.scheduler
+
+    @property
+    def gpus(self) -> int | None:
+        """GPUs of one machine, as the profile counts them: -1 is all that there are, None not said."""
+        return None
+
+    @property
+    def node_shape(self) -> str:
+        """What its scheduler calls one machine; empty where it has no names for them."""
+        return ""
 
     @property
     def title(self) -> str:
@@ -376,6 +385,20 @@ class Place(ABC):
     def breaks_on(self, home: str) -> str:
         """Characters in the path of NeMo-Run's home that its commands for this kind do not survive."""
         return "".join(sorted(set(_PLAIN.sub("", home))))
+
+
+def nemorun_home() -> str:
+    """Where NeMo-Run keeps what it makes on this machine."""
+    from nemo_run.config import get_nemorun_home
+
+    return str(Path(get_nemorun_home()).absolute())
+
+
+def job_variables(job: AnyJob, env: Mapping[str, str]) -> dict[str, str]:
+    """What a job inside a container is given beside a profile's `env`; its own code counts more than the image's."""
+    path = ":".join(filter(None, [OWN_CODE, CODE, env.get("PYTHONPATH")]))
+    own = {"PYTHONPATH": path, "PYTHONSAFEPATH": "1", "NEMO_RUN_DIR": str(job.run_dir)}
+    return {**env, **own, **({SECRETS: job.secrets} if job.secrets else {})}
 
 
 def read_from(path: Path, offset: int) -> bytes:

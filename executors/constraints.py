@@ -8,6 +8,8 @@ from typing import Any
 from scripts.run.problems import Problem
 
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+#: Of `secrets` that hold something else: cause and remedy.
+NO_NAMES = ("names of variables are expected", "Write secrets: [HF_TOKEN], and set HF_TOKEN where you submit.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,21 +59,26 @@ def value_problems(profile: Any) -> Iterator[Problem]:
                 yield wrong(one.name, item, cause, constraint.remedy)
 
 
+def variable_fault(name: str, value: Any, reserved: Collection[str]) -> tuple[str, str]:
+    """What is wrong with a variable that a job is to be given, and the remedy; empty where nothing is."""
+    if not VARIABLE.fullmatch(name):
+        return "a variable's name is letters, digits and `_`, and begins with no digit", ""
+    if name in reserved:
+        return f"{name} is set for each job by the executor", "Remove it."
+    return ("no variable can hold a NUL character", "") if "\0" in str(value) else ("", "")
+
+
 def environment_problems(profile: Any, reserved: Collection[str]) -> Iterator[Problem]:
     """Variables that cannot be set, or that are set for each job; of secrets none is shown, for it might be one."""
     for name, value in profile.env.items():
-        if not VARIABLE.fullmatch(name):
-            yield wrong(f"env.{name}", None, "this is no name of a variable", "Letters, digits and _ are.")
-        elif name in reserved:
-            yield wrong(f"env.{name}", None, "it is set for each job", "Remove it.")
-        elif "\0" in value:
-            yield wrong(f"env.{name}", None, "a variable cannot hold a NUL character")
+        cause, remedy = variable_fault(name, value, reserved)
+        if cause:
+            yield wrong(f"env.{name}", None, cause, remedy)
         elif name in profile.secrets:
             remedy = "Keep it in secrets, so that its value stays out of files."
             yield wrong(f"env.{name}", None, "it is in env and in secrets", remedy, "contradiction")
     for name in profile.secrets:
         if not VARIABLE.fullmatch(name):
-            remedy = "Write secrets: [HF_TOKEN], and set HF_TOKEN where you submit."
-            yield wrong("secrets", None, "names of variables are expected", remedy)
+            yield wrong("secrets", None, *NO_NAMES)
         elif name in reserved:
             yield wrong("secrets", name, "it is set for each job", "Remove it.")

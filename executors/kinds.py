@@ -117,6 +117,11 @@ def profile_from_record(values: Mapping[str, Any]) -> Profile:
         raise JobError("unknown_profile", f"the recorded {kind} profile cannot be read: {error}.") from error
 
 
+def place_from_record(values: Mapping[str, Any]) -> Place:
+    """The place where a recorded run runs. Raises JobError as `profile_from_record` does."""
+    return place_of(profile_from_record(values))
+
+
 def executor_of(profile: Profile | str, **values: Any) -> "run.Executor":
     """NeMo-Run's executor for a profile, or a kind's defaults, with `values` (its keys) over it: for any experiment.
 

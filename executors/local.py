@@ -12,17 +12,7 @@ from importlib import util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from executors.base import (
-    AnyJob,
-    Capabilities,
-    JobState,
-    Kind,
-    Place,
-    Probe,
-    Profile,
-    SchedulerJob,
-    SubmitError,
-)
+from executors.base import AnyJob, Capabilities, JobState, Kind, Place, Probe, Profile, SchedulerJob, SubmitError
 from scripts.run.identity import is_alive
 from scripts.run.record import DamagedRecordError, read_record
 from scripts.run.secrets import VARIABLE as SECRETS
@@ -45,15 +35,7 @@ class LocalPlace(Place):
     """This machine as a place to run."""
 
     runs_here = True
-    capabilities = Capabilities(
-        detach="supervisor",
-        dependencies="supervisor",
-        arrays=False,
-        multi_node=False,
-        containers=False,
-        local_files=True,
-        reads_run_dir=True,
-    )
+    capabilities = Capabilities(local_files=True, reads_run_dir=True)
 
     def __init__(self, profile: LocalProfile) -> None:
         self.profile: LocalProfile = profile
@@ -65,46 +47,37 @@ class LocalPlace(Place):
     def breaks_on(self, home: str) -> str:
         return ""
 
-    def run_root(self) -> str:
-        from nemo_run.config import get_nemorun_home
-
-        return str(Path(self.profile.output_root or f"{get_nemorun_home()}/runs").expanduser().absolute())
-
-    def secrets_path(self, run_id: str) -> str | None:
-        return None  # inherited
-
-    def executor(self, launch: AnyJob | None) -> "run.LocalExecutor":
+    def executor(self, job: AnyJob | None) -> "run.LocalExecutor":
         import nemo_run as run
 
         # NeMo-Run starts the `python` and `torchrun` that it finds on PATH; those of the interpreter that
         # submits come first there, so that a job of an environment that was never activated runs inside it.
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
         env = {"PATH": path, **self.profile.env}
-        if launch is None:
+        if job is None:
             return run.LocalExecutor(env_vars=env)
-        env["NEMO_RUN_DIR"] = str(launch.run_dir)
-        if launch.secrets:
-            env[SECRETS] = launch.secrets
-        launcher = "torchrun" if launch.ranked else None
-        return run.LocalExecutor(ntasks_per_node=launch.processes, launcher=launcher, env_vars=env)
+        env["NEMO_RUN_DIR"] = str(job.run_dir)
+        if job.secrets:
+            env[SECRETS] = job.secrets
+        launcher = "torchrun" if job.ranked else None
+        return run.LocalExecutor(ntasks_per_node=job.processes, launcher=launcher, env_vars=env)
 
-    def text(self, experiment: Any, launch: AnyJob) -> str:
+    def text(self, experiment: Any, job: AnyJob) -> str:
         request = experiment.jobs[0]._dryrun_info.request
         (replica,) = (replica for replicas in request.role_params.values() for replica in replicas)
-        own = {**self.profile.env, "NEMO_RUN_DIR": str(launch.run_dir)}
+        own = {**self.profile.env, "NEMO_RUN_DIR": str(job.run_dir)}
         return json.dumps({"command": replica.args, "env": own}, indent=2, ensure_ascii=False)
 
-    def expected(self, experiment: Any, launch: AnyJob) -> SchedulerJob | None:
+    def expected(self, experiment: Any, job: AnyJob) -> SchedulerJob | None:
         return None  # the job says itself, in its run directory, that it is there
 
-    def submit(self, experiment: Any, launch: AnyJob) -> SchedulerJob:
+    def submit(self, experiment: Any, job: AnyJob) -> SchedulerJob:
         try:
             experiment.run()
         except Exception as error:
             raise SubmitError("launch_failed", f"{type(error).__name__}: {error}") from error
-        self._experiments[launch.id] = experiment
-        folder = str(Path(experiment._exp_dir) / launch.recipe)
-        return SchedulerJob(run_id=launch.id, id=experiment.jobs[0].handle, run_dir=str(launch.run_dir), folder=folder)
+        self._experiments[job.id] = experiment
+        return SchedulerJob.of(job, experiment.jobs[0].handle, str(Path(experiment._exp_dir) / job.recipe))
 
     def states(self, jobs: Sequence[SchedulerJob]) -> dict[str, JobState | None]:
         """NeMo-Run's answer in the process that started the job; elsewhere None, and the record decides."""
@@ -137,14 +110,13 @@ class LocalPlace(Place):
         missing = [name for name in _PACKAGES if util.find_spec(name) is None]
         detail = f"{sys.executable} lacks {', '.join(missing)}" if missing else sys.executable
         remedy = 'pip install "modelopt-recipes[hf]"'
-        yield Probe(name="packages", passed=not missing, detail=detail, remedy=remedy)
+        yield Probe("packages", not missing, detail, remedy)
         root = Path(self.run_root())
         existing = next(parent for parent in (root, *root.parents) if parent.exists())
-        writable = os.access(existing, os.W_OK)
-        remedy = "Set output_root, or NEMORUN_HOME."
-        yield Probe(name="output_root", passed=writable, detail=f"{root}, in {existing}", remedy=remedy)
+        detail, remedy = f"{root}, in {existing}", "Set output_root, or NEMORUN_HOME."
+        yield Probe("output_root", os.access(existing, os.W_OK), detail, remedy)
         free = shutil.disk_usage(existing).free
-        yield Probe(name="disk", passed=free > 1 << 30, detail=f"{free / 1e9:.1f} GB free", remedy="Free some space.")
+        yield Probe("disk", free > 1 << 30, f"{free / 1e9:.1f} GB free", "Free some space.")
 
 
 KIND = Kind(profile=LocalProfile, place=LocalPlace)

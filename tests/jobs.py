@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from executors import place_of
-from executors.base import Profile
+from executors.base import AnyJob, Profile
 from recipes import Stage, find
 from recipes.experiment.examine import examine
 from recipes.experiment.job import Job
@@ -32,20 +32,10 @@ def job_of(recipe: str, executor: str = "local", profiles: Path | None = None, *
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlainJob:
-    """As little of a job as a place asks for (executors.base.AnyJob)."""
+class PlainJob(AnyJob):
+    """As little of a job as a place asks for."""
 
-    id: str
-    run_dir: Path
     recipe: str = "probe"
-    nodes: int = 1
-    processes: int = 1
-    ranked: bool = False
-    array: int = 0
-    waits_for: tuple[str, ...] = ()
-    secrets: str | None = None
-    archive: Path | None = None
-    force_squash: bool = False
     place: Any = None  # of an experiment that is opened for it
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
-from executors.base import CODE, OWN_CODE, SECRETS_VARIABLE, AnyJob, JobState, Mount, SchedulerJob
+from executors.base import AnyJob, JobState, Mount, SchedulerJob, job_variables
 from executors.docker.profile import DockerProfile, nemo_run_ulimit, numeric_user
 from executors.packaging.code import packager_of
 
@@ -28,25 +28,31 @@ IMAGE_ID_VARIABLE = "MODELOPT_RECIPES_IMAGE_ID"
 _API = "1.41"
 
 
-def container_name(launch: AnyJob) -> str:
+def container_name(job: AnyJob) -> str:
     """What NeMo-Run calls the container of a run."""
-    return f"{launch.id}_{launch.recipe}".replace("_", "-")
+    return f"{job.id}_{job.recipe}".replace("_", "-")
 
 
-def build_executor(profile: DockerProfile, launch: AnyJob | None, run_root: Path) -> "run.DockerExecutor":
-    """NeMo-Run's executor for one job; without `launch` for an experiment of somebody's own."""
+def build_executor(profile: DockerProfile, job: AnyJob | None, run_root: Path) -> "run.DockerExecutor":
+    """NeMo-Run's executor for one job; without `job` for an experiment of somebody's own."""
     import nemo_run as run
 
-    additional = {"user": profile.user or f"{os.getuid()}:{os.getgid()}", **profile.additional}
-    if launch and profile.network == "host":
+    user = profile.user or f"{os.getuid()}:{os.getgid()}"
+    additional, env, own = {"user": user, **profile.additional}, profile.env, []
+    if job and profile.network == "host":
         # The container has a host name of its own, which torchrun looks up, and no network that would know it.
-        hosts = {container_name(launch)[-32:]: "127.0.0.1", **profile.additional.get("extra_hosts", {})}
+        hosts = {container_name(job)[-32:]: "127.0.0.1", **profile.additional.get("extra_hosts", {})}
         additional["extra_hosts"] = hosts
-    own = _own_volumes(launch, run_root) if launch else []
+    if job:
+        env, own = job_variables(job, env), _own_volumes(job, run_root)
+        numbers = numeric_user(user)
+        if numbers and numbers[0] != 0:
+            # The image need not know this user; then it has no name, and its home is `/`, where it cannot write.
+            env = {"HOME": "/tmp", "USER": str(numbers[0]), **env}
     return run.DockerExecutor(
         container_image=profile.image,
-        ntasks_per_node=launch.processes if launch else 1,
-        launcher="torchrun" if launch and launch.ranked else None,
+        ntasks_per_node=job.processes if job else 1,
+        launcher="torchrun" if job and job.ranked else None,
         runtime=profile.runtime,
         num_gpus=profile.gpus,
         shm_size=profile.shm_size,
@@ -56,34 +62,21 @@ def build_executor(profile: DockerProfile, launch: AnyJob | None, run_root: Path
         network=profile.network,
         additional_kwargs=additional,
         volumes=[*own, *(str(Mount.parse(mount)) for mount in profile.mounts)],
-        env_vars=_job_env(profile, launch) if launch else dict(profile.env),
-        packager=packager_of(launch),
+        env_vars=dict(env),
+        packager=packager_of(job),
     )
 
 
-def _job_env(profile: DockerProfile, launch: AnyJob) -> dict[str, str]:
-    env = dict(profile.env)
-    env["PYTHONPATH"] = ":".join(filter(None, [OWN_CODE, CODE, env.get("PYTHONPATH")]))
-    env |= {"PYTHONSAFEPATH": "1", "NEMO_RUN_DIR": str(launch.run_dir)}
-    if launch.secrets:
-        env[SECRETS_VARIABLE] = launch.secrets
-    numbers = numeric_user(profile.user or f"{os.getuid()}:{os.getgid()}")
-    if numbers and numbers[0] != 0:
-        # The image need not know this user; then it has no name, and its home is `/`, where it cannot write.
-        env = {"HOME": "/tmp", "USER": str(numbers[0]), **env}
-    return env
-
-
-def _own_volumes(launch: AnyJob, run_root: Path) -> list[str]:
+def _own_volumes(job: AnyJob, run_root: Path) -> list[str]:
     """The run's own mounts: its directory to write, its siblings (what it builds on) to read."""
-    run_dir, container = launch.run_dir, container_name(launch)
+    run_dir, container = job.run_dir, container_name(job)
     volumes = [f"{run_root}:{run_root}:ro"] if run_dir.is_relative_to(run_root) and run_dir != run_root else []
     volumes.append(f"{run_dir}:{run_dir}")
     # Files, because the folder that they lie in belongs to whoever submits, and the job may be another user.
     volumes.append(f"{run_dir}/logs/{LOG}:/nemo_run/log_{container}.out")
     volumes.append(f"{run_dir}/logs/{STATUS}:/nemo_run/status_{container}.out")
-    if launch.secrets:
-        folder = Path(launch.secrets).parent  # not the file: a mounted file cannot be removed
+    if job.secrets:
+        folder = Path(job.secrets).parent  # not the file: a mounted file cannot be removed
         volumes.append(f"{folder}:{folder}")
     return volumes
 
@@ -92,17 +85,17 @@ def image_env(name: str, found: str) -> dict[str, str]:
     return {IMAGE_VARIABLE: name, IMAGE_ID_VARIABLE: found}
 
 
-def make_folders(profile: DockerProfile, launch: AnyJob) -> None:
+def make_folders(profile: DockerProfile, job: AnyJob) -> None:
     """What is mounted, before the engine would make it, as root and with files as folders."""
-    logs = launch.run_dir / "logs"
+    logs = job.run_dir / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     (logs / CANCELLED).unlink(missing_ok=True)
     for name in (LOG, STATUS):
         (logs / name).write_bytes(b"")
-    if launch.secrets:
-        Path(launch.secrets).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        give(profile, Path(launch.secrets).parent)
-    give(profile, launch.run_dir, *launch.run_dir.rglob("*"))
+    if job.secrets:
+        Path(job.secrets).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        give(profile, Path(job.secrets).parent)
+    give(profile, job.run_dir, *job.run_dir.rglob("*"))
 
 
 def give(profile: DockerProfile, *paths: Path) -> None:

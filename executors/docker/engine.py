@@ -2,8 +2,8 @@
 
 import os
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, Literal
 
 from executors.base import SubmitError, UnreachableError
@@ -32,7 +32,7 @@ exit 0
 
 
 @contextmanager
-def engine(host: str | None) -> Iterator[Any]:
+def client_of(host: str | None) -> Iterator[Any]:
     """A client of the engine at `host`, else of the one that DOCKER_HOST names. Raises UnreachableError."""
     import docker
     import requests
@@ -40,21 +40,21 @@ def engine(host: str | None) -> Iterator[Any]:
 
     environment = {**os.environ, **({"DOCKER_HOST": host} if host else {})}
     where = address(host)
-    remedy = "Is it running, and may you use it? Try: docker info.  Another one: executor.host=unix:///PATH."
+
+    def silent(said: str, error: Exception) -> UnreachableError:
+        remedy = "Is it running, and may you use it? Try: docker info.  Another one: executor.host=unix:///PATH."
+        return UnreachableError("docker_unreachable", f"{said}: {reason(error)}.", remedy)
+
     try:
         client = docker.from_env(environment=environment, timeout=_ANSWER_SECONDS)
     except docker.errors.DockerException as error:
-        raise UnreachableError(
-            "docker_unreachable", f"no Docker engine answers at {where}: {reason(error)}.", remedy
-        ) from error
+        raise silent(f"no Docker engine answers at {where}", error) from error
     try:
         yield client
     except docker.errors.APIError:
         raise  # the engine did answer
     except (requests.exceptions.RequestException, urllib3.exceptions.HTTPError) as error:
-        raise UnreachableError(
-            "docker_unreachable", f"the Docker engine at {where} stopped answering: {reason(error)}.", remedy
-        ) from error
+        raise silent(f"the Docker engine at {where} stopped answering", error) from error
     finally:
         client.close()
 
@@ -106,9 +106,8 @@ def image_id(client: Any, name: str, pull: Literal["missing", "always", "never"]
             return str(client.images.get(name).id)
         except ImageNotFound:
             if pull == "never" or name.startswith("sha256:"):
-                cause = f"the engine has no image {name}, and nothing is pulled" + (
-                    " (executor.pull=never)." if pull == "never" else " by id."
-                )
+                why = "(executor.pull=never)" if pull == "never" else "by id"
+                cause = f"the engine has no image {name}, and nothing is pulled {why}."
                 raise SubmitError("image_missing", cause, f"docker load or docker pull {name} first.") from None
         except APIError as error:
             raise SubmitError("wrong_image", f"{name}: {explain(error)}.", "Correct executor.image.") from error
@@ -116,8 +115,13 @@ def image_id(client: Any, name: str, pull: Literal["missing", "always", "never"]
     try:
         return str(client.images.pull(name).id)
     except APIError as error:
-        remedy = f"Try: docker pull {name}.  Does the registry need docker login?"
-        raise SubmitError("image_missing", f"{name} cannot be pulled: {explain(error)}.", remedy) from error
+        cause = f"{name} cannot be pulled: {explain(error)}."
+        raise SubmitError("image_missing", cause, pull_remedy(name)) from error
+
+
+def pull_remedy(name: str) -> str:
+    """What to do about an image that a registry does not give."""
+    return f"Try: docker pull {name}.  Does the registry need docker login?"
 
 
 def seen(client: Any) -> dict[str, Any]:
@@ -135,13 +139,12 @@ def exit_of(client: Any, container: str) -> tuple[int | None, bool]:
     from docker.errors import NotFound
 
     code, out_of_memory = None, False
-    try:
+    with suppress(NotFound):  # removed as it ended: its events are what is left of it
         state = client.api.inspect_container(container)["State"]
         if state["Status"] in ("exited", "dead"):
             code, out_of_memory = int(state["ExitCode"]), bool(state["OOMKilled"])
-    except NotFound:
-        pass
-    for event in _events(client, container):
+    only = {"type": "container", "container": container}
+    for event in client.events(since=1, until=f"{time.time():.9f}", filters=only, decode=True):
         if event["Action"] == "oom":
             out_of_memory = True
         elif event["Action"] == "die":
@@ -160,9 +163,9 @@ def terminate(client: Any, container: str, grace_seconds: float) -> None:
             told = running.exec_run(["bash", "-c", _TERMINATE]).exit_code == 0
             time.sleep(0 if told else 0.2)  # it has not come to its `tee` yet
     except NotFound:
-        return
+        return  # it ended, and was removed, before it could be told
     except APIError:
-        pass  # ended this moment, paused, or never begun; what is left of it is removed below
+        pass  # ended this moment, paused, or never begun: it is removed untold, and that raises what is really wrong
     while told and time.monotonic() < deadline:
         if not client.containers.list(filters={"id": running.id, "status": "running"}):
             break
@@ -172,17 +175,10 @@ def terminate(client: Any, container: str, grace_seconds: float) -> None:
 
 def remove(client: Any, container: str) -> None:
     """The end of a container, by its name or id; one that is gone, or going, is no error."""
-    from docker.errors import APIError, NotFound
+    from docker.errors import APIError
 
     try:
         client.containers.get(container).remove(force=True)
-    except NotFound:
-        pass
     except APIError as error:
-        if error.status_code != 409:  # its removal is in progress
+        if error.status_code not in (404, 409):  # gone, or its removal is in progress
             raise
-
-
-def _events(client: Any, container: str) -> Sequence[Any]:
-    until = f"{time.time():.9f}"
-    return list(client.events(since=1, until=until, filters={"type": "container", "container": container}, decode=True))

@@ -19,8 +19,11 @@ from executors.base import (
     SchedulerJob,
     SubmitError,
     UnreachableError,
+    nemorun_home,
     read_from,
 )
+from executors.constraints import wrong
+from executors.docker import engine
 from executors.docker.container import (
     CANCELLED,
     LOG,
@@ -35,21 +38,8 @@ from executors.docker.container import (
     image_env,
     make_folders,
 )
-from executors.docker.engine import (
-    LABEL,
-    address,
-    engine,
-    exit_of,
-    explain,
-    hint,
-    image_id,
-    reason,
-    remove,
-    seen,
-    terminate,
-)
-from executors.docker.probes import Probes
-from executors.docker.profile import DockerProfile, contradictions
+from executors.docker.probes import probes
+from executors.docker.profile import DockerProfile, missing_sources
 from scripts.run.problems import Problem
 
 if TYPE_CHECKING:
@@ -63,18 +53,18 @@ _ENVIRONMENT = threading.Lock()
 class DockerPlace(Place):
     """A Docker engine as a place to run."""
 
-    capabilities = Capabilities(
-        detach="supervisor",
-        dependencies="supervisor",
-        arrays=False,
-        multi_node=False,
-        containers=True,
-        local_files=False,
-        reads_run_dir=True,
-    )
+    capabilities = Capabilities(containers=True, reads_run_dir=True)
 
     def __init__(self, profile: DockerProfile) -> None:
         self.profile: DockerProfile = profile
+
+    @property
+    def scheduler(self) -> tuple[Any, ...]:
+        return (self.profile.kind, self.profile.host)
+
+    @property
+    def gpus(self) -> int | None:
+        return self.profile.gpus
 
     @property
     def image(self) -> str:
@@ -87,36 +77,34 @@ class DockerPlace(Place):
         return super().breaks_on(home) + (":" if ":" in home else "")
 
     def problems(self) -> list[Problem]:
-        return [*super().problems(), *contradictions(self.profile, Path(self.run_root()))]
-
-    def run_root(self) -> str:
-        return str(Path(self.profile.output_root or f"{_nemorun_home()}/runs").expanduser().absolute())
+        found, root = super().problems(), self.run_root()
+        if ":" in root:
+            found.append(wrong("output_root", root, "a path with a `:` in it cannot be mounted", "Choose another one."))
+        return found
 
     def secrets_path(self, run_id: str) -> str | None:
         """In a folder of its own: the job is given that folder, and no other job's."""
-        return f"{_nemorun_home()}/secrets/{run_id}/env" if self.profile.secrets else None
+        return f"{nemorun_home()}/secrets/{run_id}/env" if self.profile.secrets else None
 
-    def executor(self, launch: AnyJob | None) -> "run.DockerExecutor":
-        return build_executor(self.profile, launch, Path(self.run_root()))
+    def executor(self, job: AnyJob | None) -> "run.DockerExecutor":
+        return build_executor(self.profile, job, Path(self.run_root()))
 
-    def text(self, experiment: Any, launch: AnyJob) -> str:
+    def text(self, experiment: Any, job: AnyJob) -> str:
         """The requests of a dry run. The image's id is null where no engine can be asked, or it must be pulled."""
         from nemo_run.config import get_nemorun_home
 
         request = experiment.jobs[0]._dryrun_info.request
-        title = launch.id.rpartition("_")[0]
-        folder = f"{get_nemorun_home()}/experiments/{title}/{launch.id}/{launch.recipe}"
-        container = as_scheduled(request.containers[0], folder)
-        found = None
-        with suppress(UnreachableError, SubmitError), engine(self.profile.host) as client:
-            found = image_id(client, self.profile.image, "never")
-        container.executor.container_image = found or self.profile.image
-        container.extra_env = {**container.extra_env, **image_env(self.profile.image, found or "")}
-        requests = api_requests(container, f"{launch.recipe}-UNIQUE")
+        title, name = job.id.rpartition("_")[0], self.profile.image
+        folder = f"{get_nemorun_home()}/experiments/{title}/{job.id}/{job.recipe}"
+        container, found = as_scheduled(request.containers[0], folder), None
+        with suppress(UnreachableError, SubmitError), engine.client_of(self.profile.host) as client:
+            found = engine.image_id(client, name, "never")
+        container.executor.container_image = found or name
+        container.extra_env = {**container.extra_env, **image_env(name, found or "")}
         shown = {
-            "engine": address(self.profile.host),
-            "image": {"name": self.profile.image, "id": found, "pull": self.profile.pull},
-            "requests": requests,
+            "engine": engine.address(self.profile.host),
+            "image": {"name": name, "id": found, "pull": self.profile.pull},
+            "requests": api_requests(container, f"{job.recipe}-UNIQUE"),
         }
         return json.dumps(shown, indent=2, ensure_ascii=False)
 
@@ -125,32 +113,36 @@ class DockerPlace(Place):
         for path in map(Path, files):
             give(self.profile, path.parent, path)
 
-    def expected(self, experiment: Any, launch: AnyJob) -> SchedulerJob:
-        folder = experiment.jobs[0].executor.job_dir
-        return SchedulerJob(run_id=launch.id, id=container_name(launch), run_dir=str(launch.run_dir), folder=folder)
+    def expected(self, experiment: Any, job: AnyJob) -> SchedulerJob:
+        return SchedulerJob.of(job, container_name(job), experiment.jobs[0].executor.job_dir)
 
-    def submit(self, experiment: Any, launch: AnyJob) -> SchedulerJob:
+    def submit(self, experiment: Any, job: AnyJob) -> SchedulerJob:
         """Start the container. All that can be known to fail is tried before anything is made."""
-        executor, container = experiment.jobs[0].executor, container_name(launch)
-        _refuse_missing_sources(self.profile)
-        with _as_submit_error(), engine(self.profile.host) as client:
+        executor, container = experiment.jobs[0].executor, container_name(job)
+        if missing := missing_sources(self.profile):
+            remedy = (
+                "Make it first, or correct executor.mounts; Docker would make an empty folder that belongs to root."
+            )
+            raise SubmitError("mount_missing", f"not on this machine: {', '.join(missing)}.", remedy)
+        with _as_submit_error(), engine.client_of(self.profile.host) as client:
             if client.containers.list(all=True, filters={"name": f"^/{container}$"}):
                 remedy = "Every run has a name of its own; submit again."
                 raise SubmitError("name_taken", f"the engine has a container {container} already.", remedy)
-            executor.container_image = image_id(client, self.profile.image, self.profile.pull)
+            executor.container_image = engine.image_id(client, self.profile.image, self.profile.pull)
         executor.env_vars |= image_env(self.profile.image, executor.container_image)
-        make_folders(self.profile, launch)
+        make_folders(self.profile, job)
         try:
             with _as_submit_error(), _engine_of_nemo_run(self.profile.host):
                 experiment.run()
-            _disown(experiment)
+            # NeMo-Run kills its containers when the Python object that started them goes; ours end by themselves.
+            experiment._runner._scheduler("docker_persistent")._scheduled_reqs.clear()
         except BaseException as error:
-            undone = self._undo(launch, Path(executor.experiment_dir))
+            undone = self._undo(job, Path(executor.experiment_dir))
             if isinstance(error, SubmitError) and not undone:
                 cause = f"{error.cause} Its container {container} may have been made."
                 raise SubmitError(error.name, cause, f"Once the engine answers: docker rm -f {container}") from error
             raise
-        return self.expected(experiment, launch)
+        return self.expected(experiment, job)
 
     def states(self, jobs: Sequence[SchedulerJob]) -> dict[str, JobState | None]:
         """From the exit status that a job left, else from the engine; the engine is asked once for all of them."""
@@ -160,8 +152,8 @@ class DockerPlace(Place):
         if not unsure:
             return states
         try:
-            with engine(self.profile.host) as client:
-                containers = seen(client)
+            with engine.client_of(self.profile.host) as client:
+                containers = engine.seen(client)
                 for job in unsure:
                     states[job.run_id] = self._ask(client, job, containers.get(job.id, {}).get("State"))
         except UnreachableError:
@@ -174,7 +166,7 @@ class DockerPlace(Place):
         if code is None and seen_as in ("created", "running", "paused", "restarting"):
             state: Any = "submitted" if seen_as == "created" else "running"
             return JobState(state=state, detail="" if seen_as == "running" else f"the container is {seen_as}")
-        died_with, out_of_memory = exit_of(client, job.id)
+        died_with, out_of_memory = engine.exit_of(client, job.id)
         return ended(job, died_with if code is None else code, out_of_memory)
 
     def log(self, job: SchedulerJob, name: str, offset: int) -> bytes:
@@ -185,43 +177,28 @@ class DockerPlace(Place):
         """Let the job record that it was cancelled, then remove its container; returns when both are done."""
         if exit_status(job) is not None:
             return
-        with engine(self.profile.host) as client:
-            if job.id not in seen(client):
+        with engine.client_of(self.profile.host) as client:
+            if job.id not in engine.seen(client):
                 return
             with suppress(OSError):  # only a better word for how it ended
                 (Path(job.run_dir) / "logs" / CANCELLED).touch()
-            terminate(client, job.id, _GRACE_SECONDS)
+            engine.terminate(client, job.id, _GRACE_SECONDS)
 
     def probes(self) -> Iterator[Probe]:
-        return Probes(self, self.profile).run()
+        return probes(self, self.profile)
 
-    def _undo(self, launch: AnyJob, experiment_dir: Path) -> bool:
+    def _undo(self, job: AnyJob, experiment_dir: Path) -> bool:
         """Remove what a failed submission made; False where the engine could not be asked for its container."""
         shutil.rmtree(experiment_dir, ignore_errors=True)
         for name in (LOG, STATUS):
-            (launch.run_dir / "logs" / name).unlink(missing_ok=True)
+            (job.run_dir / "logs" / name).unlink(missing_ok=True)
         try:
-            with engine(self.profile.host) as client:
-                for made in client.containers.list(all=True, filters={"label": f"{LABEL}={launch.id}"}):
-                    remove(client, made.id)
+            with engine.client_of(self.profile.host) as client:
+                for made in client.containers.list(all=True, filters={"label": f"{engine.LABEL}={job.id}"}):
+                    engine.remove(client, made.id)
         except UnreachableError:
             return False
         return True
-
-
-def _nemorun_home() -> str:
-    from nemo_run.config import get_nemorun_home
-
-    return str(Path(get_nemorun_home()).absolute())
-
-
-def _refuse_missing_sources(profile: DockerProfile) -> None:
-    mounts = [Mount.parse(text) for text in profile.mounts]
-    missing = [mount.source for mount in mounts if mount.is_path and not Path(mount.source).exists()]
-    if missing:
-        cause = f"not on this machine: {', '.join(missing)}."
-        remedy = "Make it first, or correct executor.mounts; Docker would make an empty folder that belongs to root."
-        raise SubmitError("mount_missing", cause, remedy)
 
 
 @contextmanager
@@ -234,13 +211,11 @@ def _as_submit_error() -> Iterator[None]:
     except UnreachableError as error:
         raise SubmitError(error.name, error.cause, error.remedy) from error
     except docker.errors.APIError as error:
-        words = explain(error)
-        raise SubmitError("docker_refused", f"the Docker engine refused: {words}.", hint(words)) from error
+        words = engine.explain(error)
+        raise SubmitError("docker_refused", f"the Docker engine refused: {words}.", engine.hint(words)) from error
     except (docker.errors.DockerException, requests.exceptions.RequestException) as error:
-        remedy = "Is it running? Try: docker info."
-        raise SubmitError(
-            "docker_unreachable", f"the Docker engine did not answer: {reason(error)}.", remedy
-        ) from error
+        cause = f"the Docker engine did not answer: {engine.reason(error)}."
+        raise SubmitError("docker_unreachable", cause, "Is it running? Try: docker info.") from error
     except OSError as error:
         raise SubmitError("launch_failed", f"{type(error).__name__}: {error}.") from error
 
@@ -259,8 +234,3 @@ def _engine_of_nemo_run(host: str | None) -> Iterator[None]:
                 os.environ["DOCKER_HOST"] = before
             elif host:
                 del os.environ["DOCKER_HOST"]
-
-
-def _disown(experiment: Any) -> None:
-    """NeMo-Run kills its containers when the Python object that started them goes; ours end by themselves."""
-    experiment._runner._scheduler("docker_persistent")._scheduled_reqs.clear()

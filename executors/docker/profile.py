@@ -58,6 +58,37 @@ class DockerProfile(Profile):
     host: str | None = None  # of the engine; None: DOCKER_HOST, else the system's own
     additional: dict[str, Any] = field(default_factory=dict)  # more of docker-py's containers.run()
 
+    def contradictions(self) -> Iterator[Problem]:
+        if not self.image.strip():
+            remedy = "Name one that holds Python, NeMo-Run and ModelOpt, such as nvcr.io/nvidia/nemo:26.06."
+            yield wrong("image", None, "no image is given", remedy, name="missing_image")
+        if self.nodes not in (None, 1):
+            remedy = "Use a Slurm or Lepton profile for more."
+            yield wrong("nodes", self.nodes, "Docker runs a job on one machine", remedy)
+        if self.network in ("bridge", "none", "default", "") or ":" in self.network:
+            cause = "NeMo-Run makes a bridge network of this name, and the engine refuses to"
+            remedy = "Use host, or a name of your own for a network between containers."
+            yield wrong("network", self.network, cause, remedy)
+        for text in self.mounts:
+            try:
+                Mount.parse(text)
+            except ValueError as error:
+                yield wrong("mounts", text, str(error))
+        for name in self.additional:
+            if name in _TAKEN:
+                yield wrong(f"additional.{name}", None, "NeMo-Run sets it for each job", "Remove it.")
+            elif name in _OWN:
+                remedy = f"Use executor.{_OWN[name]}." if _OWN[name] else "Remove it."
+                yield wrong(f"additional.{name}", None, "it cannot be given here", remedy)
+        if not isinstance(self.additional.get("extra_hosts", {}), dict):
+            yield wrong("additional.extra_hosts", None, "a mapping of names to addresses is expected")
+
+
+def missing_sources(profile: DockerProfile) -> list[str]:
+    """Folders to mount that are not on this machine."""
+    mounts = map(Mount.parse, profile.mounts)
+    return [mount.source for mount in mounts if mount.is_path and not Path(mount.source).exists()]
+
 
 def nemo_run_ulimit(text: str) -> str:
     """An ulimit as NeMo-Run reads it: colons only, although it documents docker's `name=soft:hard`."""
@@ -70,32 +101,3 @@ def numeric_user(user: str) -> tuple[int, int] | None:
     if not all(part.isdigit() for part in parts):
         return (0, 0) if parts[0] == "root" else None
     return int(parts[0]), int(parts[1]) if len(parts) > 1 else -1
-
-
-def contradictions(profile: DockerProfile, run_root: Path) -> Iterator[Problem]:
-    """What is wrong with a profile beyond single values; reaches nothing."""
-    if not profile.image.strip():
-        remedy = "Name one that holds Python, NeMo-Run and ModelOpt, such as nvcr.io/nvidia/nemo:26.06."
-        yield wrong("image", None, "no image is given", remedy, name="missing_image")
-    if profile.nodes not in (None, 1):
-        remedy = "Use a Slurm or Lepton profile for more."
-        yield wrong("nodes", profile.nodes, "Docker runs a job on one machine", remedy)
-    if profile.network in ("bridge", "none", "default", "") or ":" in profile.network:
-        cause = "NeMo-Run makes a bridge network of this name, and the engine refuses to"
-        remedy = "Use host, or a name of your own for a network between containers."
-        yield wrong("network", profile.network, cause, remedy)
-    for text in profile.mounts:
-        try:
-            Mount.parse(text)
-        except ValueError as error:
-            yield wrong("mounts", text, str(error))
-    for name in profile.additional:
-        if name in _TAKEN:
-            yield wrong(f"additional.{name}", None, "NeMo-Run sets it for each job", "Remove it.")
-        elif name in _OWN:
-            remedy = f"Use executor.{_OWN[name]}." if _OWN[name] else "Remove it."
-            yield wrong(f"additional.{name}", None, "it cannot be given here", remedy)
-    if not isinstance(profile.additional.get("extra_hosts", {}), dict):
-        yield wrong("additional.extra_hosts", None, "a mapping of names to addresses is expected")
-    if ":" in str(run_root):
-        yield wrong("output_root", str(run_root), "a path with a `:` in it cannot be mounted", "Choose another one.")

@@ -87,21 +87,21 @@ def stock_rendezvous() -> str:
     return f'wget() {{ if {case}; then printf %s {shlex.quote(variables)} > "$2"; else command wget "$@"; fi; }}'
 
 
-def launch_script(profile: LeptonProfile, launch: AnyJob, env: Mapping[str, str], command: Sequence[str]) -> str:
+def launch_script(profile: LeptonProfile, job: AnyJob, env: Mapping[str, str], command: Sequence[str]) -> str:
     """launch.sh: run on every node, from the unpacked package."""
     lines = ["#!/bin/bash"]
     for name, value in env.items():
         if "$" in value:  # Kubernetes replaces `$(NAME)` and `$$` in the values of variables as well
             lines.append(f"export {name}={shlex.quote(value)}")
     lines.append(_RENDEZVOUS)
-    if not launch.ranked and launch.nodes > 1:
+    if not job.ranked and job.nodes > 1:
         lines.append('if [ "$NODE_RANK" != 0 ]; then exit 0; fi  # one process, on the first node')
     if profile.pre_launch:
         lines += ["set -e", """trap 'echo "failed: pre_launch: $BASH_COMMAND" >&2' ERR""", *profile.pre_launch]
         lines += ["trap - ERR", "set +e"]
     lines.append(f"cd {_FOLDER}/code || exit 1")
     # NeMo-Run quotes torchrun's arguments itself, but for the variables that this shell replaces.
-    words = " ".join(command) if launch.ranked else shlex.join(command)
+    words = " ".join(command) if job.ranked else shlex.join(command)
     lines.append(f"exec {words}")  # so that the signal of a stop reaches the job
     return "\n".join(lines) + "\n"
 
@@ -130,7 +130,7 @@ def pack(folder: Path, script: str) -> bytes:
 
 
 def job_specification(
-    profile: LeptonProfile, launch: AnyJob, env: Mapping[str, str], package: bytes, node_group_id: str
+    profile: LeptonProfile, job: AnyJob, env: Mapping[str, str], package: bytes, node_group_id: str
 ) -> "LeptonJob":
     """The job, as the SDK's own types."""
     from leptonai.api.v1.types.affinity import LeptonResourceAffinity
@@ -154,19 +154,19 @@ def job_specification(
         affinity=LeptonResourceAffinity(allowed_dedicated_node_groups=[node_group_id]),
         container=LeptonContainer(image=profile.image, command=_command(package)),
         shared_memory_size=profile.shared_memory_size,
-        completions=launch.nodes,
-        parallelism=launch.nodes,
+        completions=job.nodes,
+        parallelism=job.nodes,
         max_failure_retry=0,  # a second attempt would find the run directory of the first
         max_job_failure_retry=0,
         envs=envs,
         mounts=[Mount(**mount) for mount in profile.mounts],
         image_pull_secrets=profile.image_pull_secrets,
         ttl_seconds_after_finished=_KEEP_SECONDS,
-        intra_job_communication=launch.nodes > 1 or None,
+        intra_job_communication=job.nodes > 1 or None,
         queue_config=queue,
         reservation_config=reservation,
     )
-    return LeptonJob(metadata=Metadata(id=job_name(launch.id)), spec=spec)
+    return LeptonJob(metadata=Metadata(id=job_name(job.id)), spec=spec)
 
 
 def readable(job: "LeptonJob") -> dict[str, Any]:

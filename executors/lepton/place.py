@@ -16,9 +16,6 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from executors.base import (
-    CODE,
-    OWN_CODE,
-    SECRETS_VARIABLE,
     AnyJob,
     Capabilities,
     JobState,
@@ -28,13 +25,13 @@ from executors.base import (
     SchedulerJob,
     SubmitError,
     UnreachableError,
+    job_variables,
 )
 from executors.lepton.api import LeptonApi, NameTakenError, NotThereError, may_have_happened
 from executors.lepton.job import job_name, job_specification, launch_script, pack, readable, stock_rendezvous
 from executors.lepton.probes import probe_workspace
-from executors.lepton.profile import LeptonProfile, contradictions, secret_references
+from executors.lepton.profile import LeptonProfile, secret_references
 from executors.packaging.code import packager_of
-from scripts.run.problems import Problem
 
 if TYPE_CHECKING:
     import nemo_run as run
@@ -46,26 +43,11 @@ _RECORD_LINE = b"run.json: "
 _WAITING = frozenset({"Starting", "Queueing", "Awaiting", "Restarting", "PendingRetry"})
 _ENDED_BY_HAND = frozenset({"Stopped", "Stopping", "Deleting", "Deleted"})
 _FEW = 3  # jobs asked for one by one; more are looked up in one list
-
-
-def _executor(profile: LeptonProfile, **values: Any) -> "run.LeptonExecutor":
-    import nemo_run as run
-
-    return run.LeptonExecutor(
-        container_image=profile.image,
-        nemo_run_dir=profile.nemo_run_dir,
-        node_group=profile.node_group,
-        resource_shape=profile.resource_shape,
-        node_reservation=profile.node_reservation,
-        mounts=[dict(mount) for mount in profile.mounts],
-        shared_memory_size=profile.shared_memory_size,
-        image_pull_secrets=list(profile.image_pull_secrets),
-        queue_priority=profile.queue_priority,
-        can_be_preempted=profile.can_be_preempted,
-        can_preempt=profile.can_preempt,
-        secret_vars=secret_references(profile),
-        **values,
-    )
+#: Values that NeMo-Run's executor calls as the profile does.
+_ALIKE = (
+    "nemo_run_dir", "node_group", "resource_shape", "node_reservation", "shared_memory_size", "image_pull_secrets",
+    "queue_priority", "can_be_preempted", "can_preempt",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -79,18 +61,15 @@ class LeptonPlace(Place):
 
     @property
     def capabilities(self) -> Capabilities:
-        return Capabilities(
-            detach="native",
-            dependencies="supervisor",
-            arrays=False,
-            multi_node=True,
-            containers=True,
-            local_files=False,
-            reads_run_dir=False,
-        )
+        return Capabilities(detach="native", multi_node=True, containers=True)
 
-    def problems(self) -> list[Problem]:
-        return [*super().problems(), *contradictions(self.profile)]
+    @property
+    def gpus(self) -> int | None:
+        return self.profile.gpus
+
+    @property
+    def node_shape(self) -> str:
+        return self.profile.resource_shape
 
     @property
     def image(self) -> str:
@@ -123,59 +102,60 @@ class LeptonPlace(Place):
     def run_root(self) -> str:
         return self.profile.output_root or str(PurePosixPath(self.profile.nemo_run_dir) / "runs")
 
-    def secrets_path(self, run_id: str) -> str | None:
-        return None  # the workspace keeps them; the job names them
+    def executor(self, job: AnyJob | None) -> "run.LeptonExecutor":
+        import nemo_run as run
 
-    def executor(self, launch: AnyJob | None) -> "run.LeptonExecutor":
-        if launch is None:
-            pre_launch = [stock_rendezvous(), *self.profile.pre_launch]
-            shape = {"nodes": self.profile.nodes or 1, "gpus_per_node": self.profile.gpus}
-            return _executor(self.profile, env_vars=dict(self.profile.env), pre_launch_commands=pre_launch, **shape)
-        values: dict[str, Any] = {"launcher": "torchrun"} if launch.ranked else {}
-        values["packager"] = packager_of(launch)
-        # gpus_per_node would go before nprocs_per_node as the number of processes; the shape has the GPUs.
-        shape = {"nodes": launch.nodes, "nprocs_per_node": launch.processes, "gpus_per_node": 0}
-        return _executor(self.profile, env_vars=self._environment(launch), **shape, **values)
+        profile = self.profile
+        values: dict[str, Any] = {name: getattr(profile, name) for name in _ALIKE}
+        if job is None:
+            values |= {"nodes": profile.nodes or 1, "gpus_per_node": profile.gpus, "env_vars": dict(profile.env)}
+            values["pre_launch_commands"] = [stock_rendezvous(), *profile.pre_launch]
+        else:
+            # gpus_per_node would go before nprocs_per_node as the number of processes; the shape has the GPUs.
+            values |= {"nodes": job.nodes, "nprocs_per_node": job.processes, "gpus_per_node": 0}
+            values |= {"env_vars": self._environment(job), "packager": packager_of(job)}
+            values |= {"launcher": "torchrun"} if job.ranked else {}
+        values["mounts"] = [dict(mount) for mount in profile.mounts]
+        return run.LeptonExecutor(container_image=profile.image, secret_vars=secret_references(profile), **values)
 
-    def text(self, experiment: Any, launch: AnyJob) -> str:
+    def text(self, experiment: Any, job: AnyJob) -> str:
         """The API call's JSON, then the launch script from inside the package. Reaches nothing.
 
         Two things are named instead of shown: the pieces of the package, and the id of the node group,
         which only the service knows.
         """
-        job = experiment.jobs[0]
-        executor = job.executor
+        task = experiment.jobs[0]
+        executor = task.executor
         made_here = not Path(executor.experiment_dir).exists()
         try:
             if made_here:
                 experiment.dryrun(log=False, delete_exp_dir=False)
             _package(executor)
-            script = self._script(launch, job._dryrun_info.request.cmd)
+            script = self._script(job, task._dryrun_info.request.cmd)
             package = pack(Path(executor.job_dir), script)
         finally:
             if made_here:
                 shutil.rmtree(executor.experiment_dir, ignore_errors=True)
         group = f"<id of node group {self.profile.node_group}>"
-        specification = job_specification(self.profile, launch, self._environment(launch), package, group)
+        specification = job_specification(self.profile, job, self._environment(job), package, group)
         return f"{json.dumps(readable(specification), indent=2)}\n\n# launch.sh, in the package:\n{script}"
 
-    def expected(self, experiment: Any, launch: AnyJob) -> SchedulerJob:
-        return SchedulerJob(run_id=launch.id, id=job_name(launch.id), run_dir=str(launch.run_dir), folder="/nemo_run")
+    def expected(self, experiment: Any, job: AnyJob) -> SchedulerJob:
+        return SchedulerJob.of(job, job_name(job.id), "/nemo_run")
 
-    def submit(self, experiment: Any, launch: AnyJob) -> SchedulerJob:
+    def submit(self, experiment: Any, job: AnyJob) -> SchedulerJob:
         executor = experiment.jobs[0].executor
         created: list[str] = []
 
-        def launch_job(name: str, cmd: list[str]) -> tuple[str, str]:
-            package = pack(Path(executor.job_dir), self._script(launch, cmd))
-            job = self._create(launch, package)
-            created.append(str(job.metadata.id_))
+        def launch(name: str, cmd: list[str]) -> tuple[str, str]:
+            package = pack(Path(executor.job_dir), self._script(job, cmd))
+            created.append(str(self._create(job, package).metadata.id_))
             return created[0], "Starting"
 
         # Of this one executor. NeMo-Run's own `package` reads the terminal's input and takes a path with a
         # space for two; its own `launch` moves the package by another job.
         executor.package = lambda packager, job_name: _package(executor)
-        executor.launch = launch_job
+        executor.launch = launch
         try:
             experiment.run(detach=True)
         except UnreachableError as error:
@@ -184,7 +164,7 @@ class LeptonPlace(Place):
             if not created:
                 raise
             # The job is there. NeMo-Run failed only to note it in books of its own, which nothing of ours reads.
-        return replace(self.expected(experiment, launch), id=created[0])
+        return replace(self.expected(experiment, job), id=created[0])
 
     def states(self, jobs: Sequence[SchedulerJob]) -> dict[str, JobState | None]:
         listed = {} if len(jobs) <= _FEW else {job.metadata.id_: job for job in self.api.jobs()}
@@ -222,28 +202,25 @@ class LeptonPlace(Place):
     def probes(self) -> Iterator[Probe]:
         yield from probe_workspace(self.profile, self.api, self.problems())
 
-    def _environment(self, launch: AnyJob) -> dict[str, str]:
-        env = {**self.profile.env, "PYTHONSAFEPATH": "1", "NEMO_RUN_DIR": str(launch.run_dir), _PRINT_RECORD: "1"}
-        path = [OWN_CODE, CODE, *filter(None, [self.profile.env.get("PYTHONPATH")])]
-        env["PYTHONPATH"] = ":".join(path)
-        if launch.secrets:
-            env[SECRETS_VARIABLE] = launch.secrets
-        return env
+    def _environment(self, job: AnyJob) -> dict[str, str]:
+        env = job_variables(job, self.profile.env)
+        path = env.pop("PYTHONPATH")
+        return {**env, _PRINT_RECORD: "1", "PYTHONPATH": path}
 
-    def _script(self, launch: AnyJob, command: Sequence[str]) -> str:
-        return launch_script(self.profile, launch, self._environment(launch), command)
+    def _script(self, job: AnyJob, command: Sequence[str]) -> str:
+        return launch_script(self.profile, job, self._environment(job), command)
 
-    def _create(self, launch: AnyJob, package: bytes) -> "LeptonJob":
+    def _create(self, job: AnyJob, package: bytes) -> "LeptonJob":
         """Create the job, or take up the one that an attempt whose answer was lost has made."""
         group = self.api.node_group_id(self.profile.node_group)
-        specification = job_specification(self.profile, launch, self._environment(launch), package, group)
-        name = job_name(launch.id)
+        specification = job_specification(self.profile, job, self._environment(job), package, group)
+        name = job_name(job.id)
         for attempt in range(1, self.api.tries + 1):
             try:
                 return self.api.create(specification)
             except NameTakenError as error:
                 with suppress(NotThereError):
-                    return self._own(name, launch)
+                    return self._own(name, job)
                 raise SubmitError("name_taken", f"{error} (creating the job {name}).", "Submit again.") from error
             except NotThereError as error:
                 raise SubmitError("lepton_refused", f"{error} (creating the job).", "Check the profile.") from error
@@ -251,28 +228,28 @@ class LeptonPlace(Place):
                 if not may_have_happened(error):
                     raise
                 with suppress(NotThereError):
-                    return self._own(name, launch, after=error)
+                    return self._own(name, job, after=error)
                 if attempt == self.api.tries:
                     raise
             time.sleep(self.api.pause * 2 ** (attempt - 1))
         raise AssertionError(self.api.tries)
 
-    def _own(self, name: str, launch: AnyJob, after: UnreachableError | None = None) -> "LeptonJob":
+    def _own(self, name: str, job: AnyJob, after: UnreachableError | None = None) -> "LeptonJob":
         """The job `name`, if it is this run's. Raises NotThereError, and SubmitError for another's or in doubt."""
         try:
-            job = self.api.job(name, tries=1 if after and after.name == "lepton_timeout" else None)
+            found = self.api.job(name, tries=1 if after and after.name == "lepton_timeout" else None)
         except UnreachableError as error:
             if after is None:
                 raise
             cause = f"{after.cause} Whether job {name} was made all the same cannot be told: {error.cause}"
             remedy = f"See `lep job get --id {name}` before you submit again; `lep job remove --id {name}` removes it."
             raise SubmitError(after.name, cause, remedy) from error
-        if job is None:
+        if found is None:
             raise NotThereError(name)
-        if ("NEMO_RUN_DIR", str(launch.run_dir)) not in {(env.name, env.value) for env in job.spec.envs or []}:
+        if ("NEMO_RUN_DIR", str(job.run_dir)) not in {(env.name, env.value) for env in found.spec.envs or []}:
             cause = f"The workspace has another job {name}, which is not this run's."
             raise SubmitError("name_taken", cause, "Submit again; a new run gets a new name.")
-        return job
+        return found
 
 
 def _package(executor: "run.LeptonExecutor") -> None:

@@ -10,34 +10,28 @@ from scripts.run.problems import Problem
 
 def probe_workspace(profile: LeptonProfile, api: LeptonApi, problems: Sequence[Problem]) -> Iterator[Probe]:
     """The probes of `nemo experiment executors check`, ending at the first failure that nothing can follow."""
-    yield from _values(profile, problems)
+    for problem in problems:
+        where = problem.key if problem.value is None else f"{problem.key}={problem.value}"
+        yield Probe("profile", False, f"{where}: {problem.cause}", problem.remedy)
+    if not problems:
+        yield Probe("profile", True, f"nothing missing; {profile.nemo_run_dir} is on a mount")
     try:
-        yield Probe(name="login", passed=True, detail=f"workspace {api.client().workspace_id}")
+        yield Probe("login", True, f"workspace {api.client().workspace_id}")
         groups = {group.metadata.name: group.metadata.id_ for group in api.node_groups()}
     except UnreachableError as error:
         yield _failed("login" if error.name == "lepton_login_missing" else "service", error)
         return
-    yield Probe(name="service", passed=True, detail=f"{len(groups)} node groups")
+    yield Probe("service", True, f"{len(groups)} node groups")
     group_id = groups.get(profile.node_group)
     if group_id:
-        yield Probe(name="node group", passed=True, detail=profile.node_group)
+        yield Probe("node group", True, profile.node_group)
         yield _nodes(profile, api, group_id)
     else:
         there = ", ".join(sorted(filter(None, groups))) or "none"
         detail = f"the workspace has no node group {profile.node_group or '(none given)'}"
-        yield Probe(name="node group", passed=False, detail=detail, remedy=f"Set node_group; there are: {there}.")
+        yield Probe("node group", False, detail, f"Set node_group; there are: {there}.")
     if profile.secrets:
         yield _secrets(profile, api)
-
-
-def _values(profile: LeptonProfile, problems: Sequence[Problem]) -> Iterator[Probe]:
-    """One probe for each value at fault, else one that says all is there."""
-    for problem in problems:
-        where = problem.key if problem.value is None else f"{problem.key}={problem.value}"
-        yield Probe(name="profile", passed=False, detail=f"{where}: {problem.cause}", remedy=problem.remedy)
-    if not problems:
-        detail = f"nothing missing; {profile.nemo_run_dir} is on a mount"
-        yield Probe(name="profile", passed=True, detail=detail)
 
 
 def _nodes(profile: LeptonProfile, api: LeptonApi, group_id: str) -> Probe:
@@ -48,8 +42,7 @@ def _nodes(profile: LeptonProfile, api: LeptonApi, group_id: str) -> Probe:
     ready = [n for n in nodes if not n.spec.unschedulable and n.status and "Ready" in (n.status.status or [])]
     needed = profile.nodes or 1
     detail = f"{len(ready)} of {len(nodes)} ready, {needed} needed"
-    remedy = "A job would wait; see the node group's page, or lower nodes."
-    return Probe(name="nodes", passed=len(ready) >= needed, detail=detail, remedy=remedy)
+    return Probe("nodes", len(ready) >= needed, detail, "A job would wait; see the node group's page, or lower nodes.")
 
 
 def _secrets(profile: LeptonProfile, api: LeptonApi) -> Probe:
@@ -57,14 +50,13 @@ def _secrets(profile: LeptonProfile, api: LeptonApi) -> Probe:
         there = set(api.secret_names())
     except (UnreachableError, NotThereError) as error:
         return _failed("secrets", error)
-    missing = sorted(set(secret_references(profile).values()) - there)
-    if not missing:
-        return Probe(name="secrets", passed=True, detail=", ".join(secret_references(profile).values()))
+    wanted = secret_references(profile).values()
+    missing = ", ".join(sorted({*wanted} - there))
     remedy = "Make them on the workspace's page for secrets, or name those that are there in secret_names."
-    return Probe(name="secrets", passed=False, detail=f"not in the workspace: {', '.join(missing)}", remedy=remedy)
+    return Probe("secrets", not missing, f"not in the workspace: {missing}" if missing else ", ".join(wanted), remedy)
 
 
 def _failed(name: str, error: Exception) -> Probe:
     if isinstance(error, UnreachableError):
-        return Probe(name=name, passed=False, detail=f"{error.name}: {error.cause}", remedy=error.remedy)
-    return Probe(name=name, passed=False, detail=f"the service has no such list: {error}")
+        return Probe(name, False, f"{error.name}: {error.cause}", error.remedy)
+    return Probe(name, False, f"the service has no such list: {error}")

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
-from executors.base import Profile
+from executors.base import Profile, is_below
 from executors.constraints import key, wrong
 from scripts.run.problems import Problem, nearest
 
@@ -14,7 +14,6 @@ _MOUNT_KEYS = {
     "mount_path": "where the job sees it",
     "from": "which storage, as the workspace names it, such as node-nfs:NAME",
 }
-_OPTIONAL_MOUNT_KEYS = ("mount_options",)
 PRIORITIES = tuple(f"{level}-{n}000" for n, level in enumerate(["low"] * 3 + ["mid"] * 3 + ["high"] * 3, start=1))
 
 
@@ -41,23 +40,21 @@ class LeptonProfile(Profile):
     secret_names: dict[str, str] = field(default_factory=dict)  # variable: the Lepton secret's name, where it differs
     pre_launch: list[str] = field(default_factory=list)  # shell lines, run on every node before the job
 
+    def contradictions(self) -> Iterator[Problem]:
+        yield from _mounts(self)
+        yield from _folders(self)
+        for kind, names in (("env", self.env), ("secrets", self.secrets)):
+            for name in names:
+                if name.startswith("LEPTON_"):
+                    yield wrong(f"{kind}.{name}", None, "it is set by Lepton itself", "Leave it out.")
+        for name in self.secret_names.keys() - set(self.secrets):
+            remedy = f"Add {name} to secrets, or remove it here."
+            yield wrong("secret_names", name, "names a variable that secrets does not list", remedy, "contradiction")
+
 
 def secret_references(profile: LeptonProfile) -> dict[str, str]:
     """Variable names and the Lepton secrets that fill them."""
     return {name: profile.secret_names.get(name, name) for name in profile.secrets}
-
-
-def contradictions(profile: LeptonProfile) -> Iterator[Problem]:
-    """What is wrong with a profile beyond single values. Reaches nothing."""
-    yield from _mounts(profile)
-    yield from _folders(profile)
-    for kind, names in (("env", profile.env), ("secrets", profile.secrets)):
-        for name in names:
-            if name.startswith("LEPTON_"):
-                yield wrong(f"{kind}.{name}", None, "it is set by Lepton itself", "Leave it out.")
-    for name in profile.secret_names.keys() - set(profile.secrets):
-        remedy = f"Add {name} to secrets, or remove it here."
-        yield wrong("secret_names", name, "names a variable that secrets does not list", remedy, "contradiction")
 
 
 def _mounts(profile: LeptonProfile) -> Iterator[Problem]:
@@ -67,15 +64,14 @@ def _mounts(profile: LeptonProfile) -> Iterator[Problem]:
             if not isinstance(mount.get(part), str) or not mount[part]:
                 remedy = f"Give {part}: {_MOUNT_KEYS[part]}."
                 yield wrong(f"{where}.{part}", mount.get(part), "is needed", remedy, "missing_value")
-        for part in mount.keys() - {*_MOUNT_KEYS, *_OPTIONAL_MOUNT_KEYS}:
-            remedy = nearest(part, (*_MOUNT_KEYS, *_OPTIONAL_MOUNT_KEYS))
-            yield wrong(f"{where}.{part}", mount[part], "a mount has no such key", remedy, "unknown_key")
+        known = {*_MOUNT_KEYS, "mount_options"}
+        for part in mount.keys() - known:
+            yield wrong(f"{where}.{part}", mount[part], "a mount has no such key", nearest(part, known), "unknown_key")
         target = mount.get("mount_path")
         if isinstance(target, str) and target and not _is_absolute(target):
-            yield wrong(
-                f"{where}.mount_path", target, "is not an absolute path", "Write it from the root, such as /mnt."
-            )
-        if isinstance(target, str) and _is_below(target, "/nemo_run"):
+            remedy = "Write it from the root, such as /mnt."
+            yield wrong(f"{where}.mount_path", target, "is not an absolute path", remedy)
+        if isinstance(target, str) and is_below(target, "/nemo_run"):
             remedy = "Mount it elsewhere: every node unpacks the job's code to /nemo_run."
             yield wrong(f"{where}.mount_path", target, "would hide the job's code", remedy)
 
@@ -88,14 +84,10 @@ def _folders(profile: LeptonProfile) -> Iterator[Problem]:
             continue
         if not _is_absolute(folder):
             yield wrong(name, folder, "is not an absolute path", "Write it from the root, below a mount_path.")
-        elif places and not any(_is_below(folder, place) for place in places):
+        elif places and not any(is_below(folder, place) for place in places):
             remedy = f"Choose a folder below {' or '.join(places)}; elsewhere it would vanish with the job."
             yield wrong(name, folder, "is on none of the mounts", remedy)
 
 
 def _is_absolute(path: str) -> bool:
     return PurePosixPath(path).is_absolute() and ".." not in PurePosixPath(path).parts
-
-
-def _is_below(path: str, folder: str) -> bool:
-    return PurePosixPath(path).is_relative_to(folder)

@@ -77,15 +77,15 @@ class Code:
         return found
 
 
-def packager_of(launch: AnyJob | None) -> "run.Packager":
+def packager_of(job: AnyJob | None) -> "run.Packager":
     """What hands a job its code: the archive that was made before; without one, nothing."""
     import nemo_run as run
 
-    if launch is None or launch.archive is None:
+    if job is None or job.archive is None:
         return run.Packager()
     from executors.packaging.archive import ArchivePackager  # which imports NeMo-Run
 
-    return ArchivePackager(archive=str(launch.archive))
+    return ArchivePackager(archive=str(job.archive))
 
 
 def package(folder: Path, into: Path, *, packager: Packaging, include: Sequence[str]) -> Code:

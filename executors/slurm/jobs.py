@@ -83,13 +83,11 @@ def _rows_of(shell: Shell, jobs: Sequence[SchedulerJob]) -> dict[str, Row | None
     }
 
 
-def find_job(shell: Shell, name: str, *, array: bool = False) -> str | None:
-    """The id of the job called `name`, in whatever state; None when Slurm has never heard of it."""
-    named = shlex.quote(f"--name={name}")
-    for row in _parse(_call(shell, [f"sacct --starttime={_NAMED_SINCE} {named}"], [named])):
-        if row.name == name:
-            return row.id.partition("_")[0] if array else row.id
-    return None
+def find_job(shell: Shell, job: SchedulerJob, *, array: bool = False) -> str | None:
+    """The id of a job of which only the name is known, in whatever state; None when Slurm has never heard of it."""
+    ids = (row.id for row in _ask(shell, [job]) if row.name == job_name(job))
+    found = next(ids, None)
+    return found.partition("_")[0] if found and array else found
 
 
 def unfit_parent(shell: Shell, ids: Sequence[str]) -> str | None:

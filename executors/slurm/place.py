@@ -1,32 +1,20 @@
 """A Slurm cluster, from its login node or over SSH: NeMo-Run's SlurmExecutor, with values that arrive as written."""
 
-import dataclasses
-import getpass
 import json
 import posixpath
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
-from zlib import crc32
 
 from executors.base import AnyJob, Capabilities, JobState, Mount, Place, Probe, SchedulerJob, UnreachableError
-from executors.packaging.code import packager_of
 from executors.shell import Shell
 from executors.slurm.jobs import is_unknown, job_states, raw_id, row_of
 from executors.slurm.probes import probes
-from executors.slurm.profile import SlurmProfile, contradictions, root_folder, sbatch_values
-from executors.slurm.script import (
-    RENDEZVOUS_PORT,
-    container_env,
-    container_image,
-    container_mounts,
-    other_runs,
-    quote,
-    setup_lines,
-)
+from executors.slurm.profile import SlurmProfile, root_folder
+from executors.slurm.script import build_executor, other_runs
 from executors.slurm.submit import script_of, submit, unnumbered
-from scripts.run.problems import JobError, Problem
+from scripts.run.problems import JobError
 
 if TYPE_CHECKING:
     import nemo_run as run
@@ -64,13 +52,22 @@ class SlurmPlace(Place):
         )
 
     @property
+    def scheduler(self) -> tuple[Any, ...]:
+        return (self.profile.kind, self.profile.host, self.profile.port, self.profile.user)
+
+    @property
+    def connection(self) -> tuple[Any, ...]:
+        return (*self.scheduler, self.profile.identity)
+
+    @property
+    def gpus(self) -> int | None:
+        return self.profile.gpus
+
+    @property
     def shell(self) -> Shell:
         """The login node."""
         profile = self.profile
         return Shell(host=profile.host, user=profile.user, port=profile.port, identity=profile.identity)
-
-    def problems(self) -> list[Problem]:
-        return [*super().problems(), *contradictions(self.profile)]
 
     @property
     def image(self) -> str | None:
@@ -97,10 +94,10 @@ class SlurmPlace(Place):
         # A folder for each run: it is mounted into the container, and holds no other run's.
         return posixpath.join(root_folder(self.profile), ".secrets", run_id, "secrets.json")
 
-    def executor(self, launch: AnyJob | None) -> "run.SlurmExecutor":
-        return _executor(self.profile, launch)
+    def executor(self, job: AnyJob | None) -> "run.SlurmExecutor":
+        return build_executor(self.profile, job)
 
-    def text(self, experiment: Any, launch: AnyJob) -> str:
+    def text(self, experiment: Any, job: AnyJob) -> str:
         return script_of(experiment)
 
     def stage(self, files: Mapping[str, bytes]) -> None:
@@ -109,11 +106,11 @@ class SlurmPlace(Place):
     def unstage(self, paths: Sequence[str]) -> None:
         self.shell.remove(paths)
 
-    def expected(self, experiment: Any, launch: AnyJob) -> SchedulerJob:
-        return unnumbered(experiment, launch)
+    def expected(self, experiment: Any, job: AnyJob) -> SchedulerJob:
+        return unnumbered(experiment, job)
 
-    def submit(self, experiment: Any, launch: AnyJob) -> SchedulerJob:
-        return submit(self.profile, self.shell, experiment, launch)
+    def submit(self, experiment: Any, job: AnyJob) -> SchedulerJob:
+        return submit(self.profile, self.shell, experiment, job)
 
     def states(self, jobs: Sequence[SchedulerJob]) -> dict[str, JobState | None]:
         return job_states(self.shell, jobs)
@@ -154,66 +151,3 @@ class SlurmPlace(Place):
 
     def probes(self) -> Iterator[Probe]:
         return probes(self.profile, self.shell, root_folder(self.profile), self.run_root())
-
-
-def _executor(profile: SlurmProfile, launch: AnyJob | None) -> "run.SlurmExecutor":
-    import nemo_run as run
-
-    fields = {item.name for item in dataclasses.fields(run.SlurmExecutor)}
-    # sbatch reads a backslash in its #SBATCH lines as an escape, even inside the quotes that NeMo-Run adds.
-    values = {k: v.replace("\\", "\\\\") if isinstance(v, str) else v for k, v in sbatch_values(profile).items()}
-    others = {key: value for key, value in values.items() if key not in fields}
-    nodes = launch.nodes if launch else profile.nodes or 1
-    srun_args = list(profile.srun_args)
-    if launch is not None:
-        if launch.waits_for:
-            others["dependency"] = f"{profile.dependency_type}:{':'.join(launch.waits_for)}"
-            others["kill_on_invalid_dep"] = "yes"
-        if not launch.ranked and nodes > 1:
-            srun_args += ["--nodes=1", "--ntasks=1"]
-    if profile.workdir:
-        srun_args += ["env", f"--chdir={profile.workdir}"]  # the last thing before the job's command
-    torchrun = launch is not None and launch.ranked
-    image = container_image(profile)
-    return run.SlurmExecutor(
-        **{"account": None, "time": None, **{key: value for key, value in values.items() if key in fields}},
-        nodes=nodes,
-        ntasks_per_node=launch.processes if launch is not None and torchrun else 1,
-        launcher=_torchrun(launch) if launch is not None and torchrun else None,
-        job_name_prefix=f"{launch.id}." if launch else None,
-        array=f"0-{launch.array - 1}" if launch and launch.array else None,
-        retries=profile.retries,
-        dependency_type=profile.dependency_type,
-        # NeMo-Run means to quote srun's words, and does not.
-        container_image=None if image is None else quote(image),
-        container_mounts=[quote(mount) for mount in container_mounts(profile, launch)],
-        container_env=container_env(profile, launch) if profile.image else None,
-        setup_lines=setup_lines(profile, launch),
-        srun_args=[quote(word) for word in srun_args],
-        additional_parameters=others or None,
-        packager=packager_of(launch),
-        tunnel=_tunnel(profile),
-        poll_estimated_start_time=False,  # a thread that prints to the terminal
-    )
-
-
-def _torchrun(launch: AnyJob) -> "run.Torchrun":
-    import nemo_run as run
-
-    # NeMo-Run writes the port into the script as it is: an expression that each job evaluates.
-    return run.Torchrun(rdzv_port=RENDEZVOUS_PORT, rdzv_id=crc32(launch.id.encode()))
-
-
-def _tunnel(profile: SlurmProfile) -> "run.SSHTunnel | run.LocalTunnel":
-    import nemo_run as run
-
-    experiments = posixpath.join(profile.job_dir, "experiments") if profile.job_dir else ""
-    if profile.host is None:
-        return run.LocalTunnel(job_dir=str(Path(experiments).expanduser()) if experiments else "")
-    return run.SSHTunnel(
-        host=profile.host,
-        user=profile.user or getpass.getuser(),
-        port=profile.port,
-        identity=str(Path(profile.identity).expanduser()) if profile.identity else None,
-        job_dir=experiments,
-    )

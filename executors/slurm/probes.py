@@ -23,48 +23,33 @@ def probes(profile: SlurmProfile, shell: Shell, root: str, run_root: str) -> Ite
     try:
         yield from _probes(profile, shell, root, run_root)
     except UnreachableError as error:
-        yield Probe(name="connection", passed=False, detail=error.cause, remedy=error.remedy)
+        yield Probe.unanswered("connection", error)
 
 
 def _probes(profile: SlurmProfile, shell: Shell, root: str, run_root: str) -> Iterator[Probe]:
     if profile.host is not None:
         shell.run(["true"])
-        yield Probe(name="connection", passed=True, detail=f"ssh {shell.where} answers without a prompt")
-    missing = [tool for tool in _tools(profile) if shell.sh('command -v "$1"', tool).code]
-    detail = f"not on PATH on {shell.where}: {', '.join(missing)}" if missing else f"{', '.join(_tools(profile))}"
+        yield Probe("connection", True, f"ssh {shell.where} answers without a prompt")
+    tools = ["sbatch", "srun", "squeue", "scancel", "scontrol", *(["rsync"] if profile.host else [])]
+    missing = [tool for tool in tools if shell.sh('command -v "$1"', tool).code]
+    detail = f"not on PATH on {shell.where}: {', '.join(missing)}" if missing else ", ".join(tools)
     remedy = "Is this the cluster's login node? Set executor.host, or load its module in the login shell's profile."
-    yield _probe("commands", not missing, detail, remedy)
+    yield Probe("commands", not missing, detail, remedy)
     if {"sbatch", "squeue"} & set(missing):
         return
-    controller = _controller(shell)
-    yield controller
-    yield _accounting(shell)
-    if controller.passed:  # without it, sbatch would try for a minute
+    controller = shell.run(["scontrol", "ping"])
+    said = controller.text or controller.last_words
+    yield Probe("controller", controller.code == 0, said, "Ask the cluster's operators.")
+    accounting = shell.run(["sacct", "--allocations", "--noheader", "--starttime=now", "--format=JobID"])
+    detail = "sacct answers" if accounting.code == 0 else accounting.last_words
+    remedy = "Without it the state of a job is forgotten minutes after its end; ask the cluster's operators."
+    yield Probe("accounting", accounting.code == 0, detail, remedy)
+    if controller.code == 0:  # without it, sbatch would try for a minute
         yield _flags(profile, shell)
     for name, folder in {"job_dir": root, "run_dirs": run_root, "squash_dir": profile.squash_dir}.items():
         if folder is not None:
             yield _folder(shell, name, folder)
     yield from _container(profile, shell) if profile.image else [_python(profile, shell)]
-
-
-def _tools(profile: SlurmProfile) -> list[str]:
-    return ["sbatch", "srun", "squeue", "scancel", "scontrol", *(["rsync"] if profile.host else [])]
-
-
-def _probe(name: str, passed: bool, detail: str, remedy: str) -> Probe:
-    return Probe(name=name, passed=passed, detail=detail, remedy=remedy)
-
-
-def _controller(shell: Shell) -> Probe:
-    answer = shell.run(["scontrol", "ping"])
-    return _probe("controller", answer.code == 0, answer.text or answer.last_words, "Ask the cluster's operators.")
-
-
-def _accounting(shell: Shell) -> Probe:
-    answer = shell.run(["sacct", "--allocations", "--noheader", "--starttime=now", "--format=JobID"])
-    detail = "sacct answers" if answer.code == 0 else answer.last_words
-    remedy = "Without it the state of a job is forgotten minutes after its end; ask the cluster's operators."
-    return _probe("accounting", answer.code == 0, detail, remedy)
 
 
 def _flags(profile: SlurmProfile, shell: Shell) -> Probe:
@@ -75,36 +60,35 @@ def _flags(profile: SlurmProfile, shell: Shell) -> Probe:
     answer = shell.run(["sbatch", "--test-only", *flags], stdin=b"#!/bin/sh\ntrue\n")
     words = answer.last_words.removeprefix("sbatch: ")
     remedy = "Correct the profile: account, partition, qos, time, gpus and mem are what clusters refuse most."
-    return _probe("allocation", answer.code == 0, words, remedy)
+    return Probe("allocation", answer.code == 0, words, remedy)
 
 
 def _folder(shell: Shell, name: str, folder: str) -> Probe:
     answer = shell.sh(_FOLDER, folder)
     if answer.code or not answer.text.isdigit():
-        return _probe(name, False, f"{folder}: {answer.last_words}", f"Name a folder that is yours: executor.{name}.")
+        return Probe(name, False, f"{folder}: {answer.last_words}", f"Name a folder that is yours: executor.{name}.")
     free = int(answer.text) * 1024
     detail = f"{folder}: writable, {free / 1e9:.1f} GB free"
-    return _probe(name, free >= _LOW_BYTES, detail, "Free space or choose another folder.")
+    return Probe(name, free >= _LOW_BYTES, detail, "Free space or choose another folder.")
 
 
 def _container(profile: SlurmProfile, shell: Shell) -> Iterator[Probe]:
     answer = shell.sh("srun --help 2>&1 | grep -c -e --container-image")
-    known = answer.code == 0
-    detail = "srun knows --container-image" if known else "srun does not know --container-image"
+    detail = f"srun {'does not know' if answer.code else 'knows'} --container-image"
     remedy = (
         "The cluster needs NVIDIA's Pyxis; without it set executor.image=null and prepare Python in executor.setup."
     )
-    yield _probe("containers", known, detail, remedy)
+    yield Probe("containers", not answer.code, detail, remedy)
     path = squash_path(profile)
     if path is not None:
         there = shell.run(["test", "-s", path]).code == 0
         enroot = shell.sh("command -v enroot").code == 0
         detail = f"{path} is there" if there else f"{path} is imported by the first job"
         remedy = "enroot is not on the login node; make sure that the compute nodes have it, or import the image there."
-        yield _probe("image", there or enroot, detail, remedy)
+        yield Probe("image", there or enroot, detail, remedy)
     elif (image := container_image(profile) or "").startswith("/"):
         there = shell.run(["test", "-r", image]).code == 0
-        yield _probe("image", there, f"{image} is {'there' if there else 'not there'}", "Name a file that exists.")
+        yield Probe("image", there, f"{image} is {'there' if there else 'not there'}", "Name a file that exists.")
 
 
 def _python(profile: SlurmProfile, shell: Shell) -> Probe:
@@ -114,4 +98,4 @@ def _python(profile: SlurmProfile, shell: Shell) -> Probe:
     lines = answer.text.splitlines()
     detail = f"{lines[-1]} (NeMo-Run) on the login node" if answer.code == 0 and lines else answer.last_words[-300:]
     remedy = "Make `python` one with nemo-run and modelopt: executor.setup=['source /path/to/venv/bin/activate']."
-    return _probe("python", answer.code == 0, detail, remedy)
+    return Probe("python", answer.code == 0, detail, remedy)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from executors.base import CODE, Profile
+from executors.base import CODE, Profile, nemorun_home
 from executors.constraints import key, wrong
 from scripts.run.problems import Problem
 
@@ -79,14 +79,22 @@ class SlurmProfile(Profile):
         remedy="For example --mpi=pmix.",
     )
 
+    def contradictions(self) -> Iterator[Problem]:
+        yield from _of_connection(self)
+        if self.retries and not self.requeue:
+            cause = "another attempt is a requeue, and requeue is false"
+            yield wrong("retries", self.retries, cause, "Set executor.requeue=true or executor.retries=0.")
+        yield from _of_flags(self)
+        for name in ("mounts", "squash_dir"):
+            if getattr(self, name) and self.image is None:
+                yield wrong(name, getattr(self, name), "there is no container without an image", "Set executor.image.")
+
 
 def root_folder(profile: SlurmProfile) -> str:
     """The folder on the cluster that holds all of ours."""
     if profile.job_dir is not None:
         return profile.job_dir if profile.host else str(Path(profile.job_dir).expanduser())
-    from nemo_run.config import get_nemorun_home
-
-    return str(get_nemorun_home())
+    return nemorun_home()
 
 
 def sbatch_values(profile: SlurmProfile) -> dict[str, str | int | bool]:
@@ -98,18 +106,6 @@ def sbatch_values(profile: SlurmProfile) -> dict[str, str | int | bool]:
 
 def _flag_of(name: str) -> str:
     return "gpus_per_node" if name == "gpus" else name
-
-
-def contradictions(profile: SlurmProfile) -> Iterator[Problem]:
-    """What is wrong with keys together; reaches nothing."""
-    yield from _of_connection(profile)
-    if profile.retries and not profile.requeue:
-        cause = "another attempt is a requeue, and requeue is false"
-        yield wrong("retries", profile.retries, cause, "Set executor.requeue=true or executor.retries=0.")
-    yield from _of_flags(profile)
-    for name in ("mounts", "squash_dir"):
-        if getattr(profile, name) and profile.image is None:
-            yield wrong(name, getattr(profile, name), "there is no container without an image", "Set executor.image.")
 
 
 def _of_connection(profile: SlurmProfile) -> Iterator[Problem]:

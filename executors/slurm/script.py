@@ -1,21 +1,32 @@
-"""The lines of ours in NeMo-Run's sbatch script, and values that survive the way into it.
+"""What NeMo-Run's sbatch script is made of: its executor, the lines of ours, values that survive the way into it.
 
 NeMo-Run writes `env_vars` unquoted and in upper case, and outside containers it puts the job's
 folder for every `/nemo_run` in the script, whoever wrote it. So variables are exported here.
 """
 
+import dataclasses
+import getpass
 import posixpath
 import re
 import shlex
 from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+from zlib import crc32
 
-from executors.base import CODE, OWN_CODE, SECRETS_VARIABLE, AnyJob, is_below
-from executors.slurm.profile import SlurmProfile
+from executors.base import CODE, OWN_CODE, AnyJob, is_below
+from executors.packaging.code import packager_of
+from executors.slurm.profile import SlurmProfile, sbatch_values
+from scripts.run.secrets import VARIABLE as SECRETS
+
+if TYPE_CHECKING:
+    import nemo_run as run
 
 #: NeMo-Run's name for the job's folder.
 RUN_FOLDER = "/nemo_run"
-#: Where the ranks of a job meet: jobs that share a node have different ids, whatever else they share.
-RENDEZVOUS_PORT = "$((20000 + SLURM_JOB_ID % 10000))"
+#: Where the ranks of a job meet: jobs that share a node have different ids, whatever else they share. NeMo-Run writes
+#: it into the script as it is: an expression that each job evaluates.
+_RENDEZVOUS_PORT = "$((20000 + SLURM_JOB_ID % 10000))"
 
 
 def quote(value: str) -> str:
@@ -26,44 +37,100 @@ def quote(value: str) -> str:
     return shlex.quote(value).replace(RUN_FOLDER, "/nemo''_run")
 
 
-def setup_lines(profile: SlurmProfile, launch: AnyJob | None) -> str:
+def build_executor(profile: SlurmProfile, job: AnyJob | None) -> "run.SlurmExecutor":
+    import nemo_run as run
+
+    fields = {item.name for item in dataclasses.fields(run.SlurmExecutor)}
+    # sbatch reads a backslash in its #SBATCH lines as an escape, even inside the quotes that NeMo-Run adds.
+    values = {k: v.replace("\\", "\\\\") if isinstance(v, str) else v for k, v in sbatch_values(profile).items()}
+    others = {key: value for key, value in values.items() if key not in fields}
+    nodes = job.nodes if job else profile.nodes or 1
+    srun_args = list(profile.srun_args)
+    if job is not None:
+        if job.waits_for:
+            others["dependency"] = f"{profile.dependency_type}:{':'.join(job.waits_for)}"
+            others["kill_on_invalid_dep"] = "yes"
+        if not job.ranked and nodes > 1:
+            srun_args += ["--nodes=1", "--ntasks=1"]
+    if profile.workdir:
+        srun_args += ["env", f"--chdir={profile.workdir}"]  # the last thing before the job's command
+    ranked = job if job is not None and job.ranked else None
+    image = container_image(profile)
+    return run.SlurmExecutor(
+        **{"account": None, "time": None, **{key: value for key, value in values.items() if key in fields}},
+        nodes=nodes,
+        ntasks_per_node=ranked.processes if ranked else 1,
+        launcher=run.Torchrun(rdzv_port=_RENDEZVOUS_PORT, rdzv_id=crc32(ranked.id.encode())) if ranked else None,
+        job_name_prefix=f"{job.id}." if job else None,
+        array=f"0-{job.array - 1}" if job and job.array else None,
+        retries=profile.retries,
+        dependency_type=profile.dependency_type,
+        # NeMo-Run means to quote srun's words, and does not.
+        container_image=None if image is None else quote(image),
+        container_mounts=[quote(mount) for mount in container_mounts(profile, job)],
+        container_env=container_env(profile, job) if profile.image else None,
+        setup_lines=setup_lines(profile, job),
+        srun_args=[quote(word) for word in srun_args],
+        additional_parameters=others or None,
+        packager=packager_of(job),
+        tunnel=_tunnel(profile),
+        poll_estimated_start_time=False,  # a thread that prints to the terminal
+    )
+
+
+def _tunnel(profile: SlurmProfile) -> "run.SSHTunnel | run.LocalTunnel":
+    import nemo_run as run
+
+    experiments = posixpath.join(profile.job_dir, "experiments") if profile.job_dir else ""
+    if profile.host is None:
+        return run.LocalTunnel(job_dir=str(Path(experiments).expanduser()) if experiments else "")
+    return run.SSHTunnel(
+        host=profile.host,
+        user=profile.user or getpass.getuser(),
+        port=profile.port,
+        identity=str(Path(profile.identity).expanduser()) if profile.identity else None,
+        job_dir=experiments,
+    )
+
+
+def setup_lines(profile: SlurmProfile, job: AnyJob | None) -> str:
     """What the script does before srun: environment, then the user's own lines, then what the job relies on."""
     lines = ["unset PYTHONPATH"]  # the submitter's own; the job's code comes with it
-    if launch is not None and launch.ranked:
+    if job is not None and job.ranked:
         lines.append("head_node_ip=${head_node_ip%% *}  # a node may have several addresses")
     if not profile.requeue:  # on its command line NeMo-Run always asks sbatch for --requeue
         lines.append('scontrol update JobId="$SLURM_JOB_ID" Requeue=0')
     if profile.image:
-        folders = [quote(folder) for folder in (_mounted(launch) if launch else [])]
+        folders = [quote(folder) for folder in (_mounted(job) if job else [])]
         lines += [f"mkdir -p -- {' '.join(folders)}"] if folders else []
     lines += [f"export {name}={quote(value)}" for name, value in profile.env.items()]
     lines += _literal(profile)
-    lines += _import_image(profile, launch)
-    path = f"{OWN_CODE}:{CODE}" if launch else CODE
+    lines += _import_image(profile, job)
+    path = f"{OWN_CODE}:{CODE}" if job else CODE
     lines += [f"export PYTHONPATH={path}${{PYTHONPATH:+:$PYTHONPATH}}"]
-    if launch:
-        lines += ["export PYTHONSAFEPATH=1", f"export NEMO_RUN_DIR={quote(str(launch.run_dir))}"]
-        lines += [f"export {SECRETS_VARIABLE}={quote(launch.secrets)}"] if launch.secrets else []
+    if job:
+        lines += ["export PYTHONSAFEPATH=1", f"export NEMO_RUN_DIR={quote(str(job.run_dir))}"]
+        lines += [f"export {SECRETS}={quote(job.secrets)}"] if job.secrets else []
     return "\n".join(lines)
 
 
-def container_env(profile: SlurmProfile, launch: AnyJob | None) -> list[str]:
+def container_env(profile: SlurmProfile, job: AnyJob | None) -> list[str]:
     """Variables that hold although the image sets them too."""
-    own = ["PYTHONSAFEPATH", "NEMO_RUN_DIR"] if launch else []
-    own += [SECRETS_VARIABLE] if launch and launch.secrets else []
+    own = ["PYTHONSAFEPATH", "NEMO_RUN_DIR"] if job else []
+    own += [SECRETS] if job and job.secrets else []
     return sorted({*profile.env, *own, "PYTHONPATH"})
 
 
-def container_mounts(profile: SlurmProfile, launch: AnyJob | None) -> list[str]:
+def container_mounts(profile: SlurmProfile, job: AnyJob | None) -> list[str]:
     """The profile's mounts, other runs' directories, and the folders that the job writes to, under the same paths.
 
     Pyxis and enroot mount them in this order, and what comes later lies above. So a profile that mounts a folder of
     the run root keeps it as it says, and the job's own directory can be written whatever lies below it.
     """
-    if launch is None:
+    if job is None:
         return list(profile.mounts)
-    others = [] if launch.array else other_runs(profile, str(launch.run_dir.parent))
-    return [*others, *profile.mounts, *(f"{folder}:{folder}" for folder in _mounted(launch))]
+    others = [] if job.array else other_runs(profile, str(job.run_dir.parent))
+    return [*others, *profile.mounts, *(f"{folder}:{folder}" for folder in _mounted(job))]
 
 
 def other_runs(profile: SlurmProfile, run_root: str) -> list[str]:
@@ -102,9 +169,9 @@ def _is_file(image: str) -> bool:
     return image.startswith(("/", "./")) or image.endswith(".sqsh")
 
 
-def _mounted(launch: AnyJob) -> list[str]:
+def _mounted(job: AnyJob) -> list[str]:
     # Of an array it is the run root, in which each element makes a run directory of its own.
-    return [str(launch.run_dir), *([posixpath.dirname(launch.secrets)] if launch.secrets else [])]
+    return [str(job.run_dir), *([posixpath.dirname(job.secrets)] if job.secrets else [])]
 
 
 def _literal(profile: SlurmProfile) -> Iterator[str]:
@@ -113,18 +180,16 @@ def _literal(profile: SlurmProfile) -> Iterator[str]:
         yield f"eval {quote(text)}" if profile.image is None and RUN_FOLDER in text else text
 
 
-def _import_image(profile: SlurmProfile, launch: AnyJob | None) -> list[str]:
+def _import_image(profile: SlurmProfile, job: AnyJob | None) -> list[str]:
     """Import the image where its file is missing; jobs that start together import it once."""
     path = squash_path(profile)
     if path is None or profile.image is None:
         return []
     file, source = quote(path), quote(f"docker://{pyxis_name(profile.image)}")
     part, by = f'{file}."$SLURM_JOB_ID".part', f"{file}.by"
-    run_id = launch.id if launch else ""
+    run_id = job.id if job else ""
     wanted = f"[ ! -s {file} ]"
-    if (
-        launch is not None and launch.force_squash
-    ):  # once for the run: not again by its other elements, or when requeued
+    if job is not None and job.force_squash:  # once for the run: not again by its other elements, or when requeued
         wanted += f' || [ "$(cat {by} 2>/dev/null)" != {run_id} ]'
     return [
         f"mkdir -p -- {quote(posixpath.dirname(path))}",

@@ -19,7 +19,7 @@ from typing import Any
 
 from executors.base import AnyJob, SchedulerJob, SubmitError, UnreachableError
 from executors.shell import Answer, Shell
-from executors.slurm.jobs import UNKNOWN_ID, find_job, unfit_parent
+from executors.slurm.jobs import UNKNOWN_ID, find_job, job_name, unfit_parent
 from executors.slurm.profile import SlurmProfile, sbatch_values
 
 #: A submission whose answer was lost may still be on its way; its sbatch is given this long.
@@ -124,16 +124,15 @@ class Session:
     clear = close
 
 
-def submit(profile: SlurmProfile, shell: Shell, experiment: Any, launch: AnyJob) -> SchedulerJob:
+def submit(profile: SlurmProfile, shell: Shell, experiment: Any, job: AnyJob) -> SchedulerJob:
     """Submit the experiment's one job. Raises SubmitError, after which nothing of it is left unless it says so."""
-    if launch.waits_for and profile.dependency_type == "afterok":
-        cause = unfit_parent(shell, launch.waits_for)
+    if job.waits_for and profile.dependency_type == "afterok":
+        cause = unfit_parent(shell, job.waits_for)
         if cause is not None:
             raise SubmitError("dependency_failed", cause, "Submit again without it, or run it again first.")
     task = experiment.jobs[0]
     executor = task.executor
-    lost = unnumbered(experiment, launch)
-    name = f"{launch.id}.{task.id}"
+    lost = unnumbered(experiment, job)
     copy = (Path(executor.experiment_dir), Path(executor.tunnel.job_dir)) if _is_elsewhere(profile, executor) else None
     executor.tunnel.session = session = Session(shell, _unset(profile), copy)
     try:
@@ -143,20 +142,20 @@ def submit(profile: SlurmProfile, shell: Shell, experiment: Any, launch: AnyJob)
     except (Exception, SystemExit) as error:
         if not session.asked or _is_refusal(error):
             raise _as_submit_error(error) from error
-        job_id = _look_for(shell, name, launch, lost, error)
+        job_id = _look_for(shell, job, lost, error)
         _complete(experiment, task, job_id)
     except KeyboardInterrupt:
         with suppress(SubmitError):
-            shell.run(["scancel", _look_for(shell, name, launch, lost, None)])
+            shell.run(["scancel", _look_for(shell, job, lost, None)])
         raise
     return replace(lost, id=job_id)
 
 
-def unnumbered(experiment: Any, launch: AnyJob) -> SchedulerJob:
+def unnumbered(experiment: Any, job: AnyJob) -> SchedulerJob:
     """The experiment's job before it has a number: it is found by its name, which `folder` tells."""
     executor = experiment.jobs[0].executor
     folder = posixpath.join(executor.tunnel.job_dir, Path(executor.job_dir).name)
-    return SchedulerJob(run_id=launch.id, id=UNKNOWN_ID, run_dir=str(launch.run_dir), folder=folder)
+    return SchedulerJob.of(job, UNKNOWN_ID, folder)
 
 
 def script_of(experiment: Any) -> str:
@@ -210,27 +209,27 @@ def _words(error: BaseException | None) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
-def _look_for(shell: Shell, name: str, launch: AnyJob, lost: SchedulerJob, error: BaseException | None) -> str:
+def _look_for(shell: Shell, job: AnyJob, lost: SchedulerJob, error: BaseException | None) -> str:
     """The id of a job whose submission was cut off. Raises SubmitError when there is none, or nobody to ask."""
     deadline = time.monotonic() + _SETTLE_SECONDS
     try:
-        while _is_submitting(shell, launch) and time.monotonic() < deadline:
+        while _is_submitting(shell, job) and time.monotonic() < deadline:
             time.sleep(_POLL_SECONDS)
-        job_id = find_job(shell, name, array=bool(launch.array))
-        if job_id is None and _is_submitting(shell, launch):
+        job_id = find_job(shell, lost, array=bool(job.array))
+        if job_id is None and _is_submitting(shell, job):
             raise UnreachableError("unreachable", "sbatch still runs there", "")
     except UnreachableError as silence:
         cause = f"{shell.where} went silent during the submission, which may have succeeded ({silence.cause})"
-        remedy = f"Ask for its status later; at the cluster it would be called {name}."
+        remedy = f"Ask for its status later; at the cluster it would be called {job_name(lost)}."
         raise SubmissionUnknownError("submission_unknown", cause, remedy, lost) from error
     if job_id is None:
         raise SubmitError("submission_failed", f"nothing was submitted: {_words(error)}", "Submit again.") from error
     return job_id
 
 
-def _is_submitting(shell: Shell, launch: AnyJob) -> bool:
+def _is_submitting(shell: Shell, job: AnyJob) -> bool:
     """Whether an sbatch of ours still runs there; its command line names the run."""
-    pattern = f"sbatch.*[{launch.id[0]}]{launch.id[1:]}"  # written so that it does not match itself
+    pattern = f"sbatch.*[{job.id[0]}]{job.id[1:]}"  # written so that it does not match itself
     return shell.run(["pgrep", "-f", pattern]).code == 0
 
 

@@ -49,7 +49,7 @@ def executors(
     if as_json:
         print_json({"profiles": rows, "problems": [problem.as_data() for problem in broken]})
     else:
-        _print_table(rows)
+        _print_table(sources, rows)
         for problem in broken:
             print(problem, file=sys.stderr)
     if broken or any(source.problems for source in sources):
@@ -179,12 +179,12 @@ def _in_words(can: Any) -> str:
     return ", ".join(parts)
 
 
-def _print_table(rows: Sequence[dict[str, Any]]) -> None:
+def _print_table(sources: Sequence[Any], rows: Sequence[dict[str, Any]]) -> None:
     from executors.kinds import SHIPPED
 
     width = max((len(row["name"]) for row in rows), default=0)
-    for row in rows:
-        print(f"{row['name']:{width}}  {row['kind'] or '?':7} {row['summary']}".rstrip())
+    for source, row in zip(sources, rows, strict=True):
+        print(f"{source.name:{width}}  {source.kind or '?':7} {row['summary']}".rstrip())
         files = [f"{file} (shipped)" if Path(file).parent == SHIPPED else file for file in row["files"]]
         print(f"{'':{width}}  from    {', '.join(files)}")
         if row["unfinished"]:

@@ -101,7 +101,7 @@ def _place_of(executor: str, options: Options) -> tuple[Place, list[Problem]]:
     if any(problem.name == "unknown_executor" for problem in problems):
         return place_of(load_profile("local", {})[0]), problems
     place = place_of(profile)
-    return place, [*problems, *place.problems(), *gpu_problems(profile)]
+    return place, [*problems, *place.problems(), *gpu_problems(place)]
 
 
 def _examine_one(

@@ -7,8 +7,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from executors.base import Capabilities, Place, Profile
-from executors.kinds import place_of, profile_from_record
+from executors.base import AnyJob, Capabilities, Place, Profile
+from executors.kinds import place_from_record
 from recipes.catalogue import RECIPES
 from recipes.experiment.releases import Addressed, address
 from recipes.experiment.stage import Options, Stage
@@ -30,16 +30,14 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
-    """What runs, where, and what is known of it. It is an `executors.base.AnyJob`, and plain data in job.json.
+class Job(AnyJob):
+    """What runs, where, and what is known of it. It is plain data in job.json.
 
     What changes on the way to the scheduler (the packaged code, the jobs that it waits for, its place in an array)
     makes another Job of it with `dataclasses.replace`.
     """
 
-    id: str
     name: str  # the stage's
-    recipe: str
     algorithm: str
     executor: str  # the profile's name
     place: Place
@@ -53,16 +51,7 @@ class Job:
     addressed: Addressed | None = None  # of the script engine
     promised: frozenset[str] = frozenset()  # the args that name what another run is going to leave
     given: frozenset[str] = frozenset()  # the args that are not what the shipped recipe says
-    nodes: int
-    processes: int  # on each node
-    ranked: bool  # nodes x processes ranks; else one process on the first node
-    run_dir: Path  # as the job sees it
     after: tuple[str, ...] = ()  # runs that must succeed first
-    waits_for: tuple[str, ...] = ()  # what their common scheduler calls them
-    secrets: str | None = None
-    archive: Path | None = None
-    array: int = 0
-    force_squash: bool = False
     online: bool = True
     models: Mapping[str, ModelFacts]  # of each argument that names a model of which something is known
     gpu: Gpu | None  # what a process gets one of; None: not known, or the job needs none
@@ -198,7 +187,7 @@ class Job:
             waits_for=tuple(data["waits_for"]),
             promised=frozenset(data["promised"]),
             given=frozenset(data["given"]),
-            place=place_of(profile_from_record(data["profile"])),
+            place=place_from_record(data["profile"]),
             args=_typed(args, values["args"]),
             resolved=_typed(args, data["resolved"]),
             script=_typed(ScriptSpec, sections["script"]),
@@ -283,7 +272,7 @@ def job_of(
         force_squash=options.force_squash,
         online=options.online,
         models=_models(resolved),
-        gpu=gpu_of(place.profile, stated_hardware(partial.recipe)),
+        gpu=gpu_of(place, stated_hardware(partial.recipe)),
     )
     return job, [*_contradiction(torchrun, overrides), *problems]
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from executors.base import JobState, Place, SchedulerJob, UnreachableError
 from recipes.experiment.job import Job
-from recipes.experiment.store import RunFolder, runs_dir, scheduler_of
+from recipes.experiment.store import RunFolder, runs_dir
 from scripts.run.diagnosis import LOG_BYTES, diagnose, is_vague
 from scripts.run.files import write_json
 from scripts.run.identity import identity, is_alive
@@ -192,8 +192,7 @@ def _by_scheduler(runs: Iterable[Run], held: Mapping[str, Place] = {}) -> list[t
     groups: dict[str, tuple[Place, list[Run]]] = {}
     for run in runs:
         assert run.job is not None
-        profile = vars(run.job.profile)
-        key = run.id if run.id in held else repr((*scheduler_of(profile), profile.get("identity")))
+        key = run.id if run.id in held else repr(run.job.place.connection)
         groups.setdefault(key, (held.get(run.id) or run.job.place, []))[1].append(run)
     return list(groups.values())
 

@@ -1,11 +1,10 @@
 """What the submitting machine keeps of its runs: a folder each, below NeMo-Run's home."""
 
 import fcntl
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from scripts.run.problems import Problem, ProblemsError, nearest
 
@@ -15,11 +14,6 @@ def runs_dir() -> Path:
     from nemo_run.config import get_nemorun_home
 
     return Path(get_nemorun_home()) / "runs"
-
-
-def scheduler_of(profile: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Equal for profiles whose jobs the same scheduler knows, and can make wait for each other."""
-    return tuple(profile.get(key) for key in ("kind", "host", "port", "user"))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from recipes.experiment.job import Job
 from recipes.experiment.logs import follow
 from recipes.experiment.runs import Run, Watcher, look, reopen_run
 from recipes.experiment.stage import Stage
-from recipes.experiment.store import RunFolder, scheduler_of
+from recipes.experiment.store import RunFolder
 from recipes.experiment.supervisor import (
     cancelled_where_stopped,
     carry_out,
@@ -94,7 +94,7 @@ def start(jobs: Sequence[Job], *, detach: bool = False, watch: Watcher | None = 
 
 def needs_supervisor(jobs: Sequence[Job]) -> bool:
     """Whether a process of ours must look after the jobs, or wait until they may begin."""
-    hosts = {job.id: scheduler_of(vars(job.profile)) for job in jobs}
+    hosts = {job.id: job.place.scheduler for job in jobs}
     for job in jobs:
         if job.capabilities.detach == "supervisor":
             return True
@@ -109,7 +109,7 @@ def needs_supervisor(jobs: Sequence[Job]) -> bool:
 
 def _scheduler_of_run(run_id: str) -> tuple[Any, ...] | None:
     job = Run.read(RunFolder.of(run_id)).job
-    return scheduler_of(vars(job.profile)) if job else None
+    return job.place.scheduler if job else None
 
 
 def record_all(jobs: Sequence[Job]) -> list[Run]:

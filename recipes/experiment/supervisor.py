@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from executors.base import Place, SchedulerJob, SubmitError, UnreachableError
 from recipes.experiment.job import Job
 from recipes.experiment.runs import Run, Watcher, look
-from recipes.experiment.store import RunFolder, scheduler_of
+from recipes.experiment.store import RunFolder
 from scripts.entrypoints import current
 from scripts.run.diagnosis import diagnose_unbegun
 from scripts.run.identity import identity
@@ -172,7 +172,7 @@ def native_id(parent: Run, place: Place) -> str | None:
     """A parent's job id, where the scheduler of `place` can wait for it by itself."""
     if parent.job is None or parent.scheduled is None or place.capabilities.dependencies != "native":
         return None
-    same = scheduler_of(vars(parent.job.profile)) == scheduler_of(vars(place.profile))
+    same = parent.job.place.scheduler == place.scheduler
     known = same and not parent.scheduled.id.startswith("?")  # submitted, but nobody knows as what
     return parent.scheduled.id if known else None
 

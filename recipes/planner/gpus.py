@@ -11,7 +11,7 @@ from scripts.args.typed import parse_yaml
 from scripts.run.problems import Problem, nearest
 
 if TYPE_CHECKING:
-    from executors.base import Profile
+    from executors.base import Place
 
 _GIB = 1 << 30
 #: A node shape of Lepton: gpu.8xh100-80gb, gpu.h200.
@@ -37,55 +37,42 @@ def gpus() -> MappingProxyType[str, dict[str, Any]]:
     return MappingProxyType(parse_yaml((CONFIGS / "gpus.yaml").read_text(encoding="utf-8")))
 
 
-def gpu_of(profile: "Profile", stated: str | None) -> Gpu | None:
-    """The GPU of a profile, else the one that the recipe is stated for; None where neither is known."""
-    if profile.gpu is not None:
-        return _gpu(profile.gpu, "executor.gpu", certain=True)
-    shape = _shape(profile)
+def gpu_of(place: "Place", stated: str | None) -> Gpu | None:
+    """The GPU of a place, else the one that the recipe is stated for; None where neither is known."""
+    if place.profile.gpu is not None:
+        return _gpu(place.profile.gpu, "executor.gpu", certain=True)
+    shape = _SHAPE.fullmatch(place.node_shape.lower())
     if shape and (found := _gpu(shape["name"], "executor.resource_shape", certain=True)):
         return found
     return _gpu(stated, "the recipe's stated hardware", certain=False) if stated else None
 
 
-def gpu_problems(profile: "Profile") -> list[Problem]:
+def gpu_problems(place: "Place") -> list[Problem]:
     """A profile's GPU that nobody knows."""
-    if profile.gpu is None or _named(profile.gpu) is not None:
-        return []
-    cause = "configs/gpus.yaml has no such GPU"
-    return [
-        Problem(
-            name="unknown_gpu",
-            key="executor.gpu",
-            value=profile.gpu,
-            cause=cause,
-            remedy=nearest(profile.gpu, gpus(), listed=30),
-        )
-    ]
+    return _unknown("executor.gpu", place.profile.gpu) if place.profile.gpu is not None else []
 
 
 def stated_problems(value: Any) -> list[Problem]:
     """What is wrong with the `hardware` section of an algorithm's YAML."""
     if isinstance(value, dict) and set(value) == {"gpu"} and isinstance(value["gpu"], str):
-        if _named(value["gpu"]) is not None:
-            return []
-        cause, remedy = "configs/gpus.yaml has no such GPU", nearest(value["gpu"], gpus(), listed=30)
-        return [Problem(name="unknown_gpu", key="hardware.gpu", value=value["gpu"], cause=cause, remedy=remedy)]
+        return _unknown("hardware.gpu", value["gpu"])
     cause = "names the GPU that the values are made for: {gpu: h100-80gb}"
     return [Problem(name="wrong_value", key="hardware", value=value, cause=cause)]
 
 
-def gpus_per_node(profile: "Profile") -> int | None:
+def _unknown(key: str, name: str) -> list[Problem]:
+    if _named(name) is not None:
+        return []
+    cause, remedy = "configs/gpus.yaml has no such GPU", nearest(name, gpus(), listed=30)
+    return [Problem(name="unknown_gpu", key=key, value=name, cause=cause, remedy=remedy)]
+
+
+def gpus_per_node(place: "Place") -> int | None:
     """How many GPUs a machine of the place has, as far as its profile says."""
-    count = getattr(profile, "gpus", None)
-    if count is not None and count > 0:
-        return int(count)
-    shape = _shape(profile)
+    if place.gpus is not None and place.gpus > 0:
+        return place.gpus
+    shape = _SHAPE.fullmatch(place.node_shape.lower())
     return int(shape["count"] or 1) if shape else None
-
-
-def _shape(profile: "Profile") -> re.Match[str] | None:
-    """The node shape that a profile names, as name and count; None where it names none that says so."""
-    return _SHAPE.fullmatch(str(getattr(profile, "resource_shape", "")).lower())
 
 
 def _gpu(name: str, known_by: str, *, certain: bool) -> Gpu | None:

@@ -197,7 +197,7 @@ def _search(job: Job) -> _Search | None:
         work=work,
         asked=job.layout,
         room=usable(job.gpu),
-        machine=(gpus_per_node(job.profile) or max(_MACHINE, job.torchrun.nproc_per_node)) if ranked else 1,
+        machine=(gpus_per_node(job.place) or max(_MACHINE, job.torchrun.nproc_per_node)) if ranked else 1,
         machines=_MACHINES if ranked and job.place.capabilities.multi_node else 1,
         sizes=_settable(job),
         copies=args.DATA_PARALLEL,

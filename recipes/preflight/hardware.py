@@ -28,7 +28,7 @@ def _called(gpu: Gpu) -> str:
 
 @check("more_processes_than_gpus", can_force=True)
 def processes(job: Job) -> Iterator[Problem]:
-    gpus = gpus_per_node(job.profile)
+    gpus = gpus_per_node(job.place)
     for key, value in _wanted(job):
         if gpus is not None and value > gpus:
             cause = f"each process takes a GPU, and a machine of {job.place.title} has {gpus}"

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from executors.base import is_below
+from executors.kinds import place_from_record
 from recipes.catalogue import RECIPES
 from recipes.experiment.job import Job
 from recipes.experiment.runs import Run
-from recipes.experiment.store import RunFolder, runs_dir, scheduler_of
+from recipes.experiment.store import RunFolder, runs_dir
 from recipes.preflight.paths import inputs_of
 from scripts.args.meaning import ScriptArgs, meanings
 from scripts.checkpoints.documents import parse_json, read_bytes, read_json
@@ -42,7 +43,7 @@ class Origin:
     extra_args: tuple[str, ...]
     inputs: tuple[str, ...]  # absolute paths among its arguments that are no outputs
     outputs: tuple[str, ...]
-    storage: tuple[Any, ...]  # see storage_of
+    storage: tuple[Any, ...]  # of the place where it runs
     folder: Path | None = None  # of its record on this machine
 
     @property
@@ -88,15 +89,8 @@ def origin_of_spec(name: str, job: Job) -> Origin:
         extra_args=tuple(job.extra_args),
         inputs=tuple(named.path for named in inputs_of(job)),
         outputs=tuple(str(path) for _, _, path in job.outputs),
-        storage=storage_of(vars(job.profile)),
+        storage=job.place.storage,
     )
-
-
-def storage_of(profile: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Equal for profiles whose jobs see the same files under the same paths."""
-    kind = profile.get("kind")
-    here = kind == "local" or (kind == "slurm" and profile.get("host") is None and profile.get("image") is None)
-    return ("here",) if here else scheduler_of(profile)
 
 
 def recorded_origin(path: str) -> Origin | None:
@@ -175,7 +169,6 @@ def _read(
     if run_dir is not None and record.get("run_dir", str(folder)) != str(run_dir):
         return None
     outputs = _outputs(record)
-    executor = record.get("executor")
     return Origin(
         name=folder.name,
         algorithm=algorithm,
@@ -185,9 +178,17 @@ def _read(
         extra_args=tuple(word for word in values.get("extra_args") or () if isinstance(word, str)),
         inputs=tuple(path for path in _paths(args.values()) if path not in outputs),
         outputs=outputs,
-        storage=storage_of(executor if isinstance(executor, dict) else {"kind": "local"}),
+        storage=_storage(record.get("executor")),
         folder=folder,
     )
+
+
+def _storage(executor: Any) -> tuple[Any, ...]:
+    """Of a recorded executor; one that this version cannot read shares its files with nothing else."""
+    try:
+        return place_from_record(executor if isinstance(executor, dict) else {"kind": "local"}).storage
+    except JobError:
+        return (repr(executor),)
 
 
 def _kind_of(algorithm: str, args: Mapping[str, Any]) -> type:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from recipes.experiment.job import Job
 from recipes.planner.disk import outputs_bytes
-from recipes.preflight.origins import Origin, storage_of, unfinished_runs
+from recipes.preflight.origins import Origin, unfinished_runs
 from recipes.preflight.paths import inputs_of, overlap, path_here
 from scripts.run.problems import Problem
 from scripts.run.registry import check
@@ -86,7 +86,7 @@ def outputs_of_running_runs(job: Job) -> Iterator[Problem]:
     if not paths:
         return
     for origin in unfinished_runs():
-        if origin.storage != storage_of(vars(job.profile)):
+        if origin.storage != job.place.storage:
             continue
         for key, path in paths:
             taken = next((other for other in origin.outputs if overlap(path, other)), None)

@@ -5,14 +5,18 @@ from typing import Any
 
 import pytest
 
-from executors import load_profile
+from executors import load_profile, place_of
 from recipes import RECIPES, ProblemsError, prepare, probe
 from recipes.planner.gpus import gpu_of, gpus, gpus_per_node
 from recipes.values import load_yaml, merge
 
 
+def place(kind: str, **values: str) -> Any:
+    return place_of(load_profile(kind, values)[0])
+
+
 def gpu(stated: str | None = None, kind: str = "slurm", **values: str) -> Any:
-    return gpu_of(load_profile(kind, values)[0], stated)
+    return gpu_of(place(kind, **values), stated)
 
 
 @pytest.mark.parametrize(
@@ -40,13 +44,13 @@ def test_what_the_profile_says_comes_before_what_the_recipe_is_made_for() -> Non
 
 
 def test_a_node_shape_names_its_gpus() -> None:
-    profile = load_profile("lepton", {"resource_shape": "gpu.8xh100-80gb"})[0]
-    found = gpu_of(profile, None)
+    h100s = place("lepton", resource_shape="gpu.8xh100-80gb")
+    found = gpu_of(h100s, None)
     assert found is not None
-    assert (found.name, found.known_by, gpus_per_node(profile)) == ("h100-80gb", "executor.resource_shape", 8)
-    assert gpus_per_node(load_profile("lepton", {"resource_shape": "cpu.large"})[0]) is None
-    assert gpus_per_node(load_profile("docker", {"gpus": "-1"})[0]) is None, "all of them: nobody counted"
-    assert gpus_per_node(load_profile("slurm", {"gpus": "4"})[0]) == 4
+    assert (found.name, found.known_by, gpus_per_node(h100s)) == ("h100-80gb", "executor.resource_shape", 8)
+    assert gpus_per_node(place("lepton", resource_shape="cpu.large")) is None
+    assert gpus_per_node(place("docker", gpus="-1")) is None, "all of them: nobody counted"
+    assert gpus_per_node(place("slurm", gpus="4")) == 4
 
 
 def test_a_gpu_that_nobody_knows_is_a_problem_with_the_nearest_name() -> None:

@@ -158,7 +158,7 @@ def test_a_job_is_predicted_where_its_model_is_known() -> None:
 
 def test_auto_is_a_gpu_only_where_the_place_has_one() -> None:
     spec = job_of("quantize_fp8", engine="hf", args__hf_model_id="tiny:qwen3")
-    assumed = gpu_of(spec.profile, "h100-80gb")
+    assumed = gpu_of(spec.place, "h100-80gb")
     assert assumed is not None
     for gpu, device in ((assumed, "host"), (replace(assumed, certain=True), "GPU"), (None, "host")):
         found = predict(replace(spec, gpu=gpu))

@@ -118,7 +118,7 @@ def test_a_gpu_that_nobody_named_stops_nothing(model: Make) -> None:
 
     folder = model(LLAMA, quantization_config={"quant_method": "modelopt", "quant_algo": "FP8"})
     spec = spec_for("serve", args__checkpoint=folder)
-    assumed = replace(spec, gpu=gpu_of(spec.profile, "a100-80gb"))
+    assumed = replace(spec, gpu=gpu_of(spec.place, "a100-80gb"))
     assert [one.severity for one in carry_out(checks_of(hardware), assumed).problems] == ["warning"]
     unknown = carry_out(checks_of(hardware), replace(spec, gpu=None))
     assert ("format_needs_newer_gpu", ("gpu",)) in [(one.name, one.missing) for one in unknown.skipped]
