@@ -45,16 +45,15 @@ def kind_of(name: str) -> Kind:
     if not points:
         raise _refused("unknown_kind", name[:80], "there is no such kind", nearest(name[:80], kinds()))
     if len(points) > 1:
-        raise ProblemsError(
-            [_wrong("kind_taken", name, f"{' and '.join(map(_whose, points))} both bring it", "Uninstall one of them.")]
-        )
+        cause = f"{' and '.join(map(_whose, points))} both bring it"
+        raise _refused("kind_taken", name, cause, "Uninstall one of them.")
     try:
         found = points[0].load()
+        fault = "" if isinstance(found, Kind) else "which is no Kind of executors.base"
     except Exception as error:
-        cause = f"{_whose(points[0])} brings it as {points[0].value}, and that fails: {type(error).__name__}: {error}"
-        raise _refused("broken_kind", name, cause, "Upgrade that package, or uninstall it.") from error
-    if not isinstance(found, Kind):
-        cause = f"{_whose(points[0])} brings it as {points[0].value}, which is no Kind of executors.base"
+        fault = f"and that fails: {type(error).__name__}: {error}"
+    if fault:
+        cause = f"{_whose(points[0])} brings it as {points[0].value}, {fault}"
         raise _refused("broken_kind", name, cause, "Upgrade that package, or uninstall it.")
     return found
 
@@ -129,10 +128,9 @@ def executor_of(profile: Profile | str, **values: Any) -> "run.Executor":
     """
     profile = kind_of(profile).profile() if isinstance(profile, str) else profile
     known = keys_of(type(profile)).keys() - {"kind"}
+    cause = f"{profile.kind} has no such key"
     wrong = [
-        Problem(
-            name="unknown_key", key=key, value=None, cause=f"{profile.kind} has no such key", remedy=nearest(key, known)
-        )
+        Problem(name="unknown_key", key=key, value=None, cause=cause, remedy=nearest(key, known))
         for key in values.keys() - known
     ]
     place = place_of(dataclasses.replace(profile, **{key: values[key] for key in values.keys() & known}))

@@ -16,21 +16,9 @@ _TIMEOUT = 300
 _SKIPPED_FOLDERS = frozenset({".git", "__pycache__"})
 #: Files that hold secrets, by name.
 _WITHHELD = (
-    ".env",
-    ".env.*",
-    ".git-credentials",
-    ".netrc",
-    ".pypirc",
-    "*.key",
-    "*.p12",
-    "*.pem",
-    "*.pfx",
-    "credentials*.json",
-    "id_dsa",
-    "id_ecdsa",
-    "id_ed25519",
-    "id_rsa",
-)
+    ".env", ".env.*", ".git-credentials", ".netrc", ".pypirc", "*.key", "*.p12", "*.pem", "*.pfx", "credentials*.json",
+    "id_dsa", "id_ecdsa", "id_ed25519", "id_rsa",
+)  # fmt: skip
 _HARMLESS = (".env.example", ".env.sample", ".env.template", ".env.dist")
 
 
@@ -114,34 +102,40 @@ def _by_pattern(folder: Path, include: Sequence[str]) -> Selection:
 def _matches(folder: Path, root: Path, patterns: Sequence[str]) -> set[str]:
     """Files below `root` that patterns, seen from `folder`, match; a folder stands for all that is in it."""
     found: set[str] = set()
-    problems = []
+    problems: list[Problem] = []
     for pattern in patterns:
-        if Path(pattern).is_absolute() or ".." in Path(pattern).parts:
-            cause = "it leaves the folder that is packed"
-            remedy = f"Patterns are seen from {folder}."
-            problems.append(_wrong_pattern("pattern_leaves_folder", pattern, cause, remedy))
-            continue
         try:
-            files = {file for match in folder.glob(pattern) for file in _files(match)}
-        except ValueError as error:
-            problems.append(_wrong_pattern("bad_pattern", pattern, f"it is not a pattern: {error}"))
-            continue
-        except OSError as error:
-            cause = f"{error.filename}: {error.strerror}"
-            problems.append(_wrong_pattern("unreadable_file", pattern, cause))
-            continue
-        outside = [file for file in files if not file.is_relative_to(root)]
-        if outside:  # behind a symbolic link
-            cause = f"{outside[0]} lies outside the folder that is packed"
-            problems.append(_wrong_pattern("pattern_leaves_folder", pattern, cause, "Copy it into the folder."))
-        elif not files:
-            remedy = f"Patterns are seen from {folder}; `**/` stands for any folders."
-            problems.append(_wrong_pattern("pattern_matches_nothing", pattern, "no file matches it", remedy))
-        else:
-            found |= {file.relative_to(root).as_posix() for file in files}
+            found |= {file.relative_to(root).as_posix() for file in _matched(folder, root, pattern)}
+        except ProblemsError as error:
+            problems += error.problems
     if problems:
         raise ProblemsError(problems)
     return found
+
+
+def _matched(folder: Path, root: Path, pattern: str) -> set[Path]:
+    """What one pattern matches. Raises ProblemsError."""
+
+    def refuse(name: str, cause: str, remedy: str = "") -> ProblemsError:
+        return _problem(name, "executor.include", pattern, cause, remedy)
+
+    if Path(pattern).is_absolute() or ".." in Path(pattern).parts:
+        cause, remedy = "it leaves the folder that is packed", f"Patterns are seen from {folder}."
+        raise refuse("pattern_leaves_folder", cause, remedy)
+    try:
+        files = {file for match in folder.glob(pattern) for file in _files(match)}
+    except ValueError as error:
+        raise refuse("bad_pattern", f"it is not a pattern: {error}") from error
+    except OSError as error:
+        raise refuse("unreadable_file", f"{error.filename}: {error.strerror}") from error
+    outside = next((file for file in files if not file.is_relative_to(root)), None)
+    if outside:  # behind a symbolic link
+        cause = f"{outside} lies outside the folder that is packed"
+        raise refuse("pattern_leaves_folder", cause, "Copy it into the folder.")
+    if not files:
+        remedy = f"Patterns are seen from {folder}; `**/` stands for any folders."
+        raise refuse("pattern_matches_nothing", "no file matches it", remedy)
+    return files
 
 
 def _files(match: Path) -> Iterator[Path]:
@@ -222,33 +216,32 @@ def _git(folder: Path, *words: str, stdin: bytes = b"") -> bytes:
     env = {name: value for name, value in os.environ.items() if not name.startswith("GIT_") or "CONFIG" in name}
     env |= {"LC_ALL": "C", "GIT_OPTIONAL_LOCKS": "0"}
     command = ["git", "-C", str(folder), "-c", "core.fsmonitor=false", *words]
-    key, value, around = "executor.packager", "git", "Use executor.packager=pattern or none to go without git."
+
+    def refuse(name: str, cause: str, remedy: str = "") -> ProblemsError:
+        around = "Use executor.packager=pattern or none to go without git."
+        return _problem(name, "executor.packager", "git", cause, f"{remedy}  {around}".strip())
+
     try:
         done = subprocess.run(command, input=stdin, capture_output=True, env=env, timeout=_TIMEOUT)
     except FileNotFoundError:
-        raise _problem("git_missing", key, value, "git is not installed here", f"Install it.  {around}") from None
+        raise refuse("git_missing", "git is not installed here", "Install it.") from None
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise _problem("git_failed", key, value, f"git {words[0]}: {error}", around) from error
+        raise refuse("git_failed", f"git {words[0]}: {error}") from error
     if done.returncode == 0:
         return done.stdout
     said = " ".join(done.stderr.decode(errors="replace").split())
     if "dubious ownership" in said:
         cause = f"another user owns the repository around {folder}, and git refuses to read it"
-        remedy = f"Allow it: git config --global --add safe.directory FOLDER.  {around}"
-        raise _problem("git_ownership", key, value, cause, remedy)
+        raise refuse("git_ownership", cause, "Allow it: git config --global --add safe.directory FOLDER.")
     if "not a git repository" in said:
-        raise _problem("not_a_repository", key, value, f"{folder} is not inside a git repository", around)
+        raise refuse("not_a_repository", f"{folder} is not inside a git repository")
     if "must be run in a work tree" in said:
-        raise _problem("not_a_repository", key, value, f"{folder} is a repository without a working tree", around)
-    raise _problem("git_failed", key, value, f"git {words[0]}: {said[:500]}", around)
+        raise refuse("not_a_repository", f"{folder} is a repository without a working tree")
+    raise refuse("git_failed", f"git {words[0]}: {said[:500]}")
 
 
 def _sorted(paths: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(set(paths), key=os.fsencode))
-
-
-def _wrong_pattern(name: str, pattern: str, cause: str, remedy: str = "") -> Problem:
-    return Problem(name=name, key="executor.include", value=pattern, cause=cause, remedy=remedy)
 
 
 def _problem(name: str, key: str, value: object, cause: str, remedy: str = "") -> ProblemsError:

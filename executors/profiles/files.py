@@ -46,7 +46,6 @@ class Layer:
 class ProfileFile:
     """One file: its profiles by name, and what is wrong with the file as a whole."""
 
-    file: Path
     layers: dict[str, Layer] = field(default_factory=dict)
     problems: tuple[Problem, ...] = ()
 
@@ -64,10 +63,8 @@ def _read_shipped(file: Path, _changed: int) -> ProfileFile:
 
 def read_brought() -> list[ProfileFile]:
     """A profile for every kind that another package brings, called like it: its defaults."""
-    names = {name: home_of(name) for name in sorted(brought())}
-    return [
-        ProfileFile(file=file, layers={name: Layer(file=file, values={"kind": name})}) for name, file in names.items()
-    ]
+    layers = {name: Layer(file=home_of(name), values={"kind": name}) for name in sorted(brought())}
+    return [ProfileFile(layers=layers)]
 
 
 def read_own(files: Path | None, cwd: Path | None) -> list[ProfileFile]:
@@ -135,11 +132,9 @@ def parse(file: Path, content: bytes, name: str | None = None) -> ProfileFile:
         return _broken(file, f"is not YAML: {' '.join(str(getattr(error, 'reason', error)).split())}")
     except (RecursionError, ValueError, IndexError) as error:  # nested by the thousand; escapes PyYAML trips over
         return _broken(file, f"is not YAML that can be read: {type(error).__name__}")
-    if root is None and name is None:
-        return ProfileFile(file=file)
     if name is not None:
-        return ProfileFile(file=file, layers={name: _layer(file, name, root)})
-    return _profiles(file, root)
+        return ProfileFile(layers={name: _layer(file, name, root)})
+    return ProfileFile() if root is None else _profiles(file, root)
 
 
 def _compose(text: str) -> Any:
@@ -151,9 +146,8 @@ def _compose(text: str) -> Any:
         def compose_node(self, parent: Any, index: int) -> Any:
             if self.check_event(yaml.AliasEvent):
                 mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
-                raise yaml.MarkedYAMLError(
-                    problem="aliases (*NAME) are not supported; use `extends`", problem_mark=mark
-                )
+                cause = "aliases (*NAME) are not supported; use `extends`"
+                raise yaml.MarkedYAMLError(problem=cause, problem_mark=mark)
             return super().compose_node(parent, index)
 
     loader = Composer(text)
@@ -183,7 +177,7 @@ def _profiles(file: Path, root: Any) -> ProfileFile:
             problems.append(Problem(name="duplicate_key", key=name, value=None, cause=cause, remedy=remedy))
         else:
             layers[name] = _layer(file, name, value, key.start_mark.line + 1)
-    return ProfileFile(file=file, layers=layers, problems=tuple(problems))
+    return ProfileFile(layers=layers, problems=tuple(problems))
 
 
 def _layer(file: Path, name: str, node: Any, line: int = 1) -> Layer:
@@ -211,28 +205,25 @@ def _layer(file: Path, name: str, node: Any, line: int = 1) -> Layer:
         for key, value in node.value:
             where = f"{file}, line {key.start_mark.line + 1}"
             if not isinstance(key, yaml.ScalarNode) or not key.value:
-                problems.append(_wrong(f"{name}.{path}".rstrip("."), f"{where}: a key is a word"))
+                cause, owner = f"{where}: a key is a word", f"{name}.{path}".rstrip(".")
+                problems.append(Problem(name="wrong_value", key=owner, value=None, cause=cause))
                 continue
             inner = f"{path}.{key.value}" if path else key.value
             if key.value in values:
                 cause = f"{where}: the key stands there twice"
                 problems.append(Problem(name="duplicate_key", key=f"{name}.{inner}", value=None, cause=cause))
-                continue
-            lines[inner] = key.start_mark.line + 1
-            values[key.value] = plain(value, inner)
+            else:
+                lines[inner] = key.start_mark.line + 1
+                values[key.value] = plain(value, inner)
         return values
 
     values = plain(node, "")
     return Layer(file=file, values=values, lines=lines, problems=tuple(problems))
 
 
-def _wrong(key: str, cause: str) -> Problem:
-    return Problem(name="wrong_value", key=key, value=None, cause=cause)
-
-
 def _broken(file: Path, cause: str, remedy: str = "") -> ProfileFile:
     problem = Problem(name="broken_profile_file", key=str(file), value=None, cause=cause, remedy=remedy)
-    return ProfileFile(file=file, problems=(problem,))
+    return ProfileFile(problems=(problem,))
 
 
 def names_of(files: list[ProfileFile]) -> Mapping[str, list[Layer]]:

@@ -32,24 +32,15 @@ def add_profile(kind: str, name: str, file: Path | None) -> Path:
     if target is None:
         _refuse("no_home", "--file", None, "neither XDG_CONFIG_HOME nor HOME says where your files lie", "Give --file.")
     target = target.resolve()  # a link stays one
-    before, mode = _read(target)
-    text = _appended(target, before, name, kind)
     try:
-        write_text(target, text)
-        if mode is not None or file is None:
-            target.chmod(_PRIVATE if mode is None else mode)
+        mode = stat.S_IMODE(target.stat().st_mode) if target.exists() else None if file is not None else _PRIVATE
+        before = target.read_bytes() if target.exists() else b""
+        write_text(target, _appended(target, before, name, kind))
+        if mode is not None:
+            target.chmod(mode)
     except OSError as error:
         raise JobError("not_written", f"{target}: {error.strerror}.", "Give another file with --file.") from error
     return target
-
-
-def _read(target: Path) -> tuple[bytes, int | None]:
-    try:
-        return target.read_bytes(), stat.S_IMODE(target.stat().st_mode)
-    except FileNotFoundError:
-        return b"", None
-    except OSError as error:
-        raise JobError("not_written", f"{target}: {error.strerror}.", "Give another file with --file.") from error
 
 
 def _appended(target: Path, before: bytes, name: str, kind: str) -> str:
@@ -58,14 +49,12 @@ def _appended(target: Path, before: bytes, name: str, kind: str) -> str:
     if old.problems:
         raise ProblemsError(old.problems)
     if name in old.layers:
-        line = old.layers[name].lines[""]
-        _refuse(
-            "name_taken", "--name", name, f"{target}, line {line}: it is there already", "Edit it, or choose --name."
-        )
+        cause = f"{target}, line {old.layers[name].lines['']}: it is there already"
+        _refuse("name_taken", "--name", name, cause, "Edit it, or choose --name.")
     text = before.decode("utf-8")
     if text.strip():
         text = text.rstrip("\n") + "\n\n"
-    text += _indented(template_of(kind), name)
+    text += "\n".join([f"{name}:", *(f"  {line}".rstrip() for line in template_of(kind).splitlines())]) + "\n"
     new = parse(target, text.encode())
     if not _is_old_and(name, old, new):
         cause = f"{target} is not written as `NAME:` with indented keys below, so nothing can be appended to it"
@@ -76,18 +65,8 @@ def _appended(target: Path, before: bytes, name: str, kind: str) -> str:
 def _is_old_and(name: str, old: ProfileFile, new: ProfileFile) -> bool:
     kept = {key: layer.values for key, layer in new.layers.items() if key != name}
     added = new.layers.get(name)
-    return (
-        not new.problems
-        and added is not None
-        and not added.problems
-        and bool(added.values)
-        and kept == {key: layer.values for key, layer in old.layers.items()}
-    )
-
-
-def _indented(text: str, name: str) -> str:
-    lines = [f"  {line}".rstrip() for line in text.splitlines()]
-    return "\n".join([f"{name}:", *lines]) + "\n"
+    whole = added is not None and bool(added.values) and not (added.problems or new.problems)
+    return whole and kept == {key: layer.values for key, layer in old.layers.items()}
 
 
 def _refuse(name: str, key: str, value: str | None, cause: str, remedy: str = "") -> NoReturn:

@@ -62,32 +62,17 @@ def load_profile(
     """
     layers, problems = _layers(files, cwd, name)
     if name not in layers:
-        cause = "there is no such executor"
-        remedy = nearest(name, layers)
+        cause, remedy = "there is no such executor", nearest(name, layers)
         unknown = Problem(name="unknown_executor", key="executor", value=name, cause=cause, remedy=remedy)
         return _default(), [*problems, unknown]
-    profile, _, own = _load(name, layers, overrides)
-    return profile or _default(), [*problems, *own]
+    source = _load(name, layers, overrides)
+    return source.profile or _default(), [*problems, *source.problems]
 
 
 def list_profiles(files: Path | None = None, cwd: Path | None = None) -> tuple[list[ProfileSource], list[Problem]]:
     """Every profile with what is wrong with it, and what is wrong with files as a whole."""
     layers, problems = _layers(files, cwd)
-    problems += taken()
-    sources = []
-    for name in sorted(layers):
-        profile, merged, own = _load(name, layers, {})
-        kind = merged.values.get("kind")
-        sources.append(
-            ProfileSource(
-                name=name,
-                kind=kind if isinstance(kind, str) else None,
-                files=tuple(dict.fromkeys(merged.files)),
-                profile=profile,
-                problems=tuple(own),
-            )
-        )
-    return sources, problems
+    return [_load(name, layers, {}) for name in sorted(layers)], [*problems, *taken()]
 
 
 def _default() -> Profile:
@@ -106,44 +91,47 @@ def _layers(
     return layers, [problem for file in read for problem in file.problems]
 
 
-def _load(
-    name: str, layers: Mapping[str, Sequence[Layer]], overrides: Mapping[str, str]
-) -> tuple[Profile | None, _Merged, list[Problem]]:
-    """Merge and type one profile; None where its kind is not known."""
+def _load(name: str, layers: Mapping[str, Sequence[Layer]], overrides: Mapping[str, str]) -> ProfileSource:
+    """Merge and type one profile."""
     merged = _merge(name, layers, ())
-    kind = merged.values.get("kind")
-    if kind is None:
+    kind, problems, profile = merged.values.get("kind"), merged.problems, None
+    if kind is not None:
+        try:
+            cls = kind_of(kind if isinstance(kind, str) else "").profile
+            values = Values(cls=cls, name=name, secrets=_texts(merged.values.get("secrets")))
+            values.take_file(merged.values, lambda key: merged.origins.get(key, str(merged.files[-1])))
+            values.take_words(overrides)
+            profile = cls(**values.fit)
+            problems += values.problems
+        except ProblemsError as error:
+            where = merged.origins.get("kind", str(merged.files[0]))
+            problems += [replace(one, key=f"{name}.kind", cause=f"{where}: {one.cause}") for one in error.problems]
+    elif not any(problem.name in _EXPLAIN_NO_KIND for problem in problems):
         cause = f"{merged.files[-1]}: it has no kind"
         remedy = f"Add kind: ({', '.join(kinds())}), or extends: with the name of a profile."
-        if not any(problem.name in _EXPLAIN_NO_KIND for problem in merged.problems):
-            problem = Problem(name="missing_kind", key=f"{name}.kind", value=None, cause=cause, remedy=remedy)
-            merged.problems.append(problem)
-        return None, merged, merged.problems
-    try:
-        cls = kind_of(kind if isinstance(kind, str) else "").profile
-    except ProblemsError as error:
-        where = merged.origins.get("kind", str(merged.files[0]))
-        wrong = [replace(one, key=f"{name}.kind", cause=f"{where}: {one.cause}") for one in error.problems]
-        return None, merged, [*merged.problems, *wrong]
-    listed = merged.values.get("secrets")
-    secrets = frozenset(item for item in listed if isinstance(item, str)) if isinstance(listed, list) else frozenset()
-    values = Values(cls=cls, name=name, secrets=secrets)
-    values.take_file(merged.values, lambda key: merged.origins.get(key, str(merged.files[-1])))
-    values.take_words(overrides)
-    return cls(**values.fit), merged, [*merged.problems, *values.problems]
+        problems.append(Problem(name="missing_kind", key=f"{name}.kind", value=None, cause=cause, remedy=remedy))
+    return ProfileSource(
+        name=name,
+        kind=kind if isinstance(kind, str) else None,
+        files=tuple(dict.fromkeys(merged.files)),
+        profile=profile,
+        problems=tuple(problems),
+    )
+
+
+def _texts(value: Any) -> frozenset[str]:
+    return frozenset(item for item in value if isinstance(item, str)) if isinstance(value, list) else frozenset()
 
 
 def _merge(name: str, layers: Mapping[str, Sequence[Layer]], chain: tuple[str, ...]) -> _Merged:
     """The values of `name`. A profile that extends another starts from that one alone."""
-    own = list(layers[name])
+    own, merged, chain = list(layers[name]), _Merged(), (*chain, name)
     extending = next((layer for layer in reversed(own) if "extends" in layer.values), None)
-    merged = _Merged()
     if extending is not None:
         base = extending.values["extends"]
-        where = extending.where("extends")
-        problem = _wrong_base(name, base, where, layers, (*chain, name))
+        problem = _wrong_base(name, base, extending.where("extends"), layers, chain)
         if problem is None:
-            merged = _merge(base, layers, (*chain, name))
+            merged = _merge(base, layers, chain)
             own = own[next(index for index, layer in enumerate(own) if layer.file == extending.file) :]
         else:
             merged.problems.append(problem)
@@ -167,17 +155,18 @@ def _wrong_base(
     name: str, base: Any, where: str, layers: Mapping[str, Sequence[Layer]], chain: tuple[str, ...]
 ) -> Problem | None:
     if not isinstance(base, str):
-        cause = f"{where}: the name of one profile is expected"
-        return Problem(name="wrong_value", key=f"{name}.extends", value=None, cause=cause, remedy=nearest("", layers))
-    if base in chain:
-        cause = f"{where}: it comes back to itself: {' -> '.join((*chain[chain.index(base) :], base))}"
+        cause = "the name of one profile is expected"
+        problem = Problem(name="wrong_value", key="", value=None, cause=cause, remedy=nearest("", layers))
+    elif base in chain:
+        cause = f"it comes back to itself: {' -> '.join((*chain[chain.index(base) :], base))}"
         remedy = "A profile with the name of a shipped one lies over it without extends."
-        return Problem(name="circular_extends", key=f"{name}.extends", value=base, cause=cause, remedy=remedy)
-    if base not in layers:
-        cause = f"{where}: there is no profile of that name"
-        remedy = nearest(base, layers)
-        return Problem(name="unknown_profile", key=f"{name}.extends", value=base, cause=cause, remedy=remedy)
-    return None
+        problem = Problem(name="circular_extends", key="", value=base, cause=cause, remedy=remedy)
+    elif base not in layers:
+        cause = "there is no profile of that name"
+        problem = Problem(name="unknown_profile", key="", value=base, cause=cause, remedy=nearest(base, layers))
+    else:
+        return None
+    return replace(problem, key=f"{name}.extends", cause=f"{where}: {problem.cause}")
 
 
 def _overlay(below: Mapping[str, Any], above: Mapping[str, Any], depth: int = 0) -> dict[str, Any]:
