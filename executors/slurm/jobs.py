@@ -83,13 +83,6 @@ def _rows_of(shell: Shell, jobs: Sequence[SchedulerJob]) -> dict[str, Row | None
     }
 
 
-def find_job(shell: Shell, job: SchedulerJob, *, array: bool = False) -> str | None:
-    """The id of a job of which only the name is known, in whatever state; None when Slurm has never heard of it."""
-    ids = (row.id for row in _ask(shell, [job]) if row.name == job_name(job))
-    found = next(ids, None)
-    return found.partition("_")[0] if found and array else found
-
-
 def unfit_parent(shell: Shell, ids: Sequence[str]) -> str | None:
     """Why a job must not wait for these to succeed; None when it may.
 

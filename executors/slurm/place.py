@@ -3,6 +3,7 @@
 import json
 import posixpath
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -119,12 +120,10 @@ class SlurmPlace(Place):
         texts = self.shell.read([posixpath.join(job.run_dir, "run.json") for job in jobs])
         found = {}
         for job, text in zip(jobs, texts, strict=False):
-            try:
+            with suppress(ValueError):
                 value = json.loads(text)
-            except ValueError:
-                continue
-            if isinstance(value, dict):
-                found[job.run_id] = value
+                if isinstance(value, dict):
+                    found[job.run_id] = value
         return found
 
     def log(self, job: SchedulerJob, name: str, offset: int) -> bytes:

@@ -10,8 +10,8 @@ import os
 import posixpath
 import shlex
 import shutil
-import subprocess
 import time
+from collections.abc import Sequence
 from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import Any
 
 from executors.base import AnyJob, SchedulerJob, SubmitError, UnreachableError
 from executors.shell import Answer, Shell
-from executors.slurm.jobs import UNKNOWN_ID, find_job, job_name, unfit_parent
+from executors.slurm.jobs import UNKNOWN_ID, job_name, row_of, unfit_parent
 from executors.slurm.profile import SlurmProfile, sbatch_values
 
 #: A submission whose answer was lost may still be on its way; its sbatch is given this long.
@@ -86,10 +86,8 @@ class Session:
 
     is_connected = True
 
-    def __init__(self, shell: Shell, unset: tuple[str, ...] = (), copy: tuple[Path, Path] | None = None) -> None:
-        self._shell = shell
-        self._unset = unset
-        self._copy = copy
+    def __init__(self, shell: Shell, unset: Sequence[str], copy: tuple[str, str] | None) -> None:
+        self._shell, self._unset, self._copy = shell, unset, copy
         self.user, self.host, self.port = shell.user, shell.host or "localhost", shell.port
         self.connect_kwargs: dict[str, Any] = {}
         self.asked = False  # whether sbatch was ever begun
@@ -99,12 +97,7 @@ class Session:
         if self._copy is not None:  # a local tunnel's folder is not filled by NeMo-Run
             shutil.copytree(*self._copy, symlinks=True, dirs_exist_ok=True)
         self.asked = self.asked or command.startswith("sbatch ")
-        prefix = f"unset {' '.join(self._unset)}; " if self._unset else ""
-        answer = self._shell.sh(prefix + command, timeout=120)
-        if answer.code and not warn:
-            raise _CommandError(command, answer)
-        text = answer.out.decode(errors="replace")
-        return _Result(command=command, stdout=text, stderr=answer.err, return_code=answer.code)
+        return self._result(command, self._shell.sh(f"unset {' '.join(self._unset)}; {command}", timeout=120), warn)
 
     def local(self, command: str, **_: Any) -> _Result:
         """Run NeMo-Run's rsync, the one command that it runs here, over the connection that is there already."""
@@ -112,11 +105,13 @@ class Session:
         target = f"{self._shell.where}:{target[target.index(':/') + 1 :]}"
         ssh = shlex.join(self._shell.ssh())
         argv = ["rsync", "--recursive", "--links", "--perms", "--times", "--compress", f"--rsh={ssh}", source, target]
-        done = subprocess.run(argv, capture_output=True, stdin=subprocess.DEVNULL, timeout=600, check=False)
-        answer = Answer(code=done.returncode, out=done.stdout, err=done.stderr.decode(errors="replace"))
-        if answer.code:
-            raise _CommandError("rsync", answer)
-        return _Result(command="rsync", stdout="", stderr=answer.err, return_code=0)
+        return self._result("rsync", Shell().run(argv, timeout=600))
+
+    def _result(self, command: str, answer: Answer, warn: bool = False) -> _Result:
+        if answer.code and not warn:
+            raise _CommandError(command, answer)
+        text = answer.out.decode(errors="replace")
+        return _Result(command=command, stdout=text, stderr=answer.err, return_code=answer.code)
 
     def close(self) -> None:
         """The connection is shared, and ends by itself."""
@@ -133,12 +128,13 @@ def submit(profile: SlurmProfile, shell: Shell, experiment: Any, job: AnyJob) ->
     task = experiment.jobs[0]
     executor = task.executor
     lost = unnumbered(experiment, job)
-    copy = (Path(executor.experiment_dir), Path(executor.tunnel.job_dir)) if _is_elsewhere(profile, executor) else None
-    executor.tunnel.session = session = Session(shell, _unset(profile), copy)
+    folders = (executor.experiment_dir, executor.tunnel.job_dir)
+    elsewhere = profile.host is None and len({*map(os.path.realpath, folders)}) == 2
+    executor.tunnel.session = session = Session(shell, _unset(profile), folders if elsewhere else None)
     try:
         with redirect_stdout(io.StringIO()):  # NeMo-Run reports each of its steps there
             experiment.run(detach=True)
-        job_id = _id_of(task.handle)
+        job_id = task.handle.rpartition("/")[2].partition(";")[0]  # a cluster of several adds its name
     except (Exception, SystemExit) as error:
         if not session.asked or _is_refusal(error):
             raise _as_submit_error(error) from error
@@ -167,21 +163,10 @@ def script_of(experiment: Any) -> str:
     return str(task._dryrun_info.request.materialize())
 
 
-def _is_elsewhere(profile: SlurmProfile, executor: Any) -> bool:
-    return profile.host is None and os.path.realpath(executor.experiment_dir) != os.path.realpath(
-        executor.tunnel.job_dir
-    )
-
-
 def _unset(profile: SlurmProfile) -> tuple[str, ...]:
     """Variables of the login shell that neither the job nor sbatch may see."""
     given = [name for key, names in _OF_A_KEY.items() if key in sbatch_values(profile) for name in names]
     return (*profile.secrets, *(f"SBATCH_{name}" for name in (*_OF_EVERY_JOB, *given)))
-
-
-def _id_of(handle: str) -> str:
-    """`slurm_tunnel://nemo_run/123` is 123; a cluster of several adds its name."""
-    return handle.rpartition("/")[2].partition(";")[0]
 
 
 def _is_refusal(error: BaseException) -> bool:
@@ -215,16 +200,16 @@ def _look_for(shell: Shell, job: AnyJob, lost: SchedulerJob, error: BaseExceptio
     try:
         while _is_submitting(shell, job) and time.monotonic() < deadline:
             time.sleep(_POLL_SECONDS)
-        job_id = find_job(shell, lost, array=bool(job.array))
-        if job_id is None and _is_submitting(shell, job):
+        found = row_of(shell, replace(lost, id=f"{UNKNOWN_ID}_0") if job.array else lost)
+        if found is None and _is_submitting(shell, job):
             raise UnreachableError("unreachable", "sbatch still runs there", "")
     except UnreachableError as silence:
         cause = f"{shell.where} went silent during the submission, which may have succeeded ({silence.cause})"
         remedy = f"Ask for its status later; at the cluster it would be called {job_name(lost)}."
         raise SubmissionUnknownError("submission_unknown", cause, remedy, lost) from error
-    if job_id is None:
+    if found is None:
         raise SubmitError("submission_failed", f"nothing was submitted: {_words(error)}", "Submit again.") from error
-    return job_id
+    return found.id.partition("_")[0]
 
 
 def _is_submitting(shell: Shell, job: AnyJob) -> bool:
