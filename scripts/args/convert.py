@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from scripts.args.meaning import ScriptArgs, Work, doc
+from scripts.args.shared import Precision, Sizes, hub_model, made_of, remote_code, written
 
 _WORKER = "Megatron-Bridge/scripts/conversion/run_conversion.py"  # since v0.6
 _SEVERAL = "Megatron-Bridge/examples/conversion/convert_checkpoints_multi_gpu.py"  # v0.4 and v0.5
@@ -11,45 +12,40 @@ _ONE = "Megatron-Bridge/examples/conversion/convert_checkpoints.py"  # to v0.5
 
 
 @dataclass(frozen=True, kw_only=True)
-class HfToMegatronArgs(ScriptArgs):
-    """What `hf_to_megatron` does. Source: Megatron-Bridge scripts/conversion, before v0.6 examples/conversion."""
+class _ConversionArgs(ScriptArgs):
+    """What both directions have."""
 
     SCRIPTS: ClassVar[tuple[str, ...]] = (_WORKER, _SEVERAL, _ONE)
     WORK: ClassVar[Work | None] = "transfer"
-    COMMANDS: ClassVar[dict[str, tuple[str, ...]]] = dict.fromkeys(SCRIPTS, ("import",))
     ONE_PROCESS: ClassVar[frozenset[str]] = frozenset({_ONE})
 
-    hf_model: str = doc("a folder or a hub name", "Qwen/Qwen3-8B", consumes="checkpoint_hf", role="model")
+    hf_model: str = made_of("Qwen/Qwen3-8B")
     hf_revision: str | None = doc("a commit, branch or tag of the hub", None)
-    megatron_path: str | None = doc(
-        "Megatron checkpoint", None, produces="checkpoint_megatron", required=True, role="output"
-    )
-    torch_dtype: Literal["bfloat16", "float16", "float32"] = doc(
-        "precision of the checkpoint", "bfloat16", role="precision"
-    )
-    trust_remote_code: bool = doc("run Python code that the model's repository brings", False, role="remote_code")
+    megatron_path: str | None = written("Megatron checkpoint", "checkpoint_megatron", required=True)
+    torch_dtype: Precision = doc("precision of the checkpoint", "bfloat16", role="precision")
+    trust_remote_code: bool = remote_code()
     device: Literal["gpu", "cpu"] = doc(
         "since v0.6: where it is done; cpu is one process", "gpu", optional=True, role="device"
     )
-    tp: int = doc("tensor parallel size", 1, role="tp")
-    pp: int = doc("pipeline parallel size", 1, role="pp")
-    ep: int = doc("expert parallel size", 1, role="ep")
-    etp: int = doc("expert tensor parallel size", 1, role="etp")
-    low_memory_save: bool = doc("save with less memory, slower", False)
     distributed_timeout_minutes: int | None = doc("how long a rank waits for the others", None)
 
 
 @dataclass(frozen=True, kw_only=True)
-class MegatronToHfArgs(ScriptArgs):
+class HfToMegatronArgs(Sizes, _ConversionArgs):
+    """What `hf_to_megatron` does. Source: Megatron-Bridge scripts/conversion, before v0.6 examples/conversion."""
+
+    COMMANDS: ClassVar[dict[str, tuple[str, ...]]] = dict.fromkeys(_ConversionArgs.SCRIPTS, ("import",))
+
+    hf_model: str = hub_model("Qwen/Qwen3-8B")
+    low_memory_save: bool = doc("save with less memory, slower", False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MegatronToHfArgs(Sizes, _ConversionArgs):
     """What `megatron_to_hf` does, for a checkpoint that is not quantized. Sources: as for `hf_to_megatron`."""
 
-    SCRIPTS: ClassVar[tuple[str, ...]] = (_WORKER, _SEVERAL, _ONE)
-    WORK: ClassVar[Work | None] = "transfer"
-    COMMANDS: ClassVar[dict[str, tuple[str, ...]]] = dict.fromkeys(SCRIPTS, ("export",))
-    ONE_PROCESS: ClassVar[frozenset[str]] = frozenset({_ONE})
+    COMMANDS: ClassVar[dict[str, tuple[str, ...]]] = dict.fromkeys(_ConversionArgs.SCRIPTS, ("export",))
 
-    hf_model: str = doc("the model it was made of: a folder or a hub name", "Qwen/Qwen3-8B", role="model")
-    hf_revision: str | None = doc("a commit, branch or tag of the hub", None)
     megatron_path: str | None = doc(
         "one iteration (iter_0001000), or the folder above: then the latest",
         None,
@@ -59,26 +55,13 @@ class MegatronToHfArgs(ScriptArgs):
         required=True,
         role="checkpoint",
     )
-    hf_path: str | None = doc("Hugging Face checkpoint", None, produces="checkpoint_hf", required=True, role="output")
-    torch_dtype: Literal["bfloat16", "float16", "float32"] = doc(
-        "precision of the model", "bfloat16", optional=True, role="precision"
-    )
-    export_weight_dtype: Literal["bfloat16", "float16", "float32"] | None = doc(
-        "precision of the files", None, role="file_precision"
-    )
-    trust_remote_code: bool = doc("run Python code that the model's repository brings", False, role="remote_code")
-    device: Literal["gpu", "cpu"] = doc(
-        "since v0.6: where it is done; cpu is one process", "gpu", optional=True, role="device"
-    )
-    tp: int = doc("tensor parallel size", 1, role="tp")
-    pp: int = doc("pipeline parallel size", 1, role="pp")
-    ep: int = doc("expert parallel size", 1, role="ep")
-    etp: int = doc("expert tensor parallel size", 1, role="etp")
+    torch_dtype: Precision = doc("precision of the model", "bfloat16", optional=True, role="precision")
+    hf_path: str | None = written("Hugging Face checkpoint", "checkpoint_hf", required=True)
+    export_weight_dtype: Precision | None = doc("precision of the files", None, role="file_precision")
     no_progress: bool = doc("no progress bar", False)
     not_strict: bool = doc("leave tensors out that the model does not know", False)
     distributed_save: bool | None = doc("every rank writes its part", None)
     save_every_n_ranks: int | None = doc("with distributed_save: one rank of so many writes", None)
-    distributed_timeout_minutes: int | None = doc("how long a rank waits for the others", None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +86,7 @@ class MergeLoraArgs(ScriptArgs):
         consumes="checkpoint_megatron",
         role="checkpoint",
     )
-    output: str | None = doc("the merged model", None, produces="checkpoint_megatron", required=True, role="output")
+    output: str | None = written("the merged model", "checkpoint_megatron", required=True)
     tp: int = doc("tensor parallel size", 1, role="tp")
     pp: int = doc("pipeline parallel size", 1, role="pp")
     ep: int = doc("expert parallel size", 1, role="ep")

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from scripts.args.meaning import ScriptArgs, doc
+from scripts.args.shared import written
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,7 @@ class PrepareDataArgs(ScriptArgs):
     tokenizer: str = doc(
         "of the model that will be trained: a folder, a hub name or tiny:qwen3", "Qwen/Qwen3-8B", role="tokenizer"
     )
-    output_dir: str | None = doc("folder of .bin and .idx files", None, produces="binidx", required=True, role="output")
+    output_dir: str | None = written("folder of .bin and .idx files", "binidx", required=True)
     json_keys: list[str] = doc("fields to tokenize, each into data of its own; a list of messages is a chat", ["text"])
     append_eod: bool = doc("end each document with the end-of-sequence token: for text, not for chats", False)
     max_sequence_length: int | None = doc("tokens of a document, at most; the rest of it is dropped", None)

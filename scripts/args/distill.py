@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from scripts.args.meaning import Role, ScriptArgs, Work, doc
+from scripts.args.shared import hub_model, quantized_checkpoint, remote_code, written
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,10 +14,8 @@ class DistillArgs(ScriptArgs):
     SCRIPTS: ClassVar[tuple[str, ...]] = ("Model-Optimizer/examples/megatron_bridge/distill.py",)
     WORK: ClassVar[Work | None] = "training"
 
-    teacher_hf_path: str = doc("a folder or a hub name", "Qwen/Qwen3-8B", consumes="checkpoint_hf", role="teacher")
-    student_hf_path: str = doc(
-        "a folder or a hub name", "Qwen/Qwen3-4B", consumes="checkpoint_hf", chained=True, role="model"
-    )
+    teacher_hf_path: str = hub_model("Qwen/Qwen3-8B", role="teacher")
+    student_hf_path: str = hub_model("Qwen/Qwen3-4B", chained=True)
     student_megatron_path: str | None = doc(
         "QAD: the student's quantized checkpoint, whose ModelOpt state is restored",
         None,
@@ -24,12 +23,9 @@ class DistillArgs(ScriptArgs):
         quantized=True,
         role="checkpoint",
     )
-    trust_remote_code: bool = doc("run Python code that a model's repository brings", False, role="remote_code")
+    trust_remote_code: bool = remote_code("a model's repository")
     data_paths: list[str | float] | None = doc(
-        "Megatron blend: [weight, prefix, weight, prefix ...]",
-        None,
-        consumes="binidx",
-        role="data",
+        "Megatron blend: [weight, prefix, weight, prefix ...]", None, consumes="binidx", role="data"
     )
     data_path_to_cache: str | None = doc("where the data's index is kept", None, path="write")
     use_mock_data: bool = doc("random tokens: for plumbing only", False, role="mock_data")
@@ -37,18 +33,14 @@ class DistillArgs(ScriptArgs):
     sft_dataset_root: str | None = doc(
         "folder of training.jsonl and validation.jsonl, for sft", None, path="read", role="data"
     )
-    output_dir: str | None = doc(
+    output_dir: str | None = written(
         "checkpoints and logs; a run that goes on finds its own there",
-        None,
-        produces="checkpoint_megatron",
+        "checkpoint_megatron",
         in_place=True,
         within="checkpoints",
         required=True,
-        role="output",
     )
-    hf_export_path: str | None = doc(
-        "the trained student, exported at the end", None, produces="checkpoint_hf", role="output"
-    )
+    hf_export_path: str | None = written("the trained student, exported at the end", "checkpoint_hf")
     student_hf_model: str | None = doc("whose configuration and tokenizer the export takes", None, role="reference")
     seq_length: int = doc("tokens per sample", 4096, role="sequence")
     mbs: int = doc("samples per GPU and step of accumulation", 1, role="micro_batch")
@@ -100,38 +92,37 @@ class QadArgs(DistillArgs):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistillBridgeArgs(ScriptArgs):
-    """What `distill_llama` does: Llama-3.2-3B teaches 1B. Source: Megatron-Bridge examples/distillation/llama."""
+class _ConfiguredArgs(ScriptArgs):
+    """What both of Megatron-Bridge's own trainings have: they take nearly everything from a file of configuration."""
 
-    SCRIPTS: ClassVar[tuple[str, ...]] = ("Megatron-Bridge/examples/distillation/llama/distill_llama32_3b-1b.py",)
-    MODELS: ClassVar[dict[Role, str]] = {"model": "meta-llama/Llama-3.2-1B", "teacher": "meta-llama/Llama-3.2-3B"}
     WORK: ClassVar[Work | None] = "training"
 
     config: dict[str, Any] = doc(
-        "sections over the script's own recipe",
-        {},
-        flags=("config_file",),
-        file="distill.yaml",
-        role="config",
+        "sections over the script's own recipe", {}, flags=("config_file",), file="distill.yaml", role="config"
     )
-    output_dir: str | None = doc(
+    output_dir: str | None = written(
         "checkpoints; a run that goes on finds its own there",
-        None,
-        produces="checkpoint_megatron",
+        "checkpoint_megatron",
         in_place=True,
         into=("checkpoint.save", "checkpoint.load"),
-        role="output",
     )
     debug: bool = doc("log more", False)
 
 
 @dataclass(frozen=True, kw_only=True)
-class QatArgs(ScriptArgs):
+class DistillBridgeArgs(_ConfiguredArgs):
+    """What `distill_llama` does: Llama-3.2-3B teaches 1B. Source: Megatron-Bridge examples/distillation/llama."""
+
+    SCRIPTS: ClassVar[tuple[str, ...]] = ("Megatron-Bridge/examples/distillation/llama/distill_llama32_3b-1b.py",)
+    MODELS: ClassVar[dict[Role, str]] = {"model": "meta-llama/Llama-3.2-1B", "teacher": "meta-llama/Llama-3.2-3B"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class QatArgs(_ConfiguredArgs):
     """What `qat` does. Source: Megatron-Bridge examples/quantization/pretrain_quantized_llama3_8b.py."""
 
     SCRIPTS: ClassVar[tuple[str, ...]] = ("Megatron-Bridge/examples/quantization/pretrain_quantized_llama3_8b.py",)
     EXPORTER: ClassVar[str] = "export"
-    WORK: ClassVar[Work | None] = "training"
 
     hf_path: str | None = doc(
         "the model it was made of: a folder or a hub name", "meta-llama/Meta-Llama-3-8B", role="model"
@@ -143,24 +134,9 @@ class QatArgs(ScriptArgs):
         file="qat.yaml",
         role="config",
     )
-    pretrained_checkpoint: str | None = doc(
-        "the quantized checkpoint to begin with",
-        None,
-        consumes="checkpoint_megatron",
-        quantized=True,
-        required=True,
-        into=("checkpoint.pretrained_checkpoint",),
-        role="checkpoint",
+    pretrained_checkpoint: str | None = quantized_checkpoint(
+        "the quantized checkpoint to begin with", into=("checkpoint.pretrained_checkpoint",)
     )
-    output_dir: str | None = doc(
-        "checkpoints; a run that goes on finds its own there",
-        None,
-        produces="checkpoint_megatron",
-        in_place=True,
-        into=("checkpoint.save", "checkpoint.load"),
-        role="output",
-    )
-    debug: bool = doc("log more", False)
 
     def own(self) -> dict[Role, Any]:
         """The script's own recipe for Llama 3 8B, which it starts from where it is given no model."""

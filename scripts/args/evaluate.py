@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from scripts.args.meaning import ScriptArgs, doc
+from scripts.args.shared import hub_model, remote_code
 
 Backend = Literal["hf", "vllm"]
 
@@ -18,10 +19,9 @@ class EvaluateArgs(ScriptArgs):
 
     RANKED: ClassVar[bool] = False  # the harness spreads a model over GPUs by itself
 
-    checkpoint: str = doc(
-        "a folder, a hub name, tiny:qwen3 or tiny:llama",
+    checkpoint: str = hub_model(
         "tiny:qwen3",
-        consumes="checkpoint_hf",
+        "a folder, a hub name, tiny:qwen3 or tiny:llama",
         accepts=("checkpoint_modelopt",),
         role="checkpoint",
     )
@@ -40,7 +40,7 @@ class EvaluateArgs(ScriptArgs):
     max_length: int | None = doc("longest sequence, in tokens; null is the model's", None)
     tensor_parallel_size: int = doc("vllm: GPUs that share the model", 1, role="server_gpus")
     parallelize: bool = doc("hf: spread the layers over all GPUs", False)
-    trust_remote_code: bool = doc("run Python code that the checkpoint brings", False, role="remote_code")
+    trust_remote_code: bool = remote_code("the checkpoint")
     model_args: dict[str, Any] = doc("more for what loads the model, such as {gpu_memory_utilization: 0.8}", {})
     gen_kwargs: dict[str, Any] | None = doc("how answers are generated, such as {temperature: 0}", None)
     apply_chat_template: bool = doc("ask as in a chat: for instruct models", False)
@@ -50,8 +50,5 @@ class EvaluateArgs(ScriptArgs):
     log_samples: bool = doc("keep every question and answer in the run directory", False)
     confirm_run_unsafe_code: bool = doc("run code that the model writes, which some tasks score by", False)
     baseline: str | None = doc(
-        "report of an earlier evaluate run, to show the difference to",
-        None,
-        consumes="eval_results",
-        role="baseline",
+        "report of an earlier evaluate run, to show the difference to", None, consumes="eval_results", role="baseline"
     )

@@ -10,10 +10,10 @@ from typing import Any, ClassVar, Literal
 from scripts.args.meaning import ScriptArgs, Work, doc
 from scripts.args.prune import MMLU
 from scripts.args.quantize import KvCacheQuant
+from scripts.args.shared import PROMPTS, hub_model, quantized_checkpoint, remote_code, uneven, written
 from scripts.formats import CONFIG_NAMES, FORMATS, NOT_EXPORTABLE
 
 _EXAMPLES = "Megatron-LM/examples/post_training/modelopt"
-_PROMPTS = "Hello!|Born in California, Soyer trained as a"
 #: Tokens of a sample that the scripts calibrate on where nothing is said; of an MMLU question after five examples, at
 #: most; and of the first turn of MT-Bench (arXiv:2306.05685), which has so many.
 _CALIBRATION_TOKENS, _QUESTION_TOKENS, _PROMPT_TOKENS, _MT_BENCH = 512, 2048, 512, 80
@@ -45,11 +45,9 @@ class MegatronLmArgs(ScriptArgs):
     ep: int = doc("expert parallel size", 1, flags=("expert_model_parallel_size",), role="ep")
     etp: int = doc("expert tensor parallel size", 1, flags=("expert_tensor_parallel_size",), role="etp")
     cp: int = doc("context parallel size", 1, flags=("context_parallel_size",), role="cp")
-    decoder_first_pipeline_num_layers: int | None = doc(
-        "where layers do not divide by stages", None, role="first_stage"
-    )
-    decoder_last_pipeline_num_layers: int | None = doc("where layers do not divide by stages", None, role="last_stage")
-    trust_remote_code: bool = doc("run Python code that the model's repository brings", False, role="remote_code")
+    decoder_first_pipeline_num_layers: int | None = uneven("first_stage")
+    decoder_last_pipeline_num_layers: int | None = uneven("last_stage")
+    trust_remote_code: bool = remote_code()
     finetune: bool = doc("load the weights, not the state of a training", True)
     auto_detect_ckpt_format: bool = doc("tell the checkpoint's format by looking", True)
     export_te_mcore_model: bool = doc("build the model with Transformer Engine's names", True)
@@ -57,17 +55,39 @@ class MegatronLmArgs(ScriptArgs):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MlmConvertArgs(MegatronLmArgs):
+class _SavedArgs(MegatronLmArgs):
+    """What those have that begin with a Hugging Face model, or `load`, and leave a checkpoint of another model."""
+
+    pretrained_model_path: str | None = hub_model(None, "instead of `load`: a folder or a hub name", role="weights")
+    save: str | None = written("Megatron checkpoint", "checkpoint_megatron")
+    save_interval: int = doc(
+        "what Megatron-LM wants to be told, with --save; it saves at the end", 100000, role="save_interval"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _CalibratedArgs(_SavedArgs):
+    """What those have that pass samples through the model, and try it afterwards."""
+
+    calib_max_sequence_length: int | None = doc(
+        "tokens per sample; null is the script's own", None, role="calib_sequence"
+    )
+    prompts: str = doc("prompts to continue afterwards, separated by |", PROMPTS, role="prompts")
+    references: str | None = doc("what the continuations must be, separated by |", None)
+    skip_generate: bool = doc("do not continue the prompts", False)
+
+    def work(self) -> dict[str, Any]:
+        return {"tokens": self.calib_max_sequence_length or _CALIBRATION_TOKENS}
+
+
+@dataclass(frozen=True, kw_only=True)
+class MlmConvertArgs(_SavedArgs):
     """What `mlm_convert` does: a Hugging Face model as Megatron checkpoint, with draft heads where asked."""
 
     SCRIPTS: ClassVar[tuple[str, ...]] = (f"{_EXAMPLES}/convert_model.py",)
     WORK: ClassVar[Work | None] = "transfer"
 
-    pretrained_model_path: str | None = doc("a folder or a hub name", None, consumes="checkpoint_hf", role="weights")
-    save: str | None = doc("Megatron checkpoint", None, produces="checkpoint_megatron", role="output")
-    save_interval: int = doc(
-        "what Megatron-LM wants to be told, with --save; it saves at the end", 100000, role="save_interval"
-    )
+    pretrained_model_path: str | None = hub_model(None, role="weights")
     algorithm: Literal["eagle3", "eagle1", "medusa"] | None = doc(
         "add heads for speculative decoding", None, role="draft_heads"
     )
@@ -77,20 +97,14 @@ class MlmConvertArgs(MegatronLmArgs):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MlmQuantizeArgs(MegatronLmArgs):
+class MlmQuantizeArgs(_CalibratedArgs):
     """What `mlm_quantize` does."""
 
     SCRIPTS: ClassVar[tuple[str, ...]] = (f"{_EXAMPLES}/quantize.py",)
     EXPORTER: ClassVar[str] = "mlm_export"
     WORK: ClassVar[Work | None] = "calibration"
 
-    pretrained_model_path: str | None = doc(
-        "instead of `load`: a folder or a hub name", None, consumes="checkpoint_hf", role="weights"
-    )
-    save: str | None = doc("Megatron checkpoint", None, produces="checkpoint_megatron", quantized=True, role="output")
-    save_interval: int = doc(
-        "what Megatron-LM wants to be told, with --save; it saves at the end", 100000, role="save_interval"
-    )
+    save: str | None = written("Megatron checkpoint", "checkpoint_megatron", quantized=True)
     export_quant_cfg: str | None = doc(
         f"a format name: {', '.join(FORMATS)}", "fp8", aliases=CONFIG_NAMES, role="format"
     )
@@ -108,9 +122,6 @@ class MlmQuantizeArgs(MegatronLmArgs):
         flags=("calib_dataset_path_or_name", "calib_dataset"),
         role="data",
     )
-    calib_max_sequence_length: int | None = doc(
-        "tokens per sample; null is the script's own", None, role="calib_sequence"
-    )
     calib_batch_size: int | None = doc("samples per forward pass; null is the script's own", None, role="batch")
     calib_use_random_offset: bool = doc("begin somewhere inside each text", False)
     sync_expert_weight_amax: bool = doc("one scale for the weights of all experts", False)
@@ -118,13 +129,7 @@ class MlmQuantizeArgs(MegatronLmArgs):
     auto_quantize_bits: float | None = doc("search a format for each layer, with so many bits on average", None)
     auto_quantize_formats: list[str] | None = doc("which formats the search may use", None)
     auto_quantize_method: Literal["gradient", "kl_div"] | None = doc("how the search scores a layer", None)
-    prompts: str = doc("prompts to continue afterwards, separated by |", _PROMPTS, role="prompts")
-    references: str | None = doc("what the continuations must be, separated by |", None)
-    skip_generate: bool = doc("do not continue the prompts", False)
     sequence_parallel: bool = doc("with tensor parallelism: spread activations too", True, role="sequence_parallel")
-
-    def work(self) -> dict[str, Any]:
-        return {"tokens": self.calib_max_sequence_length or _CALIBRATION_TOKENS}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,19 +140,9 @@ class MlmExportArgs(MegatronLmArgs):
     WORK: ClassVar[Work | None] = "transfer"
     DATA_PARALLEL: ClassVar[bool] = False
 
-    load: str | None = doc(
-        "the quantized checkpoint",
-        None,
-        consumes="checkpoint_megatron",
-        quantized=True,
-        refuses=NOT_EXPORTABLE,
-        required=True,
-        role="checkpoint",
-    )
+    load: str | None = quantized_checkpoint(refuses=NOT_EXPORTABLE)
     pretrained_model_name: str | None = doc("whose configuration and tokenizer to write", None, role="reference")
-    export_dir: str | None = doc(
-        "deployable Hugging Face checkpoint", None, produces="checkpoint_hf", quantized=True, role="output"
-    )
+    export_dir: str | None = written("deployable Hugging Face checkpoint", "checkpoint_hf", quantized=True)
     export_extra_modules: bool = doc("export the draft heads only", False)
     export_vllm_fq: bool = doc("for ModelOpt's fake-quantized vLLM instead", False)
     use_cpu_initialization: bool = doc("build the model in the machine's memory", True)
@@ -192,19 +187,12 @@ class MlmMmluArgs(MegatronLmArgs):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MlmPruneArgs(MegatronLmArgs):
+class MlmPruneArgs(_CalibratedArgs):
     """What `mlm_prune` does (Minitron, arXiv:2407.14679): to a fixed architecture."""
 
     SCRIPTS: ClassVar[tuple[str, ...]] = (f"{_EXAMPLES}/prune.py",)
     WORK: ClassVar[Work | None] = "scoring"
 
-    pretrained_model_path: str | None = doc(
-        "instead of `load`: a folder or a hub name", None, consumes="checkpoint_hf", role="weights"
-    )
-    save: str | None = doc("Megatron checkpoint", None, produces="checkpoint_megatron", role="output")
-    save_interval: int = doc(
-        "what Megatron-LM wants to be told, with --save; it saves at the end", 100000, role="save_interval"
-    )
     export_default_te_spec: bool = doc("since core 0.18, instead of export_te_mcore_model", False)
     prune_export_config: dict[str, Any] | None = doc(
         "the architecture, since core 0.18: {hidden_size: 3072, ...}", None, role="pruned_sizes"
@@ -228,15 +216,6 @@ class MlmPruneArgs(MegatronLmArgs):
     )
     calib_size: int = doc("samples that importance is estimated on", 1024, role="samples")
     calib_dataset: str | None = doc("a data set's name or a JSONL file", None, role="data")
-    calib_max_sequence_length: int | None = doc(
-        "tokens per sample; null is the script's own", None, role="calib_sequence"
-    )
-    prompts: str = doc("prompts to continue afterwards, separated by |", _PROMPTS, role="prompts")
-    references: str | None = doc("what the continuations must be, separated by |", None)
-    skip_generate: bool = doc("do not continue the prompts", False)
-
-    def work(self) -> dict[str, Any]:
-        return {"tokens": self.calib_max_sequence_length or _CALIBRATION_TOKENS}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,7 +225,7 @@ class MlmFinetuneArgs(MegatronLmArgs):
     SCRIPTS: ClassVar[tuple[str, ...]] = (f"{_EXAMPLES}/finetune.py",)
     WORK: ClassVar[Work | None] = "training"
 
-    save: str | None = doc("checkpoints", None, produces="checkpoint_megatron", role="output")
+    save: str | None = written("checkpoints", "checkpoint_megatron")
     finetune_hf_dataset: str | None = doc("conversations: a hub name or folder", None, role="data")
     finetune_data_split: str | None = doc("part of the data set", None)
     offline_distillation_data: str | None = doc(
@@ -259,10 +238,7 @@ class MlmFinetuneArgs(MegatronLmArgs):
         file="kd.yaml",
     )
     export_kd_teacher_load: str | None = doc(
-        "distillation: the teacher's checkpoint",
-        None,
-        consumes="checkpoint_megatron",
-        role="teacher_checkpoint",
+        "distillation: the teacher's checkpoint", None, consumes="checkpoint_megatron", role="teacher_checkpoint"
     )
     export_kd_teacher_model_config: str | None = doc(
         "distillation: the teacher's configuration, where its checkpoint has none",

@@ -5,6 +5,7 @@ from math import ceil
 from typing import Any, ClassVar
 
 from scripts.args.meaning import ScriptArgs, Work, doc
+from scripts.args.shared import hub_model, remote_code, uneven, written
 
 #: Questions of MMLU (arXiv:2009.03300).
 MMLU = 14042
@@ -18,15 +19,10 @@ class PruneArgs(ScriptArgs):
     WORK: ClassVar[Work | None] = "scoring"
     DATA_PARALLEL: ClassVar[bool] = False
 
-    hf_model_name_or_path: str = doc("a folder or a hub name", "Qwen/Qwen3-8B", consumes="checkpoint_hf", role="model")
-    trust_remote_code: bool = doc("run Python code that the model's repository brings", False, role="remote_code")
-    output_hf_path: str | None = doc("the pruned model", None, produces="checkpoint_hf", role="output")
-    output_megatron_path: str | None = doc(
-        "the pruned model as a Megatron checkpoint",
-        None,
-        produces="checkpoint_megatron",
-        role="output",
-    )
+    hf_model_name_or_path: str = hub_model("Qwen/Qwen3-8B")
+    trust_remote_code: bool = remote_code()
+    output_hf_path: str | None = written("the pruned model", "checkpoint_hf")
+    output_megatron_path: str | None = written("the pruned model as a Megatron checkpoint", "checkpoint_megatron")
     prune_target_params: float | None = doc("search: parameters to keep, such as 6e9", None, role="kept_parameters")
     prune_target_active_params: float | None = doc(
         "search: parameters active for a token, in a MoE model", None, role="kept_active_parameters"
@@ -54,10 +50,8 @@ class PruneArgs(ScriptArgs):
     calib_batch_size: int = doc("samples per forward pass", 1, flags=("calib_batch_size", "calib_mbs"), role="batch")
     seq_length: int = doc("tokens per sample", 4096, role="sequence")
     pp_size: int = doc("pipeline parallel size, the only parallelism it has", 1, role="pp")
-    num_layers_in_first_pipeline_stage: int | None = doc(
-        "where layers do not divide by stages", None, role="first_stage"
-    )
-    num_layers_in_last_pipeline_stage: int | None = doc("where layers do not divide by stages", None, role="last_stage")
+    num_layers_in_first_pipeline_stage: int | None = uneven("first_stage")
+    num_layers_in_last_pipeline_stage: int | None = uneven("last_stage")
 
     def work(self) -> dict[str, Any]:
         """A search asks each candidate 5 % of MMLU, as the script's own score function says."""

@@ -4,40 +4,44 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from scripts.args.meaning import ScriptArgs, Work, doc
+from scripts.args.shared import PROMPTS, Precision, Sizes, hub_model, remote_code, written
 from scripts.formats import CONFIG_NAMES, FORMATS
 
 KvCacheQuant = Literal["none", "fp8", "fp8_affine", "nvfp4", "nvfp4_affine", "nvfp4_rotate"]
 _FORMATS = ", ".join(FORMATS)
-_PROMPTS = "Hello!|Born in California, Soyer trained as a"
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuantizeArgs(ScriptArgs):
-    """What `quantize` does. Names: Megatron-Bridge examples/quantization/quantize.py, as far as it has them."""
+class _BridgeArgs(ScriptArgs):
+    """What both of Megatron-Bridge's scripts have."""
 
-    SCRIPTS: ClassVar[tuple[str, ...]] = ("Megatron-Bridge/examples/quantization/quantize.py",)
     EXPORTER: ClassVar[str] = "export"
     WORK: ClassVar[Work | None] = "calibration"
-    HF_ENGINE: ClassVar[bool] = True
 
-    hf_model_id: str = doc(
-        "a folder, a hub name, tiny:qwen3 or tiny:llama (hf engine)",
-        "tiny:qwen3",
-        consumes="checkpoint_hf",
-        role="model",
-    )
-    trust_remote_code: bool = doc("run Python code that the model's repository brings", False, role="remote_code")
-    export_quant_cfg: str = doc(
-        f"a format name ({_FORMATS}); hf engine: also a ModelOpt config name (FP8_DEFAULT_CFG) or recipe YAML",
-        "fp8",
-        role="format",
-    )
+    hf_model_id: str = hub_model("Qwen/Qwen3-VL-8B-Instruct")
+    trust_remote_code: bool = remote_code()
+    export_quant_cfg: str = doc(f"a format name: {_FORMATS}", "fp8", role="format")
     weight_only: bool = doc("quantize weights, leave activations alone", False, role="weight_only")
     export_kv_cache_quant: KvCacheQuant = doc(
         "format of the key/value cache; the script knows fp8 only", "none", role="kv_format"
     )
     compress: bool = doc("store real low-precision weights in the checkpoint", False, role="compress")
     calib_size: int = doc("calibration samples", 512, role="samples")
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizeArgs(_BridgeArgs):
+    """What `quantize` does. Names: Megatron-Bridge examples/quantization/quantize.py, as far as it has them."""
+
+    SCRIPTS: ClassVar[tuple[str, ...]] = ("Megatron-Bridge/examples/quantization/quantize.py",)
+    HF_ENGINE: ClassVar[bool] = True
+
+    hf_model_id: str = hub_model("tiny:qwen3", "a folder, a hub name, tiny:qwen3 or tiny:llama (hf engine)")
+    export_quant_cfg: str = doc(
+        f"a format name ({_FORMATS}); hf engine: also a ModelOpt config name (FP8_DEFAULT_CFG) or recipe YAML",
+        "fp8",
+        role="format",
+    )
     calib_dataset: str | None = doc(
         "JSONL or text file, data set folder or hub name; null is cnn_dailymail, or a tiny model's own text",
         None,
@@ -54,35 +58,17 @@ class QuantizeArgs(ScriptArgs):
     eval_size: int = doc(
         "samples scored before and after; 0 skips the comparison", 64, engine="hf", role="eval_samples"
     )
-    prompts: str = doc("prompts to continue before and after, separated by |", _PROMPTS, role="prompts")
-    dtype: Literal["bfloat16", "float16", "float32"] = doc(
-        "precision the model is loaded and exported in",
-        "bfloat16",
-        engine="hf",
-        role="precision",
-    )
+    prompts: str = doc("prompts to continue before and after, separated by |", PROMPTS, role="prompts")
+    dtype: Precision = doc("precision the model is loaded and exported in", "bfloat16", engine="hf", role="precision")
     device: Literal["auto", "cpu", "cuda"] = doc("where the hf engine runs", "auto", engine="hf", role="device")
-    modelopt_save_path: str | None = doc(
-        "hf engine: ModelOpt-restorable checkpoint; null skips it",
-        None,
-        engine="hf",
-        produces="checkpoint_modelopt",
-        role="output",
+    modelopt_save_path: str | None = written(
+        "hf engine: ModelOpt-restorable checkpoint; null skips it", "checkpoint_modelopt", engine="hf"
     )
-    export_dir: str | None = doc(
-        "hf engine: deployable Hugging Face checkpoint; null skips it",
-        None,
-        engine="hf",
-        produces="checkpoint_hf",
-        role="output",
+    export_dir: str | None = written(
+        "hf engine: deployable Hugging Face checkpoint; null skips it", "checkpoint_hf", engine="hf"
     )
-    megatron_save_path: str | None = doc(
-        "script engine: Megatron checkpoint",
-        None,
-        engine="script",
-        produces="checkpoint_megatron",
-        quantized=True,
-        role="output",
+    megatron_save_path: str | None = written(
+        "script engine: Megatron checkpoint", "checkpoint_megatron", engine="script", quantized=True
     )
     tp: int = doc("tensor parallel size", 1, engine="script", role="tp")
     pp: int = doc("pipeline parallel size", 1, engine="script", role="pp")
@@ -100,41 +86,19 @@ class QuantizeArgs(ScriptArgs):
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuantizeVlmArgs(ScriptArgs):
+class QuantizeVlmArgs(Sizes, _BridgeArgs):
     """What `quantize_vlm` does. Source: Megatron-Bridge examples/quantization/quantize_vlm.py."""
 
     SCRIPTS: ClassVar[tuple[str, ...]] = ("Megatron-Bridge/examples/quantization/quantize_vlm.py",)
     IMAGES: ClassVar[bool] = True
-    EXPORTER: ClassVar[str] = "export"
-    WORK: ClassVar[Work | None] = "calibration"
 
-    hf_model_id: str = doc(
-        "a folder or a hub name", "Qwen/Qwen3-VL-8B-Instruct", consumes="checkpoint_hf", role="model"
-    )
-    trust_remote_code: bool = doc("run Python code that the model's repository brings", False, role="remote_code")
-    export_quant_cfg: str = doc(f"a format name: {_FORMATS}", "fp8", role="format")
-    weight_only: bool = doc("quantize weights, leave activations alone", False, role="weight_only")
-    export_kv_cache_quant: KvCacheQuant = doc(
-        "format of the key/value cache; the script knows fp8 only", "none", role="kv_format"
-    )
-    compress: bool = doc("store real low-precision weights in the checkpoint", False, role="compress")
-    calib_size: int = doc("calibration samples", 512, role="samples")
     use_random_calib: bool = doc("calibrate on random images and text: for plumbing only", False, role="mock_data")
     skip_quantization: bool = doc("convert only, to compare with", False, role="unquantized")
     prompts: str = doc("what to ask about the test image", "Describe this image.", role="prompts")
     test_image_path: str | None = doc("an image to try the quantized model on", None, path="read")
-    megatron_save_path: str | None = doc(
-        "Megatron checkpoint",
-        None,
-        produces="checkpoint_megatron",
-        quantized=True,
-        required=True,
-        role="output",
+    megatron_save_path: str | None = written(
+        "Megatron checkpoint", "checkpoint_megatron", quantized=True, required=True
     )
-    tp: int = doc("tensor parallel size", 1, role="tp")
-    pp: int = doc("pipeline parallel size", 1, role="pp")
-    ep: int = doc("expert parallel size", 1, role="ep")
-    etp: int = doc("expert tensor parallel size", 1, role="etp")
 
     def work(self) -> dict[str, Any]:
         return {"fake_quantized": not self.skip_quantization}
@@ -148,15 +112,10 @@ class QuantizeModelOptArgs(ScriptArgs):
     EXPORTER: ClassVar[str] = "export_modelopt"
     WORK: ClassVar[Work | None] = "calibration"
 
-    hf_model_name_or_path: str = doc("a folder or a hub name", "Qwen/Qwen3-8B", consumes="checkpoint_hf", role="model")
-    trust_remote_code: bool = doc("run Python code that the model's repository brings", False, role="remote_code")
-    export_megatron_path: str | None = doc(
-        "Megatron checkpoint",
-        None,
-        produces="checkpoint_megatron",
-        quantized=True,
-        required=True,
-        role="output",
+    hf_model_name_or_path: str = hub_model("Qwen/Qwen3-8B")
+    trust_remote_code: bool = remote_code()
+    export_megatron_path: str | None = written(
+        "Megatron checkpoint", "checkpoint_megatron", quantized=True, required=True
     )
     recipe: str | None = doc(
         "a ModelOpt recipe: general/ptq/fp8_default-kv_fp8, or a YAML file", None, role="format_recipe"
@@ -174,7 +133,7 @@ class QuantizeModelOptArgs(ScriptArgs):
     calib_num_samples: int = doc("calibration samples", 1024, role="samples")
     calib_batch_size: int = doc("samples per forward pass", 1, role="batch")
     seq_length: int = doc("tokens per calibration sample", 4096, role="sequence")
-    prompts: str = doc("prompts to continue afterwards, separated by |", _PROMPTS, role="prompts")
+    prompts: str = doc("prompts to continue afterwards, separated by |", PROMPTS, role="prompts")
     osl: int = doc("tokens of each continuation", 32, role="new_tokens")
     skip_generate: bool = doc("do not continue the prompts", False)
     tp_size: int = doc("tensor parallel size", 1, role="tp")
