@@ -1,12 +1,14 @@
 """What may stand in `export_quant_cfg`, and what is known of each named format: all of it from configs/formats.yaml.
 
+Those of the key/value cache are in configs/caches.yaml.
+
 No torch here: the control plane checks values with these functions before anything is written.
 """
 
-import ast
 import difflib
 import functools
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import util
 from pathlib import Path
@@ -19,7 +21,7 @@ from configs import CONFIGS
 from scripts.run.problems import JobError
 
 Kind = Literal["format", "config", "builtin_recipe", "recipe_file"]
-ScaleFacts = Mapping[str, tuple[str, str]]
+ScaleFacts = Mapping[str, Sequence[str]]  # name suffix -> dtype, shape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,12 +35,12 @@ class Format:
     weight_dtype: str
     packed: Literal["input", "output"] | None
     scales: ScaleFacts
-    input_scales: ScaleFacts
-    optional: Mapping[str, str]
     quant_algo: str
     min_sm: int
     native_sm: int
     group_error: float
+    input_scales: ScaleFacts = field(default_factory=dict)
+    optional: Mapping[str, str] = field(default_factory=dict)
     megatron_export: bool = False
     compress_export: bool = True
     gpu_only: bool = False
@@ -72,37 +74,38 @@ class FormatRef:
     value: str
 
 
-def _scales(raw: Mapping[str, Any]) -> ScaleFacts:
-    return MappingProxyType({suffix: (str(dtype), str(shape)) for suffix, (dtype, shape) in raw.items()})
+@dataclass(frozen=True, kw_only=True)
+class Cache:
+    """One named format of the key/value cache; the fields are explained in configs/caches.yaml."""
+
+    config: str
+    numbers: tuple[int, ...]
+    quant_algo: str
+    affine: bool = False
+    rotate: bool = False
 
 
-def _read(name: str, raw: dict[str, Any]) -> Format:
-    values = dict(raw)
-    weight = values.pop("weight")
-    outputs, inputs = values.pop("block")
-    return Format(
-        name=name,
-        block=(int(outputs), int(inputs)),
-        numbers=tuple(tuple(step) if isinstance(step, list) else step for step in values.pop("numbers")),
-        weight_dtype=weight["dtype"],
-        packed=weight.get("packed"),
-        scales=_scales(values.pop("scales")),
-        input_scales=_scales(values.pop("input_scales", {})),
-        scales_compressed=_scales(values.pop("scales_compressed", {})),
-        optional=MappingProxyType(dict(values.pop("optional", {}))),
-        **values,
-    )
+def _read(name: str, facts: dict[str, Any]) -> Format:
+    weight = facts.pop("weight")
+    numbers = tuple(tuple(step) if isinstance(step, list) else step for step in facts.pop("numbers"))
+    shape = {"block": tuple(facts.pop("block")), "weight_dtype": weight["dtype"], "packed": weight.get("packed")}
+    return Format(name=name, numbers=numbers, **shape, **facts)
 
 
-def _formats() -> Mapping[str, Format]:
-    raw = yaml.load(
-        (CONFIGS / "formats.yaml").read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    )
-    return MappingProxyType({name: _read(name, facts) for name, facts in raw.items()})
+def _load(file: str) -> dict[str, dict[str, Any]]:
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    content: dict[str, dict[str, Any]] = yaml.load((CONFIGS / file).read_text(encoding="utf-8"), Loader=loader)
+    return content
 
 
 #: The named formats.
-FORMATS: Mapping[str, Format] = _formats()
+FORMATS: Mapping[str, Format] = MappingProxyType(
+    {name: _read(name, facts) for name, facts in _load("formats.yaml").items()}
+)
+#: Those of the key/value cache.
+CACHES: Mapping[str, Cache] = MappingProxyType(
+    {name: Cache(numbers=tuple(facts.pop("numbers")), **facts) for name, facts in _load("caches.yaml").items()}
+)
 #: ModelOpt's own names, where a script does not list the short ones: they work in every release that takes free text.
 CONFIG_NAMES: Mapping[str, str] = MappingProxyType({name: facts.config for name, facts in FORMATS.items()})
 #: What Megatron's exporter cannot write, and what to do about it.
@@ -159,12 +162,7 @@ def config_names() -> tuple[str, ...]:
     if source is None or not source.is_file():
         return ()
     # Parsing the whole 80 kB file costs 40 ms; the definitions are lines that start with the name.
-    lines = [line for line in source.read_text(encoding="utf-8").splitlines() if "_CFG" in line and line[0].isupper()]
-    names = []
-    for line in lines:
-        head = line.partition("=")[0].partition(":")[0].strip()
-        if head.endswith("_CFG") and head.isidentifier() and isinstance(ast.parse(head, mode="eval").body, ast.Name):
-            names.append(head)
+    names = re.findall(r"^([A-Z]\w*_CFG) *[:=]", source.read_text(encoding="utf-8"), re.MULTILINE)
     # The key/value cache configs are fragments: alone they would leave ModelOpt's INT8 defaults on every layer.
     return tuple(name for name in dict.fromkeys(names) if "_KV_" not in name)
 
@@ -185,15 +183,16 @@ def _nearest(value: str, names: Any) -> str:
     return f"Did you mean {' or '.join(by_lower[name] for name in close)}?" if close else ""
 
 
-def _recipe_file_error(path: Path) -> str | None:
-    """None for a readable post-training recipe; `quantize` is the section ModelOpt asks for."""
+def _refuse_recipe(path: Path) -> None:
+    """Raise JobError unless it is a readable post-training recipe; `quantize` is the section ModelOpt asks for."""
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        cause = f"The recipe {path} has no section 'quantize'; only post-training quantization recipes can be used."
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        return f"The recipe {path} cannot be read: {str(error).splitlines()[0]}."
+        raw, cause = None, f"The recipe {path} cannot be read: {str(error).splitlines()[0]}."
     if not isinstance(raw, dict) or "quantize" not in raw:
-        return f"The recipe {path} has no section 'quantize'; only post-training quantization recipes can be used."
-    return None
+        remedy = "See ModelOpt's own recipes, such as general/ptq/fp8_default-kv_fp8."
+        raise JobError("unsupported_quant_recipe", cause, remedy)
 
 
 def resolve_format(value: str) -> FormatRef:
@@ -207,23 +206,15 @@ def resolve_format(value: str) -> FormatRef:
         return FormatRef(kind="builtin_recipe", value=plain)
     path = Path(value).expanduser()
     if value and path.suffix in (".yaml", ".yml") and path.is_file():
-        problem = _recipe_file_error(path)
-        if problem:
-            raise JobError(
-                "unsupported_quant_recipe",
-                problem,
-                "See ModelOpt's own recipes, such as general/ptq/fp8_default-kv_fp8.",
-            )
+        _refuse_recipe(path)
         return FormatRef(kind="recipe_file", value=str(path))
-    raise JobError("unsupported_quant_recipe", *_unknown(value))
-
-
-def _unknown(value: str) -> tuple[str, str]:
     if value.endswith((".yaml", ".yml")) or "/" in value:
         cause = f"{value!r} is neither a file nor a recipe that comes with ModelOpt."
-        return cause, _nearest(value.removesuffix(".yaml"), builtin_recipes())
-    cause = f"{value!r} is neither a format ({', '.join(FORMATS)}) nor a ModelOpt config name nor a recipe."
-    return cause, _nearest(value, [*FORMATS, *config_names()])
+        remedy = _nearest(value.removesuffix(".yaml"), builtin_recipes())
+    else:
+        cause = f"{value!r} is neither a format ({', '.join(FORMATS)}) nor a ModelOpt config name nor a recipe."
+        remedy = _nearest(value, [*FORMATS, *config_names()])
+    raise JobError("unsupported_quant_recipe", cause, remedy)
 
 
 def format_error(value: str) -> str | None:

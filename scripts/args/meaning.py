@@ -19,75 +19,19 @@ Work = Literal["calibration", "scoring", "training", "generation", "transfer"]
 #: What a field is to the rest of the system. No class has a role twice, but for `data`, `output`, `checkpoint` and
 #: `pruned_size`; of several the first that is set counts.
 Role = Literal[
-    "model",
-    "teacher",
-    "reference",
-    "tokenizer",
-    "weights",
-    "checkpoint",
-    "teacher_checkpoint",
-    "adapter",
-    "data",
-    "eval_data",
-    "baseline",
-    "config",
-    "prompts",
-    "output",
-    "format",
-    "format_recipe",
-    "unquantized",
-    "kv_format",
-    "precision",
-    "samples",
-    "eval_samples",
-    "limit",
-    "mock_data",
-    "sequence",
-    "calib_sequence",
-    "batch",
-    "micro_batch",
-    "global_batch",
-    "iterations",
-    "train_samples",
-    "learning_rate",
-    "min_learning_rate",
-    "warmup",
-    "eval_interval",
-    "save_interval",
-    "new_tokens",
-    "tp",
-    "pp",
-    "cp",
-    "ep",
-    "etp",
-    "first_stage",
-    "last_stage",
-    "sequence_parallel",
-    "recompute",
-    "recompute_layers",
-    "distributed_optimizer",
-    "every_expert",
-    "weight_only",
-    "compress",
-    "file_precision",
-    "bf16",
-    "device",
-    "cpu",
-    "server_gpus",
-    "checkpoints_kept",
-    "stop_minutes",
-    "draft_heads",
-    "pruned_sizes",
-    "pruned_size",
-    "unpruned",
-    "width_share",
-    "depth_share",
-    "kept_memory",
-    "kept_parameters",
-    "kept_active_parameters",
-    "remote_code",
-    "wandb",
-]
+    "model", "teacher", "reference", "tokenizer", "weights", "checkpoint", "teacher_checkpoint", "adapter",
+    "data", "eval_data", "baseline", "config", "prompts", "output",
+    "format", "format_recipe", "unquantized", "kv_format", "precision",
+    "samples", "eval_samples", "limit", "mock_data", "sequence", "calib_sequence",
+    "batch", "micro_batch", "global_batch", "iterations", "train_samples", "new_tokens",
+    "learning_rate", "min_learning_rate", "warmup", "eval_interval", "save_interval",
+    "checkpoints_kept", "stop_minutes",
+    "tp", "pp", "cp", "ep", "etp", "first_stage", "last_stage",
+    "sequence_parallel", "recompute", "recompute_layers", "distributed_optimizer",
+    "every_expert", "weight_only", "compress", "file_precision", "bf16", "device", "cpu", "server_gpus",
+    "draft_heads", "pruned_sizes", "pruned_size", "unpruned", "width_share", "depth_share",
+    "kept_memory", "kept_parameters", "kept_active_parameters", "remote_code", "wandb",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,9 +58,8 @@ class Meaning:
     concrete: bool = False  # of a checkpoint with several iterations, the script must be given one
     in_place: bool = False  # an output that the script itself goes on with after a stop: never moved
     file: str = ""  # the mapping is written to this file in the run directory, and the flag gets its path
-    aliases: Mapping[str, str] = field(
-        default_factory=dict
-    )  # values that releases without a list of choices call otherwise
+    #: Values that releases without a list of choices call otherwise.
+    aliases: Mapping[str, str] = field(default_factory=dict)
     card: bool = False  # no flag: names a model card, whose flags come first
     into: tuple[str, ...] = ()  # no flag: dotted keys of that mapping
     optional: bool = False  # a tuning value that only some releases take: left out for the others, which is said
@@ -153,13 +96,12 @@ _AT_LEAST_ONE: tuple[Role, ...] = (
     *("samples", "sequence", "calib_sequence", "batch", "micro_batch", "global_batch", "iterations", "train_samples"),
     *("new_tokens", "first_stage", "last_stage", "server_gpus", "tp", "pp", "cp", "ep", "etp"),
 )
-_ABOVE_ZERO: tuple[Role, ...] = ("kept_parameters", "kept_active_parameters", "kept_memory")
+_ABOVE_ZERO: tuple[Role, ...] = ("kept_parameters", "kept_active_parameters", "kept_memory", "learning_rate")
 _SHARES: tuple[Role, ...] = ("width_share", "depth_share")
 #: What a number can be because of its role, where its field says nothing else.
 _LIMITS: Mapping[Role | None, Mapping[str, float]] = {
     **{role: {"least": 1} for role in _AT_LEAST_ONE},
     "eval_samples": {"least": 0},
-    "learning_rate": {"above": 0},
     "min_learning_rate": {"least": 0},
     **{role: {"above": 0} for role in _ABOVE_ZERO},
     **{role: {"least": 0, "below": 1} for role in _SHARES},

@@ -17,6 +17,7 @@ def convert(kind: Any, value: Any, *, strict: bool) -> Any:
     Text for a string field is taken literally: `1e3`, `yes` and `$(x)` stay what they are; `null`
     is None where the field allows it. Raises ValueError saying what would be right.
     """
+    import yaml
     from pydantic import ValidationError
 
     if not strict and isinstance(value, str):
@@ -26,7 +27,10 @@ def convert(kind: Any, value: Any, *, strict: bool) -> Any:
         if kind is str or (optional and str in get_args(kind)):
             return value
         if {list, dict} & {get_origin(one) for one in (kind, *get_args(kind))}:
-            value = _yaml(value)
+            try:
+                value = parse_yaml(value)
+            except yaml.YAMLError as error:
+                raise ValueError(f"does not parse: {' '.join(str(error).split())}") from error
     try:
         return _adapter(kind).validate_python(value, strict=strict)
     except ValidationError as error:
@@ -42,15 +46,6 @@ def _adapter(kind: Any) -> Any:
     from pydantic import ConfigDict, TypeAdapter
 
     return TypeAdapter(kind, config=ConfigDict(allow_inf_nan=False))
-
-
-def _yaml(text: str) -> Any:
-    import yaml
-
-    try:
-        return parse_yaml(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"does not parse: {' '.join(str(error).split())}") from error
 
 
 def parse_yaml(text: str) -> Any:

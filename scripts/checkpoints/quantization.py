@@ -9,16 +9,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from scripts.checkpoints.pickles import Pairs, mapping_of, pairs_of
-from scripts.formats import FORMATS, Format
+from scripts.formats import CACHES, FORMATS, Format
 
 UNKNOWN = "quantized (format unknown)"
 Number = int | tuple[int, ...] | None
 
-_E4M3, _E2M1 = (4, 3), (2, 1)
 #: Calibrations that leave more in a checkpoint than scales; a format's ModelOpt config is named after its own.
 _METHODS = ("awq", "smoothquant", "svdquant")
 _CACHE, _LONGEST_PATTERN = "_bmm_quantizer", 1000
-_CACHES = {_E4M3: "fp8", _E2M1: "nvfp4"}
 #: What ModelOpt did to a model, in order: mode and its configuration.
 Modes = list[tuple[str, dict[str, object]]]
 
@@ -168,10 +166,9 @@ def cache_of(rules: Rules) -> str | None:
     keys, values = (_last(rules, f"attention.{part}{_CACHE}") for part in ("k", "v"))
     if not values:
         return None
-    kind = _CACHES.get(values[0].numbers, UNKNOWN)  # type: ignore[arg-type]
-    if values[0].affine:
-        return f"{kind}_affine"
-    return f"{kind}_rotate" if keys and keys[0].rotated else kind
+    affine = values[0].affine
+    said = (values[0].numbers, affine, bool(keys) and keys[0].rotated and not affine)
+    return next((name for name, one in CACHES.items() if (one.numbers, one.affine, one.rotate) == said), UNKNOWN)
 
 
 def _is_format(facts: Format, weight: tuple[Grid, ...], given: tuple[Grid, ...] | None, methods: set[str]) -> bool:

@@ -9,19 +9,12 @@ from typing import TYPE_CHECKING, Any
 from scripts.args.quantize import QuantizeArgs
 from scripts.engines.hf.nvfp4 import cpu_kernels
 from scripts.engines.hf.packing import replaced
-from scripts.formats import FORMATS, FormatRef, resolve_format
+from scripts.formats import CACHES, FORMATS, FormatRef, resolve_format
 from scripts.run.problems import JobError
 
 if TYPE_CHECKING:
     from torch import nn
 
-KV_CONFIGS = {
-    "fp8": "FP8_KV_CFG",
-    "fp8_affine": "FP8_AFFINE_KV_CFG",
-    "nvfp4": "NVFP4_KV_CFG",
-    "nvfp4_affine": "NVFP4_AFFINE_KV_CFG",
-    "nvfp4_rotate": "NVFP4_KV_ROTATE_CFG",
-}
 NO_INPUTS = {"quantizer_name": "*input_quantizer*", "enable": False}
 
 
@@ -82,7 +75,7 @@ def build_config(args: QuantizeArgs) -> dict[str, Any]:
     if args.weight_only:
         rules.append(dict(NO_INPUTS))
     if args.export_kv_cache_quant != "none":
-        rules += copy.deepcopy(getattr(mtq, KV_CONFIGS[args.export_kv_cache_quant])["quant_cfg"])
+        rules += copy.deepcopy(getattr(mtq, CACHES[args.export_kv_cache_quant].config)["quant_cfg"])
     config["quant_cfg"] = rules
     return config
 

@@ -4,7 +4,7 @@ Weights are dequantized by the layout of the files, not with the exporter's code
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -15,7 +15,7 @@ from scripts.engines.hf.load import first_line
 from scripts.engines.hf.nvfp4 import cpu_kernels
 from scripts.engines.hf.reference import Reference, layer_of
 from scripts.engines.hf.save import STATE, enable_checkpointing
-from scripts.formats import Format
+from scripts.formats import CACHES, Format
 from scripts.run.problems import JobError
 
 if TYPE_CHECKING:
@@ -24,15 +24,9 @@ if TYPE_CHECKING:
 Fact = tuple[str, str]
 INDEX = "model.safetensors.index.json"
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
+#: How the last part of a name ends that is a scale.
+SCALES = ("scale", "scale_2", "scale_inv")
 PLAIN = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
-KV_ALGO: dict[str, str | None] = {
-    "none": None,
-    "fp8": "FP8",
-    "fp8_affine": "FP8",
-    "nvfp4": "NVFP4",
-    "nvfp4_affine": "NVFP4_AFFINE",
-    "nvfp4_rotate": "NVFP4",
-}
 
 
 def refuse(name: str, cause: str) -> NoReturn:
@@ -55,17 +49,15 @@ class Export:
             refuse("export_incomplete", f"{folder} has no safetensors file.")
         try:
             for shard in self.shards:
-                self._read_header(shard)
+                for name, entry in read_header(shard).items():
+                    if name in self.shard_of:
+                        first = self.shard_of[name].name
+                        refuse("export_incomplete", f"{name} is both in {first} and in {shard.name}.")
+                    self.shard_of[name] = shard
+                    self.header[name] = (entry["dtype"], tuple(entry["shape"]))
             self._check_index(folder / INDEX)
         except JobError as error:
             refuse("export_incomplete", error.cause)
-
-    def _read_header(self, shard: Path) -> None:
-        for name, entry in read_header(shard).items():
-            if name in self.shard_of:
-                refuse("export_incomplete", f"{name} is both in {self.shard_of[name].name} and in {shard.name}.")
-            self.shard_of[name] = shard
-            self.header[name] = (entry["dtype"], tuple(entry["shape"]))
 
     def _check_index(self, path: Path) -> None:
         if not path.is_file():
@@ -95,9 +87,8 @@ class Export:
 
     def of_module(self, module: str) -> "dict[str, torch.Tensor]":
         """The tensors of one module by their last name, such as weight and weight_scale."""
-        prefix = f"{module}."
-        names = [name for name in self.header if name.startswith(prefix) and "." not in name[len(prefix) :]]
-        return {name[len(prefix) :]: self.tensor(name) for name in names}
+        parts = ((name, *name.rpartition(".")) for name in self.header)
+        return {last: self.tensor(name) for name, owner, _, last in parts if owner == module}
 
 
 def _per_block(scale: "torch.Tensor", shape: tuple[int, int]) -> "torch.Tensor":
@@ -111,24 +102,17 @@ def _per_block(scale: "torch.Tensor", shape: tuple[int, int]) -> "torch.Tensor":
     return grid.repeat_interleave(rows, 0).repeat_interleave(columns, 1)
 
 
-def _unpack_columns(packed: "torch.Tensor") -> "torch.Tensor":
-    """NVFP4: two neighbours along the input in one byte, the first in the low half."""
+def _unpacked(packed: "torch.Tensor", side: str | None) -> "torch.Tensor":
+    """The values of weights of which a byte holds two neighbours along this side, the first in the low half."""
     import torch
 
-    codes = torch.stack([packed & 0x0F, packed >> 4], -1).reshape(packed.shape[0], -1)
-    return torch.tensor(E2M1)[codes.long()]
-
-
-def _unpack_rows(packed: "torch.Tensor") -> "torch.Tensor":
-    """INT4: two neighbours along the output in one byte, two's complement, the first in the low half."""
-    import torch
-
-    codes = torch.stack([packed & 0x0F, packed >> 4], 1).reshape(-1, packed.shape[1]).to(torch.int8)
+    if side is None:
+        return packed.float()
+    halves = [packed & 0x0F, packed >> 4]
+    if side == "input":  # NVFP4
+        return torch.tensor(E2M1)[torch.stack(halves, -1).reshape(packed.shape[0], -1).long()]
+    codes = torch.stack(halves, 1).reshape(-1, packed.shape[1]).to(torch.int8)  # INT4, two's complement
     return torch.where(codes > 7, codes - 16, codes).float()
-
-
-#: How weights of two values in a byte are unpacked, by the side that they are packed along.
-_UNPACKED = {"input": _unpack_columns, "output": _unpack_rows}
 
 
 def dequantize(facts: Format, tensors: "Mapping[str, torch.Tensor]") -> "torch.Tensor":
@@ -137,8 +121,7 @@ def dequantize(facts: Format, tensors: "Mapping[str, torch.Tensor]") -> "torch.T
     `tensors` are the module's own: weight, weight_scale, weight_scale_2. The result applies to the module's input
     after pre_quant_scale, where there is one.
     """
-    stored = tensors["weight"]
-    values = _UNPACKED[facts.packed](stored) if facts.packed else stored.float()
+    values = _unpacked(tensors["weight"], facts.packed)
     weight = values * _per_block(tensors["weight_scale"], (values.shape[0], values.shape[1]))
     if facts.scales["weight_scale"][0] != "F32":  # scales that are rounded themselves have a scale of their own
         weight = weight * tensors["weight_scale_2"].float()
@@ -166,29 +149,26 @@ def group_errors(weight: "torch.Tensor", original: "torch.Tensor", scale: "torch
     return pooled[0].sqrt() / torch.maximum(pooled[1].sqrt(), floor)
 
 
-def _scale_shape(shape: str, facts: Format, size: tuple[int, int]) -> tuple[int, ...]:
-    rows, columns = size[0] // facts.block[0], size[1] // facts.block[1]
-    return {"scalar": (), "per_output": (size[0],), "per_block": (rows, columns)}.get(shape, (rows, 1, columns, 1))
-
-
-def _weight_shape(facts: Format, size: tuple[int, int]) -> tuple[int, int]:
-    if facts.packed == "input":
-        return (size[0], size[1] // 2)
-    return (size[0] // 2, size[1]) if facts.packed == "output" else size
-
-
 def _check_module(
     export: Export, module: str, size: tuple[int, int], facts: Format, *, weight_only: bool, compressed: bool
-) -> int:
-    """Dtypes and shapes of one quantized linear; returns how many scale tensors it has."""
-    scales = dict(facts.scales_compressed if compressed and facts.scales_compressed else facts.scales)
-    if not weight_only:
-        scales.update(facts.input_scales)
-    wanted: dict[str, tuple[str, tuple[int, ...]]] = {"weight": (facts.weight_dtype, _weight_shape(facts, size))}
-    wanted.update({suffix: (dtype, _scale_shape(shape, facts, size)) for suffix, (dtype, shape) in scales.items()})
-    for suffix, dtype in facts.optional.items():
-        if f"{module}.{suffix}" in export.header:
-            wanted[suffix] = (dtype, (size[1],))
+) -> None:
+    """Dtypes and shapes of one quantized linear of `size` [out, in]."""
+    outputs, inputs = size
+    rows, columns = outputs // facts.block[0], inputs // facts.block[1]
+    shapes: dict[str, tuple[int, ...]] = {
+        "scalar": (),
+        "per_output": (outputs,),
+        "per_block": (rows, columns),
+        "per_block_4d": (rows, 1, columns, 1),
+    }
+    packed = {"input": (outputs, inputs // 2), "output": (outputs // 2, inputs)}
+    scales = (compressed and facts.scales_compressed) or facts.scales
+    scales = {**scales, **({} if weight_only else facts.input_scales)}
+    wanted = {"weight": (facts.weight_dtype, packed.get(facts.packed or "", size))}
+    wanted |= {suffix: (dtype, shapes[shape]) for suffix, (dtype, shape) in scales.items()}
+    wanted |= {
+        name: (dtype, (inputs,)) for name, dtype in facts.optional.items() if f"{module}.{name}" in export.header
+    }
     for suffix, expected in wanted.items():
         found = export.header.get(f"{module}.{suffix}")
         if found is None:
@@ -198,35 +178,26 @@ def _check_module(
         if found != expected:
             told = f"{found[0]} {list(found[1])}, not {expected[0]} {list(expected[1])}"
             refuse("export_wrong_type", f"{module}.{suffix} is {told}.")
-    return len(wanted) - 1
 
 
-def _check_values(export: Export, names: Iterable[str]) -> int:
+def _check_scales(export: Export) -> Fact:
     import torch
 
-    count = 0
+    names = [name for name in export.header if name.endswith(SCALES)]
     for name in names:
         values = export.tensor(name).float()
         if not bool(torch.isfinite(values).all()) or not bool((values > 0).all()):
             refuse("export_bad_scale", f"{name} has a scale that is not a positive number.")
-        count += 1
-    return count
+    return "scales", f"{len(names)}, all finite and positive"
 
 
-def _scale_names(export: Export) -> list[str]:
-    endings = ("scale", "scale_2", "scale_inv")
-    return [name for name in export.header if name.rpartition(".")[2].endswith(endings)]
-
-
-def _check_plain(export: Export, reference: Reference, dtype: str) -> int:
-    count = 0
-    for module in reference.plain:
-        header = export.header.get(f"{module}.weight")
-        if header is not None:  # a head tied to the embedding is not stored
-            count += 1
-            if header[0] != PLAIN[dtype]:
-                refuse("export_wrong_type", f"{module}.weight is {header[0]}, but was to stay {PLAIN[dtype]}.")
-    return count
+def _check_plain(export: Export, reference: Reference, dtype: str) -> Fact:
+    """A head that is tied to the embedding is not stored."""
+    found = {name: export.header[name][0] for one in reference.plain if (name := f"{one}.weight") in export.header}
+    for name, header in found.items():
+        if header != PLAIN[dtype]:
+            refuse("export_wrong_type", f"{name} is {header}, but was to stay {PLAIN[dtype]}.")
+    return "layers left alone", f"{len(found)} in {dtype}"
 
 
 def _check_experts(export: Export, reference: Reference) -> None:
@@ -251,8 +222,9 @@ def _check_config(folder: Path, algo: str | None, kv_cache: KvCacheQuant | None)
         refuse("export_incomplete", f"{path} is not what ModelOpt writes: {error}.")
     if algo is not None and found_algo != algo:
         refuse("export_wrong_config", f"{path} says quant_algo {found_algo}, not {algo}.")
-    if kv_cache is not None and found_kv != KV_ALGO[kv_cache]:
-        refuse("export_wrong_config", f"{path} says kv_cache_quant_algo {found_kv}, not {KV_ALGO[kv_cache]}.")
+    wanted_kv = CACHES[kv_cache].quant_algo if kv_cache in CACHES else None
+    if kv_cache is not None and found_kv != wanted_kv:
+        refuse("export_wrong_config", f"{path} says kv_cache_quant_algo {found_kv}, not {wanted_kv}.")
     return "algorithm", f"{found_algo}, key/value cache {found_kv or 'not quantized'}"
 
 
@@ -289,7 +261,8 @@ def _check_weights(export: Export, reference: Reference, facts: Format) -> list[
         # Compared as quantized, after the input scale: there rounding has its bound, whatever the scale.
         given = tensors.get("pre_quant_scale")
         scales = [given.float()] if given is not None else [torch.ones(1), *_folds(export, reference, module)]
-        error = min(_largest(group_errors(weight, original / scale, tensors["weight_scale"])) for scale in scales)
+        errors = [float(group_errors(weight, original / scale, tensors["weight_scale"]).max()) for scale in scales]
+        error = min(one if math.isfinite(one) else math.inf for one in errors)
         if error > facts.group_error:
             cause = f"{module}: dequantized weights are off by {error:.0%} in a scale group; {facts.name} allows "
             refuse("export_wrong_values", f"{cause}{facts.group_error:.0%}.")
@@ -298,11 +271,6 @@ def _check_weights(export: Export, reference: Reference, facts: Format) -> list[
         return []
     told = f"{len(reference.weights)} layers; largest error of a scale group {worst[1]:.1%} ({worst[0]})"
     return [("weights dequantized", told)]
-
-
-def _largest(errors: "torch.Tensor") -> float:
-    error = float(errors.max())
-    return error if math.isfinite(error) else math.inf
 
 
 def verify_export(
@@ -324,11 +292,8 @@ def verify_export(
     export = Export(folder)
     algo = None
     if facts is not None:
-        algo = facts.quant_algo
-        if weight_only and facts.quant_algo_weight_only:
-            algo = facts.quant_algo_weight_only
-        elif compressed and facts.quant_algo_compressed:
-            algo = facts.quant_algo_compressed
+        algo = (weight_only and facts.quant_algo_weight_only) or (compressed and facts.quant_algo_compressed)
+        algo = algo or facts.quant_algo
     config = _check_config(folder, algo, kv_cache)
     for module, size in reference.modules.items():
         if facts is not None:
@@ -338,14 +303,14 @@ def verify_export(
     _check_experts(export, reference)
     plain = _check_plain(export, reference, dtype)
     _check_kv(export, kv_cache or "none")
-    scales = _check_values(export, _scale_names(export))
+    scales = _check_scales(export)
     weights = _check_weights(export, reference, facts) if facts is not None else []
     return [
         ("shards", f"{len(export.shards)}, {len(export.header)} tensors, each in the shard that the index names"),
         config,
         ("quantized layers", f"{len(reference.modules) + reference.experts}, scales complete"),
-        ("scales", f"{scales}, all finite and positive"),
-        ("layers left alone", f"{plain} in {dtype}"),
+        scales,
+        plain,
         *weights,
     ]
 

@@ -2,11 +2,14 @@
 
 import ast
 import builtins
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, Protocol
+from typing import Any
 
+from scripts.engines.script.flags.parsers import Parsers
 from scripts.engines.script.flags.values import (
+    COMPARISONS,
     FAULTS,
     PARSER_METHODS,
     UNKNOWN,
@@ -21,40 +24,33 @@ from scripts.engines.script.flags.values import (
     Pending,
     Scope,
     all_same,
-    compared,
     elements,
     literal,
-    same,
     short,
-    spread,
     truth,
 )
 
 
-class Program(Protocol):
-    """What an expression stands in."""
+class Expressions(ABC):
+    """Evaluates; what a call does, and what an import finds, is for the classes that are made of it to say."""
 
-    def call(self, node: ast.Call, scope: Scope) -> Any:
-        """What a call returns."""
-
-    def look_up(self, imported: Imported) -> Any:
-        """What an imported name is; UNKNOWN where its module cannot be found."""
-
-    def follow_pending(self, pending: Pending) -> Any:
-        """What a call returns that was put off."""
-
-    def see(self, parser: Parser) -> None:
-        """A parser has come into view."""
-
-
-class Expressions:
-    """Evaluates; what a call does, and what an import finds, is the program's affair."""
-
-    def __init__(self, program: Program) -> None:
-        self._program = program
+    def __init__(self) -> None:
+        self.parsers = Parsers(self.told, self.forced)
         self._stored: dict[str, Parser] = {}  # parsers kept as attributes: self.parser
         self.wanted = False  # whether the value at hand describes a flag, so that other modules are asked for it
         self._missed = False  # whether one was not asked
+
+    @abstractmethod
+    def call(self, node: ast.Call, scope: Scope) -> Any:
+        """What a call returns."""
+
+    @abstractmethod
+    def look_up(self, imported: Imported) -> Any:
+        """What an imported name is; UNKNOWN where its module cannot be found."""
+
+    @abstractmethod
+    def follow_pending(self, pending: Pending) -> Any:
+        """What a call returns that was put off."""
 
     @contextmanager
     def wanting(self, wanted: bool) -> Iterator[None]:
@@ -74,11 +70,11 @@ class Expressions:
             return UNKNOWN
         if isinstance(value, Later):
             return self.told(self.value(value.node, value.scope))
-        return self._program.look_up(value) if isinstance(value, Imported) else self.forced(value)
+        return self.look_up(value) if isinstance(value, Imported) else self.forced(value)
 
     def forced(self, value: Any) -> Any:
         """A value with its pending call followed: it is used as a parser."""
-        return self._program.follow_pending(value) if isinstance(value, Pending) else value
+        return self.follow_pending(value) if isinstance(value, Pending) else value
 
     def kept(self, node: ast.expr, scope: Scope) -> Any:
         """The value that a name is to have."""
@@ -96,7 +92,7 @@ class Expressions:
             case ast.Attribute():
                 return self.attribute(self.value(node.value, scope), node.attr)
             case ast.Call():
-                return self._program.call(node, scope)
+                return self.call(node, scope)
             case ast.List() | ast.Tuple() | ast.Set():
                 return self._sequence(node, scope)
             case ast.Dict():
@@ -165,7 +161,8 @@ class Expressions:
             case ast.Name():
                 scope.names[target.id] = value
             case ast.Tuple() | ast.List():
-                parts = spread(self.told(value), len(target.elts))
+                found = elements(self.told(value))
+                parts = found if found and len(found) == len(target.elts) else [UNKNOWN] * len(target.elts)
                 for one, part in zip(target.elts, parts, strict=True):
                     self.bind(one.value if isinstance(one, ast.Starred) else one, part, scope)
             case ast.Attribute() if isinstance(value, Parser):
@@ -179,10 +176,10 @@ class Expressions:
         if holder is not None:
             value = holder.names[name]
             if isinstance(value, Parser):
-                self._program.see(value)
+                self.parsers.see(value)
             return value
         for star in scope.module.stars:
-            if (found := self._program.look_up(star.sibling(name))) is not UNKNOWN:
+            if (found := self.look_up(star.sibling(name))) is not UNKNOWN:
                 return found
         return Builtin(name=name) if hasattr(builtins, name) else UNKNOWN
 
@@ -242,7 +239,7 @@ class Expressions:
         test = self.truth(node.test, scope)
         if test is not None:
             return self.value(node.body if test else node.orelse, scope)
-        return same(self.value(node.body, scope), self.value(node.orelse, scope))
+        return all_same([self.value(node.body, scope), self.value(node.orelse, scope)])
 
     def _first(self, node: ast.BoolOp, scope: Scope) -> Any:
         """What is left of the operands of which one decides `a or b`, `a and b`."""
@@ -271,7 +268,7 @@ class Expressions:
                     left, right = operands
                     return left + right if isinstance(node.op, ast.Add) else left | right
                 case ast.Compare(ops=[operator]) if all(map(literal, operands)):
-                    return compared(operator, *operands)
+                    return COMPARISONS[type(operator)](*operands)
                 case ast.Subscript():
                     return operands[0][operands[1]]
         return UNKNOWN

@@ -2,12 +2,12 @@
 
 import ast
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from scripts.engines.script.flags.expressions import Expressions
-from scripts.engines.script.flags.parsers import Parsers
 from scripts.engines.script.flags.values import UNKNOWN, Builtin, Imported, Parser, Scope
 from scripts.run.problems import JobError
 
@@ -69,15 +69,18 @@ class Library:
                     yield path
 
 
-class Imports:
+class Imports(Expressions):
     """Looks imported names up. What a module does when it is imported makes none of its parsers the script's."""
 
-    def __init__(
-        self, library: Library, values: Expressions, parsers: Parsers, run: Callable[[list[ast.stmt], Scope], object]
-    ) -> None:
-        self._library, self._values, self._parsers, self._run = library, values, parsers, run
+    def __init__(self, library: Library) -> None:
+        super().__init__()
+        self._library = library
         self._modules: dict[str, Scope] = {}
         self._looked_up: dict[Imported, Any] = {}
+
+    @abstractmethod
+    def run(self, body: list[ast.stmt], scope: Scope) -> list[Any]:
+        """Walk statements; what they return."""
 
     def look_up(self, imported: Imported) -> Any:
         """What the name is; UNKNOWN where its module cannot be found."""
@@ -86,7 +89,7 @@ class Imports:
             self._looked_up[imported] = self._find(imported)
         found = self._looked_up[imported]
         if isinstance(found, Parser):
-            self._parsers.see(found)
+            self.parsers.see(found)
         return found
 
     def _find(self, imported: Imported) -> Any:
@@ -99,14 +102,14 @@ class Imports:
             scope = self._module(dots + ".".join(parts[:end]), imported)
             if scope is None:
                 continue
-            value = self._whole(self._values.name(parts[end], scope))
+            value = self._whole(self.name(parts[end], scope))
             for part in parts[end + 1 :]:
-                value = self._whole(self._values.attribute(value, part))
+                value = self._whole(self.attribute(value, part))
             return UNKNOWN if isinstance(value, Builtin) else value
         return UNKNOWN
 
     def _whole(self, value: Any) -> Any:
-        return self.look_up(value) if isinstance(value, Imported) else self._values.told(value)
+        return self.look_up(value) if isinstance(value, Imported) else self.told(value)
 
     def _module(self, dotted: str, imported: Imported) -> Scope | None:
         path = self._library.find(dotted, imported.origin)
@@ -116,11 +119,11 @@ class Imports:
         if str(path) not in self._modules:
             scope = Scope(path=path, names={"__name__": dotted})
             self._modules[str(path)] = scope
-            wanted, self._values.wanted = self._values.wanted, False
-            self._parsers.importing += 1
-            self._run(tree.body, scope)
-            self._parsers.importing -= 1
-            self._values.wanted = wanted
+            wanted, self.wanted = self.wanted, False
+            self.parsers.importing += 1
+            self.run(tree.body, scope)
+            self.parsers.importing -= 1
+            self.wanted = wanted
         return self._modules[str(path)]
 
 

@@ -1,11 +1,10 @@
 """The argparse parsers of a script: what `add_argument` and its like add to them."""
 
 import ast
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from scripts.engines.script.flags.expressions import Expressions
 from scripts.engines.script.flags.interface import Flag, FlagKind, Interface
 from scripts.engines.script.flags.values import (
     UNKNOWN,
@@ -39,14 +38,15 @@ class Parsers:
     `open` says that flags may exist which were not seen.
     """
 
-    def __init__(self, values: Expressions) -> None:
+    def __init__(self, told: Callable[[Any], Any], forced: Callable[[Any], Any]) -> None:
+        """`told` looks an imported value up, `forced` follows a call that was put off."""
         self.seen: list[Parser] = []
         self.open = False
         self.importing = 0  # how deep in modules that are only imported
         self.outside = Parser()  # one that other code hands in
         self.loose = Parser()  # what nobody knows to be a parser but has add_argument called on it
         self._made = False  # whether the script makes a parser of its own
-        self._values = values
+        self._told, self._forced = told, forced
 
     def interface(self) -> Interface:
         """Everything that was seen."""
@@ -97,7 +97,7 @@ class Parsers:
         if not isinstance(parents, list | tuple):
             self.mark_open()
             return
-        for parent in map(self._values.forced, parents):
+        for parent in map(self._forced, parents):
             if isinstance(parent, Parser):
                 own = parent.flags is parser.flags
                 parser.flags += [] if own else [replace(flag, commands=parser.under) for flag in parent.flags]
@@ -105,7 +105,7 @@ class Parsers:
                 self.mark_open()
 
     def _add(self, parser: Parser, arguments: Arguments) -> None:
-        told = self._values.told
+        told = self._told
         keywords = arguments.keywords.items()
         arguments = replace(
             arguments,
@@ -120,7 +120,7 @@ class Parsers:
 
     def _command(self, parser: Parser, arguments: Arguments) -> Parser:
         """The parser of a subcommand; its flags are the script's, and say whose they are."""
-        told = self._values.told
+        told = self._told
         aliases = told(arguments.keywords.get("aliases", ()))
         names = [told(next(iter((*arguments.positional, arguments.keywords.get("name")))))]
         names += aliases if isinstance(aliases, list | tuple) else ()

@@ -12,10 +12,9 @@ from enum import Enum, auto
 from pathlib import Path
 from typing import Any
 
-from scripts.engines.script.flags.expressions import Expressions, forget
+from scripts.engines.script.flags.expressions import forget
 from scripts.engines.script.flags.interface import Interface
 from scripts.engines.script.flags.modules import Imports, Library, parse
-from scripts.engines.script.flags.parsers import Parsers
 from scripts.engines.script.flags.values import (
     PARSER_METHODS,
     UNKNOWN,
@@ -83,7 +82,7 @@ class _Flow(Enum):
     RETURN = auto()
 
 
-class _Reader:
+class _Reader(Imports):
     """Walks statements, and follows calls as far as they have to do with a parser.
 
     An imported function is followed when a parser is passed to it or its result is used as one; everything else
@@ -92,9 +91,7 @@ class _Reader:
     """
 
     def __init__(self, library: Library) -> None:
-        self.values = Expressions(self)
-        self.parsers = Parsers(self.values)
-        self._imports = Imports(library, self.values, self.parsers, self.run)
+        super().__init__(library)
         self._pending: list[Pending] = []  # calls of imported functions that had no parser to pass
         self._followed: dict[tuple[Any, ...], tuple[dict[str, Any], Any]] = {}
         self._active: list[ast.AST] = []
@@ -138,7 +135,7 @@ class _Reader:
     def _statement(self, node: ast.stmt, scope: Scope) -> _Flow:
         match node:
             case ast.Expr():
-                self.values.value(node.value, scope)
+                self.value(node.value, scope)
             case ast.Assign() | ast.AnnAssign() | ast.AugAssign() | ast.Delete():
                 self._assign(node, scope)
             case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
@@ -146,29 +143,29 @@ class _Reader:
             case ast.Import() | ast.ImportFrom():
                 _import(node, scope)
             case ast.If():
-                test = self.values.truth(node.test, scope)
+                test = self.truth(node.test, scope)
                 if test is not None:
                     return self._walk(node.body if test else node.orelse, scope)
                 return self._branches((node.body, node.orelse), scope)
             case ast.For() | ast.AsyncFor():
                 return self._loop(node, scope)
             case ast.While():
-                self.values.value(node.test, scope)
+                self.value(node.test, scope)
                 self._branches((node.body, []), scope)
                 return self._walk(node.orelse, scope)
             case ast.With() | ast.AsyncWith():
                 for item in node.items:
-                    self.values.value(item.context_expr, scope)
+                    self.value(item.context_expr, scope)
                     if item.optional_vars is not None:
-                        self.values.bind(item.optional_vars, UNKNOWN, scope)
+                        self.bind(item.optional_vars, UNKNOWN, scope)
                 return self._walk(node.body, scope)
             case ast.Try() | ast.TryStar():
                 return self._try(node, scope)
             case ast.Match():
-                self.values.value(node.subject, scope)
+                self.value(node.subject, scope)
                 return self._branches([case.body for case in node.cases] + [[]], scope)
             case ast.Return():
-                self._returned[-1].append(None if node.value is None else self.values.value(node.value, scope))
+                self._returned[-1].append(None if node.value is None else self.value(node.value, scope))
                 return _Flow.RETURN
             case ast.Raise():
                 return _Flow.RETURN
@@ -181,34 +178,32 @@ class _Reader:
     def _assign(self, node: ast.Assign | ast.AnnAssign | ast.AugAssign | ast.Delete, scope: Scope) -> None:
         if isinstance(node, ast.Delete):
             for target in node.targets:
-                self.values.bind(target, UNKNOWN, scope)
+                self.bind(target, UNKNOWN, scope)
             return
         if node.value is None:
             return
         if isinstance(node, ast.AugAssign):
             if not isinstance(node.target, ast.Name):
-                self.values.bind(node.target, UNKNOWN, scope)
+                self.bind(node.target, UNKNOWN, scope)
                 return
             held = ast.Name(id=node.target.id, ctx=ast.Load())
-            self.values.bind(
-                node.target, self.values.value(ast.BinOp(left=held, op=node.op, right=node.value), scope), scope
-            )
+            self.bind(node.target, self.value(ast.BinOp(left=held, op=node.op, right=node.value), scope), scope)
             return
         targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-        value = self.values.kept(node.value, scope)
+        value = self.kept(node.value, scope)
         if isinstance(value, Pending) and any("parser" in ast.unparse(target).lower() for target in targets):
-            value = self.values.forced(value)
+            value = self.forced(value)
         for target in targets:
-            self.values.bind(target, value, scope)
+            self.bind(target, value, scope)
 
     def _define(self, node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef, scope: Scope) -> None:
         for decorator in node.decorator_list:
-            self.values.value(decorator, scope)
+            self.value(decorator, scope)
         if not isinstance(node, ast.ClassDef):
             scope.names[node.name] = Function(node=node, scope=scope)
             return
         inner = Scope(path=scope.path, parent=scope, of_class=True)
-        bases = tuple(self.values.value(base, scope) for base in node.bases if not isinstance(base, ast.Starred))
+        bases = tuple(self.value(base, scope) for base in node.bases if not isinstance(base, ast.Starred))
         self._walk(node.body, inner)
         known = tuple(self._base(base) for base in bases)
         scope.names[node.name] = Class(name=node.name, bases=known, scope=inner)
@@ -235,14 +230,14 @@ class _Reader:
 
     def _loop(self, node: ast.For | ast.AsyncFor, scope: Scope) -> _Flow:
         adds = self._adds(node, scope)
-        with self.values.wanting(adds):
-            items = elements(self.values.told(self.values.value(node.iter, scope)))
+        with self.wanting(adds):
+            items = elements(self.told(self.value(node.iter, scope)))
         if items is None or len(items) > _MOST_ROUNDS or not adds:
-            self.values.bind(node.target, UNKNOWN, scope)
+            self.bind(node.target, UNKNOWN, scope)
             self._branches((node.body, []), scope)
             return self._walk(node.orelse, scope)
         for item in items:
-            self.values.bind(node.target, item, scope)
+            self.bind(node.target, item, scope)
             flow = self._walk(node.body, scope)
             if flow is _Flow.RETURN:
                 return flow
@@ -279,15 +274,15 @@ class _Reader:
         base: Any = None
         method = ""
         if isinstance(node.func, ast.Attribute):
-            base, method = self.values.value(node.func.value, scope), node.func.attr
-            base = UNKNOWN if isinstance(base, Later) and not self.values.wanted else base
-            callee = self.values.attribute(base, method)
+            base, method = self.value(node.func.value, scope), node.func.attr
+            base = UNKNOWN if isinstance(base, Later) and not self.wanted else base
+            callee = self.attribute(base, method)
         else:
-            callee = self.values.value(node.func, scope)
+            callee = self.value(node.func, scope)
         if base is UNKNOWN and callee is UNKNOWN and method in PARSER_METHODS:
             callee = Method(parser=self.parsers.loose, name=method)
-        with self.values.wanting(isinstance(callee, Method) and callee.name in ("add_argument", "add_parser")):
-            arguments = self.values.arguments(node, scope)
+        with self.wanting(isinstance(callee, Method) and callee.name in ("add_argument", "add_parser")):
+            arguments = self.arguments(node, scope)
             if isinstance(callee, Method):
                 return self._method(callee, arguments)
         if method in _CHANGING and isinstance(node.func, ast.Attribute) and isinstance(node.func.value, ast.Name):
@@ -311,7 +306,7 @@ class _Reader:
                 around = around.parent
             inner = Scope(path=around.path, parent=around, names=dict(names))
             if isinstance(function.node, ast.Lambda):
-                result = self.values.value(function.node.body, inner)
+                result = self.value(function.node.body, inner)
             else:
                 result = all_same(self.run(function.node.body, inner))
             self._active.pop()
@@ -323,7 +318,7 @@ class _Reader:
         taken = function.parser_parameters()
         given = Arguments(positional=(), keywords=dict.fromkeys(taken, self.parsers.outside))
         if taken:
-            self.see(self.parsers.outside)
+            self.parsers.see(self.parsers.outside)
             self.parsers.mark_open()
         self.follow(function, given)
 
@@ -346,8 +341,8 @@ class _Reader:
     def _rearranged(self, callee: Any, base: Any, method: str, arguments: Arguments) -> Any:
         if arguments.keywords or not arguments.whole:
             return UNKNOWN
-        given = [self.values.told(value) for value in arguments.positional]
-        return rearranged(callee, self.values.told(base), method, given) if all(map(short, given)) else UNKNOWN
+        given = [self.told(value) for value in arguments.positional]
+        return rearranged(callee, self.told(base), method, given) if all(map(short, given)) else UNKNOWN
 
     def _elsewhere(self, arguments: Arguments) -> Any:
         """A call into code that is not here: it may do anything with a parser or a function that it gets."""
@@ -386,7 +381,7 @@ class _Reader:
         result = Pending(callee=callee, arguments=arguments)
         if not self.parsers.importing:
             self._pending.append(result)
-        return self.values.forced(result) if "parser" in callee.name.lower() else result
+        return self.forced(result) if "parser" in callee.name.lower() else result
 
     def _instance(self, kind: Class, arguments: Arguments) -> Any:
         """An object of a class: a parser, or one whose methods may have to do with parsers."""
@@ -416,9 +411,9 @@ class _Reader:
         names: dict[str, Any] = dict.fromkeys((*places, *(one.arg for one in own.kwonlyargs)), UNKNOWN)
         if arguments.whole:  # else a default may be overridden by what cannot be seen
             for name, node in zip(reversed(places), reversed(own.defaults), strict=False):
-                names[name] = self.values.value(node, function.scope)
+                names[name] = self.value(node, function.scope)
             for one, default in zip(own.kwonlyargs, own.kw_defaults, strict=True):
-                names[one.arg] = UNKNOWN if default is None else self.values.value(default, function.scope)
+                names[one.arg] = UNKNOWN if default is None else self.value(default, function.scope)
         first = () if function.bound is None else (function.bound,)
         given = (*first, *arguments.positional)
         names |= dict(zip(places, given, strict=False))
@@ -429,12 +424,6 @@ class _Reader:
             rest = {name: value for name, value in arguments.keywords.items() if name not in names}
             names[own.kwarg.arg] = rest if arguments.whole else UNKNOWN
         return names
-
-    def see(self, parser: Parser) -> None:
-        self.parsers.see(parser)
-
-    def look_up(self, imported: Imported) -> Any:
-        return self._imports.look_up(imported)
 
 
 def _import(node: ast.Import | ast.ImportFrom, scope: Scope) -> None:

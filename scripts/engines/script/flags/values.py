@@ -4,7 +4,7 @@ A literal is itself: a str, a number, None, or a list, tuple, set or dict of the
 """
 
 import ast
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -32,7 +32,7 @@ _COPYING: dict[str, Callable[..., Any]] = {
     "tuple": tuple,
     "zip": lambda *given: list(zip(*given, strict=False)),
 }
-_COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], bool]] = {
+COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], bool]] = {
     ast.Eq: lambda a, b: a == b,
     ast.NotEq: lambda a, b: a != b,
     ast.In: lambda a, b: a in b,
@@ -261,13 +261,6 @@ def rearranged(callee: Any, base: Any, method: str, given: list[Any]) -> Any:
     return UNKNOWN
 
 
-def compared(operator: ast.cmpop, one: Any, other: Any) -> Any:
-    """`one < other` and the like, of literals."""
-    with suppress(*FAULTS):
-        return _COMPARISONS[type(operator)](one, other)
-    return UNKNOWN
-
-
 def truth(value: Any) -> bool | None:
     """Whether a value counts as true; None where that cannot be told."""
     if literal(value) or isinstance(value, list | tuple | set | dict):
@@ -280,21 +273,13 @@ def elements(value: Any) -> list[Any] | None:
     return list(value) if isinstance(value, list | tuple | dict | range | str) and short(value) else None
 
 
-def same(one: Any, other: Any) -> Any:
-    """What is left of two possible values: a parser, or the value that both are."""
-    for value in (one, other):
-        if isinstance(value, Parser):
-            return value
-    return one if one is other or (literal(one) and literal(other) and one == other) else UNKNOWN
-
-
-def all_same(values: Iterable[Any]) -> Any:
-    """`same` of any number of values; None of none."""
-    found: Iterator[Any] = iter(values)
-    result = next(found, None)
-    for value in found:
-        result = same(result, value)
-    return result
+def all_same(values: Sequence[Any]) -> Any:
+    """What is left of several possible values: the first parser, or the value that all are; None of none."""
+    first = next((value for value in values if isinstance(value, Parser)), values[0] if values else None)
+    if isinstance(first, Parser):
+        return first
+    alike = all(one is first or (literal(one) and literal(first) and one == first) for one in values)
+    return first if alike else UNKNOWN
 
 
 def short(value: Any) -> bool:
@@ -302,12 +287,6 @@ def short(value: Any) -> bool:
     if isinstance(value, list | tuple | set | dict | str | bytes | range):
         return len(value) <= _LONGEST
     return value is None or isinstance(value, int | float)
-
-
-def spread(value: Any, parts: int) -> list[Any]:
-    """The values of the targets in `a, b = value`."""
-    found = elements(value)
-    return found if found is not None and len(found) == parts else [UNKNOWN] * parts
 
 
 def parsers_in(value: Any) -> list[Parser]:
