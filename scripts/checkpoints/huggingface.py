@@ -51,8 +51,11 @@ def is_adapter(folder: Path) -> bool:
 def look_model(folder: Path) -> Checkpoint:
     """A model's folder. Raises JobError `unreadable_checkpoint`."""
     config = _config(folder)
+    said = config or {}
+    listed = said.get("architectures")
+    named = listed[0] if isinstance(listed, list) and listed else said.get("model_type")
     weights = read_weights(folder, "model", "pytorch_model")
-    quantization = _exported(folder, config or {})
+    quantization = _exported(folder, said)
     modes = _modes(folder)
     if restores_something(modes):
         quantization = of_modes(modes)
@@ -70,7 +73,7 @@ def look_model(folder: Path) -> Checkpoint:
         kind="checkpoint_modelopt" if (folder / _STATE).is_file() else "checkpoint_hf",
         layout="huggingface",
         format=weights.format,
-        architecture=_architecture(config or {}),
+        architecture=named if isinstance(named, str) else None,
         parameters=_parameters(weights, quantization),
         dtypes=stored(weights.tensors),
         quantization=quantization.format,
@@ -111,12 +114,6 @@ def _config(folder: Path) -> dict[str, Any] | None:
     return read_json(folder / _CONFIG) if (folder / _CONFIG).is_file() else None
 
 
-def _architecture(config: dict[str, Any]) -> str | None:
-    listed = config.get("architectures")
-    named = listed[0] if isinstance(listed, list) and listed else config.get("model_type")
-    return named if isinstance(named, str) else None
-
-
 def _parameters(weights: Weights, quantization: Quantization) -> int | None:
     if weights.problems:
         return None
@@ -128,8 +125,7 @@ def _exported(folder: Path, config: dict[str, Any]) -> Quantization:
     sidecar = folder / _SIDECAR
     said = read_json(sidecar) if sidecar.is_file() else None
     with reading(folder / _CONFIG if said is None else sidecar):
-        found = of_export(config, said)
-    return found
+        return of_export(config, said)
 
 
 def _modes(folder: Path) -> Modes:
@@ -137,8 +133,7 @@ def _modes(folder: Path) -> Modes:
     if not path.is_file():
         return []
     with reading(path):
-        found = modes_of(mapping_of(read_torch(path)))
-    return found
+        return modes_of(mapping_of(read_torch(path)))
 
 
 def read_weights(folder: Path, safe: str, pickled: str) -> Weights:
@@ -175,7 +170,9 @@ def _belonging(present: Sequence[str], stem: str, ending: str) -> list[str]:
 
 
 def _read_indexed(index: Path, present: Sequence[str], read: _Read) -> Weights:
-    listed = _weight_map(index)
+    listed = read_json(index).get("weight_map")
+    if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
+        raise unreadable(index, "it is no index of weights")
     shards = sorted(set(listed.values()))
     missing = tuple(f"{name} is missing, which {index.name} names" for name in shards if name not in present)
     found = _read_files(index.parent, [name for name in shards if name in present], read)
@@ -196,14 +193,6 @@ def _read_files(folder: Path, names: Sequence[str], read: _Read) -> Weights:
     return Weights(tensors=tuple(tensors), problems=tuple(problems))
 
 
-def _weight_map(index: Path) -> dict[str, str]:
-    listed = read_json(index).get("weight_map")
-    if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
-        raise unreadable(index, "it is no index of weights")
-    return listed
-
-
 def _read_pickled(file: Path) -> list[Tensor]:
     with reading(file):
-        found = list(tensors_of(mapping_of(read_torch(file))))
-    return found
+        return list(tensors_of(mapping_of(read_torch(file))))

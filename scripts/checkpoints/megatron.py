@@ -187,7 +187,8 @@ def look_sharded(choice: Choice) -> Checkpoint:
     elif backend is None and choice.layout == "megatron" and choice.iteration is None:
         cause = f"{folder} holds shards of torch.distributed.checkpoint, but not as Megatron or NeMo arranges them."
         raise JobError("unknown_checkpoint", cause, "Convert it with the framework that saved it.")
-    adapter = any(_of_adapter(one.name) for one in tensors)
+    parts = {part for one in tensors for part in one.name.split(".")}
+    adapter = any(part.startswith("adapter") or part.endswith("_adapter") for part in parts)
     target, base = yaml_scalars(folder / _RUN_CONFIG, "model._target_", "checkpoint.pretrained_checkpoint")
     if not (folder / _RUN_CONFIG).is_file():
         (target,) = yaml_scalars(folder.parent / _NEMO_MODEL, "_target_")
@@ -245,18 +246,13 @@ def _modes(folder: Path) -> Modes:
     if state is None:
         raise unreadable(folder, f"it has neither {COMMON_FILE} nor a common state")
     with reading(folder):
-        found = modes_of(state)
-    return found
+        return modes_of(state)
 
 
 def _parameters(tensors: Sequence[Tensor], quantization: Quantization) -> int | None:
     if not tensors:
         return None
     return parameters(tensors, quantized=quantization.by_modelopt, by_modelopt=True)
-
-
-def _of_adapter(name: str) -> bool:
-    return any(part.startswith("adapter") or part.endswith("_adapter") for part in name.split("."))
 
 
 def trains(names: Iterable[str]) -> bool:
@@ -299,7 +295,8 @@ def _look_saved(path: Path, files: Sequence[Path]) -> Checkpoint:
         keys |= root
         with reading(file):
             tensors += _model(root)
-            modes = modes or _modes_in(root)
+            states = [mapping_of(value) for key, value in root.items() if _MODELOPT.fullmatch(key)]
+            modes = modes or [mode for state in states if state for mode in modes_of(state)]
     quantization = of_modes(modes)
     total = parameters(tensors, quantized=quantization.by_modelopt, by_modelopt=True)
     return Checkpoint(
@@ -323,8 +320,3 @@ def _model(root: dict[str, object]) -> list[Tensor]:
     if parts:
         return [one for part in parts for one in tensors_of(mapping_of(part))]
     return [one for one in tensors_of(root) if not trains([one.name])]
-
-
-def _modes_in(root: dict[str, object]) -> Modes:
-    states = [value for key, value in root.items() if _MODELOPT.fullmatch(key) and mapping_of(value)]
-    return [mode for state in states for mode in modes_of(mapping_of(state))]

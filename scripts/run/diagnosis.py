@@ -123,11 +123,8 @@ class _Log:
     start: int  # the byte at which the text begins
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Hit:
-    signature: Signature
-    order: int  # in the catalogue
-    match: re.Match[str]
+#: A signature, and where a log shows it.
+_Hit = tuple[Signature, re.Match[str]]
 
 
 def diagnose(
@@ -152,14 +149,15 @@ def diagnose(
     ordered = known.of_scheduler(scheduler)
     signatures = known.signatures if ordered is None else (ordered,)
     consequence: Diagnosis | None = None
-    for log in chain(_logs(logs, since), _elsewhere(printed or {})):
+    elsewhere = (_log(name, data[-LOG_BYTES:], 0, None) for name, data in (printed or {}).items())
+    for log in chain(_logs(logs, since), elsewhere):
         if time.monotonic() > deadline:
             break
         hit = _best(log.text, signatures, phase)
         if hit is None:
             continue
         found = _diagnosis(hit, log, phase)
-        if not hit.signature.consequence or ordered is not None:
+        if not hit[0].consequence or ordered is not None:
             return found
         consequence = consequence or found
     if consequence is not None:
@@ -207,27 +205,28 @@ def clean(line: str, around: str = "") -> str:
 
 def _best(text: str, signatures: tuple[Signature, ...], phase: str | None) -> _Hit | None:
     """The most specific cause among the last words of a log; a consequence only where there is no cause."""
-    hits = list(_hits(text, signatures))
+    hits = [
+        (signature, match)
+        for signature in signatures
+        for match in sorted(_matches(text, signature), key=lambda match: match.start())
+    ]
     for consequence in (False, True):
-        among = [hit for hit in hits if hit.signature.consequence is consequence]
-        if not among:
-            continue
-        last = max(hit.match.start() for hit in among) - _LAST_WORDS
-        near = [hit for hit in among if hit.match.start() >= last]
-        near.sort(key=lambda hit: (hit.order, hit.match.start()))
-        found = next((hit for hit in near if _applies(hit, text, phase)), None)
-        if found is not None:
-            return found
+        among = [hit for hit in hits if hit[0].consequence is consequence]
+        last = max((match.start() for _, match in among), default=0) - _LAST_WORDS
+        for signature, match in among:
+            at = match.start()
+            before = text[max(0, at - _LAST_WORDS) : at]
+            traceback = before[before.rfind("Traceback (most recent call last)") :]
+            if at >= last and signature.applies(traceback, phase):
+                return signature, match
     return None
 
 
-def _hits(text: str, signatures: tuple[Signature, ...]) -> Iterator[_Hit]:
-    for order, signature in enumerate(signatures):
-        for pattern in signature.patterns:
-            for match in deque(pattern.finditer(text), maxlen=_HITS):
-                if "\n" in match[0] or _OWN.search(_line(text, match)) or _is_source(text, match.start()):
-                    continue
-                yield _Hit(signature=signature, order=order, match=match)
+def _matches(text: str, signature: Signature) -> Iterator[re.Match[str]]:
+    for pattern in signature.patterns:
+        for match in deque(pattern.finditer(text), maxlen=_HITS):
+            if not ("\n" in match[0] or _OWN.search(_line(text, match)) or _is_source(text, match.start())):
+                yield match
 
 
 def _is_source(text: str, at: int) -> bool:
@@ -243,12 +242,6 @@ def _is_source(text: str, at: int) -> bool:
     return False
 
 
-def _applies(hit: _Hit, text: str, phase: str | None) -> bool:
-    at = hit.match.start()
-    before = text[max(0, at - _LAST_WORDS) : at]
-    return hit.signature.applies(before[before.rfind("Traceback (most recent call last)") :], phase)
-
-
 def _line(text: str, match: re.Match[str]) -> str:
     """The line of a match; a progress bar that was drawn over itself counts as several."""
     begin = max(text.rfind("\n", 0, match.start()), text.rfind("\r", 0, match.start())) + 1
@@ -257,13 +250,14 @@ def _line(text: str, match: re.Match[str]) -> str:
 
 
 def _diagnosis(hit: _Hit, log: _Log, phase: str | None) -> Diagnosis:
-    groups = {name: clean(value or "it") for name, value in hit.match.groupdict().items()}
+    signature, match = hit
+    groups = {name: clean(value or "it") for name, value in match.groupdict().items()}
     return Diagnosis(
-        name=hit.signature.name,
-        evidence=clean(_line(log.text, hit.match), hit.match[0]),
+        name=signature.name,
+        evidence=clean(_line(log.text, match), match[0]),
         file=log.name or None,
-        line=_number(log, hit.match.start()),
-        remedy=hit.signature.remedy.format_map({**groups, "phase": phase or "the run"}),
+        line=_number(log, match.start()),
+        remedy=signature.remedy.format_map({**groups, "phase": phase or "the run"}),
     )
 
 
@@ -298,8 +292,10 @@ def _logs(folder: Path, since: float) -> Iterator[_Log]:
     files.sort(key=lambda path: (*_place(path.name), path.name))
     files.sort(key=lambda path: failed.get(_rank(path.name), late))
     for path in files[:_FILES]:
-        with suppress(OSError):
-            yield _end_of(path)
+        with suppress(OSError), path.open("rb") as handle:
+            start = max(0, handle.seek(0, os.SEEK_END) - LOG_BYTES)
+            handle.seek(start)
+            yield _log(path.name, handle.read(LOG_BYTES), start, path)
 
 
 def _rank(name: str) -> str:
@@ -312,19 +308,6 @@ def _place(name: str) -> tuple[int, int, int]:
     """Ranks by number, before what their launcher printed; what a rank printed before how it ended."""
     rank = _rank(name)
     return (0 if rank else 1, int(rank.removeprefix("rank") or 0), 1 if name.startswith("traceback") else 0)
-
-
-def _end_of(path: Path) -> _Log:
-    with path.open("rb") as handle:
-        size = handle.seek(0, os.SEEK_END)
-        handle.seek(max(0, size - LOG_BYTES))
-        data = handle.read(LOG_BYTES)
-    return _log(path.name, data, max(0, size - LOG_BYTES), path)
-
-
-def _elsewhere(printed: Mapping[str, bytes]) -> Iterator[_Log]:
-    for name, data in printed.items():
-        yield _log(name, data[-LOG_BYTES:], 0, None)
 
 
 def _log(name: str, data: bytes, start: int, path: Path | None) -> _Log:

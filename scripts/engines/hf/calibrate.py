@@ -40,7 +40,9 @@ def calibration_loop(
 
         device = _device(model)
         forward = forward_without_head(model)
-        with torch.no_grad(), _without_cache(model), _weights_paused(model):
+        # Some models' forward overrides the argument with the configuration.
+        configs = [model.config] if getattr(getattr(model, "config", None), "use_cache", None) is not None else []
+        with torch.no_grad(), replaced(configs, "use_cache", False), _weights_paused(model):
             sharing = _sharing(model, algorithm)
             if sharing == "mixed" and not _packs(model, forward, samples, device):
                 sharing = "equal"
@@ -59,17 +61,13 @@ def forward_without_head(model: "nn.Module") -> Forward:
 
     The head's product with the vocabulary is a fifth of the work of a small model.
     """
-    from modelopt.torch.quantization.nn import TensorQuantizer
-
     prefix = getattr(model, "base_model_prefix", "")
     backbone: Forward | None = getattr(model, prefix, None) if prefix else None
     hooked = model._forward_hooks or model._forward_pre_hooks or hasattr(model, "_hf_hook") or "forward" in vars(model)
     if backbone is None or hooked:
         return model
-    for name, module in model.named_modules():
-        if isinstance(module, TensorQuantizer) and module.is_enabled and not name.startswith(f"{prefix}."):
-            return model
-    return backbone
+    in_head = any(one.is_enabled and not name.startswith(f"{prefix}.") for name, one in _quantizers(model))
+    return model if in_head else backbone
 
 
 def _quantizers(model: "nn.Module") -> Iterator[tuple[str, Any]]:
@@ -133,12 +131,6 @@ def _run_groups(
             torch.cuda.empty_cache()
         else:
             advance(len(group))
-
-
-def _without_cache(model: "nn.Module") -> AbstractContextManager[None]:
-    """Keep key/value caches off for models whose forward overrides the argument with the configuration."""
-    config = getattr(model, "config", None)
-    return replaced([] if getattr(config, "use_cache", None) is None else [config], "use_cache", False)
 
 
 def _weights_paused(model: "nn.Module") -> AbstractContextManager[None]:

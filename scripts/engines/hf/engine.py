@@ -7,7 +7,7 @@ again, save, then export, which spends it. Nothing is published before it was re
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,7 +56,10 @@ def quantize_checkpoint(args: QuantizeArgs, record: Record) -> None:
     if args.compress:
         quantizers.refuse_compress(args)
     source = _source(args, record)
-    _refuse_misfit(args, source)
+    if args.export_quant_cfg in FORMATS:
+        misfits = format_problems(args.export_quant_cfg, load.linear_shapes(str(source), args.trust_remote_code))
+        if misfits:
+            raise JobError("format_does_not_fit", " ".join(misfits), FITS_ANY_WIDTH)
     _silence_bars()
     with record.phase("load"):
         loaded = load.load_model(
@@ -74,29 +77,16 @@ def _source(args: QuantizeArgs, record: Record) -> Path:
     folder = Path(local_model(args.hf_model_id, record))
     if folder.exists():
         return folder
-    with record.phase("download"):
-        return _download(args.hf_model_id)
-
-
-def _download(name: str) -> Path:
     from huggingface_hub import snapshot_download
 
     patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]
-    try:
-        return Path(snapshot_download(name, allow_patterns=patterns))
-    except Exception as error:  # each transport has errors of its own; all mean that the model cannot be had
-        cause = f"{name} cannot be fetched: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        raise JobError(
-            "missing_model", cause, "Name a local folder, or set HF_TOKEN where the model is gated."
-        ) from error
-
-
-def _refuse_misfit(args: QuantizeArgs, source: Path) -> None:
-    if args.export_quant_cfg in FORMATS:
-        shapes = load.linear_shapes(str(source), args.trust_remote_code)
-        misfits = format_problems(args.export_quant_cfg, shapes)
-        if misfits:
-            raise JobError("format_does_not_fit", " ".join(misfits), FITS_ANY_WIDTH)
+    with record.phase("download"):
+        try:
+            return Path(snapshot_download(args.hf_model_id, allow_patterns=patterns))
+        except Exception as error:  # each transport has errors of its own; all mean that the model cannot be had
+            said = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            remedy = "Name a local folder, or set HF_TOKEN where the model is gated."
+            raise JobError("missing_model", f"{args.hf_model_id} cannot be fetched: {said}", remedy) from error
 
 
 def _inputs(args: QuantizeArgs, source: Path, samples: Samples) -> list[dict[str, Any]]:
@@ -122,7 +112,7 @@ def _measure_and_quantize(state: _State) -> dict[str, Any]:
         advance = _counter(record, len(samples.calibration))
         loop = calibrate.calibration_loop(samples.calibration, advance=advance, algorithm=algorithm, **limits)
         quantizers.quantize(state.model, config, loop)
-        record.update(quantizers=asdict(quantizers.summary(state.model)))
+        record.update(quantizers=quantizers.summary(state.model))
     scores = None
     if base is not None:
         with record.phase("score after"):
@@ -157,23 +147,21 @@ def _publish(state: _State, results: dict[str, Any]) -> None:
     probe, logits = _probe(state)
     verified: list[tuple[str, str]] = []
     with ExitStack() as stack:
-        folders = {
-            kind: stack.enter_context(staged(Path(path)))
-            for kind, path in (("checkpoint_modelopt", args.modelopt_save_path), ("checkpoint_hf", args.export_dir))
-            if path
-        }
-        if "checkpoint_modelopt" in folders:
+        restorable, exported = (
+            stack.enter_context(staged(Path(path))) if path else None
+            for path in (args.modelopt_save_path, args.export_dir)
+        )
+        if restorable:
             with record.phase("save"):
-                save.save_restorable(state.model, state.loaded.tokenizer, folders["checkpoint_modelopt"])
-        if "checkpoint_hf" in folders:
+                save.save_restorable(state.model, state.loaded.tokenizer, restorable)
+        if exported:
             with record.phase("export"):
-                save.export_hf(state.model, state.loaded.tokenizer, folders["checkpoint_hf"], args.dtype)
-        device = state.loaded.device
-        state.loaded = load.LoadedModel(model=None, tokenizer=state.loaded.tokenizer, device=device)
+                save.export_hf(state.model, state.loaded.tokenizer, exported, args.dtype)
+        state.loaded = replace(state.loaded, model=None)
         with record.phase("verify"):
-            if "checkpoint_hf" in folders:
+            if exported:
                 verified += verify.verify_export(
-                    folders["checkpoint_hf"],
+                    exported,
                     facts,
                     expected,
                     kv_cache=args.export_kv_cache_quant if facts else None,
@@ -181,10 +169,10 @@ def _publish(state: _State, results: dict[str, Any]) -> None:
                     compressed=args.compress,
                     dtype=args.dtype,
                 )
-            if "checkpoint_modelopt" in folders:
-                how: Any = {"dtype": args.dtype, "device": device, "trust_remote_code": args.trust_remote_code}
-                reopen = functools.partial(verify.open_restorable, **how)
-                verified += verify.verify_restorable(folders["checkpoint_modelopt"], logits, probe, reopen)
+            if restorable:
+                how: Any = {"device": state.loaded.device, "trust_remote_code": args.trust_remote_code}
+                reopen = functools.partial(verify.open_restorable, dtype=args.dtype, **how)
+                verified += verify.verify_restorable(restorable, logits, probe, reopen)
     results |= {"size": report.sizes(args, state.source), "verified": verified}
     _record_results(state, results)
 

@@ -3,7 +3,6 @@
 import copy
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from scripts.args.quantize import QuantizeArgs
@@ -16,36 +15,24 @@ if TYPE_CHECKING:
     from torch import nn
 
 NO_INPUTS = {"quantizer_name": "*input_quantizer*", "enable": False}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Summary:
-    """How many quantizers there are; `kinds` counts the enabled ones by place and number format."""
-
-    enabled: int
-    disabled: int
-    kinds: dict[str, int]
+_PACKED_ANYWAY = "Set args.compress=false; the export is packed anyway."
 
 
 def _base_config(ref: FormatRef, weight_only: bool) -> dict[str, Any]:
     import modelopt.torch.quantization as mtq
 
-    if ref.kind == "format":
-        facts = FORMATS[ref.value]
-        name = facts.config_weight_only if weight_only and facts.config_weight_only else facts.config
-        return copy.deepcopy(getattr(mtq, name))
-    if ref.kind == "config":
-        return copy.deepcopy(getattr(mtq, ref.value))
+    if ref.kind in ("format", "config"):
+        facts = FORMATS.get(ref.value)
+        own = ((weight_only and facts.config_weight_only) or facts.config) if facts else ref.value
+        return copy.deepcopy(getattr(mtq, own))
     from modelopt.recipe import load_recipe
     from pydantic import ValidationError
 
     try:
         recipe = load_recipe(ref.value)
     except (ValidationError, ValueError, KeyError, TypeError, OSError) as error:
-        text = str(error).strip().replace("\n", " ")[:300]
-        raise JobError(
-            "unsupported_quant_recipe", f"ModelOpt refuses the recipe {ref.value}: {text}", "Correct the file."
-        ) from error
+        cause = f"ModelOpt refuses the recipe {ref.value}: " + str(error).strip().replace("\n", " ")[:300]
+        raise JobError("unsupported_quant_recipe", cause, "Correct the file.") from error
     section = getattr(recipe, "quantize", None)
     if section is None or type(recipe).__name__ != "ModelOptPTQRecipe":
         cause = f"{ref.value} is a {type(recipe).__name__}, not a recipe for post-training quantization."
@@ -64,7 +51,7 @@ def refuse_weight_only(args: QuantizeArgs) -> None:
 def build_config(args: QuantizeArgs) -> dict[str, Any]:
     """The ModelOpt quantization config for format, weight_only and key/value cache.
 
-    Raises JobError: unsupported_quant_recipe, unsupported_quant_recipe, weight_only_meaningless.
+    Raises JobError: unsupported_quant_recipe, weight_only_meaningless.
     """
     import modelopt.torch.quantization as mtq
 
@@ -87,8 +74,7 @@ def algorithm_name(config: dict[str, Any]) -> str | None:
     """
     algorithm = config.get("algorithm")
     if isinstance(algorithm, list):
-        names = [algorithm_name({"algorithm": entry}) for entry in algorithm]
-        return "+".join(str(name) for name in names)
+        return "+".join(str(algorithm_name({"algorithm": entry})) for entry in algorithm)
     if isinstance(algorithm, dict):
         method = algorithm.get("method")
         layerwise = algorithm.get("layerwise") or {}
@@ -107,7 +93,7 @@ def quantize(model: "nn.Module", config: dict[str, Any], loop: "Callable[[nn.Mod
     # ModelOpt's expert layers leave their own linear function behind where they fail.
     with cpu_kernels(), replaced([functional], "linear", functional.linear):
         mtq.quantize(model, config, loop)
-    if not any(kind.startswith("weight") for kind in summary(model).kinds):
+    if not any(kind.startswith("weight") for kind in summary(model)["kinds"]):
         raise JobError("nothing_quantized", "The format matches no weight of this model.", "Take another format.")
     return model
 
@@ -119,8 +105,8 @@ def _bits(quantizer: Any) -> str:
     return f"{name} block {'x'.join(map(str, sizes))}" if sizes else name
 
 
-def summary(model: "nn.Module") -> Summary:
-    """Counts of quantizers, for the terminal and the report."""
+def summary(model: "nn.Module") -> dict[str, Any]:
+    """How many quantizers are `enabled` and `disabled`; `kinds` counts the enabled by place and number format."""
     from modelopt.torch.quantization.nn import TensorQuantizer
 
     kinds: Counter[str] = Counter()
@@ -136,7 +122,7 @@ def summary(model: "nn.Module") -> Summary:
         place = part.replace("_quantizers", "").replace("_quantizer", "")
         kinds[f"{place} {_bits(module)}"] += 1
     ordered = sorted(kinds.items(), key=lambda kind: ("weight" not in kind[0], kind[0]))
-    return Summary(enabled=enabled, disabled=disabled, kinds=dict(ordered))
+    return {"enabled": enabled, "disabled": disabled, "kinds": dict(ordered)}
 
 
 def refuse_compress(args: QuantizeArgs) -> None:
@@ -146,7 +132,7 @@ def refuse_compress(args: QuantizeArgs) -> None:
         return
     if not FORMATS[ref.value].compress:
         cause = f"ModelOpt packs only the first of the two steps of {ref.value}; the compressed model cannot run."
-        raise JobError("compress_unsupported", cause, "Set args.compress=false; the export is packed anyway.")
+        raise JobError("compress_unsupported", cause, _PACKED_ANYWAY)
     if not FORMATS[ref.value].compress_export and args.export_dir:
         cause = "ModelOpt's exporter scales packed INT4 weights as if they were not packed, and fails."
         raise JobError("compress_unsupported", cause, "Set args.compress=false, or args.export_dir=null.")
@@ -160,9 +146,9 @@ def compress(model: "nn.Module") -> None:
     for name, module in model.named_modules():
         if isinstance(module, SequentialQuantizer):
             cause = f"{name} quantizes in {len(module)} steps, of which ModelOpt packs only the first."
-            raise JobError("compress_unsupported", cause, "Set args.compress=false; the export is packed anyway.")
+            raise JobError("compress_unsupported", cause, _PACKED_ANYWAY)
         if name.endswith("experts") and any("weight_quantizers" in child for child, _ in module.named_children()):
             cause = f"ModelOpt cannot compute with packed weights in {name}, where experts share one tensor."
-            raise JobError("compress_unsupported", cause, "Set args.compress=false; the export is packed anyway.")
+            raise JobError("compress_unsupported", cause, _PACKED_ANYWAY)
     with cpu_kernels():
         mtq.compress(model)

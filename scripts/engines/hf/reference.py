@@ -44,7 +44,7 @@ def is_packed(module: Any) -> bool:
     return isinstance(module._parameters.get("weight"), QTensorWrapper)
 
 
-def _quantized_linears(model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+def quantized_linears(model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """Linear layers by name: those with an enabled weight quantizer, and all others."""
     from torch import nn
 
@@ -56,11 +56,6 @@ def _quantized_linears(model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         elif isinstance(module, nn.Linear):
             plain[name] = module
     return quantized, plain
-
-
-def quantized_linears(model: Any) -> dict[str, Any]:
-    """The linear layers with an enabled weight quantizer, by name."""
-    return _quantized_linears(model)[0]
 
 
 def _shape(module: Any) -> tuple[int, int]:
@@ -87,7 +82,7 @@ def _chosen(names: list[str], limit: int) -> list[str]:
 
 def reference(model: Any, limit: int = 24) -> Reference:
     """Take the reference; call it before export_hf (and before compress). Copies `limit` weights to host memory."""
-    quantized, plain = _quantized_linears(model)
+    quantized, plain = quantized_linears(model)
     names = _chosen([name for name, module in quantized.items() if not is_packed(module)], limit)
     layers = {layer_of(name) for name in names}
     norms = {

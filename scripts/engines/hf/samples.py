@@ -33,7 +33,9 @@ def choose_samples(args: QuantizeArgs, tokenizer: Any) -> Samples:
     """
     source = source_of(args.calib_dataset, args.hf_model_id)
     tokens = _unique(_tokenize(read(source, args.calib_text_key), tokenizer, args.calib_seq_length))
-    other = _evaluation_source(args, source)
+    other = source_of(args.eval_dataset, args.hf_model_id) if args.eval_dataset is not None else None
+    if other is None and source.kind == "builtin":
+        other = Source(kind="builtin", place="eval")
     if args.eval_size == 0:
         calibration, held_out = list(islice(tokens, args.calib_size)), list[Tokens]()
     elif other is None:
@@ -52,24 +54,14 @@ def choose_samples(args: QuantizeArgs, tokenizer: Any) -> Samples:
     return Samples(calibration=calibration, held_out=held_out, calibration_source=name, held_out_source=held_out_name)
 
 
-def _evaluation_source(args: QuantizeArgs, source: Source) -> Source | None:
-    if args.eval_dataset is not None:
-        return source_of(args.eval_dataset, args.hf_model_id)
-    return Source(kind="builtin", place="eval") if source.kind == "builtin" else None
-
-
 def _part(pool: list[Tokens], args: QuantizeArgs) -> tuple[list[Tokens], list[Tokens]]:
     """Keep some of `pool` aside, chosen by hash so that neither order nor time matters."""
     kept = min(args.eval_size, max(1, int(len(pool) * _HELD_OUT_SHARE)), len(pool) - 1)
     if kept < 1:
         return pool, []
-    held_out = set(sorted(pool, key=_hash)[:kept])
+    held_out = set(sorted(pool, key=lambda sample: hashlib.sha256(repr(sample).encode()).digest())[:kept])
     calibration = [sample for sample in pool if sample not in held_out]
     return calibration[: args.calib_size], [sample for sample in pool if sample in held_out]
-
-
-def _hash(sample: Tokens) -> bytes:
-    return hashlib.sha256(repr(sample).encode()).digest()
 
 
 def _tokenize(texts: Iterable[str], tokenizer: Any, length: int) -> Iterator[Tokens]:

@@ -91,7 +91,7 @@ def layer_noise(model: Any, samples: Sequence[Tokens], *, rows: int = 512) -> di
     """
     import torch
 
-    layers = {name: module for name, module in quantized_linears(model).items() if not is_packed(module)}
+    layers = {name: module for name, module in quantized_linears(model)[0].items() if not is_packed(module)}
     sums = {name: _Sums() for name in layers}
     handles = [module.register_forward_hook(_hook(sums[name], rows)) for name, module in layers.items()]
     device = model.get_input_embeddings().weight.device
