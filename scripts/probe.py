@@ -10,7 +10,6 @@ import socket
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 from scripts.args.probe import ProbeArgs
 from scripts.run.files import staged, write_json
@@ -18,6 +17,7 @@ from scripts.run.problems import JobError
 from scripts.run.record import Record
 
 _WAIT_SECONDS = 60.0
+_PLACES = ("SLURM_JOB_ID", "SLURM_NODEID", "SLURM_ARRAY_TASK_ID", "LEPTON_JOB_NAME", "CUDA_VISIBLE_DEVICES")
 
 
 def report(args: ProbeArgs, record: Record) -> None:
@@ -25,37 +25,33 @@ def report(args: ProbeArgs, record: Record) -> None:
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     record.line(f"rank {rank} of {world} on {socket.gethostname()}: {args.message}")
     with record.phase("stay"):
-        _stay(args.seconds, record)
+        began = time.monotonic()
+        while (left := args.seconds - (time.monotonic() - began)) > 0:
+            record.progress(round(args.seconds - left), round(args.seconds), "s")
+            time.sleep(min(left, 0.5))
     attempt = len(record.values.get("attempts", [])) + 1
     if args.exit_code and rank == args.fail_rank and (not args.fail_attempts or attempt <= args.fail_attempts):
         cause = f"rank {rank} was told to fail with {args.exit_code} (attempt {attempt})."
         raise JobError("told_to_fail", cause, "Use args.exit_code=0.", exit_code=args.exit_code)
     total = _sum_of_ranks(rank, world) if world > 1 and args.communicate else None
-    found = {"rank": rank, "world": world, "host": socket.gethostname(), "pid": os.getpid(), **_surroundings()}
-    found |= {"message": args.message, "sum_of_ranks": total}
+    found = {
+        "rank": rank,
+        "world": world,
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "python": sys.executable,
+        "cwd": str(Path.cwd()),
+        "code": str(Path(__file__).parent),
+        "environment": {name: os.environ[name] for name in _PLACES if name in os.environ},
+        "variables": sorted(os.environ),  # names only
+        "message": args.message,
+        "sum_of_ranks": total,
+    }
     ranks = record.dir / "ranks"
     ranks.mkdir(exist_ok=True)
     write_json(ranks / f"{rank}.json", found)
     if rank == 0:
         _publish(record, ranks, world)
-
-
-def _stay(seconds: float, record: Record) -> None:
-    began = time.monotonic()
-    while (left := seconds - (time.monotonic() - began)) > 0:
-        record.progress(round(seconds - left), round(seconds), "s")
-        time.sleep(min(left, 0.5))
-
-
-def _surroundings() -> dict[str, Any]:
-    names = ("SLURM_JOB_ID", "SLURM_NODEID", "SLURM_ARRAY_TASK_ID", "LEPTON_JOB_NAME", "CUDA_VISIBLE_DEVICES")
-    return {
-        "python": sys.executable,
-        "cwd": str(Path.cwd()),
-        "code": str(Path(__file__).parent),
-        "environment": {name: os.environ[name] for name in names if name in os.environ},
-        "variables": sorted(os.environ),  # names only
-    }
 
 
 def _sum_of_ranks(rank: int, world: int) -> int:

@@ -79,20 +79,16 @@ def staged(final: Path) -> Iterator[Path]:
 def publish(partial: Path, final: Path) -> None:
     """Make the whole folder `partial` appear as `final`, by one rename. Raises JobError `output_exists`."""
     refuse_existing(final)
-    _sync(partial)
+    for path in (*partial.rglob("*"), partial):  # so that a rename that survives a power cut names whole files
+        _sync(path)
     with suppress(FileNotFoundError):
         final.rmdir()
     partial.rename(final)
-    _sync_one(final.parent)
+    _sync(final.parent)
 
 
-def _sync(folder: Path) -> None:
-    """Bring a folder's content to the disk, so that a rename that survives a power cut names whole files."""
-    for path in (*folder.rglob("*"), folder):
-        _sync_one(path)
-
-
-def _sync_one(path: Path) -> None:
+def _sync(path: Path) -> None:
+    """Bring a file, or a folder's list of names, to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -88,11 +88,9 @@ class Record:
     def submit(cls, run_dir: Path, /, **facts: Any) -> "Record":
         """Make the run directory and its record in state `submitted`. Raises JobError `run_dir_taken`."""
         run_dir.mkdir(parents=True, exist_ok=True)
-        path = run_dir / "run.json"
-        if path.exists():
-            raise JobError(
-                "run_dir_taken", f"{run_dir} already records a run.", "Every run has a directory of its own."
-            )
+        if (run_dir / "run.json").exists():
+            cause = f"{run_dir} already records a run."
+            raise JobError("run_dir_taken", cause, "Every run has a directory of its own.")
         record = cls(run_dir, {"schema": SCHEMA, "state": "submitted", "submitted_at": now(), **facts})
         record.update(process=process.identity())
         return record
@@ -225,11 +223,6 @@ class Follower(Record):
     def metric(self, name: str, value: float, **tags: Any) -> None: ...
 
     def artifact(self, kind: str, path: Path, **facts: Any) -> None: ...
-
-
-def default_run_dir(name: str) -> Path:
-    """Where a run records itself when no executor says: `$PWD/output/<name>-<time>-<pid>`."""
-    return Path.cwd() / "output" / f"{name}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{os.getpid()}"
 
 
 def read_json(path: Path) -> Any:

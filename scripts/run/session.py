@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
@@ -19,7 +20,7 @@ from scripts.run import identity as process
 from scripts.run.diagnosis import CLOCK_SKEW_SECONDS, NEXT_ATTEMPT, diagnose, is_vague
 from scripts.run.problems import JobError, error_data, error_line, is_disk_full
 from scripts.run.provenance import job_facts, versions
-from scripts.run.record import DamagedRecordError, Follower, Record, default_run_dir, observe, read_json, read_record
+from scripts.run.record import DamagedRecordError, Follower, Record, observe, read_json, read_record
 from scripts.run.secrets import VARIABLE as SECRETS_FILE
 from scripts.run.secrets import forget_secrets, load_secrets
 
@@ -54,7 +55,9 @@ def run_job(*, name: str, algorithm: str, values: dict[str, Any], job: Callable[
         except (Cancelled, KeyboardInterrupt) as stop:
             raise SystemExit(_stopped(record, stop)) from None
         except Exception as error:
-            _write_traceback(record, error, rank)
+            traces = record.dir / "logs" / (f"traceback.rank{rank}.txt" if rank else "traceback.txt")
+            with suppress(OSError):  # a full disk, which may be the error itself
+                traces.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
             cause = _cause(error)
             record.line(f"failed: {error_line(cause)}")
             _finish(record, "failed", cause)
@@ -93,8 +96,8 @@ def rank_error(logs: Path, since: float) -> dict[str, Any] | None:
 
 def _open(name: str, algorithm: str, values: dict[str, Any], rank: int) -> Record:
     facts = {"recipe": name, "algorithm": algorithm, "values": values}
-    given = os.environ.get("NEMO_RUN_DIR")
-    run_dir = Path(given) if given else default_run_dir(name)
+    own = f"{name}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{os.getpid()}"
+    run_dir = Path(os.environ.get("NEMO_RUN_DIR") or Path.cwd() / "output" / own)
     if rank:
         run_dir.mkdir(parents=True, exist_ok=True)
         with suppress(DamagedRecordError):  # rank 0 may not have got that far
@@ -102,7 +105,7 @@ def _open(name: str, algorithm: str, values: dict[str, Any], rank: int) -> Recor
         return Follower(run_dir, {"rank": rank, **facts})
     if not (run_dir / "run.json").exists():
         record = Record.submit(run_dir, id=run_dir.name, **facts)
-    elif _requeued() and observe(run_dir).get("started_at"):
+    elif _restarts() and observe(run_dir).get("started_at"):  # our own directory, from an earlier attempt
         record = Record.reopen(run_dir)
     else:
         record = Record.resume(run_dir)
@@ -110,14 +113,9 @@ def _open(name: str, algorithm: str, values: dict[str, Any], rank: int) -> Recor
     return record
 
 
-def _requeued() -> bool:
-    """Whether Slurm started this same job before: then the run directory is our own, from that attempt."""
-    return int(os.environ.get("SLURM_RESTART_COUNT", "0")) > 0
-
-
-def _retry_left() -> bool:
-    """Whether the job's script will have Slurm start it again after a failure (NeMo-Run sets the first variable)."""
-    return int(os.environ.get("TORCHX_MAX_RETRIES", "0")) > int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+def _restarts() -> int:
+    """How often Slurm started this same job before."""
+    return int(os.environ.get("SLURM_RESTART_COUNT", "0"))
 
 
 def _stopped(record: Record, stop: BaseException) -> int:
@@ -140,8 +138,10 @@ def _finish(record: Record, state: str, error: dict[str, Any] | None) -> None:
     record.finish(state, error)
     if isinstance(record, Follower):
         return
-    # A scheduler may start a stopped job again, and it needs them then; `cancel` removes them itself.
-    if not (state == "cancelled" and "SLURM_JOB_ID" in os.environ) and not (state == "failed" and _retry_left()):
+    # Slurm may start a job again that was stopped (`cancel` removes the secrets itself), or that failed and has
+    # retries left, by a variable of NeMo-Run's; it needs them then.
+    retried = int(os.environ.get("TORCHX_MAX_RETRIES", "0")) > _restarts()
+    if not (state == "cancelled" and "SLURM_JOB_ID" in os.environ) and not (state == "failed" and retried):
         forget_secrets()
     if state == "failed" and error and is_vague(error):
         _diagnose(record, error)
@@ -245,10 +245,3 @@ def _cause(error: Exception) -> dict[str, str]:
     last = traceback.extract_tb(error.__traceback__)[-1]
     message = f"{type(error).__name__}: {error} ({Path(last.filename).name}:{last.lineno})"
     return error_data("unexpected_error", message, "The traceback is in logs/traceback.txt.")
-
-
-def _write_traceback(record: Record, error: Exception, rank: int) -> None:
-    logs = record.dir / "logs"
-    name = f"traceback.rank{rank}.txt" if rank else "traceback.txt"
-    with suppress(OSError):  # a full disk, which may be the error itself
-        (logs / name).write_text("".join(traceback.format_exception(error)), encoding="utf-8")

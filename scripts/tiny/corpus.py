@@ -29,7 +29,8 @@ def passages(split: Split) -> list[str]:
         raise ValueError(f"split {split!r}: choose one of {', '.join(get_args(Split))}")
     held_out = split == "eval"
     ordered = sorted((_digest(text), text) for text in _all_passages())
-    return [text for digest, text in ordered if _is_held_out(digest) == held_out]
+    # By content, not by position: a passage keeps its split when another Python version adds text before it.
+    return [text for digest, text in ordered if (int(digest[:12], 16) % 1000 < _EVAL_OF_1000) == held_out]
 
 
 @cache
@@ -53,11 +54,6 @@ def _digest(text: str) -> str:
     return hashlib.sha256(normalized(text).encode()).hexdigest()
 
 
-def _is_held_out(digest: str) -> bool:
-    # By content, not by position: a passage keeps its split when another Python version adds text before it.
-    return int(digest[:12], 16) % 1000 < _EVAL_OF_1000
-
-
 @cache
 def _all_passages() -> tuple[str, ...]:
     from pydoc_data.topics import topics
@@ -68,8 +64,7 @@ def _all_passages() -> tuple[str, ...]:
         fresh: list[str] = []
         for paragraph in _paragraphs(topics[name]):
             # Topics quote each other at length (the one on a class's methods holds three others).
-            key = normalized(paragraph)
-            if key not in seen:
+            if (key := normalized(paragraph)) not in seen:
                 seen.add(key)
                 fresh.append(paragraph)
         found.extend(_group(fresh))

@@ -8,8 +8,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -26,11 +25,8 @@ _NEEDED = ("config.json", "model.safetensors", "tokenizer.json", "tiny.json")
 
 
 TINY_MODELS: dict[str, TinyModel] = {
-    model.name: model
-    for model in (
-        TinyModel(name="tiny:qwen3", architecture="qwen3"),
-        TinyModel(name="tiny:llama", architecture="llama"),
-    )
+    "tiny:qwen3": TinyModel(name="tiny:qwen3", architecture="qwen3"),
+    "tiny:llama": TinyModel(name="tiny:llama", architecture="llama"),
 }
 
 
@@ -96,32 +92,19 @@ def ensure_model(model: TinyModel, cache_root: Path, *, advance: Callable[[int, 
         return folder
     try:
         cache_root.mkdir(parents=True, exist_ok=True)
-        with _locked(folder.with_name(f".{folder.name}.lock")):
+        with folder.with_name(f".{folder.name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
             if not _complete(folder):
-                _build(model, folder, advance)
+                if folder.exists():  # incomplete, and nobody's: we hold the lock
+                    shutil.rmtree(folder)
+                with staged(folder) as partial:
+                    train_into(model, partial, advance)
     except OSError as error:
-        raise JobError(
-            "tiny_model_cache",
-            f"The model {model.name} cannot be kept in {cache_root}: {error}.",
-            "Make the folder writable, free some disk (30 MB), or set XDG_CACHE_HOME to another place.",
-        ) from error
+        remedy = "Make the folder writable, free some disk (30 MB), or set XDG_CACHE_HOME to another place."
+        cause = f"The model {model.name} cannot be kept in {cache_root}: {error}."
+        raise JobError("tiny_model_cache", cause, remedy) from error
     return folder
-
-
-def _build(model: TinyModel, folder: Path, advance: Callable[[int, int], None] | None) -> None:
-    """Train beside `folder`, then rename. The caller holds the lock, so an incomplete folder is nobody's."""
-    if folder.exists():
-        shutil.rmtree(folder)
-    with staged(folder) as partial:
-        train_into(model, partial, advance)
 
 
 def _complete(folder: Path) -> bool:
     return all((folder / name).is_file() for name in _NEEDED)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield

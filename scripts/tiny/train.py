@@ -133,10 +133,8 @@ def _network(model: TinyModel) -> Any:
     """A randomly initialised Transformers model in float32."""
     from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-    config_class, model_class = {
-        "qwen3": (Qwen3Config, Qwen3ForCausalLM),
-        "llama": (LlamaConfig, LlamaForCausalLM),
-    }[model.architecture]
+    known = {"qwen3": (Qwen3Config, Qwen3ForCausalLM), "llama": (LlamaConfig, LlamaForCausalLM)}
+    config_class, model_class = known[model.architecture]
     config: Any = config_class(
         vocab_size=model.vocab_size,
         hidden_size=model.hidden_size,
@@ -179,9 +177,13 @@ def _fit(
             master.grad = weight.grad.float()
             weight.grad = None
         torch.nn.utils.clip_grad_norm_(masters, 1.0)
+        if step < model.warmup_steps:  # linear warm-up, then linear decay to zero
+            share = (step + 1) / model.warmup_steps
+        else:
+            share = (model.steps - step) / max(1, model.steps - model.warmup_steps)
         for optimizer in optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = model.learning_rate * _schedule(step, model)
+                group["lr"] = model.learning_rate * share
             optimizer.step()
         with torch.no_grad():
             torch._foreach_copy_(live, masters)
@@ -196,11 +198,13 @@ def _optimizers(network: Any, masters: list[Any], model: TinyModel) -> list[Any]
     """
     import torch
 
-    names = [name for name, _ in network.named_parameters()]
-    inner = [master.ndim == 2 and ".layers." in name for name, master in zip(names, masters, strict=True)]
+    inner: list[Any] = []
+    outer: list[Any] = []
+    for (name, _), master in zip(network.named_parameters(), masters, strict=True):
+        (inner if master.ndim == 2 and ".layers." in name else outer).append(master)
     return [
         torch.optim.Muon(
-            [master for master, yes in zip(masters, inner, strict=True) if yes],
+            inner,
             lr=model.learning_rate,
             weight_decay=model.weight_decay,
             adjust_lr_fn="match_rms_adamw",
@@ -208,20 +212,13 @@ def _optimizers(network: Any, masters: list[Any], model: TinyModel) -> list[Any]
             ns_steps=3,
         ),
         torch.optim.AdamW(
-            [master for master, yes in zip(masters, inner, strict=True) if not yes],
+            outer,
             lr=model.learning_rate,
             betas=(0.9, 0.98),
             weight_decay=0.0,
             fused=True,
         ),
     ]
-
-
-def _schedule(step: int, model: TinyModel) -> float:
-    """Linear warm-up, then linear decay to zero, as a fraction of the learning rate."""
-    if step < model.warmup_steps:
-        return (step + 1) / model.warmup_steps
-    return (model.steps - step) / max(1, model.steps - model.warmup_steps)
 
 
 def _batches(tokens: list[int], model: TinyModel) -> Iterator[Any]:
