@@ -9,7 +9,7 @@ from typing import Any
 from scripts.args import constraints
 from scripts.args.data import PrepareDataArgs
 from scripts.args.meaning import ScriptArgs, ScriptSpec
-from scripts.checkpoints.datasets import TokenFile, blend, token_files
+from scripts.checkpoints.datasets import blend, token_files
 from scripts.data import sources as sources_of_text
 from scripts.data.sources import DataSource, gather
 from scripts.engines.script.engine import run_script
@@ -22,14 +22,14 @@ from scripts.run.registry import refuse
 from scripts.tiny.model import local_model
 
 SCHEMA = 1
+_LOOK = "Look at logs/rank0.log for what it skipped."
 
 
 def prepare(args: ScriptArgs, script: ScriptSpec, extra_args: Sequence[str], record: Record) -> None:
     """Tokenize, and report. Raises JobError for everything that is understood."""
     assert isinstance(args, PrepareDataArgs)
     refuse(args, script, constraints, sources_of_text)
-    tokenizer = local_model(args.tokenizer, record)
-    values: dict[str, Any] = {"tokenizer": tokenizer}
+    values: dict[str, Any] = {"tokenizer": local_model(args.tokenizer, record)}
     sources: list[DataSource] = []
     if args.hf_dataset is None:
         folder = record.dir / "jsonl"
@@ -39,7 +39,8 @@ def prepare(args: ScriptArgs, script: ScriptSpec, extra_args: Sequence[str], rec
         values |= {"jsonl_paths": None, "input_dir": str(folder)}
     spelled = dataclasses.replace(script, flag_style="underscore")
     run_script(dataclasses.replace(args, **values), spelled, extra_args, record)
-    record.update(inputs=_inputs(args, sources))
+    inputs = [{"type": "training_jsonl", "name": source.name, "documents": source.documents} for source in sources]
+    record.update(inputs=inputs or [{"type": "dataset", "name": args.hf_dataset}])
     with record.phase("report"):
         report_data(args, sources, record)
 
@@ -56,11 +57,6 @@ def _refuse_unread(args: ScriptArgs, script: ScriptSpec, sources: Sequence[DataS
         raise JobError("unknown_data", cause, "Decompress them, or use ModelOpt 0.43 or later.")
 
 
-def _inputs(args: PrepareDataArgs, sources: Sequence[DataSource]) -> list[dict[str, Any]]:
-    files = [{"type": "training_jsonl", "name": source.name, "documents": source.documents} for source in sources]
-    return files or [{"type": "dataset", "name": args.hf_dataset}]
-
-
 def report_data(args: PrepareDataArgs, sources: Sequence[DataSource], record: Record) -> None:
     """Say what the script made of `sources`.
 
@@ -69,13 +65,23 @@ def report_data(args: PrepareDataArgs, sources: Sequence[DataSource], record: Re
     assert args.output_dir is not None  # the script requires it
     files = token_files(Path(args.output_dir))
     if not sum(file.tokens for file in files):
-        raise JobError(
-            "no_documents", f"{args.output_dir} holds no token.", "Look at logs/rank0.log for what it skipped."
-        )
-    if sources and args.max_tokens is None and len(files) != len(sources) * len(args.json_keys):
+        raise JobError("no_documents", f"{args.output_dir} holds no token.", _LOOK)
+    every = bool(sources) and args.max_tokens is None
+    if every and len(files) != len(sources) * len(args.json_keys):
         cause = f"{len(sources)} files with {len(args.json_keys)} fields became {len(files)} files of tokens."
-        raise JobError("data_left_out", cause, "Look at logs/rank0.log for what it skipped.")
-    report = _facts(args, sources, files)
+        raise JobError("data_left_out", cause, _LOOK)
+    documents = sum(file.documents for file in files)
+    expected = sum(source.documents for source in sources) * len(args.json_keys)
+    lost = f"{expected - documents} of {expected} rows gave no document: blank, or not JSON."
+    report = {
+        "schema": SCHEMA,
+        "tokenizer": args.tokenizer,
+        "documents": documents,
+        "tokens": sum(file.tokens for file in files),
+        "files": [{"prefix": str(file.prefix), "documents": file.documents, "tokens": file.tokens} for file in files],
+        "data_paths": blend(files),
+        "warnings": [lost] if every and documents < expected else [],
+    }
     write_json(record.dir / "report" / "report.json", report)
     for name in ("documents", "tokens"):
         record.metric(name, report[name])
@@ -84,20 +90,3 @@ def report_data(args: PrepareDataArgs, sources: Sequence[DataSource], record: Re
     for warning in report["warnings"]:
         record.line(f"warning: {warning}")
     record.line(f"data_paths: {json.dumps(report['data_paths'])}")
-
-
-def _facts(args: PrepareDataArgs, sources: Sequence[DataSource], files: list[TokenFile]) -> dict[str, Any]:
-    documents = sum(file.documents for file in files)
-    expected = sum(source.documents for source in sources) * len(args.json_keys)
-    warnings = []
-    if sources and args.max_tokens is None and documents < expected:
-        warnings.append(f"{expected - documents} of {expected} rows gave no document: blank, or not JSON.")
-    return {
-        "schema": SCHEMA,
-        "tokenizer": args.tokenizer,
-        "documents": documents,
-        "tokens": sum(file.tokens for file in files),
-        "files": [{"prefix": str(file.prefix), "documents": file.documents, "tokens": file.tokens} for file in files],
-        "data_paths": blend(files),
-        "warnings": warnings,
-    }

@@ -19,6 +19,7 @@ BUILT_IN = "tiny:text"
 _JSONL, _TEXT, _GZ = (".jsonl", ".ndjson", ".json"), (".txt", ".md"), ".gz"
 _CHUNK = 1 << 20
 _SHOWN_KEYS = 12
+_JSON_OBJECTS = "Each line holds one JSON object, in UTF-8."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,20 +142,15 @@ def _surveyed(path: Path, keys: Sequence[str]) -> int:
             row = None if first is None else json.loads(first)
         lines = _lines(path)
     except (OSError, EOFError, ValueError) as error:
-        remedy = "Each line holds one JSON object, in UTF-8."
-        raise JobError("unreadable_data", f"{path} is not JSONL: {error}.", remedy) from error
-    _refuse_missing(path, row, keys)
-    return lines
-
-
-def _refuse_missing(path: Path, row: Any, keys: Sequence[str]) -> None:
+        raise JobError("unreadable_data", f"{path} is not JSONL: {error}.", _JSON_OBJECTS) from error
     if not isinstance(row, dict):
         cause = f"{path} is empty." if row is None else f"{path}: its first line is no JSON object."
-        raise JobError("unreadable_data", cause, "Each line holds one JSON object, in UTF-8.")
+        raise JobError("unreadable_data", cause, _JSON_OBJECTS)
     missing = [key for key in keys if key not in row]
     if missing:
         cause = f"{path} has no {' and no '.join(missing)}; it has {', '.join([*row][:_SHOWN_KEYS]) or 'no fields'}."
         raise JobError("no_text", cause, "Set args.json_keys.")
+    return lines
 
 
 def _lines(path: Path) -> int:

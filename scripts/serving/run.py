@@ -16,14 +16,14 @@ from typing import Any
 from scripts.args import constraints
 from scripts.args.meaning import ScriptArgs, ScriptSpec
 from scripts.args.serve import ServeArgs
-from scripts.engines.script.child import Output
+from scripts.engines.script.child import Output, last_words
 from scripts.engines.script.locate import child_environment
 from scripts.run.files import write_json
 from scripts.run.problems import JobError
 from scripts.run.record import Record
 from scripts.run.registry import refuse
 from scripts.serving import checks
-from scripts.serving.checks import Served, check_checkpoint, check_gpus, choose_port, prompts_of
+from scripts.serving.checks import check_checkpoint, check_gpus, choose_port, prompts_of
 from scripts.serving.client import Answer, Client, UnreachableError, flaw_of
 from scripts.serving.servers import SERVERS, Running, command_line, find_program, started
 from scripts.tiny.model import local_model
@@ -33,7 +33,6 @@ _POLL_SECONDS = 0.5
 #: Between a broken connection and the end of the server that broke it.
 _DEATH_SECONDS = 5.0
 _ERROR = re.compile(r"^.*?((?:\w+\.)*\w*(?:Error|Exception|Failure)\b.*)", re.MULTILINE)
-_SHOWN = 500
 
 
 def check_server(args: ScriptArgs, script: ScriptSpec, extra_args: Sequence[str], record: Record) -> None:
@@ -56,7 +55,9 @@ def check_server(args: ScriptArgs, script: ScriptSpec, extra_args: Sequence[str]
     with started(words, env=child_environment(os.environ), output=output) as running:
         facts, answers = _measure(args, running, Client(port, answer_seconds=args.answer_minutes * 60), record)
     with record.phase("report"):
-        _report(args, {**_facts(args, served, words), **facts}, answers, record)
+        report = {"schema": SCHEMA, "server": args.server, "argv": words, "checkpoint": args.checkpoint}
+        report |= {"algorithm": served.algorithm, "quantization": served.quantization, **facts}
+        _report(args, report, answers, record)
 
 
 def _measure(args: ServeArgs, running: Running, client: Client, record: Record) -> tuple[dict[str, Any], list[Answer]]:
@@ -100,16 +101,8 @@ def _wait(args: ServeArgs, running: Running, client: Client, began: float, recor
 def _refuse_dead(running: Running, *, within: float = 0.0) -> None:
     """Raise JobError `server_died` if it has ended, or does so `within` seconds."""
     if (status := running.status_within(within)) is not None:
-        said = _ERROR.findall(running.tail)
-        last = said[-1] if said else next((line for line in reversed(running.tail.splitlines()) if line.strip()), "")
-        cause = f"it ended with status {status}: {last.strip()[:_SHOWN] or 'it said nothing'}"
+        cause = f"it ended with status {status}: {last_words(running.tail, _ERROR) or 'it said nothing'}"
         raise JobError("server_died", cause, "All that it said is in logs/rank0.log.")
-
-
-def _facts(args: ServeArgs, served: Served, words: Sequence[str]) -> dict[str, Any]:
-    """What the report says of what was served, and how."""
-    asked = {"schema": SCHEMA, "server": args.server, "argv": list(words), "checkpoint": args.checkpoint}
-    return {**asked, "algorithm": served.algorithm, "quantization": served.quantization}
 
 
 def _report(args: ServeArgs, report: dict[str, Any], answers: Sequence[Answer], record: Record) -> None:

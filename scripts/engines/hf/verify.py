@@ -164,7 +164,9 @@ def _check_module(
     packed = {"input": (outputs, inputs // 2), "output": (outputs // 2, inputs)}
     scales = (compressed and facts.scales_compressed) or facts.scales
     scales = {**scales, **({} if weight_only else facts.input_scales)}
-    wanted = {"weight": (facts.weight_dtype, packed.get(facts.packed or "", size))}
+    wanted: dict[str, tuple[str, tuple[int, ...]]] = {
+        "weight": (facts.weight_dtype, packed.get(facts.packed or "", size))
+    }
     wanted |= {suffix: (dtype, shapes[shape]) for suffix, (dtype, shape) in scales.items()}
     wanted |= {
         name: (dtype, (inputs,)) for name, dtype in facts.optional.items() if f"{module}.{name}" in export.header
@@ -222,9 +224,9 @@ def _check_config(folder: Path, algo: str | None, kv_cache: KvCacheQuant | None)
         refuse("export_incomplete", f"{path} is not what ModelOpt writes: {error}.")
     if algo is not None and found_algo != algo:
         refuse("export_wrong_config", f"{path} says quant_algo {found_algo}, not {algo}.")
-    wanted_kv = CACHES[kv_cache].quant_algo if kv_cache in CACHES else None
-    if kv_cache is not None and found_kv != wanted_kv:
-        refuse("export_wrong_config", f"{path} says kv_cache_quant_algo {found_kv}, not {wanted_kv}.")
+    wanted = CACHES[kv_cache].quant_algo if kv_cache and kv_cache != "none" else None
+    if kv_cache is not None and found_kv != wanted:
+        refuse("export_wrong_config", f"{path} says kv_cache_quant_algo {found_kv}, not {wanted}.")
     return "algorithm", f"{found_algo}, key/value cache {found_kv or 'not quantized'}"
 
 
@@ -292,8 +294,11 @@ def verify_export(
     export = Export(folder)
     algo = None
     if facts is not None:
-        algo = (weight_only and facts.quant_algo_weight_only) or (compressed and facts.quant_algo_compressed)
-        algo = algo or facts.quant_algo
+        special = (
+            facts.quant_algo_weight_only if weight_only else None,
+            facts.quant_algo_compressed if compressed else None,
+        )
+        algo = next(filter(None, special), facts.quant_algo)
     config = _check_config(folder, algo, kv_cache)
     for module, size in reference.modules.items():
         if facts is not None:

@@ -19,6 +19,7 @@ from typing import IO
 LOG_BYTES = 64 << 20
 _CHUNK = 1 << 16
 _TAIL = 1 << 14
+_SHOWN = 500
 _GRACE_SECONDS = 10.0
 _PR_SET_PDEATHSIG = 1
 #: A bar of tqdm: `12/512 [00:10<`, wherever it stands in a line.
@@ -85,6 +86,12 @@ class Output:
     def tail(self) -> str:
         """The end of what was printed."""
         return self._end.decode("utf-8", "replace")
+
+
+def last_words(tail: str, error: re.Pattern[str]) -> str:
+    """What the end of an output says last of an error, in the pattern's first group; else its last line."""
+    said = error.findall(tail) or [line for line in tail.splitlines() if line.strip()]
+    return str(said[-1]).strip()[:_SHOWN] if said else ""
 
 
 def run_child(

@@ -19,6 +19,8 @@ from scripts.run.problems import JobError, Problem, nearest
 
 #: What a key/value cache format means to a script of the time when there was no other.
 _SWITCHED_ON = "fp8"
+#: As argparse decides it: not -1 and -0.5, but -1e-5.
+_TAKEN_FOR_A_FLAG = re.compile(r"-(?!(?:\d+|\d*\.\d+)\Z)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,11 +85,8 @@ def _blend_of(folder: Path, key: str) -> list[int | str]:
 
 def file_content(args: Any, name: str) -> dict[str, Any]:
     """The mapping that goes to file `name`, with the values of other fields that belong into it."""
-    content: dict[str, Any] = {}
-    for field, meaning in meanings(args):
-        value = getattr(args, field.name)
-        if meaning.file == name:
-            content = json.loads(json.dumps(value))
+    given = next((getattr(args, field.name) for field, meaning in meanings(args) if meaning.file == name), {})
+    content: dict[str, Any] = json.loads(json.dumps(given))
     for field, meaning in meanings(args):
         value = getattr(args, field.name)
         for key in meaning.into if value is not None else ():
@@ -145,37 +144,21 @@ def _addressed(args: Any, interface: Interface, style: FlagStyle) -> tuple[list[
         flag = next((found for name in names if (found := interface.find(name))), None)
         if value is False and (flag is None or flag.kind != "toggle"):
             continue
+        spelled = "--" + (names[0].replace("_", "-") if style == "hyphen" else names[0])
         if flag is None and not any(map(interface.refuses, names)):
-            flag = Flag(names=(_spelled(names[0], style),), kind=_kind_of(value))
+            listed = isinstance(value, (list, tuple))
+            flag = Flag(names=(spelled,), kind="on" if value is True else "list" if listed else "value")
         if flag is not None:
-            values.append(_Value(key=key, flag=flag, value=_as_called(value, flag, meaning)))
+            if isinstance(value, str) and not (flag.choices and value in flag.choices):
+                value = meaning.aliases.get(value, value)  # as this release calls it
+            values.append(_Value(key=key, flag=flag, value=value))
         elif meaning.optional:
             left_out.append(key)
-        elif value != _default(field):
-            flag_name = _spelled(names[0], style)
-            cause = f"this script has no flag {flag_name}"
-            remedy = nearest(flag_name, [flag.name for flag in interface.flags])
+        elif value != (field.default if field.default_factory is dataclasses.MISSING else field.default_factory()):
+            cause = f"this script has no flag {spelled}"
+            remedy = nearest(spelled, [flag.name for flag in interface.flags])
             problems.append(Problem(name="unknown_flag", key=key, value=value, cause=cause, remedy=remedy))
     return values, problems, left_out
-
-
-def _as_called(value: Any, flag: Flag, meaning: Meaning) -> Any:
-    """A value by the name that this release has for it."""
-    if not isinstance(value, str) or value not in meaning.aliases or (flag.choices and value in flag.choices):
-        return value
-    return meaning.aliases[value]
-
-
-def _default(field: Any) -> Any:
-    return field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
-
-
-def _spelled(name: str, style: FlagStyle) -> str:
-    return "--" + (name.replace("_", "-") if style == "hyphen" else name)
-
-
-def _kind_of(value: Any) -> Any:
-    return "on" if value is True else "list" if isinstance(value, (list, tuple)) else "value"
 
 
 def _words(one: _Value) -> Iterator[str]:
@@ -187,8 +170,8 @@ def _words(one: _Value) -> Iterator[str]:
         yield name if value else f"--no-{name.removeprefix('--')}"
     elif kind == "list":
         texts = [_text(item, one.flag) for item in _items(value)]
-        if len(texts) == 1 and texts[0].startswith("-"):
-            yield f"{name}={texts[0]}"
+        if len(texts) == 1:
+            yield from _pair(name, texts[0])
         elif texts:
             yield from (name, *texts)
     elif kind == "append":
@@ -236,16 +219,10 @@ def _refused(one: _Value) -> Iterator[Problem]:
     if "--" in texts:
         cause = "argparse takes -- for the end of the flags, wherever it stands"
         yield Problem(name="looks_like_a_flag", key=one.key, value=value, cause=cause)
-    elif kind == "list" and len(texts) > 1 and any(text.startswith("-") and not _negative(text) for text in texts):
+    elif kind == "list" and len(texts) > 1 and any(map(_TAKEN_FOR_A_FLAG.match, texts)):
         cause = "argparse takes a word of a list that begins with a hyphen for a flag"
-        yield Problem(
-            name="looks_like_a_flag", key=one.key, value=value, cause=cause, remedy="Give ./-name for a file."
-        )
-
-
-def _negative(text: str) -> bool:
-    """As argparse decides it: -1 and -0.5, but not -1e-5."""
-    return re.fullmatch(r"-\d+|-\d*\.\d+", text) is not None
+        remedy = "Give ./-name for a file."
+        yield Problem(name="looks_like_a_flag", key=one.key, value=value, cause=cause, remedy=remedy)
 
 
 def _missing(values: Sequence[_Value], interface: Interface, extra_args: Sequence[str]) -> Iterator[Problem]:
@@ -266,9 +243,8 @@ def _flag_words(extra_args: Sequence[str]) -> Iterator[str]:
 
 def _extra_problems(values: Sequence[_Value], interface: Interface, extra_args: Sequence[str]) -> Iterator[Problem]:
     keys: Mapping[Flag, str] = {value.flag: value.key for value in values}
-    known = {plain(name): flag for flag in interface.flags for name in flag.names} | {
-        plain(flag.name): flag for flag in keys
-    }
+    known = {plain(name): flag for flag in interface.flags for name in flag.names}
+    known |= {plain(flag.name): flag for flag in keys}
     for name in _flag_words(extra_args):
         flag = known.get(plain(name)) or known.get(plain(name).removeprefix("no_"))
         if flag is not None and flag in keys:

@@ -17,7 +17,7 @@ from scripts.args import constraints
 from scripts.args.meaning import ScriptArgs, ScriptSpec, meanings
 from scripts.checkpoints import kinds
 from scripts.engines.script import outputs as out
-from scripts.engines.script.child import LOG_BYTES, Ended, Output, SilentError, run_child
+from scripts.engines.script.child import LOG_BYTES, Ended, Output, SilentError, last_words, run_child
 from scripts.engines.script.command import Argv, command_words, with_inputs, write_files
 from scripts.engines.script.flags.reader import read_interface
 from scripts.engines.script.flags.tables import completed, releases_like, repository_of
@@ -35,7 +35,7 @@ _OTHER_LOG_BYTES = 8 << 20
 _SHOWN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "CUDA_VISIBLE_DEVICES")
 #: The last line of a traceback, or argparse's own word; once a process group exists torch puts [rank0] in front.
 _ERROR = re.compile(
-    r"^(?:\[rank\d+\]: )?(?P<said>(?:(?:\w+\.)*\w*(?:Error|Exception|Interrupt|Failure)\b|\S+: error: ).*)",
+    r"^(?:\[rank\d+\]: )?((?:(?:\w+\.)*\w*(?:Error|Exception|Interrupt|Failure)\b|\S+: error: ).*)",
     re.MULTILINE,
 )
 
@@ -114,12 +114,9 @@ def _inputs(args: Any) -> list[dict[str, Any]]:
     for field, meaning in meanings(args):
         value = getattr(args, field.name)
         if meaning.consumes and meaning.engine != "hf" and value is not None:
-            rows += [{"type": meaning.consumes, "name": item} for item in _names(value)]
+            listed = value if isinstance(value, (list, tuple)) else [str(value)]
+            rows += [{"type": meaning.consumes, "name": item} for item in listed if isinstance(item, str)]
     return rows
-
-
-def _names(value: Any) -> list[str]:
-    return [item for item in value if isinstance(item, str)] if isinstance(value, (list, tuple)) else [str(value)]
 
 
 def _run(args: ScriptArgs, script: ScriptSpec, located: Located, argv: Argv, rank: int, record: Record) -> Ended:
@@ -163,9 +160,7 @@ def _failure(name: str, ended: Ended) -> JobError:
         if ended.status == -9:
             remedy = "SIGKILL is what the kernel does when memory runs out; look at the machine's memory."
         return JobError("script_killed", cause, remedy)
-    said = [found["said"] for found in _ERROR.finditer(ended.tail)]
-    last = said[-1] if said else next((line for line in reversed(ended.tail.splitlines()) if line.strip()), "")
-    words = last.strip()[:500].rstrip(".") or "it said nothing"
+    words = last_words(ended.tail, _ERROR).rstrip(".") or "it said nothing"
     return JobError("script_failed", f"{name} ended with status {ended.status}: {words}.", remedy)
 
 

@@ -46,7 +46,8 @@ def locate(scripts: Sequence[str], path: str | None) -> Located:
             if candidate.is_file():
                 as_module = is_module(script) and path is None
                 words = (MODULE.strip(), script.removeprefix(MODULE)) if as_module else (str(candidate),)
-                return Located(script=script, file=candidate, words=words, roots=_roots())
+                roots = (Path(entry) for entry in sys.path if entry and Path(entry).resolve() != CONFIGS.parent)
+                return Located(script=script, file=candidate, words=words, roots=tuple(roots))
             looked.append(str(candidate))
     cause = f"none of {', '.join(looked) or ', '.join(scripts)} is a file here."
     remedy = "Use the container that has it, or set script.path to the file or its checkout."
@@ -79,20 +80,13 @@ def _module_files(script: str) -> list[Path]:
     return [file for place in places for file in (place.with_suffix(".py"), place / "__main__.py")]
 
 
-def _roots() -> tuple[Path, ...]:
-    own = CONFIGS.parent
-    return tuple(Path(entry) for entry in sys.path if entry and Path(entry).resolve() != own)
-
-
 def child_environment(environment: Mapping[str, str]) -> dict[str, str]:
     """The environment of a script: without what this project needs for itself.
 
     A script finds the modules beside it (PYTHONSAFEPATH forbids that), and its own `scripts` and
     `configs` packages are not ours.
     """
-    own = CONFIGS.parent
-    env = {key: value for key, value in environment.items() if key != "PYTHONSAFEPATH"}
-    entries = [entry for entry in env.get("PYTHONPATH", "").split(os.pathsep) if entry]
-    kept = [entry for entry in entries if Path(entry).resolve() != own]
-    env.pop("PYTHONPATH", None)
+    env = {key: value for key, value in environment.items() if key not in ("PYTHONSAFEPATH", "PYTHONPATH")}
+    entries = environment.get("PYTHONPATH", "").split(os.pathsep)
+    kept = [entry for entry in entries if entry and Path(entry).resolve() != CONFIGS.parent]
     return env | ({"PYTHONPATH": os.pathsep.join(kept)} if kept else {}) | {"PYTHONUNBUFFERED": "1"}

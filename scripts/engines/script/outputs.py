@@ -14,6 +14,7 @@ from scripts.run.record import Record
 
 #: In an output that grows in place: which run it belongs to.
 _OWNER = ".modelopt-recipes-run"
+_FACTS = ("layout", "parameters", "iteration", "quantization", "modelopt_state")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,10 +62,11 @@ def prepare(outputs: list[Output], record: Record) -> None:
             shutil.rmtree(output.written, ignore_errors=True)  # of an attempt that was killed
             continue
         _take_up(output, record)
-        if not _is_own(output, record):
+        owner = output.final / _OWNER
+        if not owner.is_file() or owner.read_text(encoding="utf-8") != record.dir.name:
             refuse_existing(output.final)
             output.final.mkdir(exist_ok=True)
-            write_text(output.final / _OWNER, record.dir.name)
+            write_text(owner, record.dir.name)
 
 
 def _take_up(output: Output, record: Record) -> None:
@@ -76,25 +78,21 @@ def _take_up(output: Output, record: Record) -> None:
         left.rename(output.final)
 
 
-def _is_own(output: Output, record: Record) -> bool:
-    owner = output.final / _OWNER
-    return owner.is_file() and owner.read_text(encoding="utf-8") == record.dir.name
-
-
 def finish(outputs: list[Output], record: Record) -> None:
     """Verify every output, then publish and record all. Raises JobError; then nothing is published."""
     found = [_verified(output) for output in outputs]
     for output, checkpoint in zip(outputs, found, strict=True):
         if output.written != output.final:
             publish(output.written, output.final)
-        record.artifact(output.kind, output.final / output.within, **_facts(checkpoint))
+        facts = {name: value for name in _FACTS if (value := getattr(checkpoint, name)) is not None}
+        record.artifact(output.kind, output.final / output.within, **facts)
 
 
 def _verified(output: Output) -> Checkpoint:
     """What an output is. Raises JobError `output_missing`, `output_incomplete` or `output_of_another_kind`."""
     key = f"args.{output.field}"
     remedy = "The script said that it had succeeded; its output is in logs/rank0.log."
-    if not output.written.exists() or not _files(output.written):
+    if not any(file.is_file() and file.name != _OWNER for file in output.written.rglob("*")):
         raise JobError("output_missing", f"{key}: the script wrote nothing to {output.written}.", remedy)
     try:
         checkpoint = look(output.written / output.within)
@@ -109,12 +107,3 @@ def _verified(output: Output) -> Checkpoint:
     if checkpoint.problems:
         raise JobError("output_incomplete", f"{key}: {'; '.join(checkpoint.problems)}", remedy)
     return checkpoint
-
-
-def _files(path: Path) -> bool:
-    return any(file.is_file() and file.name != _OWNER for file in path.rglob("*"))
-
-
-def _facts(checkpoint: Checkpoint) -> dict[str, Any]:
-    names = ("layout", "parameters", "iteration", "quantization", "modelopt_state")
-    return {name: value for name in names if (value := getattr(checkpoint, name)) is not None}

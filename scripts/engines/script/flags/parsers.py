@@ -112,8 +112,9 @@ class Parsers:
             positional=tuple(map(told, arguments.positional)),
             keywords={key: value if key in ("action", "type") else told(value) for key, value in keywords},
         )
-        if _is_unknown_name(arguments):
-            self.mark_open()
+        names = arguments.positional
+        if (not names and not arguments.whole) or not all(isinstance(name, str) for name in names):
+            self.mark_open()  # a name that cannot be told: some flag stays unseen
         flag = _flag_of(arguments)
         if flag is not None and not (self.importing and parser.flags is self.loose.flags):
             parser.flags.append(replace(flag, commands=parser.under))
@@ -211,9 +212,3 @@ def _default(arguments: Arguments) -> str | None:
     if isinstance(value, list | tuple):
         return " ".join(map(str, value)) or None
     return str(value)
-
-
-def _is_unknown_name(arguments: Arguments) -> bool:
-    """Whether add_argument was given a name that cannot be told, so that some flag stays unseen."""
-    named = not arguments.positional and not arguments.whole
-    return named or any(name is UNKNOWN or not isinstance(name, str) for name in arguments.positional)

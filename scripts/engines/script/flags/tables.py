@@ -127,23 +127,16 @@ def _flags(script: str, release: str) -> tuple[Flag, ...]:
     entry = _table()["scripts"][script]
     shared = _table()["shared"][entry["shared"]]["releases"] if "shared" in entry else {}
     found = (_flags_of(shared, release) if shared else {}) | _flags_of(entry["releases"], release)
-    return tuple(_flag(name, **facts) for name, facts in found.items())
+    flags = []
+    for name, facts in found.items():
+        lists = {key: tuple(facts[key]) for key in ("choices", "commands") if key in facts}
+        rest = {key: value for key, value in facts.items() if key != "also"}
+        flags.append(Flag(names=(name, *facts.get("also", ())), **{**rest, **lists}))
+    return tuple(flags)
 
 
 def _plain_names(flags: Iterable[Flag]) -> frozenset[str]:
     return frozenset(plain(name) for flag in flags for name in flag.names)
-
-
-def _flag(
-    name: str,
-    *,
-    also: Sequence[str] = (),
-    choices: Sequence[str] | None = None,
-    commands: Sequence[str] = (),
-    **rest: Any,
-) -> Flag:
-    choices = choices if choices is None else tuple(choices)
-    return Flag(names=(name, *also), choices=choices, commands=tuple(commands), **rest)
 
 
 @functools.cache
