@@ -117,10 +117,7 @@ class MlmQuantizeArgs(_CalibratedArgs):
     num_last_layers_to_skip_quant: int | None = doc("leave so many last layers as they are", None)
     calib_size: int | None = doc("calibration samples; null is the script's own", 512, role="samples")
     calib_dataset: str | None = doc(
-        "a data set's name or a JSONL file",
-        None,
-        flags=("calib_dataset_path_or_name", "calib_dataset"),
-        role="data",
+        "a data set's name or a JSONL file", None, flags=("calib_dataset_path_or_name", "calib_dataset"), role="data"
     )
     calib_batch_size: int | None = doc("samples per forward pass; null is the script's own", None, role="batch")
     calib_use_random_offset: bool = doc("begin somewhere inside each text", False)

@@ -14,15 +14,7 @@ from scripts.evaluation import checks
 from scripts.evaluation.checks import Loading, loading_of
 from scripts.evaluation.harness import closing_words, harness_args, write_tasks
 from scripts.evaluation.report import as_text, write_report
-from scripts.evaluation.scores import (
-    SCHEMA,
-    Baseline,
-    as_rows,
-    compare,
-    read_baseline,
-    read_results,
-    scores_of,
-)
+from scripts.evaluation.scores import SCHEMA, Baseline, as_rows, compare, read_baseline, read_results, scores_of
 from scripts.run.files import staged
 from scripts.run.problems import JobError
 from scripts.run.record import Record
