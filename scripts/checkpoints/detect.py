@@ -33,21 +33,17 @@ def look(path: Path) -> Checkpoint:
     Raises JobError: `missing_path`; `unknown_checkpoint`, with what is known; `unreadable_checkpoint` for a file
     that is damaged or must not be read.
     """
-    path = _expanded(path)
     try:
-        found = _look(path)
-        size = measure([path, *linked_weights(path)] if path.is_dir() else pair_of(path) or [path])
-    except OSError as error:
-        raise unreadable(Path(error.filename or path), error.strerror or error) from error
-    links = tuple(f"{link} is a link to nothing" for link in size.broken)
-    return replace(found, bytes=size.bytes, files=size.files, problems=found.problems + links)
-
-
-def _expanded(path: Path) -> Path:
-    try:
-        return path.expanduser()
+        path = path.expanduser()
     except RuntimeError as error:
         raise JobError("missing_path", f"{path} is in the home of nobody here.", "Name the whole path.") from error
+    try:
+        found = _look(path)
+        size, files, broken = measure([path, *linked_weights(path)] if path.is_dir() else pair_of(path) or [path])
+    except OSError as error:
+        raise unreadable(Path(error.filename or path), error.strerror or error) from error
+    links = tuple(f"{link} is a link to nothing" for link in broken)
+    return replace(found, bytes=size, files=files, problems=found.problems + links)
 
 
 def _look(path: Path) -> Checkpoint:

@@ -6,7 +6,6 @@ import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -110,17 +109,11 @@ def yaml_scalars(path: Path, *keys: str) -> list[str | None]:
     return found
 
 
-@dataclass(frozen=True, kw_only=True)
-class Size:
-    """Bytes and number of files, each file once however many names it has, and the links that lead nowhere."""
+def measure(paths: Sequence[Path]) -> tuple[int, int, list[Path]]:
+    """Bytes and number of the files in `paths`, each once however many names it has, and the links that lead nowhere.
 
-    bytes: int
-    files: int
-    broken: tuple[Path, ...]
-
-
-def measure(paths: Sequence[Path]) -> Size:
-    """What the files and folders in `paths` amount to. Links to files are followed, links to folders in them not."""
+    Links to files are followed, links to folders in the folders not.
+    """
     sizes: dict[tuple[int, int], int] = {}
     broken = []
     for file in (file for path in paths for file in _files(path)):
@@ -130,7 +123,7 @@ def measure(paths: Sequence[Path]) -> Size:
             broken.append(file)
         else:
             sizes[facts.st_dev, facts.st_ino] = facts.st_size
-    return Size(bytes=sum(sizes.values()), files=len(sizes), broken=tuple(broken))
+    return sum(sizes.values()), len(sizes), broken
 
 
 def _files(path: Path) -> Iterator[Path]:

@@ -15,8 +15,10 @@ Trouble = tuple[str, str, str]
 
 def local_model_problem(name: str) -> Trouble | None:
     """What is wrong with a folder or a built-in model as (problem, cause, remedy); None when it can be loaded."""
+    if name in TINY_MODELS:
+        return None
     if name.startswith("tiny:"):
-        return None if name in TINY_MODELS else _unknown(name)
+        return "unknown_model", "there is no such built-in model", nearest(name, TINY_MODELS)
     path = Path(name).expanduser()
     found = config_problem(path) or weights_problem(path)
     if found is None and not any((path / file).is_file() for file in _TOKENIZERS):
@@ -27,7 +29,9 @@ def local_model_problem(name: str) -> Trouble | None:
 def config_problem(path: Path, *, trust_remote_code: bool = True) -> Trouble | None:
     """What is wrong with a folder apart from its weights; code that it brings is, unless it is trusted."""
     if not path.exists():
-        return "missing_model", "there is no such folder, and it is not a hub name (org/name)", _neighbours(path)
+        other = "Name a model's folder, a hub name, tiny:qwen3 or tiny:llama."
+        remedy = neighbour(path, other, like=lambda child: (child / "config.json").is_file())
+        return "missing_model", "there is no such folder, and it is not a hub name (org/name)", remedy
     if not path.is_dir():
         return "missing_model", "it is a file; a model is a folder with config.json and safetensors", ""
     if (path / "adapter_config.json").is_file():
@@ -62,12 +66,3 @@ def read_config(folder: Path) -> dict[str, Any] | None:
         return read_json(folder / "config.json")
     except JobError:
         return None
-
-
-def _unknown(name: str) -> Trouble:
-    return "unknown_model", "there is no such built-in model", nearest(name, TINY_MODELS)
-
-
-def _neighbours(path: Path) -> str:
-    other = "Name a model's folder, a hub name, tiny:qwen3 or tiny:llama."
-    return neighbour(path, other, like=lambda child: (child / "config.json").is_file())

@@ -53,7 +53,10 @@ def of_export(config: Mapping[str, Any], sidecar: Mapping[str, Any] | None) -> Q
     method = said.get("quant_method")
     if method == "modelopt" or "quant_algo" in said:
         return _of_words(said.get("quant_algo"), said.get("kv_cache_quant_algo"))
-    return Quantization(format=_foreign(method))
+    if not isinstance(method, str):
+        return Quantization(format=UNKNOWN)
+    # Another tool's word, told apart from a format of ours that has the same name.
+    return Quantization(format=f"{method} (not ModelOpt's)" if method in FORMATS else method)
 
 
 def _of_words(algo: object, cache: object) -> Quantization:
@@ -70,13 +73,6 @@ def _named(algo: str) -> str:
         if algo.lower() in [word.lower() for word in words if word]:
             return name
     return algo
-
-
-def _foreign(method: object) -> str:
-    """Another tool's word, told apart from a format of ours that has the same name."""
-    if not isinstance(method, str):
-        return UNKNOWN
-    return f"{method} (not ModelOpt's)" if method in FORMATS else method
 
 
 def modes_of(state: Mapping[str, object]) -> Modes:
@@ -105,14 +101,10 @@ def of_modes(modes: Modes) -> Quantization:
     if not asked:
         return Quantization(format=UNKNOWN, by_modelopt=True)
     rules = rules_of(asked[-1]["quant_cfg"])
-    calibrations = [mode for mode, _ in modes] + _methods(asked[-1].get("algorithm"))
-    return Quantization(format=format_of(rules, calibrations), kv_cache=cache_of(rules), by_modelopt=True)
-
-
-def _methods(algorithm: object) -> list[str]:
-    """The calibration that was asked for: a word, or a dictionary that holds it."""
+    algorithm = asked[-1].get("algorithm")  # a word, or a dictionary that holds it
     word = mapping_of(algorithm).get("method", algorithm)
-    return [word] if isinstance(word, str) else []
+    calibrations = [mode for mode, _ in modes] + ([word] if isinstance(word, str) else [])
+    return Quantization(format=format_of(rules, calibrations), kv_cache=cache_of(rules), by_modelopt=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,21 +216,17 @@ def _grids(config: object) -> tuple[Grid, ...]:
     grids = []
     for facts in map(mapping_of, listed):
         if facts and facts.get("enable") is not False:
+            sizes = pairs_of(facts.get("block_sizes"))
+            along = {axis: _number(size) for axis, size in sizes if isinstance(axis, int)}
             grid = Grid(
                 numbers=_number(facts.get("num_bits")),
                 axis=_number(facts.get("axis")),
-                block=_block(facts.get("block_sizes")),
+                block=(along.get(-2, 1), along.get(-1, 1)) if along else None,
                 affine=facts.get("bias") is not None,
                 rotated=bool(facts.get("rotate")),
             )
             grids.append(grid)
     return tuple(grids)
-
-
-def _block(sizes: object) -> tuple[Number, Number] | None:
-    """Block sizes along outputs (axis -2) and inputs (-1)."""
-    along = {axis: _number(size) for axis, size in pairs_of(sizes) if isinstance(axis, int)}
-    return (along.get(-2, 1), along.get(-1, 1)) if along else None
 
 
 def _number(node: object) -> Number:

@@ -76,7 +76,12 @@ def read_torch(path: Path, content: bytes | None = None) -> object:
             return _read_zip(io.BytesIO(content))
         if read_bytes(path, min(4, size_of(path))) == _ZIP:
             return _read_zip(path)
-        return _read_legacy(io.BytesIO(read_bytes(path, min(size_of(path), MAX_BYTES))))
+        stream = io.BytesIO(read_bytes(path, min(size_of(path), MAX_BYTES)))
+        if read_pickle(stream) != _LEGACY_MAGIC:
+            raise PickleError("it is a pickle, but not of torch.save")
+        for _ in ("protocol", "machine"):
+            read_pickle(stream)
+        return read_pickle(stream)
     except (ValueError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, struct.error, zlib.error) as error:
         raise unreadable(path, f"no file of torch.save: {error}") from error
 
@@ -91,7 +96,7 @@ def tensors_of(named: Mapping[str, object]) -> Iterator[Tensor]:
     below = list(named.items())[::-1]
     while below:
         name, value = below.pop()
-        if _is_tensor(value):
+        if is_call(value, *_REBUILD, _WRAPPED):
             found, place = _tensor(name, value)
             if place is None or place not in seen:
                 seen.add(place)
@@ -110,18 +115,6 @@ def _read_zip(source: Path | io.BytesIO) -> object:
         if member.flag_bits & 1 or member.compress_type not in _COMPRESSIONS or member.file_size > MAX_BYTES:
             raise PickleError("its data.pkl is encrypted, too long, or packed in a way that torch.save does not use")
         return read_pickle(io.BytesIO(archive.read(member)))
-
-
-def _read_legacy(stream: io.BytesIO) -> object:
-    if read_pickle(stream) != _LEGACY_MAGIC:
-        raise PickleError("it is a pickle, but not of torch.save")
-    for _ in ("protocol", "machine"):
-        read_pickle(stream)
-    return read_pickle(stream)
-
-
-def _is_tensor(node: object) -> bool:
-    return is_call(node, *_REBUILD, _WRAPPED)
 
 
 def _tensor(name: str, node: object) -> tuple[Tensor, object]:

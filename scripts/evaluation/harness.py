@@ -18,6 +18,11 @@ from scripts.tiny.corpus import passages
 
 #: Of a choice: words of the beginning, words of a continuation, and how many continuations there are.
 _CONTEXT_WORDS, _NEXT_WORDS, _CHOICES = 40, 12, 4
+#: What the harness takes as it was given.
+_AS_GIVEN = (
+    *("num_fewshot", "limit", "fewshot_as_multiturn", "system_instruction"),
+    *("seed", "log_samples", "confirm_run_unsafe_code"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,16 +65,10 @@ def harness_args(
         model_args=json.dumps(_model_args(args, model, backend)),
         tasks=",".join(args.tasks),
         include_path=str(include) if include else None,
-        num_fewshot=args.num_fewshot,
-        limit=args.limit,
         batch_size=str(args.batch_size),
         gen_kwargs=json.dumps(args.gen_kwargs) if args.gen_kwargs else None,
-        fewshot_as_multiturn=args.fewshot_as_multiturn,
-        system_instruction=args.system_instruction,
-        seed=args.seed,
-        log_samples=args.log_samples,
-        confirm_run_unsafe_code=args.confirm_run_unsafe_code,
         output_path=str(results),
+        **{name: getattr(args, name) for name in _AS_GIVEN},
     )
 
 

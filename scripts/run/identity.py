@@ -2,6 +2,7 @@
 
 import socket
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,8 @@ def identity(pid: int | None = None) -> dict[str, Any]:
     process = psutil.Process(pid)
     return {
         "host": socket.gethostname(),
-        "boot": _read("/proc/sys/kernel/random/boot_id"),
-        "pid_namespace": _link("/proc/self/ns/pid"),
+        "boot": _told(lambda: Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()),
+        "pid_namespace": _told(lambda: str(Path("/proc/self/ns/pid").readlink())),
         "pid": process.pid,
         "started": round(process.create_time(), 2),
     }
@@ -48,13 +49,8 @@ def is_alive(owner: dict[str, Any], heartbeat: Path) -> bool:
         return True
 
 
-def _read(path: str) -> str | None:
+def _told(ask: Callable[[], str]) -> str | None:
+    """What Linux says, and other systems do not."""
     with suppress(OSError):
-        return Path(path).read_text(encoding="ascii").strip()
-    return None
-
-
-def _link(path: str) -> str | None:
-    with suppress(OSError):
-        return str(Path(path).readlink())
+        return ask()
     return None

@@ -31,16 +31,13 @@ def main() -> int:
         print(f"{type(error).__name__}: {error}", flush=True)
         return 127
     try:
-        while process.poll() is None and not _closed(0):
-            pass
+        while process.poll() is None:
+            ready, _, _ = select.select([0], [], [], _POLL_SECONDS)
+            if ready and not os.read(0, 1):
+                break  # standard input was closed
     finally:
         _end(process)
     return 128 - process.returncode if process.returncode < 0 else process.returncode
-
-
-def _closed(handle: int) -> bool:
-    ready, _, _ = select.select([handle], [], [], _POLL_SECONDS)
-    return bool(ready) and not os.read(handle, 1)
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:

@@ -44,9 +44,17 @@ def calibration_loop(
         configs = [model.config] if getattr(getattr(model, "config", None), "use_cache", None) is not None else []
         with torch.no_grad(), replaced(configs, "use_cache", False), _weights_paused(model):
             sharing = _sharing(model, algorithm)
-            if sharing == "mixed" and not _packs(model, forward, samples, device):
-                sharing = "equal"
-            _run_groups(model, forward, samples, _groups(samples, batch_size, max_tokens, sharing), advance)
+            lengths = [len(sample) for sample in samples]
+            if sharing == "mixed" and len(set(lengths)) > 1:
+                watching = [quantizer for _, quantizer in _quantizers(model) if quantizer._if_calib]
+                with replaced(watching, "_if_calib", False):
+                    sharing = "mixed" if packing.can_pack(model, forward, samples, device) else "equal"
+            if sharing == "single":
+                groups = [[index] for index in range(len(samples))]
+            else:
+                mixed = sharing == "mixed"
+                groups = packing.plan(lengths, batch_size=batch_size, max_tokens=max_tokens, mixed=mixed)
+            _run_groups(model, forward, samples, groups, advance)
 
     return loop
 
@@ -85,20 +93,6 @@ def _sharing(model: "nn.Module", algorithm: str | None) -> Sharing:
     if any(type(helper).cache_mode for helper in _awq_helpers(model)):
         return "single"
     return SHARING.get(algorithm, "single")
-
-
-def _packs(model: "nn.Module", forward: Forward, samples: Sequence[Tokens], device: "torch.device") -> bool:
-    if len({len(sample) for sample in samples}) == 1:
-        return False
-    with replaced([quantizer for _, quantizer in _quantizers(model) if quantizer._if_calib], "_if_calib", False):
-        return packing.can_pack(model, forward, samples, device)
-
-
-def _groups(samples: Sequence[Tokens], batch_size: int, max_tokens: int, sharing: Sharing) -> list[list[int]]:
-    if sharing == "single":
-        return [[index] for index in range(len(samples))]
-    lengths = [len(sample) for sample in samples]
-    return packing.plan(lengths, batch_size=batch_size, max_tokens=max_tokens, mixed=sharing == "mixed")
 
 
 def _run_groups(

@@ -92,7 +92,8 @@ def as_text(report: dict[str, Any]) -> str:
     columns: dict[str, Any] = {"": "left", "before": "right", "after": "right", "change": "right"}
     tables = [Table(title=title, columns=columns, rows=summary_rows(report))]
     if report["layers"]:
-        rows = [(each["name"], *(_db(each[key]) for key, _ in _SIDES)) for each in worst_layers(report["layers"])[:5]]
+        worst = [(each["name"], [each[key] for key, _ in _SIDES]) for each in worst_layers(report["layers"])[:5]]
+        rows = [(name, *("-" if value is None else f"{value:.1f}" for value in values)) for name, values in worst]
         columns = {"layer": "left", **{f"{label} dB": "right" for _, label in _SIDES}}
         title = "layers that suffer most (signal to quantization noise)"
         tables.append(Table(title=title, columns=columns, rows=rows))
@@ -127,10 +128,6 @@ def worst_layers(layers: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _severity(layer: dict[str, Any]) -> float:
     known = [layer[key] for key in ("output_db", "weight_db", "input_db") if layer[key] is not None]
     return float(known[0]) if known else float("inf")
-
-
-def _db(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1f}"
 
 
 def _plot_depth(layers: list[dict[str, Any]]) -> bytes:

@@ -105,7 +105,10 @@ class Expressions(ABC):
                 scope.names[node.target.id] = self.value(node.value, scope)
                 return scope.names[node.target.id]
             case ast.IfExp():
-                return self._either(node, scope)
+                test = self.truth(node.test, scope)
+                if test is not None:
+                    return self.value(node.body if test else node.orelse, scope)
+                return all_same([self.value(node.body, scope), self.value(node.orelse, scope)])
             case ast.BoolOp():
                 return self._first(node, scope)
             case ast.UnaryOp() | ast.BinOp() | ast.Compare() | ast.Subscript():
@@ -234,12 +237,6 @@ class Expressions(ABC):
             else:
                 return UNKNOWN
         return "".join(parts)
-
-    def _either(self, node: ast.IfExp, scope: Scope) -> Any:
-        test = self.truth(node.test, scope)
-        if test is not None:
-            return self.value(node.body if test else node.orelse, scope)
-        return all_same([self.value(node.body, scope), self.value(node.orelse, scope)])
 
     def _first(self, node: ast.BoolOp, scope: Scope) -> Any:
         """What is left of the operands of which one decides `a or b`, `a and b`."""

@@ -135,7 +135,12 @@ class Function:
             for one in ast.walk(self.node)
             if isinstance(one, ast.Attribute) and one.attr in PARSER_METHODS and isinstance(one.value, ast.Name)
         }
-        return [one.arg for one in self.parameters if one.arg in used or _is_called_parser(one)]
+        found = []
+        for one in self.parameters:
+            annotation = "" if one.annotation is None else ast.unparse(one.annotation).strip("'\"")
+            if one.arg in used or one.arg.lower().endswith("parser") or annotation.endswith(_ANNOTATIONS):
+                found.append(one.arg)
+        return found
 
     def decorated(self, name: str) -> bool:
         decorators = [] if isinstance(self.node, ast.Lambda) else self.node.decorator_list
@@ -300,8 +305,3 @@ def parsers_in(value: Any) -> list[Parser]:
     if isinstance(value, list | tuple | set):
         return [parser for one in value for parser in parsers_in(one)]
     return []
-
-
-def _is_called_parser(parameter: ast.arg) -> bool:
-    annotation = "" if parameter.annotation is None else ast.unparse(parameter.annotation).strip("'\"")
-    return parameter.arg.lower().endswith("parser") or annotation.endswith(_ANNOTATIONS)
