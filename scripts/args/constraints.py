@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from scripts.args.meaning import meanings
+from scripts.args.meaning import values_of
 from scripts.run.problems import Problem
 from scripts.run.registry import check
 
@@ -12,41 +12,36 @@ from scripts.run.registry import check
 @check("wrong_value", where="both", decisive=True)
 def nul_characters(job: Any) -> Iterator[Problem]:
     """No file name and no word of a command can hold one."""
-    for field, _ in meanings(job.resolved):
-        value = getattr(job.resolved, field.name)
+    for name, value, _ in values_of(job.resolved):
         if any(isinstance(one, str) and "\0" in one for one in (value if isinstance(value, list) else [value])):
             cause = "no file name or argument can hold a NUL character"
-            yield Problem(key=f"args.{field.name}", value=repr(value), cause=cause)
+            yield Problem(key=f"args.{name}", value=repr(value), cause=cause)
 
 
 @check("wrong_value", where="both", decisive=True)
 def nameless_outputs(job: Any) -> Iterator[Problem]:
     """An output is made beside its place and renamed, so its path must end in a name."""
-    for field, meaning in meanings(job.resolved):
-        value = getattr(job.resolved, field.name)
+    for name, value, meaning in values_of(job.resolved):
         if meaning.produces and isinstance(value, str) and Path(value).name in ("", ".."):
             cause = "it does not end in the name of a folder to make"
             remedy = "Name a folder, or null where the output is not wanted."
-            yield Problem(key=f"args.{field.name}", value=repr(value), cause=cause, remedy=remedy)
+            yield Problem(key=f"args.{name}", value=repr(value), cause=cause, remedy=remedy)
 
 
 @check("missing_value", "missing_input", engines=("script", None), where="both")
 def required_values(job: Any) -> Iterator[Problem]:
     """Arguments without which nothing can be done."""
-    for field, meaning in meanings(job.resolved):
-        if meaning.required and getattr(job.resolved, field.name) is None:
+    for name, value, meaning in values_of(job.resolved):
+        if meaning.required and value is None:
             what = "what the script reads" if meaning.consumes else "the script cannot do without it"
-            remedy = f"Set args.{field.name}" + (f" to a {meaning.consumes}." if meaning.consumes else ".")
-            name = "missing_input" if meaning.consumes else "missing_value"
-            yield Problem(
-                name=name, key=f"args.{field.name}", value=None, cause=f"it is not set: {what}", remedy=remedy
-            )
+            remedy = f"Set args.{name}" + (f" to a {meaning.consumes}." if meaning.consumes else ".")
+            kind = "missing_input" if meaning.consumes else "missing_value"
+            yield Problem(name=kind, key=f"args.{name}", value=None, cause=f"it is not set: {what}", remedy=remedy)
 
 
 @check("out_of_range", where="both")
 def ranges(job: Any) -> Iterator[Problem]:
     """Numbers of arguments that the engine makes use of."""
-    for field, meaning in meanings(job.resolved):
-        value = getattr(job.resolved, field.name)
+    for name, value, meaning in values_of(job.resolved):
         if meaning.engine in ("any", job.engine or "script") and (cause := meaning.violation(value)):
-            yield Problem(key=f"args.{field.name}", value=value, cause=cause)
+            yield Problem(key=f"args.{name}", value=value, cause=cause)

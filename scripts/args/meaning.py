@@ -163,6 +163,12 @@ def meanings(args: Any) -> Iterator[tuple[Field[Any], Meaning]]:
         yield one, one.metadata["meaning"]
 
 
+def values_of(args: Any) -> Iterator[tuple[str, Any, Meaning]]:
+    """The fields of an `args` object: name, value, Meaning."""
+    for one, meaning in meanings(args):
+        yield one.name, getattr(args, one.name), meaning
+
+
 def fields_of(args: Any, role: Role) -> list[str]:
     """The names of the fields that have a role in an `args` class or object; mostly one, or none."""
     return _by_role(args if isinstance(args, type) else type(args)).get(role, [])

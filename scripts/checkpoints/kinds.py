@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from scripts.args.meaning import Meaning, meanings
+from scripts.args.meaning import Meaning, values_of
 from scripts.checkpoints.detect import look
 from scripts.formats import EXPORTABLE
 from scripts.run.problems import JobError, Problem
@@ -26,13 +26,12 @@ _CONVERSION = {
 )
 def checkpoints(job: Any) -> Iterator[Problem]:
     """Every checkpoint that is there can be used; a hub's name is the script's to fetch."""
-    for field, meaning in meanings(job.resolved):
-        value = getattr(job.resolved, field.name)
+    for name, value, meaning in values_of(job.resolved):
         if not isinstance(value, str) or not meaning.consumes.startswith("checkpoint_") or meaning.engine == "hf":
             continue
         path = Path(value).expanduser()
         if path.exists():
-            yield from checkpoint_problems(path, f"args.{field.name}", meaning)
+            yield from checkpoint_problems(path, f"args.{name}", meaning)
 
 
 def checkpoint_problems(path: Path, key: str, meaning: Meaning) -> Iterator[Problem]:

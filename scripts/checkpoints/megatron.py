@@ -94,8 +94,7 @@ def concrete_iteration(path: Path) -> Path:
         raise JobError("missing_path", f"{path} is no folder.", "Name a Megatron checkpoint, or one of its iterations.")
     if _ITERATION.fullmatch(path.name) or holds_weights(path):
         return path
-    chosen, word = _tracked(path)
-    there = _iterations(path)
+    there, chosen, word = _tracked(path)
     if chosen is not None:
         return chosen
     if word is not None:
@@ -124,8 +123,7 @@ def choose(path: Path) -> Choice | None:
 
 
 def _of_tracked(path: Path) -> Choice | None:
-    there = _iterations(path)
-    chosen, word = _tracked(path)
+    there, chosen, word = _tracked(path)
     problems: tuple[str, ...] = ()
     if chosen is None:
         if not there:
@@ -155,15 +153,15 @@ def _release(path: Path) -> Path | None:
     return folder if folder.is_dir() and holds_weights(folder) else None
 
 
-def _tracked(path: Path) -> tuple[Path | None, str | None]:
-    """The folder that the tracker names, if it is there, and the word in the tracker, if there is one."""
+def _tracked(path: Path) -> tuple[dict[int, Path], Path | None, str | None]:
+    """The iterations, the one that the tracker names, if it is there, and the word in the tracker, if there is one."""
     there = _iterations(path)
     if not (path / TRACKER).is_file():
-        return (None if there else _release(path)), None
+        return there, None if there else _release(path), None
     word = read_bytes(path / TRACKER)[:_LONGEST_WORD].decode("utf-8", errors="replace").strip()
     if word == RELEASE:
-        return _release(path), word
-    return (there.get(int(word)) if word.isascii() and word.isdigit() else None), word
+        return there, _release(path), word
+    return there, there.get(int(word)) if word.isascii() and word.isdigit() else None, word
 
 
 def look_sharded(choice: Choice) -> Checkpoint:

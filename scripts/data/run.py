@@ -73,7 +73,7 @@ def report_data(args: PrepareDataArgs, sources: Sequence[DataSource], record: Re
     documents = sum(file.documents for file in files)
     expected = sum(source.documents for source in sources) * len(args.json_keys)
     lost = f"{expected - documents} of {expected} rows gave no document: blank, or not JSON."
-    report = {
+    report: dict[str, Any] = {
         "schema": SCHEMA,
         "tokenizer": args.tokenizer,
         "documents": documents,

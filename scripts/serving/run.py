@@ -8,8 +8,10 @@ tokens), `answers` (prompt, text, tokens, seconds, flaw), `warnings`.
 import os
 import re
 import shlex
+import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -25,7 +27,7 @@ from scripts.run.registry import refuse
 from scripts.serving import checks
 from scripts.serving.checks import check_checkpoint, check_gpus, choose_port, prompts_of
 from scripts.serving.client import Answer, Client, UnreachableError, flaw_of
-from scripts.serving.servers import SERVERS, Running, command_line, find_program, started
+from scripts.serving.servers import SERVERS, command_line, find_program, started
 from scripts.tiny.model import local_model
 
 SCHEMA = 1
@@ -52,20 +54,30 @@ def check_server(args: ScriptArgs, script: ScriptSpec, extra_args: Sequence[str]
     record.line(f"server: {shlex.join(words)}")
     write_json(record.dir / "logs" / "server.command.json", {"argv": words})
     output = Output(record.dir / "logs" / "server.tail.log")
-    with started(words, env=child_environment(os.environ), output=output) as running:
-        facts, answers = _measure(args, running, Client(port, answer_seconds=args.answer_minutes * 60), record)
+    with started(words, env=child_environment(os.environ), output=output) as process:
+
+        def refuse_dead(within: float = 0.0) -> None:
+            """Raise JobError `server_died` if it has ended, or does so `within` seconds."""
+            with suppress(subprocess.TimeoutExpired):
+                status = process.wait(within)
+                cause = f"it ended with status {status}: {last_words(output.tail, _ERROR) or 'it said nothing'}"
+                raise JobError("server_died", cause, "All that it said is in logs/rank0.log.")
+
+        facts, answers = _measure(args, refuse_dead, Client(port, answer_seconds=args.answer_minutes * 60), record)
     with record.phase("report"):
-        report = {"schema": SCHEMA, "server": args.server, "argv": words, "checkpoint": args.checkpoint}
+        report: dict[str, Any] = {"schema": SCHEMA, "server": args.server, "argv": words, "checkpoint": args.checkpoint}
         report |= {"algorithm": served.algorithm, "quantization": served.quantization, **facts}
         _report(args, report, answers, record)
 
 
-def _measure(args: ServeArgs, running: Running, client: Client, record: Record) -> tuple[dict[str, Any], list[Answer]]:
+def _measure(
+    args: ServeArgs, refuse_dead: Callable[..., None], client: Client, record: Record
+) -> tuple[dict[str, Any], list[Answer]]:
     """What the report says of the server while it ran, and its answers."""
     began = time.monotonic()
     try:
         with record.phase("start the server"):
-            _wait(args, running, client, began, record)
+            _wait(args, refuse_dead, client, began, record)
             start_seconds = time.monotonic() - began
             model = client.model()
         answers: list[Answer] = []
@@ -77,32 +89,25 @@ def _measure(args: ServeArgs, running: Running, client: Client, record: Record) 
                 first_answer_seconds = first_answer_seconds or time.monotonic() - began
                 record.progress(len(answers), len(prompts), "prompts")
     except UnreachableError as error:
-        _refuse_dead(running, within=_DEATH_SECONDS)
+        refuse_dead(_DEATH_SECONDS)
         cause = f"{error}, after it had said that it was ready."
         raise JobError("server_not_ready", cause, "Raise args.answer_minutes, or look at logs/rank0.log.") from error
-    _refuse_dead(running)
+    refuse_dead()
     figures = {"start_seconds": round(start_seconds, 3), "first_answer_seconds": round(first_answer_seconds, 3)}
     return {"model": model, **figures, "tokens_per_second": _tokens_per_second(answers)}, answers
 
 
-def _wait(args: ServeArgs, running: Running, client: Client, began: float, record: Record) -> None:
+def _wait(args: ServeArgs, refuse_dead: Callable[..., None], client: Client, began: float, record: Record) -> None:
     seconds = args.start_minutes * 60
     while not client.healthy():
-        _refuse_dead(running)
+        refuse_dead()
         elapsed = time.monotonic() - began
         if elapsed > seconds:
             cause = f"it did not say that it was ready within {args.start_minutes:g} minutes."
             raise JobError("server_not_ready", cause, "Raise args.start_minutes, or look at logs/rank0.log.")
         record.progress(round(elapsed), max(1, round(seconds)), "s")
         time.sleep(_POLL_SECONDS)
-    _refuse_dead(running)  # then another server has answered
-
-
-def _refuse_dead(running: Running, *, within: float = 0.0) -> None:
-    """Raise JobError `server_died` if it has ended, or does so `within` seconds."""
-    if (status := running.status_within(within)) is not None:
-        cause = f"it ended with status {status}: {last_words(running.tail, _ERROR) or 'it said nothing'}"
-        raise JobError("server_died", cause, "All that it said is in logs/rank0.log.")
+    refuse_dead()  # then another server has answered
 
 
 def _report(args: ServeArgs, report: dict[str, Any], answers: Sequence[Answer], record: Record) -> None:

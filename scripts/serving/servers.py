@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import util
 from pathlib import Path
@@ -127,27 +127,8 @@ def command_line(
     return [*words, *([server.trust] if args.trust_remote_code else [])]
 
 
-class Running:
-    """A server that was started."""
-
-    def __init__(self, process: "subprocess.Popen[bytes]", output: Output) -> None:
-        self._process = process
-        self._output = output
-
-    def status_within(self, seconds: float) -> int | None:
-        """Its exit status; None where it still runs after `seconds`."""
-        with suppress(subprocess.TimeoutExpired):
-            return self._process.wait(seconds)
-        return None
-
-    @property
-    def tail(self) -> str:
-        """The end of what it printed."""
-        return self._output.tail
-
-
 @contextmanager
-def started(words: Sequence[str], *, env: Mapping[str, str], output: Output) -> Iterator[Running]:
+def started(words: Sequence[str], *, env: Mapping[str, str], output: Output) -> Iterator["subprocess.Popen[bytes]"]:
     """Run `words` while the block lasts; what they print goes to `output`. Everything they start ends with the job."""
     process = subprocess.Popen(
         [sys.executable, "-P", str(_SUPERVISE), *words],
@@ -161,7 +142,7 @@ def started(words: Sequence[str], *, env: Mapping[str, str], output: Output) -> 
     reader = threading.Thread(target=_copy, args=(process.stdout, output), name="server output", daemon=True)
     reader.start()
     try:
-        yield Running(process, output)
+        yield process
     finally:
         process.stdin.close()
         try:

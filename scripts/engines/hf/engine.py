@@ -66,7 +66,10 @@ def quantize_checkpoint(args: QuantizeArgs, record: Record) -> None:
             str(source), dtype=args.dtype, device=args.device, trust_remote_code=args.trust_remote_code
         )
         samples = choose_samples(args, loaded.tokenizer)
-        record.update(inputs=_inputs(args, source, samples), device=str(loaded.device))
+        content = asdict(content_of(source))
+        model = {"type": "checkpoint_hf", "name": args.hf_model_id, "path": str(source), **content}
+        text = {"type": "calibration_text", "name": samples.calibration_source}
+        record.update(inputs=[model, text], device=str(loaded.device))
     state = _State(args=args, record=record, source=source, loaded=loaded, samples=samples)
     with bf16_products():
         _publish(state, _measure_and_quantize(state))
@@ -87,11 +90,6 @@ def _source(args: QuantizeArgs, record: Record) -> Path:
             said = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
             remedy = "Name a local folder, or set HF_TOKEN where the model is gated."
             raise JobError("missing_model", f"{args.hf_model_id} cannot be fetched: {said}", remedy) from error
-
-
-def _inputs(args: QuantizeArgs, source: Path, samples: Samples) -> list[dict[str, Any]]:
-    model = {"type": "checkpoint_hf", "name": args.hf_model_id, "path": str(source), **asdict(content_of(source))}
-    return [model, {"type": "calibration_text", "name": samples.calibration_source}]
 
 
 def _measure_and_quantize(state: _State) -> dict[str, Any]:

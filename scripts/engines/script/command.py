@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scripts.args.meaning import FlagStyle, Meaning, ScriptArgs, ScriptSpec, fields_of, meanings, value_of
+from scripts.args.meaning import FlagStyle, Meaning, ScriptArgs, ScriptSpec, fields_of, meanings, value_of, values_of
 from scripts.checkpoints import concrete_iteration
 from scripts.checkpoints.datasets import blend, token_files
 from scripts.engines.script.cards import card_words
@@ -50,10 +50,9 @@ def command_words(
     """
     values: dict[str, Any] = {output.field: str(output.written) for output in outputs_of(args, run_dir)}
     command = list(args.COMMANDS.get(name, ()))
-    for field, meaning in meanings(args):
-        value = getattr(args, field.name)
+    for field, value, meaning in values_of(args):
         if meaning.file and value:
-            values[field.name] = str(run_dir / meaning.file)
+            values[field] = str(run_dir / meaning.file)
         elif meaning.card:
             command += card_words(value)
             values |= {tokenizer: value_of(args, "tokenizer", value) for tokenizer in fields_of(args, "tokenizer")}
@@ -64,12 +63,11 @@ def command_words(
 def with_inputs(args: ScriptArgs) -> ScriptArgs:
     """`args` with what is only known where the inputs are: the iteration to take, the files of prepared data."""
     found: dict[str, Any] = {}
-    for field, meaning in meanings(args):
-        value = getattr(args, field.name)
+    for field, value, meaning in values_of(args):
         if meaning.concrete and value is not None:
-            found[field.name] = str(concrete_iteration(Path(value)))
+            found[field] = str(concrete_iteration(Path(value)))
         elif meaning.consumes == "binidx" and value and len(value) == 1:
-            found[field.name] = _blend_of(Path(value[0]), f"args.{field.name}")
+            found[field] = _blend_of(Path(value[0]), f"args.{field}")
     return dataclasses.replace(args, **found)
 
 
@@ -85,10 +83,9 @@ def _blend_of(folder: Path, key: str) -> list[int | str]:
 
 def file_content(args: Any, name: str) -> dict[str, Any]:
     """The mapping that goes to file `name`, with the values of other fields that belong into it."""
-    given = next((getattr(args, field.name) for field, meaning in meanings(args) if meaning.file == name), {})
+    given: Any = next((value for _, value, meaning in values_of(args) if meaning.file == name), {})
     content: dict[str, Any] = json.loads(json.dumps(given))
-    for field, meaning in meanings(args):
-        value = getattr(args, field.name)
+    for _, value, meaning in values_of(args):
         for key in meaning.into if value is not None else ():
             *sections, last = key.split(".")
             inner = content
@@ -102,8 +99,8 @@ def write_files(args: Any, run_dir: Path) -> None:
     """Write the files that flags point to."""
     import yaml
 
-    for field, meaning in meanings(args):
-        if meaning.file and getattr(args, field.name):
+    for _, value, meaning in values_of(args):
+        if meaning.file and value:
             write_text(run_dir / meaning.file, yaml.safe_dump(file_content(args, meaning.file), sort_keys=False))
 
 

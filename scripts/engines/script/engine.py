@@ -14,7 +14,7 @@ from importlib import metadata
 from typing import Any
 
 from scripts.args import constraints
-from scripts.args.meaning import ScriptArgs, ScriptSpec, meanings
+from scripts.args.meaning import ScriptArgs, ScriptSpec, values_of
 from scripts.checkpoints import kinds
 from scripts.engines.script import outputs as out
 from scripts.engines.script.child import LOG_BYTES, Ended, Output, SilentError, last_words, run_child
@@ -111,8 +111,7 @@ def _refuse_package_drift(script: str, releases: Sequence[str]) -> None:
 def _inputs(args: Any) -> list[dict[str, Any]]:
     """What the job reads; paths that are here with what they hold, and names for what the script fetches itself."""
     rows = []
-    for field, meaning in meanings(args):
-        value = getattr(args, field.name)
+    for _, value, meaning in values_of(args):
         if meaning.consumes and meaning.engine != "hf" and value is not None:
             listed = value if isinstance(value, (list, tuple)) else [str(value)]
             rows += [{"type": meaning.consumes, "name": item} for item in listed if isinstance(item, str)]

@@ -6,7 +6,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from scripts.args.meaning import meanings, value_of
+from scripts.args.meaning import value_of, values_of
 from scripts.checkpoints import Checkpoint, look
 from scripts.run.files import publish, refuse_existing, write_text
 from scripts.run.problems import JobError
@@ -33,13 +33,12 @@ def outputs_of(args: Any, run_dir: Path) -> list[Output]:
     """The outputs that `args` names. Where they are written depends on the run alone, so that every rank knows it."""
     tag = sha256(run_dir.name.encode()).hexdigest()[:8]
     found = []
-    for field, meaning in meanings(args):
-        value = getattr(args, field.name)
+    for field, value, meaning in values_of(args):
         if not meaning.produces or meaning.engine == "hf" or value is None:
             continue
         final = Path(value)
         output = Output(
-            field=field.name,
+            field=field,
             kind=meaning.produces,
             quantized=bool(meaning.quantized) and not value_of(args, "unquantized", False),
             final=final,

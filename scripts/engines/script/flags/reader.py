@@ -205,13 +205,11 @@ class _Reader(Imports):
         inner = Scope(path=scope.path, parent=scope, of_class=True)
         bases = tuple(self.value(base, scope) for base in node.bases if not isinstance(base, ast.Starred))
         self._walk(node.body, inner)
-        known = tuple(self._base(base) for base in bases)
-        scope.names[node.name] = Class(name=node.name, bases=known, scope=inner)
-
-    def _base(self, base: Any) -> Any:
-        """A base class; one that is imported is looked up, unless it is argparse's."""
-        found = self.look_up(base) if isinstance(base, Imported) and base.name.endswith("Parser") else base
-        return base if found is UNKNOWN else found
+        known = []
+        for base in bases:  # one that is imported is looked up, unless it is argparse's
+            found = self.look_up(base) if isinstance(base, Imported) and base.name.endswith("Parser") else base
+            known.append(base if found is UNKNOWN else found)
+        scope.names[node.name] = Class(name=node.name, bases=tuple(known), scope=inner)
 
     def _branches(self, bodies: Sequence[Sequence[ast.stmt]], scope: Scope) -> _Flow:
         """Walk each of several possible ways; a name that they leave with different values has none."""
@@ -287,10 +285,17 @@ class _Reader(Imports):
                 return self._method(callee, arguments)
         if method in _CHANGING and isinstance(node.func, ast.Attribute) and isinstance(node.func.value, ast.Name):
             forget(node.func.value.id, scope)
-        if callee is UNKNOWN and base is UNKNOWN and (own := _methods(scope.module, method)):
-            return all_same([self.follow(function.bind(UNKNOWN), arguments) for function in own])
+        if callee is UNKNOWN and base is UNKNOWN:
+            # A method of some class of the module's: which one an object has cannot be told.
+            classes = [value for value in scope.module.names.values() if isinstance(value, Class)]
+            own = [found for one in classes if isinstance(found := one.scope.names.get(method), Function)]
+            if own:
+                return all_same([self.follow(function.bind(UNKNOWN), arguments) for function in own])
         result = self._call(callee, arguments)
-        return self._rearranged(callee, base, method, arguments) if result is UNKNOWN else result
+        if result is not UNKNOWN or arguments.keywords or not arguments.whole:
+            return result
+        given = [self.told(value) for value in arguments.positional]
+        return rearranged(callee, self.told(base), method, given) if all(map(short, given)) else UNKNOWN
 
     def follow(self, function: Function, arguments: Arguments) -> Any:
         """Walk a function's body with these arguments, once; what it returns."""
@@ -337,12 +342,6 @@ class _Reader(Imports):
             case Builtin() if callee.name in _HARMLESS:
                 return UNKNOWN
         return self._elsewhere(arguments)
-
-    def _rearranged(self, callee: Any, base: Any, method: str, arguments: Arguments) -> Any:
-        if arguments.keywords or not arguments.whole:
-            return UNKNOWN
-        given = [self.told(value) for value in arguments.positional]
-        return rearranged(callee, self.told(base), method, given) if all(map(short, given)) else UNKNOWN
 
     def _elsewhere(self, arguments: Arguments) -> Any:
         """A call into code that is not here: it may do anything with a parser or a function that it gets."""
@@ -440,10 +439,3 @@ def _import(node: ast.Import | ast.ImportFrom, scope: Scope) -> None:
             scope.module.stars.append(found)
         else:
             scope.names[alias.asname or alias.name] = found
-
-
-def _methods(module: Scope, name: str) -> list[Function]:
-    """The methods of that name in the module's own classes: which one an object has cannot be told."""
-    classes = [value for value in module.names.values() if isinstance(value, Class)]
-    found = [kind.scope.names.get(name) for kind in classes]
-    return [method for method in found if isinstance(method, Function)]
