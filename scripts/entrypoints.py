@@ -6,8 +6,7 @@ cause. Entrypoints differ in the row of ALGORITHMS that they carry out, and in t
 """
 
 import dataclasses
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import cache
 from importlib import import_module
 from typing import Any
@@ -25,15 +24,13 @@ from scripts.args.probe import ProbeArgs
 from scripts.args.prune import PruneArgs
 from scripts.args.quantize import QuantizeArgs, QuantizeModelOptArgs, QuantizeVlmArgs
 from scripts.args.serve import ServeArgs
-from scripts.engines.choice import TITLES, choose_engine
+from scripts.engines.choice import TITLES, choose_engine, refuse_ranks
 from scripts.engines.script.engine import run_script
 from scripts.engines.script.locate import installed
 from scripts.run.problems import JobError
 from scripts.run.record import Record
 from scripts.run.session import run_job, values_given
 
-#: What carries a job out, of its resolved arguments, its script and the words that come last.
-Work = Callable[[ScriptArgs, ScriptSpec, Sequence[str], Record], None]
 _SIZES: tuple[Role, ...] = ("tp", "pp", "ep", "etp")
 
 
@@ -205,22 +202,29 @@ def _carry_out(
         return
     resolved = type(args)(**resolve(dataclasses.asdict(args), run_dir=record.dir, run_tag=tag_of(args)))
     record.update(resolved={"args": dataclasses.asdict(resolved)})
-    _work(name, engine, args, script, record)(resolved, script, extra_args, record)
-
-
-def _work(name: str, engine: Engine, args: ScriptArgs, script: ScriptSpec, record: Record) -> Work:
     algorithm = ALGORITHMS[name]
     if engine == "hf" and not (algorithm.hf and args.HF_ENGINE):
         raise JobError("engine_cannot", f"{name} is not an algorithm of the hf engine.", "Use engine=auto.")
     if algorithm.tool and isinstance(args, algorithm.args):
-        _refuse_ranks(f"{name}, which spreads over the GPUs by itself,")
-        return _loaded(algorithm.tool)
+        refuse_ranks(f"{name}, which spreads over the GPUs by itself,")
+        _loaded(algorithm.tool)(resolved, script, extra_args, record)
+        return
     chosen = choose_engine(engine, args, script, has_script=lambda: installed(args.SCRIPTS)) or "script"
     record.update(engine=chosen)
     record.line(f"engine: {TITLES[chosen]}")
-    if chosen == "hf":
-        return _checked(_loaded(algorithm.hf))
-    return run_script
+    if chosen == "script":
+        run_script(resolved, script, extra_args, record)
+        return
+    # The checks of preflight that a recipe in somebody's own experiment has not been through.
+    refuse_ranks("the hf engine")
+    if script.path is not None or extra_args:
+        cause = f"script.path={script.path}, extra_args={extra_args}, and the hf engine runs no script."
+        raise JobError("script_unused", cause, "Remove them.")
+    sizes = [(field_of(resolved, size), value_of(resolved, size, 1)) for size in _SIZES]
+    unused = [f"args.{field}={value}" for field, value in sizes if value != 1]
+    if unused:
+        record.line(f"{', '.join(unused)}: not used, the hf engine has no parallelism")
+    _loaded(algorithm.hf)(resolved, record)
 
 
 def _loaded(work: str) -> Callable[..., None]:
@@ -228,27 +232,3 @@ def _loaded(work: str) -> Callable[..., None]:
     module, _, name = work.partition(":")
     function: Callable[..., None] = getattr(import_module(module), name)
     return function
-
-
-def _checked(hf: Callable[[Any, Record], None]) -> Work:
-    """The hf engine, after the checks of preflight that a recipe in somebody's own experiment has not been through."""
-
-    def work(args: ScriptArgs, script: ScriptSpec, extra_args: Sequence[str], record: Record) -> None:
-        _refuse_ranks("the hf engine")
-        if script.path is not None or extra_args:
-            cause = f"script.path={script.path}, extra_args={extra_args}, and the hf engine runs no script."
-            raise JobError("script_unused", cause, "Remove them.")
-        sizes = [(field_of(args, size), value_of(args, size, 1)) for size in _SIZES]
-        unused = [f"args.{name}={value}" for name, value in sizes if value != 1]
-        if unused:
-            record.line(f"{', '.join(unused)}: not used, the hf engine has no parallelism")
-        hf(args, record)
-
-    return work
-
-
-def _refuse_ranks(who: str) -> None:
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world > 1:
-        cause = f"{who} is one process, not {world}."
-        raise JobError("world_size_not_one", cause, "Set torchrun.nproc_per_node=1 and torchrun.nnodes=1.")

@@ -1,9 +1,11 @@
 """What carries a job out where `engine=auto` leaves it open; asked by the submitting machine and by the node."""
 
+import os
 from collections.abc import Callable
 from typing import Literal
 
 from scripts.args.meaning import Engine, ScriptArgs, ScriptSpec, value_of
+from scripts.run.problems import JobError
 
 Chosen = Literal["script", "hf"]
 TITLES: dict[Chosen, str] = {
@@ -28,3 +30,10 @@ def choose_engine(
     if str(value_of(args, "model", "")).startswith("tiny:"):
         return "hf"
     return "script" if has_script() else "hf"
+
+
+def refuse_ranks(who: str) -> None:
+    """Raise JobError `world_size_not_one` where `who`, which is one process, was started as several."""
+    if (world := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+        cause = f"{who} is one process, not {world}."
+        raise JobError("world_size_not_one", cause, "Set torchrun.nproc_per_node=1 and torchrun.nnodes=1.")

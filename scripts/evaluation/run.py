@@ -4,7 +4,6 @@ import dataclasses
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from scripts.args import constraints
 from scripts.args.evaluate import EvaluateArgs
@@ -55,8 +54,17 @@ def _report(args: EvaluateArgs, loading: Loading, baseline: Baseline | None, fol
     different = _differences(args, baseline)
     rows, warnings = compare(scores_of(results), None if different else baseline)
     warnings += [*different, *_warnings(args, loading, baseline)]
-    report = _facts(args, loading, baseline, results) | {"scores": as_rows(rows), "warnings": warnings}
-    report["seconds"] = record.values["timings"]["run the script"]
+    report = {
+        "schema": SCHEMA,
+        "harness": {"name": "lm-eval", "version": results.get("lm_eval_version")},
+        "checkpoint": args.checkpoint,
+        **dataclasses.asdict(loading),
+        "conditions": {name: getattr(args, name) for name in _CONDITIONS},
+        "baseline": baseline and {"path": str(baseline.path), "checkpoint": baseline.report.get("checkpoint")},
+        "scores": as_rows(rows),
+        "warnings": warnings,
+        "seconds": record.values["timings"]["run the script"],
+    }
     final = record.dir / "report"
     with staged(final) as beside:
         write_report(beside, report, rows)
@@ -66,18 +74,6 @@ def _report(args: EvaluateArgs, loading: Loading, baseline: Baseline | None, fol
         record.metric(f"{score.task}/{score.metric}", score.value, filter=score.filter)
     record.artifact("eval_results", final, checkpoint=args.checkpoint, quantization=loading.quantization)
     record.line(as_text(rows, title=f"{args.checkpoint} by {loading.backend}", warnings=warnings))
-
-
-def _facts(args: EvaluateArgs, loading: Loading, baseline: Baseline | None, results: dict[str, Any]) -> dict[str, Any]:
-    before = {"path": str(baseline.path), "checkpoint": baseline.report.get("checkpoint")} if baseline else None
-    return {
-        "schema": SCHEMA,
-        "harness": {"name": "lm-eval", "version": results.get("lm_eval_version")},
-        "checkpoint": args.checkpoint,
-        **dataclasses.asdict(loading),
-        "conditions": {name: getattr(args, name) for name in _CONDITIONS},
-        "baseline": before,
-    }
 
 
 def _differences(args: EvaluateArgs, baseline: Baseline | None) -> list[str]:

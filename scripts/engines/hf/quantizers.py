@@ -98,13 +98,6 @@ def quantize(model: "nn.Module", config: dict[str, Any], loop: "Callable[[nn.Mod
     return model
 
 
-def _bits(quantizer: Any) -> str:
-    bits = quantizer.num_bits
-    name = f"E{bits[0]}M{bits[1]}" if isinstance(bits, tuple) else f"INT{bits}"
-    sizes = [size for key, size in (quantizer.block_sizes or {}).items() if isinstance(key, int) and size]
-    return f"{name} block {'x'.join(map(str, sizes))}" if sizes else name
-
-
 def summary(model: "nn.Module") -> dict[str, Any]:
     """How many quantizers are `enabled` and `disabled`; `kinds` counts the enabled by place and number format."""
     from modelopt.torch.quantization.nn import TensorQuantizer
@@ -120,7 +113,10 @@ def summary(model: "nn.Module") -> dict[str, Any]:
         enabled += 1
         part = next(part for part in reversed(name.split(".")) if "quantizer" in part)
         place = part.replace("_quantizers", "").replace("_quantizer", "")
-        kinds[f"{place} {_bits(module)}"] += 1
+        bits = module.num_bits
+        number = f"E{bits[0]}M{bits[1]}" if isinstance(bits, tuple) else f"INT{bits}"
+        sizes = [str(size) for key, size in (module.block_sizes or {}).items() if isinstance(key, int) and size]
+        kinds[f"{place} {number}" + (f" block {'x'.join(sizes)}" if sizes else "")] += 1
     ordered = sorted(kinds.items(), key=lambda kind: ("weight" not in kind[0], kind[0]))
     return {"enabled": enabled, "disabled": disabled, "kinds": dict(ordered)}
 

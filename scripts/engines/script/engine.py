@@ -16,6 +16,7 @@ from typing import Any
 from scripts.args import constraints
 from scripts.args.meaning import ScriptArgs, ScriptSpec, values_of
 from scripts.checkpoints import kinds
+from scripts.engines.choice import refuse_ranks
 from scripts.engines.script import outputs as out
 from scripts.engines.script.child import LOG_BYTES, Ended, Output, SilentError, last_words, run_child
 from scripts.engines.script.command import Argv, command_words, with_inputs, write_files
@@ -50,9 +51,8 @@ def run_script(args: ScriptArgs, script: ScriptSpec, extra_args: Sequence[str], 
     ranks = record.dir / "ranks"
     with record.phase("check the script"):
         located = locate(args.SCRIPTS, script.path)
-        if world > 1 and (not args.RANKED or located.script in args.ONE_PROCESS):
-            cause = f"{located.script} is one process, not {world}."
-            raise JobError("world_size_not_one", cause, "Set torchrun.nproc_per_node=1 and torchrun.nnodes=1.")
+        if not args.RANKED or located.script in args.ONE_PROCESS:
+            refuse_ranks(located.script)
         args = with_inputs(args)
         refuse(args, script, constraints, kinds)
         found = read_interface(located.file, located.roots)

@@ -176,23 +176,17 @@ class _Reader(Imports):
         return _Flow.NEXT
 
     def _assign(self, node: ast.Assign | ast.AnnAssign | ast.AugAssign | ast.Delete, scope: Scope) -> None:
-        if isinstance(node, ast.Delete):
-            for target in node.targets:
-                self.bind(target, UNKNOWN, scope)
-            return
-        if node.value is None:
-            return
-        if isinstance(node, ast.AugAssign):
-            if not isinstance(node.target, ast.Name):
-                self.bind(node.target, UNKNOWN, scope)
-                return
+        targets = [node.target] if isinstance(node, ast.AnnAssign | ast.AugAssign) else node.targets
+        value: Any = UNKNOWN
+        if isinstance(node, ast.AugAssign) and isinstance(node.target, ast.Name):
             held = ast.Name(id=node.target.id, ctx=ast.Load())
-            self.bind(node.target, self.value(ast.BinOp(left=held, op=node.op, right=node.value), scope), scope)
-            return
-        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-        value = self.kept(node.value, scope)
-        if isinstance(value, Pending) and any("parser" in ast.unparse(target).lower() for target in targets):
-            value = self.forced(value)
+            value = self.value(ast.BinOp(left=held, op=node.op, right=node.value), scope)
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            if node.value is None:
+                return
+            value = self.kept(node.value, scope)
+            if isinstance(value, Pending) and any("parser" in ast.unparse(target).lower() for target in targets):
+                value = self.forced(value)
         for target in targets:
             self.bind(target, value, scope)
 
