@@ -122,9 +122,8 @@ FITS_ANY_WIDTH = f"{_NO_BLOCKS} have no blocks and fit any width."
 def get_format(name: str) -> Format:
     """The named format. Raises JobError('unsupported_quant_recipe') with the nearest name."""
     if name not in FORMATS:
-        raise JobError(
-            "unsupported_quant_recipe", f"{name!r} is not one of {', '.join(FORMATS)}.", _nearest(name, FORMATS)
-        )
+        cause = f"{name!r} is not one of {', '.join(FORMATS)}."
+        raise JobError("unsupported_quant_recipe", cause, _nearest(name, FORMATS))
     return FORMATS[name]
 
 

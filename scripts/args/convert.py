@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from scripts.args.meaning import ScriptArgs, Work, doc
-from scripts.args.shared import Precision, Sizes, hub_model, made_of, remote_code, written
+from scripts.args.shared import Precision, Sizes, hub_model, made_of, megatron_checkpoint, remote_code, written
 
 _WORKER = "Megatron-Bridge/scripts/conversion/run_conversion.py"  # since v0.6
 _SEVERAL = "Megatron-Bridge/examples/conversion/convert_checkpoints_multi_gpu.py"  # v0.4 and v0.5
@@ -46,14 +46,11 @@ class MegatronToHfArgs(Sizes, _ConversionArgs):
 
     COMMANDS: ClassVar[dict[str, tuple[str, ...]]] = dict.fromkeys(_ConversionArgs.SCRIPTS, ("export",))
 
-    megatron_path: str | None = doc(
+    megatron_path: str | None = megatron_checkpoint(
         "one iteration (iter_0001000), or the folder above: then the latest",
-        None,
-        consumes="checkpoint_megatron",
         quantized=False,
         concrete=True,
         required=True,
-        role="checkpoint",
     )
     torch_dtype: Precision = doc("precision of the model", "bfloat16", optional=True, role="precision")
     hf_path: str | None = written("Hugging Face checkpoint", "checkpoint_hf", required=True)
@@ -80,12 +77,7 @@ class MergeLoraArgs(ScriptArgs):
         role="adapter",
     )
     hf_model_path: str = doc("the base model: a folder or a hub name", "Qwen/Qwen3-8B", role="model")
-    pretrained: str | None = doc(
-        "the base as a Megatron checkpoint; null is what the adapter says",
-        None,
-        consumes="checkpoint_megatron",
-        role="checkpoint",
-    )
+    pretrained: str | None = megatron_checkpoint("the base as a Megatron checkpoint; null is what the adapter says")
     output: str | None = written("the merged model", "checkpoint_megatron", required=True)
     tp: int = doc("tensor parallel size", 1, role="tp")
     pp: int = doc("pipeline parallel size", 1, role="pp")

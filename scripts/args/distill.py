@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from scripts.args.meaning import Role, ScriptArgs, Work, doc
-from scripts.args.shared import hub_model, quantized_checkpoint, remote_code, written
+from scripts.args.shared import hub_model, megatron_checkpoint, quantized_checkpoint, remote_code, written
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,12 +16,8 @@ class DistillArgs(ScriptArgs):
 
     teacher_hf_path: str = hub_model("Qwen/Qwen3-8B", role="teacher")
     student_hf_path: str = hub_model("Qwen/Qwen3-4B", chained=True)
-    student_megatron_path: str | None = doc(
-        "QAD: the student's quantized checkpoint, whose ModelOpt state is restored",
-        None,
-        consumes="checkpoint_megatron",
-        quantized=True,
-        role="checkpoint",
+    student_megatron_path: str | None = megatron_checkpoint(
+        "QAD: the student's quantized checkpoint, whose ModelOpt state is restored", quantized=True
     )
     trust_remote_code: bool = remote_code("a model's repository")
     data_paths: list[str | float] | None = doc(

@@ -4,7 +4,15 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from scripts.args.meaning import ScriptArgs, Work, doc
-from scripts.args.shared import Precision, made_of, quantized_checkpoint, remote_code, uneven, written
+from scripts.args.shared import (
+    Precision,
+    made_of,
+    megatron_checkpoint,
+    quantized_checkpoint,
+    remote_code,
+    uneven,
+    written,
+)
 from scripts.formats import NOT_EXPORTABLE
 
 _EXAMPLES = "Model-Optimizer/examples/megatron_bridge"
@@ -60,13 +68,8 @@ class ExportDistilledArgs(_ExportingArgs):
     SCRIPTS: ClassVar[tuple[str, ...]] = (f"{_EXAMPLES}/export_distilled_megatron_to_hf.py",)
 
     student_hf_path: str = doc("the student that was distilled: a folder or a hub name", "Qwen/Qwen3-4B", role="model")
-    megatron_path: str | None = doc(
-        "where distill left its checkpoints",
-        None,
-        consumes="checkpoint_megatron",
-        quantized=False,
-        required=True,
-        role="checkpoint",
+    megatron_path: str | None = megatron_checkpoint(
+        "where distill left its checkpoints", quantized=False, required=True
     )
     hf_export_path: str | None = written("Hugging Face checkpoint", "checkpoint_hf", required=True)
     export_iterations: list[int] | None = doc("which iterations; null takes the latest", None)

@@ -47,10 +47,8 @@ def _resolve(key: str, value: Any, run_tag: str) -> Any:
     try:
         return OmegaConf.create({"run_tag": run_tag, "value": value}).value
     except OmegaConfBaseException as error:
-        cause = str(error).splitlines()[0]
-        raise JobError(
-            "unresolved_value", f"{key}={value}: {cause}", "Set the variable, or give it a default."
-        ) from error
+        cause = f"{key}={value}: {str(error).splitlines()[0]}"
+        raise JobError("unresolved_value", cause, "Set the variable, or give it a default.") from error
 
 
 def tag_of(args: Any) -> str:

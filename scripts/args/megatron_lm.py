@@ -10,7 +10,15 @@ from typing import Any, ClassVar, Literal
 from scripts.args.meaning import ScriptArgs, Work, doc
 from scripts.args.prune import MMLU
 from scripts.args.quantize import KvCacheQuant
-from scripts.args.shared import PROMPTS, hub_model, quantized_checkpoint, remote_code, uneven, written
+from scripts.args.shared import (
+    PROMPTS,
+    hub_model,
+    megatron_checkpoint,
+    quantized_checkpoint,
+    remote_code,
+    uneven,
+    written,
+)
 from scripts.formats import CONFIG_NAMES, FORMATS, NOT_EXPORTABLE
 
 _EXAMPLES = "Megatron-LM/examples/post_training/modelopt"
@@ -33,9 +41,7 @@ class MegatronLmArgs(ScriptArgs):
     tokenizer_model: str | None = doc(
         "its tokenizer: a folder or a hub name; null is the card's name", None, role="tokenizer"
     )
-    load: str | None = doc(
-        "the Megatron checkpoint to begin with", None, consumes="checkpoint_megatron", role="checkpoint"
-    )
+    load: str | None = megatron_checkpoint("the Megatron checkpoint to begin with")
     tokenizer_type: str = doc("how the tokenizer is kept", "HuggingFaceTokenizer")
     seq_length: int | None = doc("tokens per sample; null is the card's", None, role="sequence")
     micro_batch_size: int = doc("samples per GPU and step of accumulation", 1, role="micro_batch")

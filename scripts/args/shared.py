@@ -27,10 +27,14 @@ def remote_code(holder: str = "the model's repository", **facts: Any) -> Any:
     return doc(f"run Python code that {holder} brings", False, role="remote_code", **facts)
 
 
+def megatron_checkpoint(meaning: str, **facts: Any) -> Any:
+    """A Megatron checkpoint to begin with."""
+    return doc(meaning, None, consumes="checkpoint_megatron", role="checkpoint", **facts)
+
+
 def quantized_checkpoint(meaning: str = "the quantized checkpoint", **facts: Any) -> Any:
-    """A Megatron checkpoint with ModelOpt's state, without which nothing can be done."""
-    megatron = {"consumes": "checkpoint_megatron", "quantized": True, "required": True, "role": "checkpoint"}
-    return doc(meaning, None, **megatron, **facts)
+    """One with ModelOpt's state, without which nothing can be done."""
+    return megatron_checkpoint(meaning, quantized=True, required=True, **facts)
 
 
 def written(meaning: str, produces: str, **facts: Any) -> Any:

@@ -3,21 +3,11 @@
 from dataclasses import replace
 from pathlib import Path
 
+from scripts.checkpoints import megatron
 from scripts.checkpoints.checkpoint import Checkpoint
 from scripts.checkpoints.datasets import look_binidx, look_jsonl, pair_of
 from scripts.checkpoints.documents import measure, neighbour, unreadable
 from scripts.checkpoints.huggingface import is_adapter, is_model, look_adapter, look_model
-from scripts.checkpoints.megatron import (
-    choose,
-    holds_ranks,
-    holds_weights,
-    is_tracked,
-    linked_weights,
-    look_file,
-    look_ranks,
-    look_sharded,
-    nemo_weights,
-)
 from scripts.run.problems import JobError
 
 _KNOWN = (
@@ -39,7 +29,9 @@ def look(path: Path) -> Checkpoint:
         raise JobError("missing_path", f"{path} is in the home of nobody here.", "Name the whole path.") from error
     try:
         found = _look(path)
-        size, files, broken = measure([path, *linked_weights(path)] if path.is_dir() else pair_of(path) or [path])
+        size, files, broken = measure(
+            [path, *megatron.linked_weights(path)] if path.is_dir() else pair_of(path) or [path]
+        )
     except OSError as error:
         raise unreadable(Path(error.filename or path), error.strerror or error) from error
     links = tuple(f"{link} is a link to nothing" for link in broken)
@@ -61,9 +53,9 @@ def _look(path: Path) -> Checkpoint:
 def _look_folder(path: Path) -> Checkpoint:
     if is_adapter(path):
         return look_adapter(path)
-    choice = choose(path)
+    choice = megatron.choose(path)
     if choice is not None:
-        return look_ranks(choice) if holds_ranks(choice.folder) else look_sharded(choice)
+        return megatron.look_ranks(choice) if megatron.holds_ranks(choice.folder) else megatron.look_sharded(choice)
     if is_model(path):
         return look_model(path)
     return _look_files(path)
@@ -79,10 +71,12 @@ def _look_files(path: Path) -> Checkpoint:
         alone = tuple(f"{file.name} has no data beside it" for file in indexes if not pair_of(file))
         return replace(look_binidx(path, pairs), problems=alone)
     if len(saved) == 1:
-        return replace(look_file(saved[0]), path=path)
+        return replace(megatron.look_file(saved[0]), path=path)
     if lines:
         return look_jsonl(path, lines)
-    inside = [child.name for child in sorted(path.iterdir()) if child.is_dir() and _is_checkpoint(child)]
+    named = (is_adapter, is_model, megatron.holds_weights, megatron.is_tracked, megatron.nemo_weights)
+    folders = (child for child in sorted(path.iterdir()) if child.is_dir())
+    inside = [child.name for child in folders if any(holds(child) for holds in named)]
     hint = f"Name one of the folders in it: {', '.join(inside[:8])}." if inside else _KNOWN
     raise JobError("unknown_checkpoint", f"{path} is no checkpoint, and no data either.", hint)
 
@@ -91,14 +85,9 @@ def _look_file(path: Path) -> Checkpoint:
     if path.suffix == ".jsonl":
         return look_jsonl(path, [path])
     if path.suffix in _TORCH_ENDINGS:
-        return look_file(path)
+        return megatron.look_file(path)
     remedy = {
         ".safetensors": "Name the folder that it lies in.",
         ".nemo": "It is an archive: unpack it with tar, and name the folder.",
     }.get(path.suffix, _KNOWN)
     raise JobError("unknown_checkpoint", f"{path} is no checkpoint by itself.", remedy)
-
-
-def _is_checkpoint(path: Path) -> bool:
-    """Whether the names of its files say that a folder is a checkpoint."""
-    return is_adapter(path) or is_model(path) or holds_weights(path) or is_tracked(path) or bool(nemo_weights(path))

@@ -196,7 +196,7 @@ def look_sharded(choice: Choice) -> Checkpoint:
         layout=choice.layout,
         format=backend or "torch_dcp",
         architecture=target.rpartition(".")[2] if target else None,
-        parameters=_parameters(tensors, quantization),
+        parameters=parameters(tensors, quantized=quantization.by_modelopt, by_modelopt=True) if tensors else None,
         dtypes=stored(tensors),
         iteration=choice.iteration if choice.iteration is not None else iteration_in(common or {}),
         iterations=choice.iterations,
@@ -245,12 +245,6 @@ def _modes(folder: Path) -> Modes:
         raise unreadable(folder, f"it has neither {COMMON_FILE} nor a common state")
     with reading(folder):
         return modes_of(state)
-
-
-def _parameters(tensors: Sequence[Tensor], quantization: Quantization) -> int | None:
-    if not tensors:
-        return None
-    return parameters(tensors, quantized=quantization.by_modelopt, by_modelopt=True)
 
 
 def trains(names: Iterable[str]) -> bool:

@@ -157,7 +157,10 @@ def compare(scores: Sequence[Score], baseline: Baseline | None) -> tuple[list[Co
             different[score.task] = f"{_asked(before)} then, {_asked(score)} now"
             rows.append(Compared(score=score))
         else:
-            rows.append(Compared(score=score, before=before.value, sigmas=_sigmas(score, before)))
+            error = math.hypot(score.stderr or 0.0, before.stderr or 0.0)
+            known = error and score.stderr is not None and before.stderr is not None
+            sigmas = (score.value - before.value) / error if known else None
+            rows.append(Compared(score=score, before=before.value, sigmas=sigmas))
     sentences = [f"baseline_not_comparable: {task} was asked otherwise: {how}." for task, how in different.items()]
     if baseline and not any(row.before is not None for row in rows) and not sentences:
         sentences.append("baseline_not_comparable: the baseline has none of these tasks.")
@@ -166,13 +169,6 @@ def compare(scores: Sequence[Score], baseline: Baseline | None) -> tuple[list[Co
 
 def _asked(score: Score) -> str:
     return f"{score.samples} questions with {score.fewshot} examples, version {score.version}"
-
-
-def _sigmas(score: Score, before: Score) -> float | None:
-    if score.stderr is None or before.stderr is None:
-        return None
-    error = math.hypot(score.stderr, before.stderr)
-    return (score.value - before.value) / error if error else None
 
 
 def as_rows(compared: Sequence[Compared]) -> list[dict[str, Any]]:

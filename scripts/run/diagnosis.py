@@ -74,10 +74,6 @@ class Catalogue:
     signatures: tuple[Signature, ...]
     vague: frozenset[str]
 
-    def of_scheduler(self, word: str | None) -> Signature | None:
-        """The signature that a scheduler's word alone stands for."""
-        return next((signature for signature in self.signatures if word in signature.scheduler), None)
-
 
 @functools.cache
 def catalogue() -> Catalogue:
@@ -146,7 +142,7 @@ def diagnose(
         return None
     known = catalogue()
     deadline = time.monotonic() + _SECONDS
-    ordered = known.of_scheduler(scheduler)
+    ordered = next((signature for signature in known.signatures if scheduler in signature.scheduler), None)
     signatures = known.signatures if ordered is None else (ordered,)
     consequence: Diagnosis | None = None
     elsewhere = (_log(name, data[-LOG_BYTES:], 0, None) for name, data in (printed or {}).items())
@@ -289,9 +285,14 @@ def _logs(folder: Path, since: float) -> Iterator[_Log]:
                 elif path.suffix in (".log", ".txt") and path.name not in _UNTOLD:
                     files.append(path)
     late = max(failed.values(), default=0.0) + 1
-    files.sort(key=lambda path: (*_place(path.name), path.name))
-    files.sort(key=lambda path: failed.get(_rank(path.name), late))
-    for path in files[:_FILES]:
+
+    def order(path: Path) -> tuple[Any, ...]:
+        """Ranks by number, before what their launcher printed; what a rank printed before how it ended."""
+        rank = _rank(path.name)
+        number = int(rank.removeprefix("rank") or 0)
+        return failed.get(rank, late), not rank, number, path.name.startswith("traceback"), path.name
+
+    for path in sorted(files, key=order)[:_FILES]:
         with suppress(OSError), path.open("rb") as handle:
             start = max(0, handle.seek(0, os.SEEK_END) - LOG_BYTES)
             handle.seek(start)
@@ -302,12 +303,6 @@ def _rank(name: str) -> str:
     """The rank whose file this is: `rank3.log`, `rank3.error.json`, `traceback.rank3.txt`; rank 0's is plain."""
     found = re.search(r"rank\d+", name)
     return found[0] if found else "rank0" if name == "traceback.txt" else ""
-
-
-def _place(name: str) -> tuple[int, int, int]:
-    """Ranks by number, before what their launcher printed; what a rank printed before how it ended."""
-    rank = _rank(name)
-    return (0 if rank else 1, int(rank.removeprefix("rank") or 0), 1 if name.startswith("traceback") else 0)
 
 
 def _log(name: str, data: bytes, start: int, path: Path | None) -> _Log:

@@ -211,13 +211,7 @@ def _optimizers(network: Any, masters: list[Any], model: TinyModel) -> list[Any]
             # Orthogonalising is a large part of a step here; three rounds instead of five leave time for more steps.
             ns_steps=3,
         ),
-        torch.optim.AdamW(
-            outer,
-            lr=model.learning_rate,
-            betas=(0.9, 0.98),
-            weight_decay=0.0,
-            fused=True,
-        ),
+        torch.optim.AdamW(outer, lr=model.learning_rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
     ]
 
 

@@ -125,16 +125,11 @@ def load_model(path: str, *, dtype: str, device: str, trust_remote_code: bool) -
     tokenizer = load_tokenizer(path, trust_remote_code)
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            path,
-            config=config,
-            dtype=getattr(torch, dtype),
-            use_safetensors=True,
-            trust_remote_code=trust_remote_code,
+            path, config=config, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=trust_remote_code
         )
     except SafetensorError as error:
-        raise JobError(
-            "damaged_weights", f"{path}: a weight file cannot be read: {error}.", "Copy it again."
-        ) from error
+        cause = f"{path}: a weight file cannot be read: {error}."
+        raise JobError("damaged_weights", cause, "Copy it again.") from error
     except (OSError, ValueError, KeyError) as error:
         raise _as_job_error(path, error) from error
     return LoadedModel(model=model.to(place).eval(), tokenizer=tokenizer, device=place)

@@ -105,11 +105,8 @@ def rotate(inputs: "torch.Tensor", rotate_fp32: bool = False, block_size: int | 
     size = inputs.shape[-1]
     block = block_size or size & -size
     if block < 2 or block & (block - 1) or size % block:
-        raise JobError(
-            "rotation_size",
-            f"A dimension of {size} cannot be rotated in blocks of {block}.",
-            "Take a key/value cache format without rotation.",
-        )
+        cause = f"A dimension of {size} cannot be rotated in blocks of {block}."
+        raise JobError("rotation_size", cause, "Take a key/value cache format without rotation.")
     rotated = inputs.float().reshape(-1, block) @ _hadamard(block)
     return rotated.mul_(block**-0.5).reshape(inputs.shape).to(inputs.dtype)
 
@@ -128,12 +125,10 @@ def _dynamic_block_op(original: Any) -> Any:
             return original(inputs, block_size, amax, num_bits, exponent_bits, scale_num_bits, scale_exponent_bits)
         layout = (num_bits, exponent_bits, scale_num_bits, scale_exponent_bits)
         if layout != (4, 2, 8, 4):
-            raise JobError(
-                "format_needs_cuda",
-                f"ModelOpt quantizes blocks of {num_bits}-bit values with {scale_num_bits}-bit scales of "
-                f"{scale_exponent_bits} exponent bits (the MX formats) with a CUDA kernel only.",
-                "Use a machine with a CUDA GPU (device=cuda), or one of the named formats.",
-            )
+            what = f"{num_bits}-bit values with {scale_num_bits}-bit scales of {scale_exponent_bits} exponent bits"
+            cause = f"ModelOpt quantizes blocks of {what} (the MX formats) with a CUDA kernel only."
+            remedy = "Use a machine with a CUDA GPU (device=cuda), or one of the named formats."
+            raise JobError("format_needs_cuda", cause, remedy)
         return fake_quantize(inputs, block_size, amax)
 
     return op

@@ -58,10 +58,6 @@ def quantized_linears(model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     return quantized, plain
 
 
-def _shape(module: Any) -> tuple[int, int]:
-    return (int(module.out_features), int(module.in_features))
-
-
 def _experts(model: Any) -> int:
     """Linear layers that the export makes of experts kept as one tensor: gate, up and down of each."""
     count = 0
@@ -73,17 +69,16 @@ def _experts(model: Any) -> int:
     return count
 
 
-def _chosen(names: list[str], limit: int) -> list[str]:
-    """About `limit` names: those of the first, the middle and the last layer in turn."""
-    layers = list(dict.fromkeys(map(layer_of, names)))
-    picked = dict.fromkeys((layers[0], layers[-1], layers[len(layers) // 2])) if layers else {}
-    return [name for layer in picked for name in names if layer_of(name) == layer][:limit]
-
-
 def reference(model: Any, limit: int = 24) -> Reference:
-    """Take the reference; call it before export_hf (and before compress). Copies `limit` weights to host memory."""
+    """Take the reference; call it before export_hf (and before compress).
+
+    Copies about `limit` weights to host memory: of the first, the last and the middle layer in turn.
+    """
     quantized, plain = quantized_linears(model)
-    names = _chosen([name for name, module in quantized.items() if not is_packed(module)], limit)
+    whole = [name for name, module in quantized.items() if not is_packed(module)]
+    every = list(dict.fromkeys(map(layer_of, whole)))
+    picked = dict.fromkeys((every[0], every[-1], every[len(every) // 2])) if every else {}
+    names = [name for layer in picked for name in whole if layer_of(name) == layer][:limit]
     layers = {layer_of(name) for name in names}
     norms = {
         name: weight.detach().float().cpu().clone()
@@ -91,9 +86,9 @@ def reference(model: Any, limit: int = 24) -> Reference:
         if weight.ndim == 1 and "norm" in name and layer_of(name) in layers
     }
     return Reference(
-        modules={name: _shape(module) for name, module in quantized.items()},
+        modules={name: (module.out_features, module.in_features) for name, module in quantized.items()},
         experts=_experts(model),
-        plain={name: _shape(module) for name, module in plain.items()},
+        plain={name: (module.out_features, module.in_features) for name, module in plain.items()},
         weights={name: original_weight(quantized[name]).cpu().clone() for name in names},
         norms=norms,
     )

@@ -44,14 +44,6 @@ class _Sums:
         return CEILING_DB if ratio <= 0 else min(CEILING_DB, -10 * math.log10(ratio))
 
 
-def _add_weight(sums: _Sums, module: Any) -> None:
-    """The weight as the layer's input sees it: SmoothQuant and AWQ divided it by pre_quant_scale."""
-    weight = module.weight.detach()
-    scale = getattr(module.input_quantizer, "pre_quant_scale", None)
-    factor = 1.0 if scale is None else scale.float()
-    sums.add("weight", weight.float() * factor, module.weight_quantizer(weight).float() * factor)
-
-
 def _hook(sums: _Sums, rows: int) -> Any:
     import torch
 
@@ -104,7 +96,10 @@ def layer_noise(model: Any, samples: Sequence[Tokens], *, rows: int = 512) -> di
             handle.remove()
     with torch.no_grad(), cpu_kernels():
         for name, module in layers.items():
-            _add_weight(sums[name], module)
+            # The weight as the layer's input sees it: SmoothQuant and AWQ divided it by pre_quant_scale.
+            weight, scale = module.weight.detach(), getattr(module.input_quantizer, "pre_quant_scale", None)
+            factor = 1.0 if scale is None else scale.float()
+            sums[name].add("weight", weight.float() * factor, module.weight_quantizer(weight).float() * factor)
         sums.update(_expert_weights(model))
     return {
         name: LayerNoise(weight_db=each.db("weight"), input_db=each.db("input"), output_db=each.db("output"))

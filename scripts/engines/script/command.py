@@ -67,18 +67,13 @@ def with_inputs(args: ScriptArgs) -> ScriptArgs:
         if meaning.concrete and value is not None:
             found[field] = str(concrete_iteration(Path(value)))
         elif meaning.consumes == "binidx" and value and len(value) == 1:
-            found[field] = _blend_of(Path(value[0]), f"args.{field}")
+            # What prepare_data left in a folder, each file weighed by its tokens; a prefix alone stays one.
+            folder = Path(value[0])
+            found[field] = blend(token_files(folder)) if folder.is_dir() else [1, str(folder)]
+            if not found[field]:
+                cause = f"args.{field}: {folder} holds no .bin and .idx files."
+                raise JobError("no_data", cause, "Make them with prepare_data.")
     return dataclasses.replace(args, **found)
-
-
-def _blend_of(folder: Path, key: str) -> list[int | str]:
-    """What prepare_data left in a folder, each file weighed by its tokens; a prefix alone stays one."""
-    if not folder.is_dir():
-        return [1, str(folder)]
-    files = blend(token_files(folder))
-    if not files:
-        raise JobError("no_data", f"{key}: {folder} holds no .bin and .idx files.", "Make them with prepare_data.")
-    return files
 
 
 def file_content(args: Any, name: str) -> dict[str, Any]:
@@ -223,10 +218,8 @@ def _refused(one: _Value) -> Iterator[Problem]:
 
 
 def _missing(values: Sequence[_Value], interface: Interface, extra_args: Sequence[str]) -> Iterator[Problem]:
-    if interface.commands:
-        return  # a flag may be another command's
     given = {value.flag for value in values} | {interface.find(name) for name in _flag_words(extra_args)}
-    for flag in interface.flags:
+    for flag in interface.flags if not interface.commands else ():  # with commands it may be another one's
         if flag.required and flag not in given:
             key = f"args.{plain(flag.name)}"
             yield Problem(name="missing_flag", key=key, value=None, cause=f"this script requires {flag.name}")

@@ -36,8 +36,7 @@ _OTHER_LOG_BYTES = 8 << 20
 _SHOWN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "CUDA_VISIBLE_DEVICES")
 #: The last line of a traceback, or argparse's own word; once a process group exists torch puts [rank0] in front.
 _ERROR = re.compile(
-    r"^(?:\[rank\d+\]: )?((?:(?:\w+\.)*\w*(?:Error|Exception|Interrupt|Failure)\b|\S+: error: ).*)",
-    re.MULTILINE,
+    r"^(?:\[rank\d+\]: )?((?:(?:\w+\.)*\w*(?:Error|Exception|Interrupt|Failure)\b|\S+: error: ).*)", re.MULTILINE
 )
 
 

@@ -37,7 +37,8 @@ class Library:
     """The modules that a script would import: beside it, in `roots`, in the checkout that holds it and its src/."""
 
     def __init__(self, script: Path, roots: Sequence[Path]) -> None:
-        self._folders = (script.parent, *roots, *_checkout(script))
+        checkout = [folder for folder in script.parents if any((folder / mark).exists() for mark in _CHECKOUT)][:1]
+        self._folders = (script.parent, *roots, *checkout, *(folder / "src" for folder in checkout))
         self._found: dict[tuple[Path | None, str], Path | None] = {}
         self._trees: dict[Path, ast.Module | None] = {}
 
@@ -125,10 +126,3 @@ class Imports(Expressions):
             self.parsers.importing -= 1
             self.wanted = wanted
         return self._modules[str(path)]
-
-
-def _checkout(script: Path) -> tuple[Path, ...]:
-    for folder in script.parents:
-        if any((folder / mark).exists() for mark in _CHECKOUT):
-            return (folder, folder / "src")
-    return ()

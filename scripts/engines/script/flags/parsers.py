@@ -165,13 +165,11 @@ def _flag_of(arguments: Arguments) -> Flag | None:
 
 def _merged(one: Flag, other: Flag) -> Flag:
     """Two flags of one name, as subcommands have them: either's spellings and choices."""
-    names = (*one.names, *(name for name in other.names if name not in one.names))
-    choices = None
-    if one.choices is not None and other.choices is not None:
-        choices = (*one.choices, *(choice for choice in other.choices if choice not in one.choices))
-    required = one.required or other.required
+    names = tuple(dict.fromkeys((*one.names, *other.names)))
+    limited = one.choices is not None and other.choices is not None
+    choices = tuple(dict.fromkeys((*(one.choices or ()), *(other.choices or ())))) if limited else None
     commands = tuple(dict.fromkeys((*one.commands, *other.commands))) if one.commands and other.commands else ()
-    return replace(one, names=names, choices=choices, required=required, commands=commands)
+    return replace(one, names=names, choices=choices, required=one.required or other.required, commands=commands)
 
 
 def _kind(keywords: dict[str, Any]) -> FlagKind:
