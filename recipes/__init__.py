@@ -19,8 +19,7 @@ from recipes.experiment.chain import chain
 from recipes.experiment.examine import prepare
 from recipes.experiment.runs import Run
 from recipes.experiment.stage import Stage
-from recipes.experiment.submit import submit, submit_all
-from recipes.experiment.sweep import sweep
+from recipes.experiment.submit import submit, submit_all, sweep
 from recipes.planner.plan import plan
 from scripts.run.problems import Problem, ProblemsError
 

@@ -283,10 +283,8 @@ def find(name: str) -> Recipe:
     """The recipe of that name. Raises ProblemsError with the nearest one."""
     if (recipe := RECIPES.get(name)) is not None:
         return recipe
-    cause = "there is no such recipe"
-    raise ProblemsError(
-        [Problem(name="unknown_recipe", key="recipe", value=name, cause=cause, remedy=nearest(name, RECIPES))]
-    )
+    cause, remedy = "there is no such recipe", nearest(name, RECIPES)
+    raise ProblemsError([Problem(name="unknown_recipe", key="recipe", value=name, cause=cause, remedy=remedy)])
 
 
 # --- files -----------------------------------------------------------------------------------------------------------

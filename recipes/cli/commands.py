@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from recipes.cli.document import print_json
-from scripts.run.problems import JobError, Problem, ProblemsError
+from recipes.cli.document import FAILED, INTERRUPTED, REFUSED, AsJson, exits, print_json, print_problems
+from scripts.run.problems import Problem, ProblemsError
 
 if TYPE_CHECKING:
     from recipes.experiment.examine import Examined
     from recipes.experiment.stage import Options, Stage
 
-_FAILED, _REFUSED, _INTERRUPTED = 1, 2, 130
 _PASSTHROUGH = "recipes.passthrough"
 
 
@@ -65,7 +64,7 @@ def run(
     ] = None,
     force_squash: Annotated[bool, typer.Option("--force-squash", help="Slurm: import the image anew.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask on a terminal.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")] = False,
+    as_json: AsJson = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Show tracebacks.")] = False,
 ) -> None:
     """Check a recipe, run it, and say what came of it.
@@ -79,34 +78,29 @@ def run(
     from recipes.cli import show
     from recipes.experiment.logs import LeftRunningError
     from recipes.experiment.stage import Options
-    from recipes.experiment.sweep import start_sweep
+    from recipes.experiment.submit import start_sweep
 
     out = show.Output(as_json=as_json)
     options = Options(profiles=profiles, online=not dryrun, force_squash=force_squash, force=frozenset(force or ()))
     try:
-        stage, options, problems = _asked(recipe, words or [], config, ctx.meta[_PASSTHROUGH], options)
-        examined = _examined(replace(stage, after=after or []), options, problems, sweep or [])
-        out.warnings(examined.problems)
-        out.plan(examined.jobs, full=dryrun)
-        if dryrun:
-            out.finish_plan()
-            return
-        if not yes and not as_json and sys.stdin.isatty() and not typer.confirm("Run it?", default=True):
-            raise typer.Exit(_INTERRUPTED)
-        with out.following() as watch:
-            runs = start_sweep(examined.jobs, detach=detach, watch=watch)
-    except ProblemsError as error:
-        out.problems(error.problems)
-        raise typer.Exit(_REFUSED) from None
+        with exits(as_json=as_json):
+            stage, options, problems = _asked(recipe, words or [], config, ctx.meta[_PASSTHROUGH], options)
+            examined = _examined(replace(stage, after=after or []), options, problems, sweep or [])
+            print_problems(examined.problems)
+            out.plan(examined.jobs, full=dryrun)
+            if dryrun:
+                out.finish_plan()
+                return
+            if not yes and not as_json and sys.stdin.isatty() and not typer.confirm("Run it?", default=True):
+                raise typer.Exit(INTERRUPTED)
+            with out.following() as watch:
+                runs = start_sweep(examined.jobs, detach=detach, watch=watch)
     except LeftRunningError as error:
         out.left_running(error.runs)
-        raise typer.Exit(_INTERRUPTED) from None
-    except JobError as error:
-        out.failure(error)
-        raise typer.Exit(_FAILED) from None
+        raise typer.Exit(INTERRUPTED) from None
     if detach:
         out.detached(runs)
-        raise typer.Exit(_FAILED if any(run.state == "failed" for run in runs) else 0)
+        raise typer.Exit(FAILED if any(run.state == "failed" for run in runs) else 0)
     out.results(runs, verbose=verbose)
     raise typer.Exit(exit_status([run.state for run in runs]))
 
@@ -129,23 +123,19 @@ def plan(
 
     Exit status: 0 when `run` would submit it, 2 when it would refuse.
     """
-    from recipes.cli import show
     from recipes.experiment.examine import examine
     from recipes.experiment.stage import Options
     from recipes.planner.plan import plan_of
 
     options = Options(profiles=profiles, online=False, force=frozenset(force or ()))
-    try:
+    with exits(as_json=as_json):
         stage, options, problems = _asked(recipe, words or [], config, ctx.meta[_PASSTHROUGH], options)
         found = plan_of(examine([stage], options=options), problems)
-    except ProblemsError as error:
-        show.Output(as_json=as_json).problems(error.problems)
-        raise typer.Exit(_REFUSED) from None
     if as_json:
         print_json(found.as_data())
     else:
         print(found)
-    raise typer.Exit(_REFUSED if found.refused else 0)
+    raise typer.Exit(REFUSED if found.refused else 0)
 
 
 def _asked(
@@ -182,7 +172,7 @@ def _asked(
 def _examined(stage: "Stage", options: "Options", problems: list[Problem], sweep: Sequence[str]) -> "Examined":
     """The stage, or one for each value of a sweep, checked. Raises ProblemsError with every error."""
     from recipes.experiment.examine import examine
-    from recipes.experiment.sweep import stages_of
+    from recipes.experiment.stage import stages_of
     from recipes.values import parse_sweep
 
     grid, wrong = parse_sweep(list(sweep))
@@ -204,12 +194,12 @@ def exit_status(states: Sequence[str]) -> int:
     """0 only if every run succeeded; 130 when the worst that happened is that somebody stopped it."""
     if all(state == "succeeded" for state in states):
         return 0
-    return _INTERRUPTED if set(states) <= {"succeeded", "cancelled"} else _FAILED
+    return INTERRUPTED if set(states) <= {"succeeded", "cancelled"} else FAILED
 
 
 def recipes(
     name: Annotated[str | None, typer.Argument(help="One recipe: its values and what they mean.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """List the recipes, or describe one.
 
@@ -219,12 +209,9 @@ def recipes(
     from recipes.cli import show
 
     out = show.Output(as_json=as_json)
-    try:
+    with exits(as_json=as_json):
         if name is None:
             out.catalogue([recipe for recipe in RECIPES.values() if not recipe.problems()])
-            out.warnings(RECIPES.problems())
+            print_problems(RECIPES.problems())
         else:
             out.recipe(describe(find(name)))
-    except ProblemsError as error:
-        out.problems(error.problems)
-        raise typer.Exit(_REFUSED) from None

@@ -8,12 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
-from recipes.cli.document import print_json
-from scripts.run.problems import Problem
+from recipes.cli.document import FAILED, REFUSED, AsJson, print_json, print_problems
+from scripts.run.problems import JobError, Problem, ProblemsError
 
-_FAILED, _REFUSED = 1, 2
 _FILES_HELP = "Read the profiles of this file in place of your own."
-_JSON_HELP = "One JSON document on standard output."
 
 
 def register(app: typer.Typer) -> None:
@@ -28,7 +26,7 @@ def register(app: typer.Typer) -> None:
 def executors(
     ctx: typer.Context,
     profiles: Annotated[Path | None, typer.Option(help=_FILES_HELP)] = None,
-    as_json: Annotated[bool, typer.Option("--json", help=_JSON_HELP)] = False,
+    as_json: AsJson = False,
 ) -> None:
     """List the executor profiles, the files they come from, and what each can do.
 
@@ -50,10 +48,9 @@ def executors(
         print_json({"profiles": rows, "problems": [problem.as_data() for problem in broken]})
     else:
         _print_table(sources, rows)
-        for problem in broken:
-            print(problem, file=sys.stderr)
+        print_problems(broken)
     if broken or any(source.problems for source in sources):
-        raise typer.Exit(_REFUSED)
+        raise typer.Exit(REFUSED)
 
 
 def init(
@@ -67,20 +64,18 @@ def init(
     Example: nemo experiment executors init slurm --name dgx-h100
     """
     from executors.profiles.init import add_profile
-    from scripts.run.problems import JobError, ProblemsError
 
     if file is not None and here:
         raise typer.BadParameter("give --file or --here, not both")
     try:
         target = add_profile(kind, name or kind, Path("executors.yaml") if here else file)
     except ProblemsError as error:
-        for problem in error.problems:
-            print(problem, file=sys.stderr)
+        print_problems(error.problems)
         print("nothing was written.", file=sys.stderr)
-        raise typer.Exit(_REFUSED) from None
+        raise typer.Exit(REFUSED) from None
     except JobError as error:
         print(error, file=sys.stderr)
-        raise typer.Exit(_FAILED) from None
+        raise typer.Exit(FAILED) from None
     flag = f" --profiles {target}" if file is not None else ""
     print(f"wrote      {target}\nedit it, then: nemo experiment executors check {name or kind}{flag}")
 
@@ -91,7 +86,7 @@ def check(
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Values over the profile's.")
     ] = None,
     profiles: Annotated[Path | None, typer.Option(help=_FILES_HELP)] = None,
-    as_json: Annotated[bool, typer.Option("--json", help=_JSON_HELP)] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Try whether a job could really run there, one thing after another.
 
@@ -102,7 +97,6 @@ def check(
     from executors.base import Probe
     from executors.kinds import place_of
     from executors.profiles.load import load_profile
-    from scripts.run.problems import JobError
 
     overrides, problems = _overrides(words or [])
     profile, wrong = load_profile(name, overrides, files=profiles)
@@ -113,9 +107,8 @@ def check(
     if problems:
         if as_json:
             print_json({"name": name, "state": "refused", "problems": [problem.as_data() for problem in problems]})
-        for problem in problems:
-            print(problem, file=sys.stderr)
-        raise typer.Exit(_REFUSED)
+        print_problems(problems)
+        raise typer.Exit(REFUSED)
 
     def tried() -> Iterator[Probe]:
         try:
@@ -135,7 +128,7 @@ def check(
     else:
         print(f"{len(probes) - failed} passed, {failed} failed")
     if failed:
-        raise typer.Exit(_FAILED)
+        raise typer.Exit(FAILED)
 
 
 def _overrides(words: Sequence[str]) -> tuple[dict[str, str], list[Problem]]:

@@ -4,17 +4,16 @@ from typing import Annotated
 
 import typer
 
-from recipes.cli.document import print_json
+from recipes.cli.document import REFUSED, AsJson, print_json
 from scripts.run.names import names
 from scripts.run.problems import Problem, nearest
 
-_REFUSED = 2
 _WHERE = {"submit": "before a job is submitted", "node": "where it runs", "log": "in its logs, by their words"}
 
 
 def explain(
     name: Annotated[str | None, typer.Argument(help="A Problem's, an error's or a diagnosis's name.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Say what a name of a failure means and what to do about it; without a name, list all of them.
 
@@ -36,7 +35,7 @@ def explain(
         if as_json:
             print_json({"state": "refused", "problems": [problem.as_data()]})
         typer.echo(str(problem), err=True)
-        raise typer.Exit(_REFUSED)
+        raise typer.Exit(REFUSED)
     if as_json:
         print_json(vars(found))
         return

@@ -8,19 +8,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from recipes.cli.document import print_json
+from recipes.cli.document import FAILED, REFUSED, AsJson, print_json
 from scripts.run.problems import JobError
 
 if TYPE_CHECKING:
     from scripts.checkpoints import Checkpoint
 
-_FAILED, _REFUSED = 1, 2
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
 def inspect(
     path: Annotated[Path, typer.Argument(metavar="PATH", help="A checkpoint, one of its iterations, or data.")],
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Say what a path holds: its kind, parameters, dtypes, iteration, quantization, size, and what is wrong with it.
 
@@ -34,8 +33,13 @@ def inspect(
     try:
         found = look(path)
     except JobError as error:
-        _print_error(error, path, as_json=as_json)
-        raise typer.Exit(_FAILED if error.name == "unreadable_checkpoint" else _REFUSED) from None
+        # A damaged file is a failure; a path that cannot be looked at is a problem with what was asked.
+        damaged, problem = error.name == "unreadable_checkpoint", error.as_problem("PATH", str(path))
+        if as_json:
+            refused = {"state": "refused", "problems": [vars(problem)]}
+            print_json({"state": "failed", "error": error.as_data()} if damaged else refused)
+        print(f"failed: {_printable(error)}" if damaged else _printable(problem), file=sys.stderr)
+        raise typer.Exit(FAILED if damaged else REFUSED) from None
     if as_json:
         print_json(dataclasses.asdict(found) | {"path": str(found.path)})
         return
@@ -54,7 +58,8 @@ def _lines(found: "Checkpoint") -> Iterator[tuple[str, object]]:
     if found.base_model:
         yield "base model", found.base_model
     if found.iteration is not None:
-        yield "iteration", _iteration(found)
+        others = ", ".join(str(one) for one in found.iterations if one != found.iteration)
+        yield "iteration", f"{found.iteration} (also there: {others})" if others else found.iteration
     if not is_data:
         yield "parameters", f"{found.parameters:,}" if found.parameters is not None else "not told by its files"
     if found.dtypes:
@@ -69,31 +74,12 @@ def _lines(found: "Checkpoint") -> Iterator[tuple[str, object]]:
         yield "problem", problem
 
 
-def _iteration(found: "Checkpoint") -> str:
-    others = [str(one) for one in found.iterations if one != found.iteration]
-    return f"{found.iteration} (also there: {', '.join(others)})" if others else str(found.iteration)
-
-
 def _in_units(count: float) -> str:
     for unit in _UNITS:
         if count < 1000 or unit == _UNITS[-1]:
             break
         count /= 1000
     return f"{count:.1f} {unit}" if unit != _UNITS[0] else f"{count:.0f} {unit}"
-
-
-def _print_error(error: JobError, path: Path, *, as_json: bool) -> None:
-    """A damaged file is a failure; a path that cannot be looked at is a problem with what was asked."""
-    if error.name == "unreadable_checkpoint":
-        if as_json:
-            cause = error.as_data()
-            print_json({"state": "failed", "error": cause})
-        print(f"failed: {_printable(error)}", file=sys.stderr)
-        return
-    problem = error.as_problem("PATH", str(path))
-    if as_json:
-        print_json({"state": "refused", "problems": [vars(problem)]})
-    print(_printable(problem), file=sys.stderr)
 
 
 def _printable(value: object) -> str:

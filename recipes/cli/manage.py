@@ -1,19 +1,19 @@
 """`nemo experiment ps`, `status`, `logs`, `cancel` and `resume`: runs after their submission."""
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from scripts.run.problems import JobError, ProblemsError
+from recipes.cli.document import FAILED, AsJson, exits
+from scripts.run.problems import JobError
 
 if TYPE_CHECKING:
     from recipes.experiment.store import RunFolder
 
-_FAILED, _REFUSED = 1, 2
 _Id = Annotated[str, typer.Argument(metavar="ID", help="A run's id, or the beginning of it.")]
 _Ids = Annotated[list[str], typer.Argument(metavar="ID...", help="Runs' ids, or the beginnings of them.")]
-_Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -24,7 +24,7 @@ def register(app: typer.Typer) -> None:
 
 def ps(
     everything: Annotated[bool, typer.Option("--all", help="Finished runs too.")] = False,
-    as_json: _Json = False,
+    as_json: AsJson = False,
 ) -> None:
     """List the runs submitted from this machine, wherever they run, as they truly stand.
 
@@ -37,7 +37,7 @@ def ps(
     show.Output(as_json=as_json).runs(shown)
 
 
-def status(run_id: _Id, as_json: _Json = False) -> None:
+def status(run_id: _Id, as_json: AsJson = False) -> None:
     """Say how a run stands: its recorded state, set against what its scheduler says.
 
     Example: nemo experiment status quantize_fp8_1795214403955-ad07
@@ -47,9 +47,8 @@ def status(run_id: _Id, as_json: _Json = False) -> None:
 
     if _left_to_nemo_run("status", run_id):
         return
-    out = show.Output(as_json=as_json)
-    for folder in _found(out, [run_id]):
-        out.status(look([folder])[0])
+    for folder in _found([run_id], as_json=as_json):
+        show.Output(as_json=as_json).status(look([folder])[0])
 
 
 def logs(
@@ -61,25 +60,21 @@ def logs(
 
     Example: nemo experiment logs -f quantize_fp8_1795214403955-ad07
     """
-    from recipes.cli import show
     from recipes.experiment.logs import log_of
 
     if _left_to_nemo_run("logs", run_id):
         return
-    out = show.Output(as_json=False)
-    for folder in _found(out, [run_id]):
+    for folder in _found([run_id]):
         try:
-            for piece in log_of(folder, f"rank{rank}.log", follow=follow):
-                sys.stdout.buffer.write(piece)
-                sys.stdout.buffer.flush()
+            with exits():
+                for piece in log_of(folder, f"rank{rank}.log", follow=follow):
+                    sys.stdout.buffer.write(piece)
+                    sys.stdout.buffer.flush()
         except KeyboardInterrupt:
             raise typer.Exit(0) from None
-        except JobError as error:
-            out.failure(error)
-            raise typer.Exit(_FAILED) from None
 
 
-def cancel(run_ids: _Ids, as_json: _Json = False) -> None:
+def cancel(run_ids: _Ids, as_json: AsJson = False) -> None:
     """End runs, and wait until that is recorded. Those that have ended stay as they are.
 
     Example: nemo experiment cancel quantize_fp8_1795214403955-ad07
@@ -91,19 +86,18 @@ def cancel(run_ids: _Ids, as_json: _Json = False) -> None:
 
     if len(run_ids) == 1 and _left_to_nemo_run("cancel", run_ids[0]):
         return
-    out = show.Output(as_json=as_json)
     runs, reached = [], True
-    for folder in _found(out, run_ids):
+    for folder in _found(run_ids, as_json=as_json):
         try:
             runs.append(cancel_run(folder))
         except JobError as error:
             reached = False
             print(f"{folder.id}: {error}", file=sys.stderr)
-    out.runs(runs)
-    raise typer.Exit(0 if reached and all(run.ended for run in runs) else _FAILED)
+    show.Output(as_json=as_json).runs(runs)
+    raise typer.Exit(0 if reached and all(run.ended for run in runs) else FAILED)
 
 
-def resume(run_ids: _Ids, as_json: _Json = False) -> None:
+def resume(run_ids: _Ids, as_json: AsJson = False) -> None:
     """Start runs that were lost, failed or cancelled over, detached, in their own run directories.
 
     Example: nemo experiment resume quantize_fp8_1795214403955-ad07
@@ -113,25 +107,15 @@ def resume(run_ids: _Ids, as_json: _Json = False) -> None:
     from recipes.cli import show
     from recipes.experiment.submit import take_up
 
-    out = show.Output(as_json=as_json)
-    try:
-        out.detached(take_up(_found(out, run_ids)))
-    except ProblemsError as error:
-        out.problems(error.problems)
-        raise typer.Exit(_REFUSED) from None
-    except JobError as error:
-        out.failure(error)
-        raise typer.Exit(_FAILED) from None
+    with exits(as_json=as_json):
+        show.Output(as_json=as_json).detached(take_up(_found(run_ids, as_json=as_json)))
 
 
-def _found(out: "show.Output", words: list[str]) -> "list[RunFolder]":  # type: ignore[name-defined]  # noqa: F821
+def _found(words: list[str], *, as_json: bool = False) -> "list[RunFolder]":
     from recipes.experiment.store import find_run
 
-    try:
+    with exits(as_json=as_json):
         return [find_run(word) for word in words]
-    except ProblemsError as error:
-        out.problems(error.problems)
-        raise typer.Exit(_REFUSED) from None
 
 
 def _left_to_nemo_run(command: str, word: str) -> bool:
@@ -145,8 +129,6 @@ def _left_to_nemo_run(command: str, word: str) -> bool:
         return False
     experiments = f"{get_nemorun_home()}/experiments"
     title = word.rpartition("_")[0]
-    from pathlib import Path
-
     if not any(Path(path).is_dir() for path in (f"{experiments}/{title}/{word}", f"{experiments}/{word}")):
         return False
     getattr(experiment, command)(word)

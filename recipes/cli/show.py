@@ -1,6 +1,7 @@
 """What the commands print: for a person, or with --json one document on standard output."""
 
 import json
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,10 +12,10 @@ from recipes.catalogue import RECIPES
 from recipes.cli.document import print_json
 from recipes.experiment.job import Job
 from recipes.experiment.runs import Run
-from recipes.experiment.sweep import array_of, is_array
+from recipes.experiment.submit import array_of, is_array
 from recipes.preflight.subjects import notes
 from scripts.args.meaning import Role, fields_of
-from scripts.run.problems import JobError, Problem, error_line
+from scripts.run.problems import error_line
 
 if TYPE_CHECKING:
     from recipes.catalogue import Recipe
@@ -137,7 +138,7 @@ class Output:
     def status(self, run: Run) -> None:
         """One run as it stands."""
         if self.as_json:
-            print_json(run.record | {"dir": str(run.dir), "where": run.where, "note": run.note})
+            print_json(run.as_data())
             return
         record = run.record
         print(f"{run.state}  {run.id}  on {run.where}")
@@ -156,25 +157,6 @@ class Output:
             print(line)
         if run.note:
             print(f"{'note':12} this is the last that is known. {run.note}")
-
-    def failure(self, error: JobError) -> None:
-        """A submission that failed, in one line."""
-        if self.as_json:
-            print_json({"state": "failed", "error": error.as_data()})
-        print(f"failed: {error}", file=sys.stderr)
-
-    def problems(self, problems: Sequence[Problem]) -> None:
-        """Every problem, one to a line, on standard error (or as JSON)."""
-        if self.as_json:
-            print_json({"state": "refused", "problems": [problem.as_data() for problem in problems]})
-        self.warnings(problems)
-        errors = sum(problem.severity == "error" for problem in problems)
-        print(f"{errors} problem{'s' if errors > 1 else ''}; nothing was submitted.", file=sys.stderr)
-
-    def warnings(self, problems: Sequence[Problem]) -> None:
-        """One to a line on standard error, which leaves a JSON document whole."""
-        for problem in problems:
-            print(problem, file=sys.stderr)
 
     def catalogue(self, recipes: "list[Recipe]") -> None:
         """The catalogue, a line each."""
@@ -226,7 +208,7 @@ class Output:
     def runs(self, runs: Sequence[Run]) -> None:
         """Recorded runs, a line each."""
         if self.as_json:
-            print_json([run.record | {"dir": str(run.dir), "where": run.where, "note": run.note} for run in runs])
+            print_json([run.as_data() for run in runs])
             return
         width = max((len(run.id) for run in runs), default=0)
         place = max((len(run.where) for run in runs), default=0)
@@ -242,13 +224,23 @@ class Output:
 
 
 def _preview(job: Job, *, full: bool) -> dict[str, Any]:
-    """A job as plain data; with `full`, with the exact text that would be sent."""
+    """A job as plain data, with what every rank would run; with `full`, with the exact text that would be sent."""
+    script = None
+    if job.addressed is not None:
+        script = {
+            "name": job.addressed.script,
+            "path": job.addressed.path,
+            "release": job.addressed.release,
+            "known_by": job.addressed.known_by or None,
+            "argv": list(job.command.words),
+            "left_out": list(job.command.left_out),
+        }
     plan = {
         "id": job.id,
         "recipe": job.recipe,
         "executor": {"name": job.executor, **asdict(job.profile)},
         "engine": job.engine,
-        "script": _script_of(job),
+        "script": script,
         "shape": {"nodes": job.nodes, "processes": job.processes, "torchrun": job.ranked},
         "after": list(job.after),
         "run_dir": str(job.run_dir),
@@ -265,27 +257,6 @@ def _preview(job: Job, *, full: bool) -> dict[str, Any]:
     return plan
 
 
-def _script_of(job: Job) -> dict[str, Any] | None:
-    """The script that the job is written for, and what every rank would run."""
-    if job.addressed is None:
-        return None
-    words = job.command
-    return {
-        "name": job.addressed.script,
-        "path": job.addressed.path,
-        "release": job.addressed.release,
-        "known_by": job.addressed.known_by or None,
-        "argv": list(words.words),
-        "left_out": list(words.left_out),
-    }
-
-
-def _command_line(script: dict[str, Any]) -> str:
-    import shlex
-
-    return shlex.join(["python", *script["path"].split(" ", 1), *script["argv"]])
-
-
 def _said(plan: dict[str, Any], *roles: Role) -> Any:
     """The first value of a plan's arguments in one of these roles."""
     args, recipe = plan["values"]["args"], RECIPES.get(plan["recipe"])
@@ -294,15 +265,15 @@ def _said(plan: dict[str, Any], *roles: Role) -> Any:
 
 
 def _print_preview(plan: dict[str, Any], *, full: bool) -> None:
-    args = plan["values"]["args"]
-    shape = plan["shape"]
+    args, shape, script = plan["values"]["args"], plan["shape"], plan["script"]
+    release = f", release {script['release']} (by {script['known_by']})" if script and script["release"] else ""
     lines = {
         "recipe": plan["recipe"],
         "engine": plan["engine"],
         "executor": plan["executor"]["name"],
         "machines": f"{shape['nodes']} x {shape['processes']} processes" if shape["torchrun"] else None,
         "after": ", ".join(plan["after"]),
-        "script": _script_line(plan["script"]) if plan["script"] else None,
+        "script": f"{script['path']}{release}" if script else None,
         "model": _said(plan, "model"),
         "format": _said(plan, "format", "format_recipe"),
         "run dir": plan["run_dir"],
@@ -323,14 +294,9 @@ def _print_preview(plan: dict[str, Any], *, full: bool) -> None:
             print(f"on the node: args.{key} = {value}")
     for note in plan["notes"]:
         print(f"note: {note}")
-    if plan["script"]:
-        print(f"every rank runs:\n{_command_line(plan['script'])}")
+    if script:
+        print(f"every rank runs:\n{shlex.join(['python', *script['path'].split(' ', 1), *script['argv']])}")
     _print_text(plan)
-
-
-def _script_line(script: dict[str, Any]) -> str:
-    release = f", release {script['release']} (by {script['known_by']})" if script["release"] else ""
-    return f"{script['path']}{release}"
 
 
 def _print_text(plan: dict[str, Any]) -> None:

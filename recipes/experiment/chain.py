@@ -26,7 +26,12 @@ def chain(*partials: "run.Partial[Any]") -> list[Stage]:
     Raises ProblemsError `nothing_to_hand_over` where a recipe cannot take what the one before it leaves,
     and `prune_after_distill`: what distillation taught would be thrown away.
     """
-    _refuse_order([partial.recipe for partial in partials])
+    names = [partial.recipe for partial in partials]
+    algorithms = [RECIPES[name].algorithm for name in names]
+    if "distill" in algorithms and "prune" in algorithms[algorithms.index("distill") :]:
+        cause, remedy = "it would throw away what the distillation before it taught", "Prune first, then distill."
+        value = " -> ".join(names)
+        raise ProblemsError([Problem(name="prune_after_distill", key="chain", value=value, cause=cause, remedy=remedy)])
     stages: list[Stage] = []
     exporter = ""  # of the last stage that quantized
     for partial in partials:
@@ -35,15 +40,6 @@ def chain(*partials: "run.Partial[Any]") -> list[Stage]:
         stages.append(_stage(partial, stages))
         exporter = partial.args.__fn_or_cls__.EXPORTER or exporter
     return stages
-
-
-def _refuse_order(names: Sequence[str]) -> None:
-    algorithms = [RECIPES[name].algorithm for name in names]
-    if "distill" in algorithms and "prune" in algorithms[algorithms.index("distill") :]:
-        cause = "it would throw away what the distillation before it taught"
-        remedy = "Prune first, then distill."
-        value = " -> ".join(names)
-        raise ProblemsError([Problem(name="prune_after_distill", key="chain", value=value, cause=cause, remedy=remedy)])
 
 
 def _conversion(
@@ -64,7 +60,9 @@ def _conversion(
         cause = f"{before.name} leaves {left}, and {partial.recipe} takes {', '.join(sorted(wanted)) or 'nothing'}"
         raise ProblemsError([Problem(name="nothing_to_hand_over", key="chain", value=partial.recipe, cause=cause)])
     converter = RECIPES[name].build()
-    _set_base(converter, _base_of(earlier, first))
+    if (base := _base_of(earlier, first)) is not None:
+        for field in _bases(converter):
+            setattr(converter.args, field, base)
     return [_stage(converter, earlier)]
 
 
@@ -110,18 +108,9 @@ def _writes(partial: "run.Partial[Any]", meaning: Meaning) -> bool:
 
 def _taken(partial: "run.Partial[Any]") -> list[tuple[str, str]]:
     """The arguments that take what the stage before leaves, with its type; the preferred one first."""
-    names = [
-        (field.name, meaning)
-        for field, meaning in meanings(partial.args.__fn_or_cls__)
-        if meaning.consumes.startswith("checkpoint_") or meaning.consumes == _DATA
-    ]
-    preferred = sorted(names, key=lambda one: not one[1].chained)
-    return [(name, meaning.consumes) for name, meaning in preferred]
-
-
-def _set_base(converter: "run.Partial[Any]", base: str | None) -> None:
-    for name in _bases(converter) if base is not None else ():
-        setattr(converter.args, name, base)
+    preferred = sorted(meanings(partial.args.__fn_or_cls__), key=lambda one: not one[1].chained)
+    takes = [(field.name, meaning.consumes) for field, meaning in preferred]
+    return [(name, kind) for name, kind in takes if kind.startswith("checkpoint_") or kind == _DATA]
 
 
 def _bases(partial: "run.Partial[Any]") -> list[str]:

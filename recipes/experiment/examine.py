@@ -1,25 +1,34 @@
-"""From stages and profiles to jobs, or to every Problem at once; nothing is written."""
+"""From stages and profiles to jobs, or to every Problem at once; nothing is written.
 
+`${artifact:NAME}` in a value is what another stage, or an earlier run, leaves behind. Where a run will leave its
+outputs is known when it is submitted, and so are these. NAME is a stage of the same experiment or a run's id;
+`${artifact:NAME.checkpoint_hf}` says which, where there are several.
+"""
+
+import re
 import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from graphlib import CycleError, TopologicalSorter
 from typing import TYPE_CHECKING, Any
 
 from executors import load_profile, place_of
 from executors.base import Place
 from recipes.experiment.job import Job, job_of
-from recipes.experiment.references import names_in, with_paths
 from recipes.experiment.stage import Options, Stage
 from recipes.experiment.store import find_run
 from recipes.planner.gpus import gpu_problems
 from recipes.preflight.history import experiment_problems
 from recipes.preflight.subjects import preflight
-from scripts.run.problems import Problem, ProblemsError
+from scripts.run.problems import Problem, ProblemsError, nearest
+from scripts.run.record import read_record
 
 if TYPE_CHECKING:
     import nemo_run as run
+
+_REFERENCE = re.compile(r"\$\{artifact:([^.}]+)(?:\.(\w+))?\}")
+Outputs = Sequence[Mapping[str, str]]  # {"type": ..., "path": ...}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,9 +64,12 @@ def prepare_all(stages: Sequence[Stage], executor: str = "local", options: Optio
 def examine(stages: Sequence[Stage], executor: str = "local", options: Options = Options()) -> Examined:
     """Check every stage and say what was found; raises nothing for it, and writes nothing."""
     problems: list[Problem] = []
-    ids = {stage.name: _new_id(stage.partial.recipe) for stage in stages}
+    ids = {
+        stage.name: f"{stage.partial.recipe}_{time.time_ns() // 1_000_000}-{secrets.token_hex(3)}" for stage in stages
+    }
     jobs: dict[str, Job] = {}
-    stages = [replace(stage, after=_parents(stage)) for stage in stages]
+    # Those that it names must succeed first, and those whose artifacts it takes.
+    stages = [replace(stage, after=list(dict.fromkeys([*stage.after, *_names_in(stage.partial)]))) for stage in stages]
     places = {name: _place_of(name, options) for name in {stage.executor or executor for stage in stages}}
     for stage in _in_order(stages, problems):
         name = stage.executor or executor
@@ -90,18 +102,13 @@ def _idle(problems: Sequence[Problem], names: frozenset[str]) -> Iterator[Proble
         yield Problem(name="nothing_to_force", key="--force", value=name, cause=cause, remedy=hint, severity="warning")
 
 
-def _parents(stage: Stage) -> list[str]:
-    """The stages and runs that must succeed first: those it names, and those whose artifacts it takes."""
-    return list(dict.fromkeys([*stage.after, *names_in(stage.partial)]))
-
-
 def _place_of(executor: str, options: Options) -> tuple[Place, list[Problem]]:
     """The place of that name; this machine where there is none, so that other checks can go on."""
     profile, problems = load_profile(executor, options.overrides, files=options.profiles)
     if any(problem.name == "unknown_executor" for problem in problems):
         return place_of(load_profile("local", {})[0]), problems
     place = place_of(profile)
-    return place, [*problems, *place.problems(), *gpu_problems(place)]
+    return place, [*problems, *place.problems(), *gpu_problems(profile.gpu, "executor.gpu")]
 
 
 def _examine_one(
@@ -114,16 +121,16 @@ def _examine_one(
     before: Mapping[str, Job],
 ) -> tuple[Job | None, list[Problem]]:
     """The job of one stage, `before` it those of earlier ones, and every Problem; no job where it says too little."""
-    referenced = with_paths(stage.partial, {name: job.expects for name, job in before.items()})
-    problems = [*wrong, *referenced.problems]
+    partial, promised, problems = _with_paths(stage.partial, {name: job.expects for name, job in before.items()})
+    problems = [*wrong, *problems]
     after = []
     for name in stage.after:
         try:
             after.append(ids[name] if name in ids else find_run(name).id)
         except ProblemsError as error:
             problems += error.problems
-    stage = replace(stage, partial=referenced.partial, after=after)
-    job, unresolved = job_of(stage, ids[stage.name], executor, place, options, referenced.promised)
+    stage = replace(stage, partial=partial, after=after)
+    job, unresolved = job_of(stage, ids[stage.name], executor, place, options, promised)
     problems += unresolved
     if job is None:
         return None, problems
@@ -134,10 +141,6 @@ def _examine_one(
     forced = (_forced(found, options.force) for found in problems)
     warnings = tuple(found for found in forced if found.severity != "error")
     return job.noting(warnings=warnings, skipped=findings.skipped), problems
-
-
-def _new_id(recipe: str) -> str:
-    return f"{recipe}_{time.time_ns() // 1_000_000}-{secrets.token_hex(3)}"
 
 
 def _in_order(stages: Sequence[Stage], problems: list[Problem]) -> list[Stage]:
@@ -155,3 +158,63 @@ def _in_order(stages: Sequence[Stage], problems: list[Problem]) -> list[Stage]:
         cause = f"these stages wait for each other: {' -> '.join(error.args[1])}"
         problems.append(Problem(name="stages_in_a_circle", key="after", value=None, cause=cause))
         return []
+
+
+# --- references ------------------------------------------------------------------------------------------------------
+
+
+def _names_in(partial: "run.Partial[Any]") -> list[str]:
+    """The stages and runs that a recipe's values refer to."""
+    return [match[1] for _, text in _texts(partial) for match in _REFERENCE.finditer(text)]
+
+
+def _with_paths(
+    partial: "run.Partial[Any]", made: Mapping[str, Outputs]
+) -> "tuple[run.Partial[Any], frozenset[str], list[Problem]]":
+    """`partial` with every reference replaced, and the args that name what is not there yet; `made` holds the outputs
+    of the stages before it."""
+    from fiddle import copy_with
+
+    problems: list[Problem] = []
+    named = dict.fromkeys(name for name, text in _texts(partial) if _REFERENCE.search(text))
+    if not named:
+        return partial, frozenset(), problems
+    values = {name: _replaced(getattr(partial.args, name), f"args.{name}", made, problems) for name in named}
+    args = copy_with(partial.args, **values)
+    return copy_with(partial, args=args), frozenset(named), list(dict.fromkeys(problems))
+
+
+def _texts(partial: "run.Partial[Any]") -> Iterator[tuple[str, str]]:
+    for field in fields(partial.args.__fn_or_cls__):
+        value = getattr(partial.args, field.name)
+        for item in value if isinstance(value, (list, tuple)) else [value]:
+            if isinstance(item, str):
+                yield field.name, item
+
+
+def _replaced(value: Any, key: str, made: Mapping[str, Outputs], problems: list[Problem]) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_replaced(item, key, made, problems) for item in value]
+    if not isinstance(value, str):
+        return value
+
+    def path(match: re.Match[str]) -> str:
+        name, kind = match.groups()
+        outputs: Outputs = made.get(name, ())
+        try:
+            if name not in made:  # what a run left, or is going to leave
+                record = read_record(find_run(name).dir)
+                outputs = record["outputs"] if record.get("outputs") else record.get("expects", [])
+        except ProblemsError:
+            cause, remedy = f"there is no stage or run {name}", nearest(name, made) if made else ""
+        else:
+            fitting = [output for output in outputs if kind is None or output["type"] == kind]
+            if len({output["path"] for output in fitting}) == 1:
+                return fitting[0]["path"]
+            types = ", ".join(output["type"] for output in outputs)
+            cause = f"{name} leaves {types or 'nothing'}" + ("" if fitting or kind is None else f", no {kind}")
+            remedy = f"Say which: ${{artifact:{name}.TYPE}}." if fitting else ""
+        problems.append(Problem(name="unknown_artifact", key=key, value=match[0], cause=cause, remedy=remedy))
+        return match[0]
+
+    return _REFERENCE.sub(path, value)

@@ -14,7 +14,7 @@ from recipes.experiment.releases import Addressed, address
 from recipes.experiment.stage import Options, Stage
 from recipes.models import ModelFacts, facts_of
 from recipes.planner.gpus import Gpu, gpu_of
-from recipes.planner.layout import SIZES, Layout, default_ep, layout_of
+from recipes.planner.layout import ENDS, SIZES, Asked, Layout, default_ep
 from scripts.args.configuration import KEYS, of_role
 from scripts.args.interpolation import resolve, tag_of
 from scripts.args.meaning import Role, ScriptArgs, ScriptSpec, Torchrun, field_of, fields_of, meanings, value_of
@@ -114,7 +114,19 @@ class Job(AnyJob):
         """How the job's ranks share the model. The hf engine's is one process."""
         if self.engine == "hf" or not self.ranked:
             return Layout(nodes=1, processes=1)
-        return layout_of(self.get, self.nodes, self.processes)
+        return replace(self.asked.layout, processes=self.processes)
+
+    @cached_property
+    def asked(self) -> Asked:
+        """The layout that the job asks for by its arguments, or by the configuration that its script takes."""
+        first, last = (self.get(end) for end in ENDS)
+        sizes = {size: 1 if (said := self.get(size)) is None else said for size in SIZES}
+        return Asked(
+            layout=Layout(nodes=self.nodes, processes=self.torchrun.nproc_per_node, **sizes),
+            keys={size: key for size in SIZES if (key := self.key(size))},
+            stages=(first, last),
+            stage_keys=tuple(key for end in ENDS if (key := self.key(end)) and self.get(end) is not None),
+        )
 
     @cached_property
     def outputs(self) -> tuple[tuple[str, str, Path], ...]:
@@ -159,9 +171,8 @@ class Job(AnyJob):
 
     def as_data(self) -> dict[str, Any]:
         """As job.json keeps it; all but the recipe, and what is known of the models and the GPU."""
-        plain = ("id", "name", "recipe", "algorithm", "executor", "engine", "nodes", "processes", "ranked", "secrets")
         return {
-            **{name: getattr(self, name) for name in (*plain, "array", "force_squash", "online")},
+            **{name: getattr(self, name) for name in _AS_THEY_ARE},
             "profile": asdict(self.profile),
             "values": self.values,
             "resolved": None if self.resolved is None else asdict(self.resolved),
@@ -179,7 +190,6 @@ class Job(AnyJob):
     def from_data(cls, data: Mapping[str, Any]) -> "Job":
         """What `as_data` made, read back. Raises ValueError, KeyError or TypeError, or JobError for its profile."""
         values = data["values"]
-        sections = {name: values[name] for name in ("script", "torchrun")}
         args = RECIPES[data["recipe"]].family.args if values["args"] and data["recipe"] in RECIPES else None
         return cls(
             **{name: data[name] for name in _AS_THEY_ARE},
@@ -190,8 +200,8 @@ class Job(AnyJob):
             place=place_from_record(data["profile"]),
             args=_typed(args, values["args"]),
             resolved=_typed(args, data["resolved"]),
-            script=_typed(ScriptSpec, sections["script"]),
-            torchrun=_typed(Torchrun, sections["torchrun"]),
+            script=_typed(ScriptSpec, values["script"]),
+            torchrun=_typed(Torchrun, values["torchrun"]),
             extra_args=values["extra_args"],
             run_dir=Path(data["run_dir"]),
             archive=Path(data["archive"]) if data["archive"] else None,
@@ -244,7 +254,12 @@ def job_of(
     except JobError as error:
         return None, [error.as_problem("args")]
     addressed, problems = address(args, script, place) if engine == "script" else (None, [])
-    nodes, processes = _shape(args, addressed, engine, torchrun, place.profile, explicit="nodes" in overrides)
+    # ModelOpt's own engine, and some scripts, are one process whatever is asked for.
+    can_rank = engine != "hf" and args.RANKED and not (addressed and addressed.script in args.ONE_PROCESS)
+    # The recipe's value wins over a site's default, and a job that has no use for machines takes none by default.
+    wanted = "nodes" in overrides or (can_rank and args.DATA_PARALLEL)
+    nodes = torchrun.nnodes if torchrun.nnodes != 1 or not wanted else (place.profile.nodes or 1)
+    ranked = can_rank and nodes * torchrun.nproc_per_node > 1
     job = Job(
         id=run_id,
         name=stage.name,
@@ -264,17 +279,22 @@ def job_of(
         promised=promised,
         given=given,
         nodes=nodes,
-        processes=processes,
-        ranked=nodes * processes > 1 and _has_ranks(args, addressed, engine),
+        processes=torchrun.nproc_per_node if ranked else 1,
+        ranked=ranked,
         run_dir=run_dir,
         after=tuple(stage.after),
         secrets=place.secrets_path(run_id),
         force_squash=options.force_squash,
         online=options.online,
         models=_models(resolved),
-        gpu=gpu_of(place, stated_hardware(partial.recipe)),
+        gpu=gpu_of(place, RECIPES[partial.recipe].hardware if partial.recipe in RECIPES else None),
     )
-    return job, [*_contradiction(torchrun, overrides), *problems]
+    if (said := overrides.get("nodes")) not in (None, str(torchrun.nnodes)) and torchrun.nnodes != 1:
+        cause = f"torchrun.nnodes={torchrun.nnodes} says otherwise"
+        remedy = "Both set the number of machines; give one of them."
+        wrong = Problem(name="contradiction", key="executor.nodes", value=said, cause=cause, remedy=remedy)
+        problems = [wrong, *problems]
+    return job, problems
 
 
 def _has_script(args: ScriptArgs, place: Place, *, spread: bool) -> bool:
@@ -295,16 +315,9 @@ def _models(args: Any) -> dict[str, ModelFacts]:
     for field, meaning in meanings(args):
         value = getattr(args, field.name)
         named = meaning.consumes == "checkpoint_hf" or meaning.role == "model"
-        if named and isinstance(value, str):
-            facts = facts_of(value)
-            if facts is not None:
-                found[field.name] = facts
+        if named and isinstance(value, str) and (facts := facts_of(value)) is not None:
+            found[field.name] = facts
     return found
-
-
-def stated_hardware(recipe: str) -> str | None:
-    """The GPU that a shipped recipe's values are made for."""
-    return RECIPES[recipe].hardware if recipe in RECIPES else None
 
 
 def _given(recipe: str, args: Any) -> frozenset[str]:
@@ -313,34 +326,3 @@ def _given(recipe: str, args: Any) -> frozenset[str]:
     shipped = build(RECIPES[recipe].build().args) if recipe in RECIPES else type(args)()
     names = (field.name for field in fields(args))
     return frozenset(name for name in names if getattr(args, name) != getattr(shipped, name, None))
-
-
-def _has_ranks(args: Any, addressed: Addressed | None, engine: str | None) -> bool:
-    """Whether torchrun may start it; ModelOpt's own engine, and some scripts, are one process whatever is asked for."""
-    return bool(engine != "hf" and args.RANKED and not (addressed and addressed.script in args.ONE_PROCESS))
-
-
-def _shape(
-    args: Any,
-    addressed: Addressed | None,
-    engine: str | None,
-    torchrun: Torchrun,
-    profile: Profile,
-    *,
-    explicit: bool,
-) -> tuple[int, int]:
-    """Machines, and processes on each; one source, torchrun.nnodes and torchrun.nproc_per_node."""
-    ranked = _has_ranks(args, addressed, engine)
-    # The recipe's value wins over a site's default, and a job that has no use for machines takes none by default.
-    wanted = explicit or (ranked and getattr(args, "DATA_PARALLEL", True))
-    nodes = torchrun.nnodes if torchrun.nnodes != 1 or not wanted else (profile.nodes or 1)
-    return nodes, torchrun.nproc_per_node if ranked and nodes * torchrun.nproc_per_node > 1 else 1
-
-
-def _contradiction(torchrun: Torchrun, overrides: Mapping[str, str]) -> list[Problem]:
-    given = overrides.get("nodes")
-    if given is None or torchrun.nnodes == 1 or given == str(torchrun.nnodes):
-        return []
-    cause = f"torchrun.nnodes={torchrun.nnodes} says otherwise"
-    remedy = "Both set the number of machines; give one of them."
-    return [Problem(name="contradiction", key="executor.nodes", value=given, cause=cause, remedy=remedy)]

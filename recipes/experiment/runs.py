@@ -109,6 +109,10 @@ class Run:
         """How long to wait between two looks: a scheduler is not to be asked three times a second."""
         return _REMOTE_POLL_SECONDS if self.job is not None and self.supervisor is None else _POLL_SECONDS
 
+    def as_data(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return self.record | {"dir": str(self.dir), "where": self.where, "note": self.note}
+
     def refreshed(self) -> "Run":
         """The same run as it stands now."""
         return look([self.folder])[0]

@@ -1,9 +1,13 @@
-"""What is asked for: stages, and how to submit them."""
+"""What is asked for: stages, those of a sweep, and how to submit them."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from recipes.values import set_value
+from scripts.run.problems import Problem, ProblemsError
 
 if TYPE_CHECKING:
     import nemo_run as run
@@ -28,3 +32,21 @@ class Options:
     force_squash: bool = False
     overrides: Mapping[str, str] = field(default_factory=dict)  # of the executor profile
     force: frozenset[str] = frozenset()  # Problems that do not stop the job, by name
+
+
+def stages_of(partial: "run.Partial[Any]", grid: Mapping[str, Sequence[str]]) -> list[Stage]:
+    """One stage for every combination of `grid`: dotted keys, and texts as a command line would give them.
+
+    Raises ProblemsError for a key or a value that does not fit.
+    """
+    problems: list[Problem] = []
+    stages = []
+    for values in itertools.product(*grid.values()):
+        chosen = dict(zip(grid, values, strict=True))
+        clone = partial.clone()
+        for key, value in chosen.items():
+            problems += [problem for problem in set_value(clone, key, value) if problem not in problems]
+        stages.append(Stage(name=",".join(f"{key}={value}" for key, value in chosen.items()), partial=clone))
+    if problems:
+        raise ProblemsError(problems)
+    return stages

@@ -3,7 +3,6 @@
 import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from scripts.run.problems import Problem, ProblemsError, nearest
@@ -16,44 +15,21 @@ def runs_dir() -> Path:
     return Path(get_nemorun_home()) / "runs"
 
 
-@dataclass(frozen=True, kw_only=True)
 class RunFolder:
     """Every path that the submitting machine keeps of one run."""
 
-    dir: Path
+    def __init__(self, *, dir: Path) -> None:
+        self.dir, self.id = dir, dir.name
+        self.job = dir / "job.json"  # and how to ask about it; written on the submitting machine only
+        self.partial = dir / "partial.zlib"  # the recipe, as NeMo-Run serializes it, to start the run (again)
+        self.archive = dir / "code.tar.gz"  # the code that travels with the job
+        self.supervisor_log = dir / "logs" / "supervisor.log"
+        self.supervisor_heartbeat = dir / "supervisor.heartbeat"  # for observers on other machines
 
     @classmethod
     def of(cls, run_id: str) -> "RunFolder":
         """The folder of a run on this machine."""
         return cls(dir=runs_dir() / run_id)
-
-    @property
-    def id(self) -> str:
-        return self.dir.name
-
-    @property
-    def job(self) -> Path:
-        """The job and how to ask about it; written on the submitting machine only."""
-        return self.dir / "job.json"
-
-    @property
-    def partial(self) -> Path:
-        """The recipe, as NeMo-Run serializes it, to start the run (again)."""
-        return self.dir / "partial.zlib"
-
-    @property
-    def archive(self) -> Path:
-        """The code that travels with the job."""
-        return self.dir / "code.tar.gz"
-
-    @property
-    def supervisor_log(self) -> Path:
-        return self.dir / "logs" / "supervisor.log"
-
-    @property
-    def supervisor_heartbeat(self) -> Path:
-        """For observers on other machines."""
-        return self.dir / "supervisor.heartbeat"
 
     @contextmanager
     def turn(self) -> Iterator[None]:

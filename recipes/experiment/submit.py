@@ -1,11 +1,14 @@
-"""Submission: record a job and hand it to the place where it runs, or show what would be handed over."""
+"""Submission: record jobs and hand them to the place where they run, or show what would be handed over.
+
+A sweep is one recipe with many values; on a scheduler that has job arrays, it is one job.
+"""
 
 import io
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +17,7 @@ from recipes.experiment.examine import prepare, prepare_all
 from recipes.experiment.job import Job
 from recipes.experiment.logs import follow
 from recipes.experiment.runs import Run, Watcher, look, reopen_run
-from recipes.experiment.stage import Stage
+from recipes.experiment.stage import Options, Stage, stages_of
 from recipes.experiment.store import RunFolder
 from recipes.experiment.supervisor import (
     cancelled_where_stopped,
@@ -24,6 +27,7 @@ from recipes.experiment.supervisor import (
     opened_experiment,
     partial_of,
     spawn,
+    submit_elements,
     without_stdin,
 )
 from scripts.run.files import write_text
@@ -31,6 +35,7 @@ from scripts.run.identity import identity
 from scripts.run.problems import JobError
 from scripts.run.provenance import git_state, versions
 from scripts.run.record import Record
+from scripts.run.session import run_element
 
 if TYPE_CHECKING:
     import nemo_run as run
@@ -74,6 +79,18 @@ def submit_all(
     return start(prepare_all(stages, executor), detach=detach, watch=watch)
 
 
+def sweep(
+    partial: "run.Partial[Any]",
+    grid: Mapping[str, Sequence[str]],
+    executor: str = "local",
+    *,
+    detach: bool = False,
+    watch: Watcher | None = None,
+) -> list[Run]:
+    """Run `partial` with every combination of `grid`: `sweep(quantize_fp8(), {"args.calib_size": ["64", "256"]})`."""
+    return start_sweep(prepare_all(stages_of(partial, grid), executor, Options()), detach=detach, watch=watch)
+
+
 @disk_failures()
 def start(jobs: Sequence[Job], *, detach: bool = False, watch: Watcher | None = None) -> list[Run]:
     """Record jobs and run them. Raises JobError when they could not be submitted."""
@@ -92,24 +109,50 @@ def start(jobs: Sequence[Job], *, detach: bool = False, watch: Watcher | None = 
     return follow(folders, watch)
 
 
+@disk_failures()
+def start_sweep(jobs: Sequence[Job], *, detach: bool = False, watch: Watcher | None = None) -> list[Run]:
+    """Run the jobs of one recipe: as a job array where there are such, else one after another."""
+    if not is_array(jobs):
+        return start(jobs, detach=detach, watch=watch)
+    array, elements = array_of(jobs)
+    runs = record_all(elements)
+    submit_elements(runs, array.noting(archive=runs[0].job.archive if runs[0].job else None))
+    return runs if detach else follow([run.folder for run in runs], watch)
+
+
+def is_array(jobs: Sequence[Job]) -> bool:
+    """Whether they are submitted as the elements of one job."""
+    return len(jobs) > 1 and jobs[0].capabilities.arrays and not needs_supervisor(jobs)
+
+
+def array_of(jobs: Sequence[Job]) -> tuple[Job, list[Job]]:
+    """The one job that runs all of `jobs`, under a run id that no run has, and they as its elements."""
+    import nemo_run as run
+
+    first = jobs[0]
+    array = f"{first.recipe}_{first.id.rpartition('_')[2]}-array"
+    secrets = first.place.secrets_path(array)
+    # As text: NeMo-Run compares a Partial with its copy node by node, each with each.
+    partial = run.Partial(run_element, run_dirs=[str(job.run_dir) for job in jobs], jobs=[job.text for job in jobs])
+    run_dir = Path(first.place.run_root())  # each element names its own below it
+    one = replace(first, id=array, run_dir=run_dir, secrets=secrets, array=len(jobs), partial=partial)
+    return one, [job.noting(secrets=f"{secrets}.{index}" if secrets else None) for index, job in enumerate(jobs)]
+
+
 def needs_supervisor(jobs: Sequence[Job]) -> bool:
     """Whether a process of ours must look after the jobs, or wait until they may begin."""
-    hosts = {job.id: job.place.scheduler for job in jobs}
+    schedulers = {job.id: job.place.scheduler for job in jobs}
     for job in jobs:
         if job.capabilities.detach == "supervisor":
             return True
-        if job.capabilities.dependencies == "native":
-            parents = {run_id: hosts.get(run_id) or _scheduler_of_run(run_id) for run_id in job.after}
-            if all(scheduler == hosts[job.id] for scheduler in parents.values()):
-                continue
-        if job.after:
-            return True
+        for run_id in job.after:
+            if job.capabilities.dependencies != "native":
+                return True
+            if run_id not in schedulers and (parent := Run.read(RunFolder.of(run_id)).job):
+                schedulers[run_id] = parent.place.scheduler
+            if schedulers.get(run_id) != schedulers[job.id]:
+                return True
     return False
-
-
-def _scheduler_of_run(run_id: str) -> tuple[Any, ...] | None:
-    job = Run.read(RunFolder.of(run_id)).job
-    return job.place.scheduler if job else None
 
 
 def record_all(jobs: Sequence[Job]) -> list[Run]:

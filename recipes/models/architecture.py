@@ -180,21 +180,21 @@ class Architecture:
 
     def __init__(self, facts: ModelFacts) -> None:
         self.facts = facts
-        self._known = _Known(facts)
+        self.known = _Known(facts)  # the facts as numbers
         self._parts: dict[Part, tuple[Weight, ...]] = {}
-        blocks = self._known.blocks if facts.blocks is None else facts.blocks
-        self.ends = tuple(_ends(self._known))
-        norms = tuple(_norms(self._known))
+        blocks = self.known.blocks if facts.blocks is None else facts.blocks
+        self.ends = tuple(_ends(self.known))
+        norms = tuple(_norms(self.known))
         kinds = {} if facts.blocks is None else Counter(blocks)
         #: Of one layer of each kind, and how many layers are of it.
         self.layers = {block: (*(row for part in block for row in self.of(part)), *norms) for block in kinds}
         self.counts: Mapping[Block, int] = kinds
-        self._layers_missing = tuple(self._known.unknown)
+        self._layers_missing = tuple(self.known.unknown)
 
     def of(self, part: Part) -> tuple[Weight, ...]:
         """The rows of one layer's part, with the router and the shared experts where it is experts."""
         if part not in self._parts:
-            self._parts[part] = tuple(_PARTS[part](self._known))
+            self._parts[part] = tuple(_PARTS[part](self.known))
         return self._parts[part]
 
     @property

@@ -36,7 +36,8 @@ def facts_from_config(
         "tied_embeddings": tied_here if text is config else whole.flag("tie_word_embeddings", absent=tied_here),
         "dtype": _dtype(whole) or _dtype(values),
         "context": values.count("max_position_embeddings"),
-        "remote_code": _remote_code(config, family),
+        # Whether the repository's own classes are the ones that load it.
+        "remote_code": bool(config.get("auto_map")) and not (family and family.native),
         "vision": _vision(model_type, config, hidden),
         "quantized": _quantized(config, sidecar),
     }
@@ -46,7 +47,7 @@ def facts_from_config(
 
 def _of_family(values: Values, family: Family) -> dict[str, Any]:
     """What figures mean for the weights, and what the architecture always has."""
-    blocks = family.blocks(values)
+    blocks, width = family.blocks(values), values.count(family.ffn)
     return {
         "blocks": blocks,
         "head_dim": _head_dim(values, family),
@@ -59,15 +60,10 @@ def _of_family(values: Values, family: Family) -> dict[str, Any]:
         "attention_sinks": family.sinks,
         "block_norms": family.norms,
         "norm_bias": family.norm_bias,
-        **_mlps(values, family, blocks),
+        "ffn_hidden_size": width if width is not None or _has(blocks, "mlp") is not False else 0,
         **_experts(values, family, blocks),
         **_mamba(values, family),
     }
-
-
-def _mlps(values: Values, family: Family, blocks: Blocks | None) -> dict[str, Any]:
-    width = values.count(family.ffn)
-    return {"ffn_hidden_size": width if width is not None or _has(blocks, "mlp") is not False else 0}
 
 
 def _experts(values: Values, family: Family, blocks: Blocks | None) -> dict[str, Any]:
@@ -140,11 +136,6 @@ def _vision(model_type: str | None, config: Mapping[str, Any], hidden: int | Non
 def _dtype(values: Values) -> str | None:
     word = (values.word("dtype", "torch_dtype") or "").removeprefix("torch.")
     return word if word in _DTYPES else None
-
-
-def _remote_code(config: Mapping[str, Any], family: Family | None) -> bool:
-    """Whether the repository's own classes are the ones that load it."""
-    return bool(config.get("auto_map")) and not (family and family.native)
 
 
 def _quantized(config: Mapping[str, Any], sidecar: Mapping[str, Any] | None) -> str | None:

@@ -54,7 +54,7 @@ def kept(facts: ModelFacts, part: Part, *, quantized: bool) -> PerToken:
     `quantized`: fake quantization copies the input of every linear layer, and both are kept: one for the
     product, one to tell what was clipped (straight-through estimator).
     """
-    hidden, latent = _known(facts.hidden_size), facts.latent
+    hidden, latent = facts.architecture.known.hidden_size, facts.latent
     ranks = latent.kv_lora_rank + (latent.q_lora_rank or 0) if latent and part == "attention" else 0
     rows = [row for row in facts.architecture.of(part) if row.packed]
     dense = [row for row in rows if not row.experts]
@@ -62,12 +62,12 @@ def kept(facts: ModelFacts, part: Part, *, quantized: bool) -> PerToken:
     inputs = sum(row.inputs for row in dense if row.split == "inputs")
     read = sum({row.module: row.inputs for row in rows if row.experts}.values())  # by one expert
     made = sum(row.outputs * row.copies // row.experts for row in rows if row.experts and row.split == "outputs")
-    held = PerToken(
-        whole=_BF16 * (2 * hidden + 2 * ranks), split=_BF16 * (outputs + inputs), routed=_BF16 * (read + made)
+    copies = 2 if quantized else 1  # of what a linear layer reads
+    return _of_kernels(facts, part) + PerToken(
+        whole=_BF16 * (copies + 1) * (hidden + ranks),
+        split=_BF16 * (outputs + copies * inputs),
+        routed=_BF16 * (copies * read + made),
     )
-    copied = PerToken(whole=_BF16 * (hidden + ranks), split=_BF16 * inputs, routed=_BF16 * read)
-    held += _of_kernels(facts, part)
-    return held + copied if quantized else held
 
 
 def alive(facts: ModelFacts, part: Part, *, quantized: bool) -> PerToken:
@@ -75,15 +75,16 @@ def alive(facts: ModelFacts, part: Part, *, quantized: bool) -> PerToken:
 
     Each expert has an output of its own.
     """
-    output = _BF16 * _known(facts.hidden_size)
+    output = _BF16 * facts.architecture.known.hidden_size
     return kept(facts, part, quantized=quantized) + PerToken(whole=output, routed=output if part == "experts" else 0)
 
 
 def cached(facts: ModelFacts) -> PerToken:
     """Keys and values of one attention layer; latent attention caches what they are computed from."""
+    known = facts.architecture.known
     if facts.latent is not None:
         return PerToken(whole=_BF16 * (facts.latent.kv_lora_rank + facts.latent.qk_rope_head_dim))
-    return PerToken(split=_BF16 * 2 * _known(facts.query_groups) * _known(facts.head_dim))
+    return PerToken(split=_BF16 * 2 * known.query_groups * known.head_dim)
 
 
 def _of_kernels(facts: ModelFacts, part: Part) -> PerToken:
@@ -91,16 +92,12 @@ def _of_kernels(facts: ModelFacts, part: Part) -> PerToken:
     latent attention the rotated part of each head's key; routers have logits in float32; the kernel of Mamba-2
     (arXiv:2405.21060) keeps what the input projection says, and computes the rest again.
     """
+    known = facts.architecture.known
     if part == "attention":
-        heads, width = _known(facts.heads), _known(facts.head_dim)
-        normed = (heads + _known(facts.query_groups)) * width if facts.qk_norm in ("head", "full") else 0
+        heads, width = known.heads, known.head_dim
+        normed = (heads + known.query_groups) * width if facts.qk_norm in ("head", "full") else 0
         own = heads * facts.latent.qk_rope_head_dim if facts.latent else normed
         return PerToken(split=_BF16 * own + _FLOAT * heads)
     if part == "mamba":
-        return PerToken(split=_BF16 * _known(facts.mamba_heads) * _known(facts.mamba_head_dim))
-    return PerToken(whole=_FLOAT * 2 * _known(facts.experts)) if part == "experts" else PerToken()
-
-
-def _known(value: int | None) -> int:
-    assert value is not None, "only asked of models whose parameters are known"
-    return value
+        return PerToken(split=_BF16 * known.mamba_heads * known.mamba_head_dim)
+    return PerToken(whole=_FLOAT * 2 * known.experts) if part == "experts" else PerToken()

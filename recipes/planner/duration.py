@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import ceil
+from typing import Any
 
 from recipes.experiment.job import Job
 from recipes.models.architecture import Parameters
@@ -45,6 +46,10 @@ class Estimate:
     def __str__(self) -> str:
         terms = ", ".join(f"{name} {_span(*span)}" for name, span in self.terms.items() if span[1] > 1 / 60)
         return f"{_span(self.low, self.high)} ({terms})"
+
+    def as_data(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {**vars(self), "terms": {name: list(span) for name, span in self.terms.items()}}
 
 
 @dataclass(frozen=True, kw_only=True)

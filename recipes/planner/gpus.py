@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from executors.base import Place
 
 _GIB = 1 << 30
+#: Part of a GPU's memory that tensors can have: the rest is lost between an allocator's blocks, or taken for a moment.
+_USABLE = 0.92
 #: A node shape of Lepton: gpu.8xh100-80gb, gpu.h200.
 _SHAPE = re.compile(r"gpu\.(?:(?P<count>\d+)x)?(?P<name>.+)")
 
@@ -30,6 +32,11 @@ class Gpu:
     known_by: str = ""
     certain: bool = True
 
+    @property
+    def usable(self) -> int:
+        """Bytes that a rank's tensors may fill."""
+        return int(self.memory * _USABLE)
+
 
 @cache
 def gpus() -> MappingProxyType[str, dict[str, Any]]:
@@ -39,32 +46,39 @@ def gpus() -> MappingProxyType[str, dict[str, Any]]:
 
 def gpu_of(place: "Place", stated: str | None) -> Gpu | None:
     """The GPU of a place, else the one that the recipe is stated for; None where neither is known."""
-    if place.profile.gpu is not None:
-        return _gpu(place.profile.gpu, "executor.gpu", certain=True)
     shape = _SHAPE.fullmatch(place.node_shape.lower())
-    if shape and (found := _gpu(shape["name"], "executor.resource_shape", certain=True)):
-        return found
-    return _gpu(stated, "the recipe's stated hardware", certain=False) if stated else None
+    named = {"executor.gpu": place.profile.gpu}
+    if place.profile.gpu is None:
+        named = {"executor.resource_shape": shape and shape["name"], "the recipe's stated hardware": stated}
+    for known_by, name in named.items():
+        if name and (key := _named(name)) is not None:
+            facts = gpus()[key]
+            return Gpu(
+                name=key,
+                memory=facts["memory"] * _GIB,
+                sm=facts["sm"],
+                bf16_tflops=float(facts["bf16_tflops"]),
+                bandwidth=float(facts["bandwidth"]),
+                known_by=known_by,
+                certain=known_by.startswith("executor."),
+            )
+    return None
 
 
-def gpu_problems(place: "Place") -> list[Problem]:
-    """A profile's GPU that nobody knows."""
-    return _unknown("executor.gpu", place.profile.gpu) if place.profile.gpu is not None else []
+def gpu_problems(name: str | None, key: str) -> list[Problem]:
+    """A GPU that nobody knows, and the key that names it."""
+    if name is None or _named(name) is not None:
+        return []
+    cause, remedy = "configs/gpus.yaml has no such GPU", nearest(name, gpus(), listed=30)
+    return [Problem(name="unknown_gpu", key=key, value=name, cause=cause, remedy=remedy)]
 
 
 def stated_problems(value: Any) -> list[Problem]:
     """What is wrong with the `hardware` section of an algorithm's YAML."""
     if isinstance(value, dict) and set(value) == {"gpu"} and isinstance(value["gpu"], str):
-        return _unknown("hardware.gpu", value["gpu"])
+        return gpu_problems(value["gpu"], "hardware.gpu")
     cause = "names the GPU that the values are made for: {gpu: h100-80gb}"
     return [Problem(name="wrong_value", key="hardware", value=value, cause=cause)]
-
-
-def _unknown(key: str, name: str) -> list[Problem]:
-    if _named(name) is not None:
-        return []
-    cause, remedy = "configs/gpus.yaml has no such GPU", nearest(name, gpus(), listed=30)
-    return [Problem(name="unknown_gpu", key=key, value=name, cause=cause, remedy=remedy)]
 
 
 def gpus_per_node(place: "Place") -> int | None:
@@ -73,22 +87,6 @@ def gpus_per_node(place: "Place") -> int | None:
         return place.gpus
     shape = _SHAPE.fullmatch(place.node_shape.lower())
     return int(shape["count"] or 1) if shape else None
-
-
-def _gpu(name: str, known_by: str, *, certain: bool) -> Gpu | None:
-    key = _named(name)
-    if key is None:
-        return None
-    facts = gpus()[key]
-    return Gpu(
-        name=key,
-        memory=facts["memory"] * _GIB,
-        sm=facts["sm"],
-        bf16_tflops=float(facts["bf16_tflops"]),
-        bandwidth=float(facts["bandwidth"]),
-        known_by=known_by,
-        certain=certain,
-    )
 
 
 def _named(name: str) -> str | None:

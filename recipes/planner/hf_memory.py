@@ -78,21 +78,13 @@ class Memory:
         return {part: SOURCES[part] for part in self.parts}
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Retained:
-    """Freed memory that glibc keeps for later, as a share of the bytes of tensors (measured).
-
-    `heap`: of tensors whose float32 copies are taken from the heap; `partly`: of those with only smaller copies there.
-    """
-
-    heap: float
-    partly: float
-
-
-_QUANTIZING = _Retained(heap=0.6, partly=0.25)
-_SEARCHING = _Retained(heap=2.2, partly=1.4)  # AWQ tries scales
-_COMPARING_OUTPUTS = _Retained(heap=1.0, partly=0.25)
-_PACKING = _Retained(heap=0.75, partly=0.35)  # with the fewest steps
+#: Freed memory that glibc keeps for later, as a share of the bytes of tensors (measured): of those whose float32 copies
+#: are taken from the heap, and of those with only smaller copies there.
+_Retained = tuple[float, float]
+_QUANTIZING: _Retained = (0.6, 0.25)
+_SEARCHING: _Retained = (2.2, 1.4)  # AWQ tries scales
+_COMPARING_OUTPUTS: _Retained = (1.0, 0.25)
+_PACKING: _Retained = (0.75, 0.35)  # with the fewest steps
 #: glibc maps what is larger than this, and gives it back when it is freed: mallopt(3), M_MMAP_THRESHOLD.
 _HEAP = 32 * _MIB
 
@@ -105,10 +97,6 @@ class Sizes:
     model: Matrices
     facts: ModelFacts
     host: bool
-
-    @property
-    def libraries(self) -> int:
-        return _LIBRARIES if self.host else 0
 
     @property
     def weights(self) -> int:
@@ -163,36 +151,19 @@ class Sizes:
     @property
     def hidden_states(self) -> int:
         """Of every sample that is scored, in the machine's memory (scripts/engines/hf/evaluate.py)."""
-        if not self.host:
-            return 0
-        return self.args.eval_size * self.args.calib_seq_length * self._hidden * self._width
+        each = self.args.calib_seq_length * (self.facts.hidden_size or 0) * self._width
+        return self.args.eval_size * each if self.host else 0
 
     @property
-    def checked_logits(self) -> int:
-        """Of the shortest sample that is scored, whose length is known to be below calib_seq_length only."""
-        return _CHECKED_LOGIT * self.args.calib_seq_length * self._vocabulary
-
-    @property
-    def scored_logits(self) -> int:
-        return _SCORED_LOGIT * min(LOGITS, self.args.calib_seq_length * self._vocabulary)
+    def sample_logits(self) -> int:
+        """How many logits a sample has that is scored; its length is known to be below calib_seq_length only."""
+        return self.args.calib_seq_length * (self.facts.vocab_size or 0)
 
     @property
     def activations(self) -> int:
         """Of one layer, where they are the most: what it passes on, and what its widest part makes or tries of it."""
-        states = self._tokens * self._width * _STATES * self._hidden
+        states = self._tokens * self._width * _STATES * (self.facts.hidden_size or 0)
         return states + (self._tried if self._searches else self._tokens * self._width * _INNER * self._widest)
-
-    @property
-    def quantizing(self) -> int:
-        return _QUANTIZED * self.model.largest
-
-    @property
-    def comparing(self) -> int:
-        return _COMPARED * self.model.largest
-
-    @property
-    def unpacking(self) -> int:
-        return _UNPACKED * self.model.largest if self.host else 0
 
     @property
     def retained_calibrating(self) -> int:
@@ -207,8 +178,7 @@ class Sizes:
     @property
     def retained_writing(self) -> int:
         """Once the model was saved and exported; weights that were packed before need no more work."""
-        heap, partly = self._format.retained
-        return self._kept(_PACKING if self.args.compress else _Retained(heap=heap, partly=partly))
+        return self._kept(_PACKING if self.args.compress else self._format.retained)
 
     @property
     def _format(self) -> Format:
@@ -218,14 +188,6 @@ class Sizes:
     @property
     def _width(self) -> int:
         return WIDTHS[self.args.dtype]
-
-    @property
-    def _hidden(self) -> int:
-        return self.facts.hidden_size or 0
-
-    @property
-    def _vocabulary(self) -> int:
-        return self.facts.vocab_size or 0
 
     @property
     def _widest(self) -> int:
@@ -240,7 +202,7 @@ class Sizes:
     @property
     def _unread_table(self) -> int:
         mapped = self.host and self.facts.tied_embeddings is False
-        return self._vocabulary * self._hidden * self._width if mapped else 0
+        return (self.facts.vocab_size or 0) * (self.facts.hidden_size or 0) * self._width if mapped else 0
 
     @property
     def _searches(self) -> bool:
@@ -252,18 +214,15 @@ class Sizes:
         return _SEARCHED * self._tokens * self._widest
 
     def _kept(self, retained: _Retained) -> int:
-        if not self.host:
-            return 0
-        kept = sum(
-            self._share(matrix.outputs * matrix.inputs, retained) * matrix.parameters for matrix in self.model.packable
-        )
-        return int(kept * self._width)
+        shares = ((self._share(one.outputs * one.inputs, retained), one) for one in self.model.packable)
+        return int(sum(share * one.parameters for share, one in shares) * self._width) if self.host else 0
 
     def _share(self, elements: int, retained: _Retained) -> float:
         """What is kept of tensors of so many elements and their float32 copies."""
+        heap, partly = retained
         if elements * _FLOAT32 < _HEAP:
-            return retained.heap
-        return retained.partly if elements * self._width < _HEAP else 0.0
+            return heap
+        return partly if elements * self._width < _HEAP else 0.0
 
 
 def predict(job: Job) -> Memory | None:
@@ -274,7 +233,10 @@ def predict(job: Job) -> Memory | None:
     model = model_matrices(job)
     if model is None or facts is None or facts.hidden_size is None or facts.vocab_size is None:
         return None
-    return predict_for(args, model, facts, _device(job, args))
+    # Where `auto` leads: to a GPU where the place is known to have one, or is a cluster and the recipe is for one.
+    has_gpu = job.gpu is not None and (job.gpu.certain or job.place.expects_gpus)
+    on_gpu = args.device == "cuda" or (args.device == "auto" and has_gpu)
+    return predict_for(args, model, facts, "GPU" if on_gpu else "host")
 
 
 def predict_for(args: QuantizeArgs, model: Matrices, facts: ModelFacts, device: Device) -> Memory:
@@ -284,29 +246,26 @@ def predict_for(args: QuantizeArgs, model: Matrices, facts: ModelFacts, device: 
     return Memory(parts={part: size for part, size in parts.items() if size}, peak_phase=name, device=device)
 
 
-def _device(job: Job, args: QuantizeArgs) -> Device:
-    """Where `auto` leads: to a GPU where the place is known to have one, or is a cluster and the recipe is for one."""
-    has_gpu = job.gpu is not None and (job.gpu.certain or job.place.expects_gpus)
-    return "GPU" if args.device == "cuda" or (args.device == "auto" and has_gpu) else "host"
-
-
 def _phases(args: QuantizeArgs, sizes: Sizes) -> Iterator[tuple[str, dict[str, int]]]:
     """What is alive where memory can peak, by the phase of scripts/engines/hf/engine.py.
 
     The model that was exported stays in memory while what was written is verified.
     """
-    always = {"libraries": sizes.libraries, "experts": sizes.experts}
+    always = {"libraries": _LIBRARIES if sizes.host else 0, "experts": sizes.experts}
+    largest = sizes.model.largest
     yield "load", always | {"weights": sizes.weights, "source": sizes.source}
     running = always | {"weights": sizes.weights_read, "hidden states": sizes.hidden_states}
     if args.eval_size:
         yield "score before", running | {"activations": sizes.activations}
-        yield "score before", running | {"logits": sizes.checked_logits}
-        yield "score after", running | {"logits": sizes.scored_logits, "allocator": sizes.retained}
-    quantizing = {"activations": sizes.activations, "work": sizes.quantizing}
+        yield "score before", running | {"logits": _CHECKED_LOGIT * sizes.sample_logits}
+        scored = _SCORED_LOGIT * min(LOGITS, sizes.sample_logits)
+        yield "score after", running | {"logits": scored, "allocator": sizes.retained}
+    quantizing = {"activations": sizes.activations, "work": _QUANTIZED * largest}
     yield "calibrate", running | quantizing | {"allocator": sizes.retained_calibrating}
-    yield "layer noise", running | {"work": sizes.comparing, "allocator": sizes.retained}
+    yield "layer noise", running | {"work": _COMPARED * largest, "allocator": sizes.retained}
     spent = always | {"weights": sizes.weights_left, "packed weights": sizes.packed, "reference": sizes.reference}
     if args.export_dir:
-        yield "verify", spent | {"work": sizes.unpacking, "allocator": sizes.retained_writing}
+        work = _UNPACKED * largest if sizes.host else 0
+        yield "verify", spent | {"work": work, "allocator": sizes.retained_writing}
     if args.modelopt_save_path:
         yield "verify", spent | {"reopened": sizes.reopened, "allocator": sizes.retained_writing}

@@ -7,7 +7,7 @@ hybrids).
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import gcd
 from pathlib import Path
@@ -20,9 +20,8 @@ Size = Literal["tp", "pp", "cp", "ep", "etp"]
 SIZES: tuple[Size, ...] = get_args(Size)
 #: Layers in the first and the last pipeline stage, where somebody says so.
 Stages = tuple[int | None, int | None]
+ENDS: tuple[Role, Role] = ("first_stage", "last_stage")
 EVEN: Stages = (None, None)
-#: No job has a parallel size beyond this; nobody is offered one.
-_LARGEST = 1024
 #: Every mixture of experts that this is used with has a number of experts that divides by this.
 _MOST = 8
 #: Names that say how many parameters a token activates: Qwen3-30B-A3B, Nemotron-3-Super-120B-A12B.
@@ -84,9 +83,24 @@ class Layout:
         return self.dp if self.divides else None
 
 
-def layout_of(get: Callable[[Role], Any], nodes: int, processes: int) -> Layout:
-    """The layout that a job asks for, where `get` tells what it says in a role; a size that it does not have is 1."""
-    return Layout(nodes=nodes, processes=processes, **{size: 1 if (n := get(size)) is None else n for size in SIZES})
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """The layout that a job's values ask for, whether it can be or not, and the key that sets each size."""
+
+    layout: Layout
+    keys: Mapping[Size, str]
+    stages: Stages = EVEN
+    stage_keys: tuple[str, ...] = ()  # of the ends that have a number
+
+    def key_of(self, size: Size) -> str:
+        """What to change where a size is wrong."""
+        return self.stage_keys[0] if size == "pp" and self.stage_keys else self.keys[size]
+
+    def written(self, layout: Layout, named: Iterable[Size] = SIZES) -> str:
+        """A layout in the script's own words: the sizes `named`, where there are several ranks, and what differs."""
+        pairs = {size: (getattr(self.layout, size), getattr(layout, size)) for size in self.keys}
+        used = [size for size, (old, new) in pairs.items() if old != new or (size in named and new > 1)]
+        return " ".join(f"{self.keys[size].rpartition('.')[2]}={pairs[size][1]}" for size in used)
 
 
 def default_ep(args: Any, torchrun: Torchrun) -> int | None:
@@ -115,11 +129,6 @@ class Violation:
     size: Size
     name: str  # of the Problem
     cause: str
-    valid: tuple[int, ...]  # what the size could be: divisors of the world that suit the model in this respect
-
-
-def _divide(count: int, size: int) -> bool:
-    return count % size == 0
 
 
 @dataclass(frozen=True)
@@ -129,7 +138,7 @@ class Rule:
     name: str
     fact: str  # the field of ModelFacts
     what: str  # the number, in words
-    suits: Callable[[int, int], bool] = _divide
+    suits: Callable[[int, int], bool] = lambda count, size: count % size == 0
     ends: str = "do not divide by"
 
     def violation(self, size: Size, layout: Layout, facts: ModelFacts) -> Violation | None:
@@ -137,18 +146,12 @@ class Rule:
         count, value = getattr(facts, self.fact), getattr(layout, size)
         if count is None or value == 1 or self.suits(count, value):
             return None
-        cause = f"{count} {self.what} {self.ends} {size} = {value}"
-        valid = tuple(one for one in _divisors(layout.world) if self.suits(count, one))
-        return Violation(size=size, name=self.name, cause=cause, valid=valid)
+        return Violation(size=size, name=self.name, cause=f"{count} {self.what} {self.ends} {size} = {value}")
 
 
 def _groups_suit(groups: int, size: int) -> bool:
     """Fewer groups than ranks are repeated; releases before 0.16 may refuse that."""
-    return _divide(groups, size) or (groups > 0 and size % groups == 0)
-
-
-def _is_any(experts: int, _: int) -> bool:
-    return experts > 0
+    return groups % size == 0 or (groups > 0 and size % groups == 0)
 
 
 RULES: tuple[Rule, ...] = (
@@ -159,7 +162,9 @@ RULES: tuple[Rule, ...] = (
     Rule("ffn_not_divisible", "ffn_hidden_size", "channels of the MLP"),
     Rule("shared_expert_ffn_not_divisible", "shared_expert_ffn_size", "channels of the shared experts"),
     Rule("vocabulary_not_divisible", "vocab_size", "entries of the vocabulary"),
-    Rule("expert_parallel_without_experts", "experts", "experts", _is_any, "cannot be spread over"),
+    Rule(
+        "expert_parallel_without_experts", "experts", "experts", lambda experts, _: experts > 0, "cannot be spread over"
+    ),
     Rule("experts_not_divisible", "experts", "experts"),
     Rule("expert_ffn_not_divisible", "expert_ffn_size", "channels of an expert"),
 )
@@ -196,8 +201,7 @@ def layers_violation(layout: Layout, facts: ModelFacts, stages: Stages = EVEN) -
         first, last = stages
         given = " and ".join(f"{n} in the {which} stage" for n, which in ((first, "first"), (last, "last")) if n)
         cause = f"{facts.layers} layers less {given} leave {left} for {over} of pp = {layout.pp} stages"
-    valid = tuple(size for size in _divisors(layout.world) if layers_fit(facts.layers, size, stages))
-    return Violation(size="pp", name="layers_not_divisible", cause=cause, valid=valid)
+    return Violation(size="pp", name="layers_not_divisible", cause=cause)
 
 
 def layers_fit(layers: int, pp: int, stages: Stages = EVEN) -> bool:
@@ -223,7 +227,3 @@ def uneven_stages(layers: int, pp: int) -> tuple[int, int] | None:
 def _rest(layers: int, pp: int, stages: Stages) -> tuple[int, int]:
     given = [number for number in stages if number is not None]
     return layers - sum(given), pp - len(given)
-
-
-def _divisors(world: int) -> Iterator[int]:
-    return (size for size in range(1, min(world, _LARGEST) + 1) if world % size == 0)

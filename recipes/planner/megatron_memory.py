@@ -14,7 +14,7 @@ from math import ceil
 
 from recipes.experiment.job import Job
 from recipes.models import ModelFacts
-from recipes.models.architecture import Block, Weight
+from recipes.models.architecture import Weight
 from recipes.planner.activations import PerToken, Spread, alive, cached, kept
 from recipes.planner.layout import EVEN, Layout, Stages, layers_fit
 from recipes.planner.workload import Workload, workload_of
@@ -113,10 +113,6 @@ class Share:
     split: int
     whole: int
 
-    @property
-    def total(self) -> int:
-        return self.split + self.whole
-
 
 def share(rows: Iterable[Weight]) -> Share:
     """What of these rows is split and what is not."""
@@ -157,14 +153,8 @@ class Stage:
     first: int
     last: int
     layers: tuple[int, ...]  # by kind, in the order of Anatomy.kinds
-
-    @property
-    def has_embedding(self) -> bool:
-        return self.index == 0
-
-    @property
-    def has_head(self) -> bool:
-        return self.index == self.count - 1
+    has_embedding: bool
+    has_head: bool
 
     def __str__(self) -> str:
         ends = [word for word, has in (("embedding", self.has_embedding), ("head", self.has_head)) if has]
@@ -190,6 +180,7 @@ class Anatomy:
     facts: ModelFacts
     kinds: tuple[LayerKind, ...]
     cumulated: tuple[tuple[int, ...], ...]  # by kind, how many of it are among the first 0, 1, 2 ... layers
+    ends: Mapping[str, int]  # parameters outside of layers, by section
 
     def stages(self, pp: int, given: Stages = EVEN) -> tuple[Stage, ...] | None:
         """The stages; None where the layers do not divide."""
@@ -204,6 +195,8 @@ class Anatomy:
                 first=end - size + 1,
                 last=end,
                 layers=tuple(of[end] - of[end - size] for of in self.cumulated),
+                has_embedding=index == 0,
+                has_head=index == pp - 1,
             )
             for index, (size, end) in enumerate(zip(sizes, ends, strict=True))
         )
@@ -211,11 +204,6 @@ class Anatomy:
     def present(self, stage: Stage) -> list[tuple[LayerKind, int]]:
         """The kinds of layers that a stage has, and how many of each."""
         return [(kind, number) for kind, number in zip(self.kinds, stage.layers, strict=True) if number]
-
-    @cached_property
-    def ends(self) -> dict[str, int]:
-        """Parameters outside of layers, by section."""
-        return {row.section: row.parameters for row in self.facts.architecture.ends}
 
     def held(self, stage: Stage, layout: Layout) -> Held:
         """What a rank of a stage holds: column and row parallel weights, embedding and head split by tensor
@@ -251,22 +239,23 @@ def anatomy(facts: ModelFacts, *, quantized: bool) -> Anatomy:
     """The anatomy of a model of which nothing is missing."""
     layers, blocks = facts.architecture.layers, facts.blocks
     assert blocks is not None
+    kinds = tuple(
+        LayerKind(
+            dense=share(row for row in rows if not row.experts),
+            experts=share(row for row in rows if row.experts),
+            kept=sum((kept(facts, part, quantized=quantized) for part in block), start=PerToken()),
+            alive=tuple(alive(facts, part, quantized=quantized) for part in block),
+            largest=largest(rows),
+            expert_weights=sum(row.parameters for row in rows if row.experts and row.module == "linear_fc1"),
+            attention="attention" in block,
+        )
+        for block, rows in layers.items()
+    )
     return Anatomy(
         facts=facts,
-        kinds=tuple(_kind(facts, block, rows, quantized=quantized) for block, rows in layers.items()),
+        kinds=kinds,
         cumulated=tuple((0, *accumulate(block == kind for block in blocks)) for kind in layers),
-    )
-
-
-def _kind(facts: ModelFacts, block: Block, rows: tuple[Weight, ...], *, quantized: bool) -> LayerKind:
-    return LayerKind(
-        dense=share(row for row in rows if not row.experts),
-        experts=share(row for row in rows if row.experts),
-        kept=sum((kept(facts, part, quantized=quantized) for part in block), start=PerToken()),
-        alive=tuple(alive(facts, part, quantized=quantized) for part in block),
-        largest=largest(rows),
-        expert_weights=sum(row.parameters for row in rows if row.experts and row.module == "linear_fc1"),
-        attention="attention" in block,
+        ends={row.section: row.parameters for row in facts.architecture.ends},
     )
 
 
@@ -292,11 +281,6 @@ class _Rank:
         return self.work.tokens * self.work.batch / self.layout.cp
 
     @cached_property
-    def logits(self) -> float:
-        """Of a forward pass, all of the vocabulary."""
-        return self.tokens * (self.model.facts.vocab_size or 0)
-
-    @cached_property
     def teacher_stages(self) -> tuple[Stage, ...] | None:
         return self.teacher.stages(self.layout.pp) if self.teacher else None
 
@@ -317,8 +301,17 @@ class _Rank:
 
 
 def _calibration(rank: _Rank, stage: Stage, held: Held) -> Iterator[_Sized]:
+    """ModelOpt's forward pass: beside a layer's activations, every stage gets the logits that the last one has
+    gathered."""
+    work, layout = rank.work, rank.layout
     yield "activations", rank.layer(rank.model, stage)
-    yield from _prompted(rank, stage)
+    yield "attention mask", work.batch * work.tokens**2 if layout.cp == 1 else 0
+    copies = 1.0 if not stage.has_head else 2.0 if layout.tp == 1 else 2 + 1 / layout.tp
+    yield "logits", copies * _BF16 * rank.tokens * (rank.model.facts.vocab_size or 0)
+    if work.fake_quantized:
+        ranks, kinds = layout.ep * layout.etp, rank.model.present(stage)
+        copied = max(max(kind.largest / layout.tp, kind.expert_weights / ranks) for kind, _ in kinds)
+        yield "quantized weights", (_SEARCH_COPIES if work.searched else 1) * _BF16 * copied
 
 
 def _scoring(rank: _Rank, stage: Stage, held: Held) -> Iterator[_Sized]:
@@ -343,7 +336,10 @@ def _transfer(rank: _Rank, stage: Stage, held: Held) -> Iterator[_Sized]:
 
 def _training(rank: _Rank, stage: Stage, held: Held) -> Iterator[_Sized]:
     work, layout = rank.work, rank.layout
-    yield from _teacher(rank, stage)
+    if rank.teacher is not None and rank.teacher_stages is not None:  # forward only: its logits count with the loss
+        own = rank.teacher_stages[stage.index]
+        yield "teacher", _BF16 * rank.teacher.held(own, layout).total
+        yield "teacher's activations", rank.layer(rank.teacher, own)
     yield "gradients", _FLOAT * held.total
     # The optimizer is spread over all copies, and those that see other parts of a sequence are copies too.
     dense, experts = (
@@ -354,9 +350,18 @@ def _training(rank: _Rank, stage: Stage, held: Held) -> Iterator[_Sized]:
     in_flight = min(stage.count - stage.index, microbatches)  # one forward, one backward (arXiv:2104.04473)
     yield "activations", in_flight * _kept(rank, stage)
     if work.fake_quantized:
-        yield "quantized weights", in_flight * _BF16 * _linear(rank, stage)
+        # Of what parallelism splits; the copies wait for the backward pass.
+        experts_ranks, present = layout.ep * layout.etp, rank.model.present(stage)
+        linear = sum(n * (kind.dense.split / layout.tp + kind.experts.split / experts_ranks) for kind, n in present)
+        yield "quantized weights", in_flight * _BF16 * linear
     if stage.has_head:
-        yield "loss", rank.logits / layout.tp * (_DISTILLATION if work.teacher else _CROSS_ENTROPY)
+        yield (
+            "loss",
+            rank.tokens
+            * (rank.model.facts.vocab_size or 0)
+            / layout.tp
+            * (_DISTILLATION if work.teacher else _CROSS_ENTROPY),
+        )
 
 
 def _kept(rank: _Rank, stage: Stage) -> float:
@@ -369,40 +374,6 @@ def _kept(rank: _Rank, stage: Stage) -> float:
         return sum(number * size for size, number in by_kind)
     inputs = rank.tokens * PerToken(whole=_BF16 * (rank.model.facts.hidden_size or 0)).on_rank(spread)
     return ceil(sum(stage.layers) / chunk) * inputs + chunk * max(size for size, _ in by_kind)
-
-
-def _teacher(rank: _Rank, stage: Stage) -> Iterator[_Sized]:
-    """Forward only: its logits count with the loss."""
-    if rank.teacher is None or rank.teacher_stages is None:
-        return
-    own = rank.teacher_stages[stage.index]
-    yield "teacher", _BF16 * rank.teacher.held(own, rank.layout).total
-    yield "teacher's activations", rank.layer(rank.teacher, own)
-
-
-def _linear(rank: _Rank, stage: Stage) -> float:
-    """Elements of a stage's weights that are quantized: those that parallelism splits. Their copies wait for the
-    backward pass."""
-    layout = rank.layout
-    return sum(
-        number * (kind.dense.split / layout.tp + kind.experts.split / (layout.ep * layout.etp))
-        for kind, number in rank.model.present(stage)
-    )
-
-
-def _prompted(rank: _Rank, stage: Stage) -> Iterator[_Sized]:
-    """What ModelOpt's forward pass takes beside a layer's activations.
-
-    Every stage gets the logits that the last one has gathered.
-    """
-    work, layout = rank.work, rank.layout
-    yield "attention mask", work.batch * work.tokens**2 if layout.cp == 1 else 0
-    copies = 1.0 if not stage.has_head else 2.0 if layout.tp == 1 else 2 + 1 / layout.tp
-    yield "logits", copies * _BF16 * rank.logits
-    if work.fake_quantized:
-        ranks, kinds = layout.ep * layout.etp, rank.model.present(stage)
-        copied = max(max(kind.largest / layout.tp, kind.expert_weights / ranks) for kind, _ in kinds)
-        yield "quantized weights", (_SEARCH_COPIES if work.searched else 1) * _BF16 * copied
 
 
 _PARTS: Mapping[Work, Callable[[_Rank, Stage, Held], Iterator[_Sized]]] = {

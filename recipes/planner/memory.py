@@ -7,7 +7,6 @@ from typing import Any, Literal
 from recipes.experiment.job import Job
 from recipes.planner import hf_memory
 from recipes.planner.megatron_memory import memory_of
-from recipes.planner.search import usable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,31 +34,23 @@ class Need:
 
 def need_of(job: Job) -> Need | None:
     """None where nothing of the kind can be told: a tool, an unknown model, a layout that does not divide."""
+    room = job.gpu.usable if job.gpu else None
     if job.engine == "script":
         memory = memory_of(job)
         if memory is None or memory.unknown:
             return None
-        room = usable(job.gpu) if job.gpu else None
         return Need(where=memory.stage, device="GPU", parts=memory.parts, sources=memory.sources, room=room)
-    if job.engine != "hf":
+    if (predicted := hf_memory.predict(job)) is None:
         return None
-    predicted = hf_memory.predict(job)
-    if predicted is None:
-        return None
+    if predicted.device == "host":
+        import psutil
+
+        # All of it: what is free now says little of when the job runs.
+        room = int(psutil.virtual_memory().total) if job.place.runs_here else None
     return Need(
         where=f"its one process, in {predicted.peak_phase}",
         device=predicted.device,
         parts=predicted.parts,
         sources=predicted.sources,
-        room=_room(job, predicted.device),
+        room=room,
     )
-
-
-def _room(job: Job, device: Literal["GPU", "host"]) -> int | None:
-    if device == "GPU":
-        return usable(job.gpu) if job.gpu else None
-    if not job.place.runs_here:
-        return None
-    import psutil
-
-    return int(psutil.virtual_memory().total)  # all of it: what is free now says little of when the job runs

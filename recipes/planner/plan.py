@@ -65,7 +65,7 @@ class Model:
     name: str
     source: str
     layers: int | None
-    parameters: Mapping[str, int] | None
+    parameters: dict[str, int] | None
     total: int | None
     active: int | None  # parameters that one token goes through
 
@@ -112,11 +112,11 @@ class Plan:
             "layout": vars(self.layout) | {"world": self.layout.world, "dp": self.layout.copies},
             "ranks": [vars(ranks) for ranks in self.ranks],
             "gpu": self.gpu and vars(self.gpu),
-            "models": [{**vars(model), "parameters": _dict(model.parameters)} for model in self.models],
+            "models": [vars(model) for model in self.models],
             "memory": self.memory and self.memory.as_data(),
             "fits": self.fits,
-            "proposal": self.proposal and _proposal(self.proposal),
-            "time": self.time and _time(self.time),
+            "proposal": self.proposal and self.proposal.as_data(),
+            "time": self.time and self.time.as_data(),
             "outputs": [vars(output) for output in self.outputs],
             "refused": self.refused,
             "problems": [problem.as_data() for problem in self.problems],
@@ -151,7 +151,7 @@ def plan_of(examined: Examined, others: Sequence[Problem] = ()) -> Plan:
     if not examined.jobs:
         raise ProblemsError(problems)
     (job,) = examined.jobs
-    layout, memory = job.layout, need_of(job)
+    layout, memory, sizes = job.layout, need_of(job), outputs_bytes(job)
     on_gpus = memory is None or memory.device == "GPU"
     return Plan(
         recipe=job.recipe,
@@ -168,7 +168,9 @@ def plan_of(examined: Examined, others: Sequence[Problem] = ()) -> Plan:
         proposal=smallest(job),
         time=hours_of(job) if on_gpus else None,
         run_dir=str(job.run_dir),
-        outputs=tuple(_outputs(job)),
+        outputs=tuple(
+            Output(key=key, type=kind, path=str(path), bytes=sizes.get(key)) for key, kind, path in job.outputs
+        ),
         problems=problems,
         skipped=job.skipped,
         notes=tuple(notes(job)),
@@ -212,26 +214,6 @@ def _models(job: Job) -> Iterator[Model]:
             total=counted.total if counted else exact_total(folder) if folder else None,
             active=counted.active if counted else None,
         )
-
-
-def _outputs(job: Job) -> Iterator[Output]:
-    sizes = outputs_bytes(job)
-    for key, kind, path in job.outputs:
-        yield Output(key=key, type=kind, path=str(path), bytes=sizes.get(key))
-
-
-def _proposal(proposal: Proposal) -> dict[str, Any]:
-    smaller = [{"layout": vars(rejected.layout), "reason": rejected.reason} for rejected in proposal.smaller]
-    return {"layout": vars(proposal.layout), "memory": proposal.memory.total, "smaller": smaller}
-
-
-def _time(estimate: Estimate) -> dict[str, Any]:
-    terms = {name: list(span) for name, span in estimate.terms.items()}
-    return {"low": estimate.low, "high": estimate.high, "terms": terms}
-
-
-def _dict(mapping: Mapping[str, int] | None) -> dict[str, int] | None:
-    return None if mapping is None else dict(mapping)
 
 
 def _lines(plan: Plan) -> Iterator[str]:

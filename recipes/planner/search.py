@@ -5,16 +5,15 @@ from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from itertools import combinations, product
 from math import log2
+from typing import Any
 
 from recipes.experiment.job import Job
 from recipes.models import ModelFacts
-from recipes.planner.gpus import Gpu, gpus_per_node
+from recipes.planner.gpus import gpus_per_node
 from recipes.planner.layout import EVEN, SIZES, Layout, Size, violations
 from recipes.planner.megatron_memory import RankMemory, rank_memory, unknown_of
 from recipes.planner.workload import Workload, workload_of
 
-#: Part of a GPU's memory that tensors can have: the rest is lost between an allocator's blocks, or taken for a moment.
-_USABLE = 0.92
 #: GPUs of a machine where its profile does not say, as in every HGX and DGX of eight; and machines that are tried.
 _MACHINE, _MACHINES = 8, 16
 #: Sizes that are changed to whatever divides, where an alternative is looked for.
@@ -40,6 +39,11 @@ class Proposal:
     layout: Layout
     memory: RankMemory
     smaller: tuple[Rejected, ...]
+
+    def as_data(self) -> dict[str, Any]:
+        """As JSON has it."""
+        smaller = [{"layout": vars(rejected.layout), "reason": rejected.reason} for rejected in self.smaller]
+        return {"layout": vars(self.layout), "memory": self.memory.total, "smaller": smaller}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,13 +93,10 @@ class _Search:
         sizes: tuple[Size, ...] = ("tp", "pp", "ep", "etp")
         return next(filter(None, (self._cause(size, getattr(layout, size)) for size in sizes)), None)
 
-    def is_hopeless(self, world: int) -> bool:
-        """Whether so many GPUs together have no room for what is there at least once, however it is split."""
-        return self._least > world * self.room
-
     @cached_property
-    def _least(self) -> int:
-        """Bytes of the models' weights, and of what a training has for each."""
+    def least(self) -> int:
+        """Bytes of what is there at least once, however it is split: the models' weights, and what a training has for
+        each."""
         model, teacher = (
             facts.architecture.parameters if facts else None for facts in (self.work.model, self.work.teacher)
         )
@@ -131,19 +132,17 @@ class _Search:
 
     @cached_property
     def _cause(self) -> Callable[[Size, int], str | None]:
-        return cache(self._find_cause)
+        """What of the models does not suit one size; many layouts share it."""
 
-    def _find_cause(self, size: Size, value: int) -> str | None:
-        alone = replace(Layout(nodes=1, processes=value), **{size: value})
-        stages = self._placed(alone).stages
-        models = [facts for facts in (self.work.model, self.work.teacher) if facts is not None]
-        found = (violations(alone, facts, stages=stages, padded=self.padded) for facts in models)
-        return next((violation.cause for each in found for violation in each), None)
+        @cache
+        def find(size: Size, value: int) -> str | None:
+            alone = replace(Layout(nodes=1, processes=value), **{size: value})
+            stages = self._placed(alone).stages
+            models = [facts for facts in (self.work.model, self.work.teacher) if facts is not None]
+            found = (violations(alone, facts, stages=stages, padded=self.padded) for facts in models)
+            return next((violation.cause for each in found for violation in each), None)
 
-
-def usable(gpu: Gpu) -> int:
-    """Bytes of a GPU that a rank's tensors may fill."""
-    return int(gpu.memory * _USABLE)
+        return find
 
 
 def smallest(job: Job) -> Proposal | None:
@@ -157,7 +156,7 @@ def smallest(job: Job) -> Proposal | None:
         return None
     smaller: int | None = None
     for world in search.worlds():
-        for layout in () if search.is_hopeless(world) else search.layouts(world):
+        for layout in () if search.least > world * search.room else search.layouts(world):
             memory = search.memory(layout)
             if memory is not None and memory.total <= search.room:
                 rejected = () if smaller is None else search.rejected(smaller)
@@ -196,18 +195,14 @@ def _search(job: Job) -> _Search | None:
     return _Search(
         work=work,
         asked=job.layout,
-        room=usable(job.gpu),
+        room=job.gpu.usable,
         machine=(gpus_per_node(job.place) or max(_MACHINE, job.torchrun.nproc_per_node)) if ranked else 1,
         machines=_MACHINES if ranked and job.place.capabilities.multi_node else 1,
-        sizes=_settable(job),
+        # An exporter takes tensor parallelism, and writes nonsense with it.
+        sizes=frozenset(job.asked.keys) - (set() if args.DATA_PARALLEL else {"tp", "etp"}),
         copies=args.DATA_PARALLEL,
         padded=args.PADS_VOCABULARY,
     )
-
-
-def _settable(job: Job) -> frozenset[Size]:
-    """Sizes that the job's script takes. An exporter takes tensor parallelism, and writes nonsense with it."""
-    return frozenset(filter(job.key, SIZES)) - (set() if job.args.DATA_PARALLEL else {"tp", "etp"})
 
 
 def _varied(layout: Layout, changed: int) -> Iterator[Layout]:
@@ -221,14 +216,13 @@ def _varied(layout: Layout, changed: int) -> Iterator[Layout]:
         asked = [getattr(layout, size) for size in some]
         choices = [[one for one in divisors if one != value] for value in asked]
         if changed > _FREELY:
-            choices = [[1, *_next_to(value, choice)] for value, choice in zip(asked, choices, strict=True)]
+            near = (
+                ([one for one in choice if 1 < one < value][-1:], [one for one in choice if one > value][:1])
+                for value, choice in zip(asked, choices, strict=True)
+            )
+            choices = [[1, *below, *above] for below, above in near]
         for choice in product(*choices):
             yield replace(layout, **dict(zip(some, choice, strict=True)))
-
-
-def _next_to(value: int, choices: Sequence[int]) -> list[int]:
-    below, above = [one for one in choices if 1 < one < value], [one for one in choices if one > value]
-    return [*below[-1:], *above[:1]]
 
 
 def _distance(one: Layout, other: Layout) -> tuple[bool, float, tuple[int, ...]]:

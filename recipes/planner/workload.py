@@ -43,8 +43,8 @@ class Workload:
 
 def workload_of(job: Job) -> Workload | None:
     """The work of a job; None where it has none for a GPU of ours, nothing is known of its model, or sizes are none."""
-    kind = job.resolved.WORK
-    model = None if kind is None or _on_cpu(job) else facts_in(job, "model")
+    kind = kind_of(job)
+    model = None if kind is None else facts_in(job, "model")
     if kind is None or model is None:
         return None
     said = {
@@ -58,9 +58,10 @@ def workload_of(job: Job) -> Workload | None:
     return work if work.is_possible and job.layout.is_possible else None
 
 
-def is_of_gpus(job: Job) -> bool:
-    """Whether it is a job of the script engine whose work on GPUs is described here."""
-    return job.engine == "script" and job.resolved.WORK is not None and not _on_cpu(job)
+def kind_of(job: Job) -> Work | None:
+    """What its ranks do on GPUs; None where that is nothing, or cannot be told."""
+    kind: Work | None = job.resolved.WORK
+    return None if job.get("device") == "cpu" or job.get("cpu") is True else kind
 
 
 def facts_in(job: Job, role: Role) -> ModelFacts | None:
@@ -68,10 +69,6 @@ def facts_in(job: Job, role: Role) -> ModelFacts | None:
     value = job.resolved.MODELS.get(role) or job.get(role)
     known = job.models.get(field_of(job.resolved, role) or "")
     return known or (facts_of(value) if isinstance(value, str) else None)
-
-
-def _on_cpu(job: Job) -> bool:
-    return job.get("device") == "cpu" or job.get("cpu") is True
 
 
 def _forward(job: Job, model: ModelFacts) -> dict[str, Any]:

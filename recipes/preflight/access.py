@@ -10,8 +10,6 @@ from pathlib import PurePosixPath
 from executors.base import is_below
 from recipes.experiment.job import Job
 from recipes.models import hub
-from recipes.models.hub import is_gated, published
-from recipes.preflight.hf_engine import is_local
 from scripts.args.meaning import meanings
 from scripts.args.megatron_lm import MegatronLmArgs
 from scripts.engines.script.cards import REMOTE_CODE, cards
@@ -27,16 +25,17 @@ _HOMES, _CACHE_FOLDERS = ("/root", "/home"), frozenset({".cache", "huggingface"}
 @check("gated_without_token", can_force=True)
 def gated(job: Job) -> Iterator[Problem]:
     for field, name in _fetched(job):
-        if not is_gated(name) or (job.here and hub.cached_model(name) is not None) or _has_token(job):
+        if not hub.is_gated(name) or (job.here and hub.cached_model(name) is not None) or _has_token(job):
             continue
         other = next(_other_ways(job), None)
+        listed = next((name for name in _TOKEN_VARIABLES if job.place.secret(name) == "unset"), _TOKEN_VARIABLES[0])
         cause = "its repository is gated, and the job would have no HF_TOKEN"
         cause += f", unless {other} brings the model or the token" if other else ""
         yield Problem(
             key=f"args.{field}",
             value=name,
             cause=cause,
-            remedy=_how_to_log_in(job),
+            remedy=f"Accept its licence on the hub, then {job.place.secret_remedy(listed)}",
             severity="warning" if other else "error",
         )
 
@@ -56,13 +55,14 @@ def _other_ways(job: Job) -> Iterator[str]:
 @check("model_not_known", severity="warning")
 def nearly_known(job: Job) -> Iterator[Problem]:
     """A hub name that is that of a known model but for a letter; the hub is not asked before the job is."""
-    known = published().configs
+    known = hub.published().configs
     for field, name in _fetched(job):
         if name in known or hub.cached_model(name) is not None:
             continue
         close = difflib.get_close_matches(name.lower(), {one.lower(): one for one in known}, n=1, cutoff=0.9)
         meant = next((one for one in known if [one.lower()] == close), None)
-        if meant is not None and _figures_of(meant) == _figures_of(name):
+        # Versions and sizes: Qwen3-14B is another model than Qwen3-4B, and no misspelling of it.
+        if meant is not None and re.findall(r"\d+", meant) == re.findall(r"\d+", name):
             yield Problem(
                 key=f"args.{field}",
                 value=name,
@@ -71,34 +71,22 @@ def nearly_known(job: Job) -> Iterator[Problem]:
             )
 
 
-def _figures_of(name: str) -> list[str]:
-    """Versions and sizes: Qwen3-14B is another model than Qwen3-4B, and no misspelling of it."""
-    return re.findall(r"\d+", name)
-
-
 def _fetched(job: Job) -> Iterator[tuple[str, str]]:
     """The arguments that name a model of the hub, each with the name."""
     for field, meaning in meanings(job.resolved):
         name = getattr(job.resolved, field.name)
-        if meaning.names_a_model and isinstance(name, str) and hub.is_hub_name(name) and not is_local(name):
+        if meaning.names_a_model and isinstance(name, str) and hub.is_hub_name(name) and not hub.is_local(name):
             yield field.name, name
 
 
 def _has_token(job: Job) -> bool:
-    given = any(job.place.secret(name) == "given" for name in _TOKEN_VARIABLES)
-    return given or (job.here and posixpath.isfile(_login_file()))
-
-
-def _login_file() -> str:
-    """Where `hf auth login` keeps its token (huggingface_hub's constants.HF_TOKEN_PATH)."""
+    """Given by the place, or where `hf auth login` keeps it (huggingface_hub's constants.HF_TOKEN_PATH)."""
+    if any(job.place.secret(name) == "given" for name in _TOKEN_VARIABLES):
+        return True
     cache = os.environ.get("XDG_CACHE_HOME") or posixpath.expanduser("~/.cache")
     home = os.environ.get("HF_HOME") or posixpath.join(cache, "huggingface")
-    return posixpath.expanduser(os.environ.get("HF_TOKEN_PATH") or posixpath.join(home, "token"))
-
-
-def _how_to_log_in(job: Job) -> str:
-    listed = next((name for name in _TOKEN_VARIABLES if job.place.secret(name) == "unset"), _TOKEN_VARIABLES[0])
-    return f"Accept its licence on the hub, then {job.place.secret_remedy(listed)}"
+    file = posixpath.expanduser(os.environ.get("HF_TOKEN_PATH") or posixpath.join(home, "token"))
+    return job.here and posixpath.isfile(file)
 
 
 @check("wandb_not_inherited", roles=("wandb",))

@@ -119,16 +119,16 @@ def quantized_student(job: Job) -> Iterator[Problem]:
         yield Problem(key="args.student_megatron_path", value=None, cause=cause, remedy=remedy)
 
 
-@check("kd_incompatible", engines=("script",), applies=lambda job: job.algorithm == "distill" or _has_teacher(job))
+@check(
+    "kd_incompatible",
+    engines=("script",),
+    applies=lambda job: job.algorithm == "distill" or job.get("teacher_checkpoint") is not None,
+)
 def flags_with_distillation(job: Job) -> Iterator[Problem]:
     """Flags that Megatron-LM's model builder refuses beside a teacher."""
     for word in job.extra_args:
         if (why := _NOT_WITH_KD.get(word.partition("=")[0].replace("_", "-"))) is not None:
             yield Problem(key="extra_args", value=word, cause=f"not with distillation: {why}")
-
-
-def _has_teacher(job: Job) -> bool:
-    return job.get("teacher_checkpoint") is not None
 
 
 @check("kd_incompatible", args=DistillBridgeArgs)

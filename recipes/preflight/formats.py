@@ -7,7 +7,7 @@ from recipes.experiment.job import Job
 from recipes.models import ModelFacts
 from recipes.models.architecture import PARTS, Side, Weight
 from recipes.planner.layout import Layout, Size
-from recipes.preflight.layout import asked, divided
+from recipes.preflight.layout import divided
 from scripts.args.meaning import meanings
 from scripts.formats import EXPORTABLE, FITS_ANY_WIDTH, FORMATS, Format
 from scripts.run.problems import Problem
@@ -26,8 +26,7 @@ def named_format(name: str) -> Format | None:
 
     Of several, as in W4A8_NVFP4_FP8_CFG, the one that needs the newest GPU.
     """
-    exact = exact_format(name)
-    if exact is not None:
+    if exact := exact_format(name):
         return exact
     plain = name.lower()
     variants = [facts for name, facts in FORMATS.items() if f"_{name}_" in f"_{plain}_"]
@@ -43,8 +42,7 @@ def exact_format(name: str) -> Format | None:
 def read_formats(job: Job) -> Iterator[tuple[str, Format]]:
     """The formats of the checkpoints that a job reads, as far as their facts say."""
     for field, facts in job.models.items():
-        found = FORMATS.get(facts.quantized or "")
-        if found is not None:
+        if found := FORMATS.get(facts.quantized or ""):
             yield f"args.{field}", found
 
 
@@ -59,14 +57,14 @@ def _quantizes_by_script(job: Job) -> bool:
 )
 def fits(job: Job) -> Iterator[Problem]:
     """Calibration fills a last block up with zeros (ModelOpt quantization.utils); the exporter refuses to."""
-    made, want, model = made_format(job), asked(job), job.model
+    made, layout, model = made_format(job), job.asked.layout, job.model
     facts = exact_format(made[1]) if made else None
     if made is None or facts is None or model is None:
         return
     blocks: dict[Side, int] = {"inputs": facts.block[1], "outputs": facts.block[0]}
     packed = [row for part in PARTS if model.count_of(part) for row in model.architecture.of(part) if row.what]
     for side, row in ((side, row) for side in blocks for row in packed):
-        width, block = _width(row, side, model, want.layout), blocks[side]
+        width, block = _width(row, side, model, layout), blocks[side]
         if width is not None and width % block:
             exported = facts.megatron_export
             what = row.what if side == row.split else "the hidden width"
@@ -74,7 +72,7 @@ def fits(job: Job) -> Iterator[Problem]:
                 key=made[0],
                 value=made[1],
                 cause=f"on each rank {what} has {width} {side}, no multiple of {block}, its block",
-                remedy=_smaller(row, side, model, want.layout, block, want.keys),
+                remedy=_smaller(row, side, model, layout, block, job.asked.keys),
                 severity="error" if exported else "warning",
                 can_force=exported,
             )
@@ -118,13 +116,11 @@ def already(job: Job) -> Iterator[Problem]:
         found = job.models[field].quantized
         if found is not None:
             ours = found in FORMATS
-            cause = f"it is quantized already, in {found}" + (
-                "" if ours else ": whether that is undone is its loader's"
-            )
+            undone = "" if ours else ": whether that is undone is its loader's"
             yield Problem(
                 key=f"args.{field}",
                 value=getattr(job.args, field),
-                cause=cause,
+                cause=f"it is quantized already, in {found}{undone}",
                 remedy="Name the model that it was made of." if ours else "Name a BF16 version, where there is one.",
                 severity="error" if ours else "warning",
                 can_force=ours,

@@ -1,20 +1,25 @@
-"""Whether a place's GPUs can do what a job asks of them: their number, their precision, the formats they compute in."""
+"""Whether a place's GPUs can do what a job asks of them: their number, precision, formats, and memory."""
 
 from collections.abc import Iterator
-from typing import Any
 
 from recipes.experiment.job import Job
 from recipes.planner.gpus import Gpu, gpus_per_node
+from recipes.planner.memory import need_of
+from recipes.planner.search import smallest
+from recipes.planner.workload import kind_of
 from recipes.preflight.formats import made_format, named_format, read_formats
-from recipes.preflight.layout import asked, ranked
+from recipes.preflight.layout import ranked
 from scripts.formats import FORMATS, Format
 from scripts.run.problems import Problem, Severity
-from scripts.run.registry import check
+from scripts.run.registry import Skipped, check
 
 #: The least compute capability with BF16 tensor cores, which Transformer Engine takes for granted.
 _BF16 = 80
 #: Algorithms that run a checkpoint on a server's kernels; the others compute in 16 bits and round.
 _DEPLOYING = ("serve", "evaluate", "generate")
+#: What is over by less may fit all the same: the formulas leave out what an allocator wastes, and what it saves.
+_MARGIN = 1.1
+_GIB = 1 << 30
 
 
 def _severity(gpu: Gpu) -> Severity:
@@ -28,35 +33,27 @@ def _called(gpu: Gpu) -> str:
 
 @check("more_processes_than_gpus", can_force=True)
 def processes(job: Job) -> Iterator[Problem]:
-    gpus = gpus_per_node(job.place)
-    for key, value in _wanted(job):
+    """The numbers of GPUs that a machine must have, and who says so."""
+    gpus, wanted = gpus_per_node(job.place), {}
+    if ranked(job) and job.get("device") != "cpu" and not job.get("cpu"):
+        wanted["torchrun.nproc_per_node"] = job.processes
+    if not job.args.RANKED and (server := job.key("server_gpus")):
+        wanted[server] = job.get("server_gpus")
+    for key, value in wanted.items():
         if gpus is not None and value > gpus:
             cause = f"each process takes a GPU, and a machine of {job.place.title} has {gpus}"
             remedy = f"Use {key}={gpus} and more machines, or raise executor.gpus."
             yield Problem(key=key, value=value, cause=cause, remedy=remedy)
 
 
-def _wanted(job: Job) -> Iterator[tuple[str, int]]:
-    """The numbers of GPUs that a machine must have, and who says so."""
-    if ranked(job) and job.get("device") != "cpu" and not job.get("cpu"):
-        yield "torchrun.nproc_per_node", job.processes
-    if not job.args.RANKED and (key := job.key("server_gpus")):
-        yield key, job.get("server_gpus")
-
-
 @check("tensor_parallel_across_machines", severity="warning", applies=ranked)
 def across(job: Job) -> Iterator[Problem]:
     """Megatron-LM (arXiv:2104.04473, section 5.8): tensor parallelism belongs on NVLink, pipelines between machines."""
-    want, processes = asked(job), job.torchrun.nproc_per_node
-    if job.nodes > 1 and want.layout.tp > processes and want.layout.divides:
-        cause = f"it spans machines of {processes} processes, and every layer waits for the network between them"
-        remedy = f"Use {want.keys['tp']}={processes} and {want.keys['pp']} for the rest." if "pp" in want.keys else ""
-        yield Problem(
-            key=want.keys["tp"],
-            value=want.layout.tp,
-            cause=cause,
-            remedy=remedy,
-        )
+    layout, keys = job.asked.layout, job.asked.keys
+    if layout.nodes > 1 and layout.tp > layout.processes and layout.divides:
+        cause = f"it spans machines of {layout.processes} processes, and every layer waits for the network between them"
+        remedy = f"Use {keys['tp']}={layout.processes} and {keys['pp']} for the rest." if "pp" in keys else ""
+        yield Problem(key=keys["tp"], value=layout.tp, cause=cause, remedy=remedy)
 
 
 @check("gpu_without_bf16", needs=("gpu",), applies=lambda job: _precision(job) is not None)
@@ -67,14 +64,11 @@ def bf16(job: Job) -> Iterator[Problem]:
     if gpu.sm >= _BF16 or _precision(job) != "bfloat16":
         return
     emulated = job.engine == "hf"
-    cause = f"BF16 needs compute capability {_BF16 / 10:.1f}, and {_called(gpu)}" + (
-        ": it is emulated, slowly" if emulated else ""
-    )
-    key, value = _gpu_key(gpu)
+    cause = f"BF16 needs compute capability {_BF16 / 10:.1f}, and {_called(gpu)}"
     yield Problem(
-        key=key,
-        value=value,
-        cause=cause,
+        key=gpu.known_by if gpu.certain else "executor.gpu",
+        value=gpu.name if gpu.certain else None,
+        cause=cause + (": it is emulated, slowly" if emulated else ""),
         remedy="Use an Ampere GPU or a newer one." if not emulated else "Use args.dtype=float16, or a newer GPU.",
         severity="warning" if emulated else _severity(gpu),
         can_force=not emulated,
@@ -87,10 +81,6 @@ def _precision(job: Job) -> str | None:
         return str(job.get("precision")) if job.get("device") != "cpu" else None
     ranked_in_16_bits = job.engine is not None and job.args.RANKED and job.get("bf16", True)
     return str(job.get("precision", "bfloat16")) if ranked_in_16_bits else None
-
-
-def _gpu_key(gpu: Gpu) -> tuple[str, Any]:
-    return (gpu.known_by, gpu.name) if gpu.certain else ("executor.gpu", None)
 
 
 @check("format_needs_newer_gpu", "format_not_native", needs=("gpu",), applies=lambda job: any(_formats(job)))
@@ -111,26 +101,21 @@ def kernels(job: Job) -> Iterator[Problem]:
                 can_force=deploys,
             )
         elif gpu.sm < facts.native_sm:
-            cause = (
-                f"it is computed natively from compute capability {facts.native_sm / 10:.1f} on, and {_called(gpu)}: "
-                "it saves memory there, not time"
-            )
+            since = f"it is computed natively from compute capability {facts.native_sm / 10:.1f} on"
             yield Problem(
                 name="format_not_native",
                 key=key,
                 value=facts.name,
-                cause=cause,
+                cause=f"{since}, and {_called(gpu)}: it saves memory there, not time",
                 remedy="fp8 is native from 8.9 on.",
                 severity="warning",
             )
 
 
 def _formats(job: Job) -> Iterator[tuple[str, Format]]:
-    if made := made_format(job):
-        key, name = made
-        facts = named_format(name)
-        if facts is not None:
-            yield key, facts
+    made = made_format(job)
+    if made and (facts := named_format(made[1])) is not None:
+        yield made[0], facts
     if job.algorithm in _DEPLOYING:
         yield from read_formats(job)
 
@@ -139,3 +124,40 @@ def _fitting(gpu: Gpu) -> str:
     """Formats whose kernels the GPU has."""
     names = [name for name, facts in FORMATS.items() if facts.min_sm <= gpu.sm]
     return f"Use another GPU, or another format: {', '.join(names)}." if names else "Use a newer GPU."
+
+
+def _needs_memory(job: Job) -> bool:
+    """Jobs that compute; where a layout is impossible, other checks say so, and there is nothing to count."""
+    return job.engine == "hf" or (job.engine == "script" and kind_of(job) is not None and job.layout.divides)
+
+
+@check("does_not_fit", "may_not_fit", can_force=True, applies=_needs_memory)
+def fits_device(job: Job) -> Iterator[Problem | Skipped]:
+    need = need_of(job)
+    if need is None or need.room is None:
+        yield Skipped(missing=("gpu" if need else "model",))
+        return
+    if need.fits:
+        return
+    over, on_gpu = need.total > _MARGIN * need.room, need.device == "GPU"
+    whose = f"a GPU ({need.where})" if on_gpu else need.where
+    largest = sorted(need.parts.items(), key=lambda part: -part[1])[:3]
+    parts = ", ".join(f"{name} {size / _GIB:.1f}" for name, size in largest)
+    yield Problem(
+        name="does_not_fit" if over else "may_not_fit",
+        key="executor.gpu" if on_gpu else "executor",
+        value=(job.gpu.name if job.gpu else None) if on_gpu else "local",
+        cause=f"{whose} needs {need.total / _GIB:.1f} GiB and has {need.room / _GIB:.1f} GiB: {parts}",
+        remedy=_remedy(job),
+        severity="error" if over and not (on_gpu and not (job.gpu and job.gpu.certain)) else "warning",
+    )
+
+
+def _remedy(job: Job) -> str:
+    if job.engine == "hf":
+        return "Lower args.calib_batch_size or args.calib_seq_length, or use the script engine on several GPUs."
+    if (proposal := smallest(job)) is None:
+        return "No layout that was tried fits: use a GPU with more memory, or shorter samples."
+    layout = proposal.layout
+    shape = f"torchrun.nnodes={layout.nodes} torchrun.nproc_per_node={layout.processes}"
+    return f"The smallest that fits: {shape} {job.asked.written(layout)}".rstrip() + "."

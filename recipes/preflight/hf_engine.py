@@ -28,21 +28,10 @@ def quantize_notes(job: Job) -> Iterator[str]:
     if processes > 1:
         asked = f"torchrun asks for {processes}" if job.nodes == 1 else f"{job.nodes} machines are asked for"
         yield f"engine hf is one process, on the first machine; {asked}, and the rest is not used"
-    if not job.online and not is_local(job.args.hf_model_id) and hub.cached_model(job.args.hf_model_id) is None:
+    if not job.online and not hub.is_local(job.args.hf_model_id) and hub.cached_model(job.args.hf_model_id) is None:
         yield f"args.hf_model_id={job.args.hf_model_id} is not on this machine; a run fetches it from the hub"
-    elif not job.here and is_local(job.args.hf_model_id) and not job.args.hf_model_id.startswith("tiny:"):
+    elif not job.here and hub.is_local(job.args.hf_model_id) and not job.args.hf_model_id.startswith("tiny:"):
         yield f"args.hf_model_id={job.args.hf_model_id} is looked for where the job runs, and was not checked here"
-
-
-def model_folder(job: Job) -> Path | None:
-    """The model's files, where they can be read here."""
-    path = Path(job.resolved.hf_model_id).expanduser()
-    return path if path.is_dir() else hub.cached_model(job.resolved.hf_model_id)
-
-
-def is_local(model: str) -> bool:
-    """Whether a model's name means a folder or a built-in model, not a repository of the hub."""
-    return model.startswith("tiny:") or Path(model).expanduser().exists() or not hub.is_hub_name(model)
 
 
 @check("engine_has_no_parallelism", "script_unused", "extra_args_unused", engines=("hf",))
@@ -70,7 +59,8 @@ def format_of_hf(job: Job) -> Iterator[Problem]:
     if error:
         yield Problem(name="unsupported_quant_recipe", key="args.export_quant_cfg", value=value, cause=error)
         return
-    folder = model_folder(job)
+    path = Path(job.resolved.hf_model_id).expanduser()
+    folder = path if path.is_dir() else hub.cached_model(job.resolved.hf_model_id)
     shapes = linear_shapes(folder) if folder and value in FORMATS else {}
     for sentence in format_problems(value, shapes)[:1] if shapes else []:
         cause = f"{value} does not fit this model: {sentence}"
@@ -91,7 +81,7 @@ def combinations_of_hf(job: Job) -> Iterator[Problem]:
             try:
                 refuse(args)
             except JobError as error:
-                yield Problem(name=error.name, key=f"args.{key}", value=True, cause=error.cause, remedy=error.remedy)
+                yield error.as_problem(f"args.{key}", True)
 
 
 @check("unknown_model", engines=("hf",))
@@ -99,7 +89,7 @@ def model_of_hf(job: Job) -> Iterator[Problem]:
     name = job.resolved.hf_model_id
     if "hf_model_id" in job.promised:
         return
-    if is_local(name):
+    if hub.is_local(name):
         if not job.here and not name.startswith("tiny:"):
             return  # a folder over there; `quantize_notes` says that it was not looked at
         found = local_model_problem(name)
@@ -132,4 +122,4 @@ def data_of_hf(job: Job) -> Iterator[Problem]:
             elif source.kind == "hub":
                 hub.require_dataset(source.place, online=job.online)
         except JobError as error:
-            yield Problem(name=error.name, key=f"args.{key}", value=value, cause=error.cause, remedy=error.remedy)
+            yield error.as_problem(f"args.{key}", value)

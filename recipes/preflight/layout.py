@@ -1,22 +1,25 @@
-"""Whether ranks can share a model: the world, as Megatron-Core's parallel_state counts it, and the model's numbers."""
+"""Whether ranks can share a model: the world, as Megatron-Core's parallel_state counts it, the model's numbers, and in
+a training the batches and sequences that they get.
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+Sources of the last: Megatron-Core's num_microbatches_calculator and moe_layer, Megatron-LM's arguments,
+Megatron-Bridge's training configuration.
+"""
+
+from collections.abc import Iterable, Iterator
 from math import lcm, prod
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from recipes.experiment.job import Job
 from recipes.models import ModelFacts
 from recipes.planner.layout import (
+    ENDS,
     EVEN,
     RULES,
     SIZES,
     Layout,
     Size,
-    Stages,
     Violation,
     layers_violation,
-    layout_of,
     rules_of,
     uneven_stages,
 )
@@ -28,61 +31,29 @@ from scripts.run.registry import Skipped, check
 Owner = Literal["model", "teacher"]
 #: Sizes whose product is a copy of the model, and one of its experts.
 _GROUPS: tuple[tuple[Size, ...], ...] = (("tp", "pp", "cp"), ("etp", "ep", "pp"))
-_ENDS: tuple[Role, ...] = ("first_stage", "last_stage")
 _COUNTS: tuple[Role, ...] = (
     *("samples", "sequence", "calib_sequence", "batch", "micro_batch", "global_batch", "iterations", "new_tokens"),
-    *_ENDS,
+    *ENDS,
 )
+_LENGTHS: tuple[Role, ...] = ("sequence", "calib_sequence")
 #: Nobody is offered a layout of more ranks than this: looking for one would take longer than reading the rest.
 _OFFERED = 4096
 
 
-@dataclass(frozen=True, kw_only=True)
-class Asked:
-    """The layout that a job's values ask for, whether it can be or not, and the key that sets each size."""
-
-    layout: Layout
-    keys: Mapping[Size, str]
-    stages: Stages = EVEN
-    stage_keys: tuple[str, ...] = ()
-
-    def key_of(self, violation: Violation) -> str:
-        """What to change."""
-        return self.stage_keys[0] if violation.size == "pp" and self.stage_keys else self.keys[violation.size]
-
-    def written(self, layout: Layout, named: Iterable[Size] = SIZES) -> str:
-        """A layout in the script's own words: the sizes `named`, where there are several ranks, and what differs."""
-        pairs = {size: (getattr(self.layout, size), getattr(layout, size)) for size in self.keys}
-        used = [size for size, (old, new) in pairs.items() if old != new or (size in named and new > 1)]
-        return " ".join(f"{self.keys[size].rpartition('.')[2]}={pairs[size][1]}" for size in used)
-
-
-def asked(job: Job) -> Asked:
-    """What `job` asks for: by its arguments, or by the configuration that its script takes."""
-    first, last = (job.get(end) for end in _ENDS)
-    return Asked(
-        layout=layout_of(job.get, job.nodes, job.torchrun.nproc_per_node),
-        keys={size: key for size in SIZES if (key := job.key(size))},
-        stages=(first, last),
-        stage_keys=tuple(key for end in _ENDS if (key := job.key(end)) and job.get(end) is not None),
-    )
-
-
 def ranked(job: Job) -> bool:
     """Whether ranks share a model at all, by sizes that are sizes."""
-    return job.engine == "script" and job.args.RANKED and bool(asked(job).keys) and not list(sizes(job))
+    return job.engine == "script" and job.args.RANKED and bool(job.asked.keys) and next(sizes(job), None) is None
 
 
 def divided(job: Job) -> bool:
     """Whether they do so evenly. A layout that does not is told of once: what is offered instead suits the model."""
-    return ranked(job) and asked(job).layout.divides
+    return ranked(job) and job.asked.layout.divides
 
 
 @check("out_of_range", engines=("script",))
 def sizes(job: Job) -> Iterator[Problem]:
     """Sizes and counts below 1."""
-    want = asked(job)
-    numbers = {key: getattr(want.layout, size) for size, key in want.keys.items()}
+    numbers = {key: getattr(job.asked.layout, size) for size, key in job.asked.keys.items()}
     numbers |= {key: value for role in _COUNTS if (key := job.key(role)) and (value := job.get(role)) is not None}
     for key, value in numbers.items():
         if value < 1:
@@ -92,84 +63,71 @@ def sizes(job: Job) -> Iterator[Problem]:
 @check("world_size_not_divisible", "invalid_parallel_divisibility", applies=ranked)
 def world(job: Job) -> Iterator[Problem]:
     """World size = tp x pp x cp x dp, and the experts' own layout: etp x ep x pp x edp."""
-    want = asked(job)
-    layout = want.layout
+    layout, keys = job.asked.layout, job.asked.keys
     for group in _GROUPS:
         used = {size: value for size in group if (value := getattr(layout, size)) > 1}
         if layout.world % prod(used.values()):
-            yield _not_divisible(job, want, used)
+            # The size that is wrong whatever the others are; where each divides, the largest.
+            size = max(used, key=lambda one: (layout.world % used[one] > 0, used[one]))
+            cause = f"{layout.world} processes do not divide by {' x '.join(used)} = {prod(used.values())}."
+            name, remedy = _named(job, "world_size_not_divisible"), _offer(job, used)
+            yield Problem(name=name, key=keys[size], value=used[size], cause=cause, remedy=remedy)
             return
     if not job.args.DATA_PARALLEL and layout.world != layout.model:
-        product = " x ".join(size for size in ("tp", "pp", "cp") if size in want.keys)
+        product = " x ".join(size for size in ("tp", "pp", "cp") if size in keys)
         cause = f"{layout.world} processes, and this script makes use of {layout.model}: {product}, no data parallelism"
-        key, value = "torchrun.nproc_per_node", job.torchrun.nproc_per_node
-        yield Problem(name=_named(job), key=key, value=value, cause=cause, remedy=_exactly(want))
+        name, key, value = _named(job, "world_size_not_divisible"), "torchrun.nproc_per_node", layout.processes
+        yield Problem(name=name, key=key, value=value, cause=cause, remedy=_exactly(layout))
 
 
-def _not_divisible(job: Job, want: Asked, used: Mapping[Size, int]) -> Problem:
-    world, needed = want.layout.world, prod(used.values())
-    # The size that is wrong whatever the others are; where each divides, the largest.
-    size = max(used, key=lambda one: (world % used[one] > 0, used[one]))
-    cause = f"{world} processes do not divide by {' x '.join(used)} = {needed}."
-    remedy = _offer(job, want, used)
-    return Problem(name=_named(job), key=want.keys[size], value=used[size], cause=cause, remedy=remedy)
+def _named(job: Job, name: str) -> str:
+    """Pruning calls all of these the same."""
+    return "invalid_parallel_divisibility" if job.algorithm == "prune" else name
 
 
-def _named(job: Job) -> str:
-    return "invalid_parallel_divisibility" if job.algorithm == "prune" else "world_size_not_divisible"
-
-
-def _exactly(want: Asked) -> str:
+def _exactly(layout: Layout) -> str:
     """A script without data parallelism needs as many processes as its model has parts."""
-    return f"Use torchrun.nproc_per_node={want.layout.model}, on one machine." if want.layout.model <= 8 else ""
+    return f"Use torchrun.nproc_per_node={layout.model}, on one machine." if layout.model <= 8 else ""
 
 
-def _offer(job: Job, want: Asked, named: Iterable[Size]) -> str:
+def _offer(job: Job, named: Iterable[Size]) -> str:
     """The nearest layouts that work, in the words of the script; else the processes that would."""
-    models = [facts for facts in (job.model, job.teacher) if facts]
-    found = [one for one in _alternatives(want.layout, models) if _can_be(job, want, one)]
-    if found:
-        return f"Try {', or '.join(want.written(one, named) for one in found[:2])}."
+    layout, models = job.asked.layout, [facts for facts in (job.model, job.teacher) if facts]
+    near = alternatives(layout, models, limit=8) if layout.world <= _OFFERED else ()
+    if found := [one for one in near if _can_be(job, one)]:
+        return f"Try {', or '.join(job.asked.written(one, named) for one in found[:2])}."
     if not job.args.DATA_PARALLEL:
-        return _exactly(want)
-    needed = lcm(want.layout.model, want.layout.expert_model)
+        return _exactly(layout)
+    needed = lcm(layout.model, layout.expert_model)
     return f"Use a multiple of {needed} processes (torchrun.nnodes x torchrun.nproc_per_node)."
 
 
-def _alternatives(layout: Layout, models: list[ModelFacts]) -> tuple[Layout, ...]:
-    return alternatives(layout, models, limit=8) if layout.world <= _OFFERED else ()
-
-
-def _can_be(job: Job, want: Asked, layout: Layout) -> bool:
+def _can_be(job: Job, layout: Layout) -> bool:
     """Whether the script has the sizes that differ, and use for all ranks."""
-    own = all(getattr(layout, size) == 1 for size in SIZES if size not in want.keys)
-    return own and layout != want.layout and (job.args.DATA_PARALLEL or layout.world == layout.model)
+    own = all(getattr(layout, size) == 1 for size in SIZES if size not in job.asked.keys)
+    return own and layout != job.asked.layout and (job.args.DATA_PARALLEL or layout.world == layout.model)
 
 
-def _unsuitable(job: Job, owner: Owner, want: Asked, violation: Violation, remedy: str = "") -> Problem:
+def _unsuitable(job: Job, owner: Owner, violation: Violation, remedy: str = "") -> Problem:
     whose = "" if job.teacher is None else "the teacher's " if owner == "teacher" else "the student's "
-    key = want.key_of(violation)
-    name = "invalid_parallel_divisibility" if job.algorithm == "prune" else violation.name
+    values = {key: getattr(job.asked.layout, size) for size, key in job.asked.keys.items()}
+    values |= {key: job.get(end) for end in ENDS if (key := job.key(end))}
+    key = job.asked.key_of(violation.size)
     return Problem(
-        name=name,
+        name=_named(job, violation.name),
         key=key,
-        value=_value(job, want, key),
+        value=values[key],
         cause=f"{whose}{violation.cause}",
-        remedy=remedy or _offer(job, want, next(group for group in _GROUPS if violation.size in group)),
+        remedy=remedy or _offer(job, next(group for group in _GROUPS if violation.size in group)),
         can_force=True,
     )
 
 
-def _value(job: Job, want: Asked, key: str) -> Any:
-    size = next((size for size, one in want.keys.items() if one == key), None)
-    return getattr(want.layout, size) if size else next(job.get(end) for end in _ENDS if job.key(end) == key)
-
-
-def _stages_offer(job: Job, want: Asked, facts: ModelFacts) -> str:
+def _stages_offer(job: Job, facts: ModelFacts) -> str:
     """Uneven stages, where the script can have some."""
     assert facts.layers is not None
-    keys = [key.removeprefix("args.") for end in _ENDS if (key := job.key(end))]
-    ends = uneven_stages(facts.layers, want.layout.pp) if keys else None
+    keys = [key.removeprefix("args.") for end in ENDS if (key := job.key(end))]
+    ends = uneven_stages(facts.layers, job.asked.layout.pp) if keys else None
     return f"Try {' '.join(f'{key}={end}' for key, end in zip(keys, ends, strict=True))}." if ends else ""
 
 
@@ -182,17 +140,16 @@ def exporter(job: Job) -> Iterator[Problem]:
     for size in ("tp", "etp"):
         key, value = job.key(size), job.get(size, 1)
         if key is not None and value > 1:
-            cause = (
-                "the exporter does not gather tensor-parallel shards: the checkpoint would be corrupt, without an error"
-            )
-            yield Problem(key=key, value=value, cause=cause, remedy=f"Use {key}=1, and pp for size.")
+            cause = "the exporter does not gather tensor-parallel shards: the checkpoint would be corrupt"
+            remedy = f"Use {key}=1, and pp for size."
+            yield Problem(key=key, value=value, cause=f"{cause}, without an error", remedy=remedy)
 
 
 @check(*(rule.name for rule in RULES), "layers_not_divisible", "invalid_parallel_divisibility", applies=divided)
 def suited(job: Job) -> Iterator[Problem | Skipped]:
     """The numbers of the models, one after the other. A part that is known not to be there needs no number; nor does a
     vocabulary that is filled up."""
-    want = asked(job)
+    want = job.asked
     for owner in get_args(Owner):
         if owner == "teacher" and job.key("teacher") is None:
             continue
@@ -201,10 +158,83 @@ def suited(job: Job) -> Iterator[Problem | Skipped]:
             if getattr(want.layout, size) > 1 and (facts is None or getattr(facts, rule.fact) is None):
                 yield Skipped(name=rule.name, missing=(f"{owner}.{rule.fact}",))
             elif facts is not None and (violation := rule.violation(size, want.layout, facts)):
-                yield _unsuitable(job, owner, want, violation)
+                yield _unsuitable(job, owner, violation)
         if want.layout.pp == 1 and want.stages == EVEN:
             continue
         if facts is None or facts.layers is None:
             yield Skipped(name="layers_not_divisible", missing=(f"{owner}.layers",))
         elif violation := layers_violation(want.layout, facts, want.stages):
-            yield _unsuitable(job, owner, want, violation, _stages_offer(job, want, facts))
+            yield _unsuitable(job, owner, violation, _stages_offer(job, facts))
+
+
+def _trains(job: Job) -> bool:
+    return bool(job.args.WORK == "training" and ranked(job))
+
+
+@check("batch_not_divisible", applies=lambda job: _trains(job) and divided(job))
+def batch(job: Job) -> Iterator[Problem]:
+    """Megatron-Core's number of micro-batches is a whole number."""
+    micro, number, copies = job.get("micro_batch", 1), job.get("global_batch"), job.asked.layout.dp
+    step, key = micro * copies, job.key("global_batch")
+    if key is not None and number is not None and number % step:
+        cause = f"it is no multiple of {micro} samples at a time on each of {copies} copies of the model"
+        lower, upper = number // step * step, -(-number // step) * step
+        remedy = f"Try {' or '.join(str(one) for one in (lower, upper) if one)}."
+        yield Problem(key=key, value=number, cause=cause, remedy=remedy)
+
+
+@check("sequence_not_divisible", applies=_trains)
+def sequence(job: Job) -> Iterator[Problem]:
+    """Context parallelism cuts a sequence into 2 cp parts, sequence parallelism each rank's into tp."""
+    layout, key, length = job.asked.layout, job.key("sequence"), job.get("sequence")
+    if key is None or length is None:
+        return
+    cut = {"2 x cp": 2 * layout.cp} if layout.cp > 1 else {}
+    if job.get("sequence_parallel", False) and layout.tp > 1:
+        cut["cp x tp" if layout.cp > 1 else "tp"] = layout.cp * layout.tp
+    for product, parts in cut.items():
+        if length % parts:
+            cause = f"{length} tokens do not divide by {product} = {parts}"
+            whole = lcm(*cut.values())
+            yield Problem(key=key, value=length, cause=cause, remedy=f"Try {-(-length // whole) * whole}.")
+            return
+
+
+@check("sequence_longer_than_context", needs=("model.context",), applies=lambda job: any(_lengths(job)))
+def context(job: Job) -> Iterator[Problem]:
+    """Rotary positions go on beyond what a model was trained for, but what it says there is not its quality."""
+    assert job.model is not None and job.model.context is not None
+    for role, key, value in _lengths(job):
+        most = job.model.context
+        if value <= most:
+            continue
+        refused = job.args.REFUSES_LONG and role == "sequence"
+        yield Problem(
+            key=key,
+            value=value,
+            cause=f"the model has {most} positions" + (", and Megatron-LM refuses more" if refused else ""),
+            remedy=f"Use {key}={most} or fewer.",
+            severity="error" if refused else "warning",
+            can_force=refused,
+        )
+
+
+def _lengths(job: Job) -> Iterator[tuple[Role, str, int]]:
+    """The lengths that a job says, each with its role and its key."""
+    for role in _LENGTHS:
+        key, value = job.key(role), job.get(role)
+        if key is not None and value is not None:
+            yield role, key, value
+
+
+@check(
+    "experts_need_sequence_parallel",
+    needs=("model.experts",),
+    applies=lambda job: _trains(job) and job.get("sequence_parallel") is False and job.asked.layout.tp > 1,
+)
+def sequence_parallel(job: Job) -> Iterator[Problem]:
+    """Megatron-Core's moe_layer raises in the first training step."""
+    key = job.key("sequence_parallel")
+    if key is not None and job.model is not None and job.model.experts:
+        cause = "experts cannot be trained with tensor parallelism alone"
+        yield Problem(key=key, value=False, cause=cause, remedy=f"Use {key}=true.")

@@ -36,14 +36,6 @@ def inputs_of(job: Job) -> Iterator[Named]:
                     yield Named(key=key, field=field.name, path=path, consumes=kind, must_exist=must_exist)
 
 
-def written_beside(job: Job) -> Iterator[Named]:
-    """What the job writes that is no artifact."""
-    for field, meaning in meanings(job.resolved):
-        value = getattr(job.resolved, field.name) if meaning.path == "write" else None
-        if isinstance(value, str) and posixpath.isabs(value):
-            yield Named(key=f"args.{field.name}", field=field.name, path=value)
-
-
 def path_here(job: Job, path: str | Path) -> Path | None:
     """Where a path of the job lies on this machine; None where that is elsewhere, or cannot be told."""
     return job.place.path_here(path, job.run_dir)

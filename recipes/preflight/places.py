@@ -1,16 +1,37 @@
-"""Whether a job's paths are there where it runs: inside a container only what is mounted is."""
+"""Whether a job's paths are there where it runs, and free for what it is going to write.
 
+Inside a container only what is mounted is there. An output goes over nothing that is there, in no input, in no other
+run's output, and has room.
+"""
+
+import os
 import posixpath
+import shutil
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 from executors.base import Mount, is_below, mount_of
 from recipes.experiment.job import Job
-from recipes.preflight.paths import Named, inputs_of, path_here, written_beside
+from recipes.planner.disk import outputs_bytes
+from recipes.preflight.history import unfinished_runs
+from recipes.preflight.paths import inputs_of, overlap, path_here
+from scripts.args.meaning import meanings
 from scripts.run.problems import Problem
 from scripts.run.registry import check
 
 #: What an image brings itself, and where the code that travels with a job is put.
 _OF_IMAGE = ("/opt", "/workspace", "/usr", "/nemo_run")
+#: Logs, reports and what a file system keeps for itself, as a multiple of the checkpoints.
+_SPARE = 1.05
+#: What algorithms call an output that lies in an input.
+_OVERLAPS = {
+    "quantize": "source_checkpoint_overwritten",
+    "convert": "source_checkpoint_overwritten",
+    "prune": "output_path_overlaps_input",
+    "distill": "output_dir_overlaps_checkpoint_roots",
+    "qat": "output_dir_overlaps_checkpoint_roots",
+}
 
 
 def _in_container(job: Job) -> bool:
@@ -22,31 +43,28 @@ def not_mounted(job: Job) -> Iterator[Problem]:
     mounts = job.place.mounts(job.run_dir) or ()
     for named in inputs_of(job):
         if mount_of(named.path, mounts) is None:
-            yield _unseen(named, mounts, job, of_image=_in_image(named.path))
+            yield _unseen(named.key, named.path, mounts, job, of_image=_in_image(named.path))
     script = job.script.path
     if script and posixpath.isabs(script) and not _in_image(script) and mount_of(script, mounts) is None:
-        yield _unseen(Named(key="script.path", field="path", path=script), mounts, job, of_image=False)
-    for named in _outputs(job):
-        if mount_of(named.path, mounts) is None:
+        yield _unseen("script.path", script, mounts, job, of_image=False)
+    for key, path in _written(job):
+        if mount_of(path, mounts) is None:
             cause = f"the container has no mount there, and what is written vanishes with it{_there_are(mounts, job)}"
-            yield Problem(
-                key=named.key,
-                value=named.path,
-                cause=cause,
-                remedy=job.place.mount_remedy(named.path),
-            )
+            yield Problem(key=key, value=path, cause=cause, remedy=job.place.mount_remedy(path))
 
 
-def _unseen(named: Named, mounts: tuple[Mount, ...], job: Job, *, of_image: bool) -> Problem:
-    if of_image:
-        cause = "no mount brings it into the container: the image must hold it"
-    else:
-        cause = f"the container has no mount there{_there_are(mounts, job)}"
+def _in_image(path: str) -> bool:
+    return any(is_below(path, folder) for folder in _OF_IMAGE)
+
+
+def _unseen(key: str, path: str, mounts: tuple[Mount, ...], job: Job, *, of_image: bool) -> Problem:
     return Problem(
-        key=named.key,
-        value=named.path,
-        cause=cause,
-        remedy=job.place.mount_remedy(named.path),
+        key=key,
+        value=path,
+        cause="no mount brings it into the container: the image must hold it"
+        if of_image
+        else f"the container has no mount there{_there_are(mounts, job)}",
+        remedy=job.place.mount_remedy(path),
         severity="warning" if of_image else "error",
     )
 
@@ -56,20 +74,27 @@ def _there_are(mounts: tuple[Mount, ...], job: Job) -> str:
     return f"; it sees {', '.join(targets[:4])}{' ...' if len(targets) > 4 else ''}" if targets else ""
 
 
+def _written(job: Job) -> Iterator[tuple[str, str]]:
+    """What the job writes: its outputs, and what is no artifact."""
+    yield from ((key, str(path)) for key, _, path in job.outputs if path.is_absolute())
+    for field, meaning in meanings(job.resolved):
+        value = getattr(job.resolved, field.name) if meaning.path == "write" else None
+        if isinstance(value, str) and posixpath.isabs(value):
+            yield f"args.{field.name}", value
+
+
 @check("output_on_readonly_mount", applies=_in_container)
 def read_only(job: Job) -> Iterator[Problem]:
     mounts = job.place.mounts(job.run_dir) or ()
-    for named in _outputs(job):
-        mount = mount_of(named.path, mounts)
+    for key, path in _written(job):
+        mount = mount_of(path, mounts)
         if mount is not None and mount.read_only:
-            cause, remedy = (
-                f"{mount.target} is mounted to be read only",
-                "Leave :ro out of that mount, or write elsewhere.",
-            )
+            cause = f"{mount.target} is mounted to be read only"
+            remedy = "Leave :ro out of that mount, or write elsewhere."
             if mount.source == str(job.run_dir.parent):
                 cause = f"{mount.target} holds all runs, and a job may write in its own directory there only"
                 remedy = "Write elsewhere, or mount that folder in executor.mounts."
-            yield Problem(key=named.key, value=named.path, cause=cause, remedy=remedy)
+            yield Problem(key=key, value=path, cause=cause, remedy=remedy)
 
 
 @check("missing_input")
@@ -78,7 +103,9 @@ def missing_where_mounted(job: Job) -> Iterator[Problem]:
         if named.field in job.promised or (job.here and not named.must_exist):
             continue
         found = path_here(job, named.path)
-        if found is not None and not _is_there(str(found)):
+        if found is None or posixpath.exists(found):
+            continue
+        if not all(posixpath.exists(f"{found}{ending}") for ending in (".bin", ".idx")):
             cause = "there is nothing here" if job.here else f"there is no {found}, which is mounted there"
             if named.consumes == "binidx":
                 cause += ", no folder of prepared data and no .bin and .idx of that name"
@@ -91,16 +118,95 @@ def missing_where_mounted(job: Job) -> Iterator[Problem]:
             )
 
 
-def _is_there(path: str) -> bool:
-    return posixpath.exists(path) or all(posixpath.exists(path + ending) for ending in (".bin", ".idx"))
+@check("output_exists", "output_not_writable", "output_overlaps_input", *_OVERLAPS.values())
+def outputs(job: Job) -> Iterator[Problem]:
+    """Outputs where something is already, that cannot be written, or that lie in an input or in each other."""
+    paths = {key: path for key, _, path in job.outputs}
+    sources = [(named.key, named.path) for named in inputs_of(job)]
+    for key, path in paths.items():
+        found = path_here(job, path)
+        if found is not None and _holds_something(str(found)):
+            cause = "it already holds something, and nothing is overwritten"
+            remedy = "Name another folder, or remove it."
+            yield Problem(name="output_exists", key=key, value=path, cause=cause, remedy=remedy)
+        anchor = _existing_parent(path)
+        trouble = _cannot_write(anchor) if job.here and not _is_elsewhere(job, anchor) else None
+        if trouble:
+            yield Problem(name="output_not_writable", key=key, value=path, cause=trouble)
+        others = [(name, other, _OVERLAPS.get(job.algorithm)) for name, other in sources]
+        others += [(name, str(other), None) for name, other in paths.items() if name < key]
+        for other_key, other, own in others:
+            if overlap(path, other):
+                cause = f"it overlaps {other_key}={other}"
+                name = own or "output_overlaps_input"
+                yield Problem(name=name, key=key, value=path, cause=cause, remedy="Name a folder of its own.")
 
 
-def _outputs(job: Job) -> Iterator[Named]:
-    for key, kind, path in job.outputs:
-        if path.is_absolute():
-            yield Named(key=key, field=key.removeprefix("args."), path=str(path), consumes=kind)
-    yield from written_beside(job)
+@check("not_enough_disk", engines=("script", "hf"), can_force=True)
+def disk(job: Job) -> Iterator[Problem]:
+    """Too little room where the outputs go, those on one disk counted together."""
+    sizes = outputs_bytes(job)
+    needed: dict[int, int] = {}
+    for key, _, path in job.outputs:
+        found = path_here(job, path)
+        if found is None or key not in sizes:
+            continue
+        anchor = _existing_parent(found)
+        if _is_elsewhere(job, anchor):
+            continue
+        disk = anchor.stat().st_dev
+        needed[disk] = needed.get(disk, 0) + int(sizes[key] * _SPARE)
+        free = shutil.disk_usage(anchor).free
+        if free < needed[disk]:
+            written, left = f"about {needed[disk] / 1e9:.1f} GB will be written there", f"{free / 1e9:.1f} GB free"
+            cause = f"{written}, and {anchor} has {left}"
+            yield Problem(key=key, value=path, cause=cause, remedy="Write elsewhere, or make room.")
+            return
 
 
-def _in_image(path: str) -> bool:
-    return any(is_below(path, folder) for folder in _OF_IMAGE)
+def _is_elsewhere(job: Job, anchor: Path) -> bool:
+    """Whether a path whose first folder is not here is on a cluster's storage that this login node does not mount."""
+    return job.place.has_own_disks and anchor == Path("/")
+
+
+@check("output_of_a_running_run", can_force=True)
+def outputs_of_running_runs(job: Job) -> Iterator[Problem]:
+    """Outputs that a run which has not ended is going to write as well."""
+    paths = [(key, str(path)) for key, _, path in job.outputs if not path.is_relative_to(job.run_dir)]
+    if not paths:
+        return
+    for origin in unfinished_runs():
+        if origin.storage != job.place.storage:
+            continue
+        for key, path in paths:
+            taken = next((other for other in origin.outputs if overlap(path, other)), None)
+            if taken is not None:
+                cause = f"{origin.name}, which is {origin.state} as far as is recorded, leaves something in {taken}"
+                remedy = f"Name another folder, or wait: nemo experiment status {origin.name}"
+                yield Problem(key=key, value=path, cause=cause, remedy=remedy)
+
+
+def _holds_something(path: str) -> bool:
+    try:
+        with os.scandir(path) as entries:
+            return next(entries, None) is not None
+    except NotADirectoryError:
+        return posixpath.exists(path)
+    except (OSError, ValueError):
+        return False
+
+
+def _existing_parent(path: Path) -> Path:
+    for parent in (path.absolute(), *path.absolute().parents):
+        if posixpath.exists(parent):
+            return parent
+    return Path("/")
+
+
+def _cannot_write(folder: Path) -> str | None:
+    """Why nothing can be made in `folder`; None when it can. Tried with a file that has no name."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return None
+    except OSError as error:
+        return f"nothing can be made in {folder} ({error.strerror})"

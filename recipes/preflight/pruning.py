@@ -29,7 +29,7 @@ _SHARES: tuple[Role, ...] = ("width_share", "depth_share")
 _KEPT: tuple[Role, ...] = ("kept_parameters", "kept_active_parameters")
 
 
-def _asked(job: Job) -> Iterator[tuple[str, str, Any]]:
+def _sizes(job: Job) -> Iterator[tuple[str, str, Any]]:
     """The sizes of a fixed architecture: key, Megatron-Core's word, value. Before core 0.18 the script of
     Megatron-LM took each size as an argument."""
     for name, value in job.get("pruned_sizes", {}).items():
@@ -42,7 +42,7 @@ def _asked(job: Job) -> Iterator[tuple[str, str, Any]]:
 
 @check("unknown_key", "wrong_value", algorithms=("prune",))
 def names(job: Job) -> Iterator[Problem]:
-    for key, name, value in _asked(job):
+    for key, name, value in _sizes(job):
         if name not in MEGATRON_SIZES:
             cause = "ModelOpt prunes no such thing"
             yield Problem(key=key, value=value, cause=cause, remedy=nearest(name, MEGATRON_SIZES))
@@ -60,11 +60,11 @@ def names(job: Job) -> Iterator[Problem]:
     needs=("model",),
     algorithms=("prune",),
     can_force=True,
-    applies=lambda job: any(_asked(job)),
+    applies=lambda job: any(_sizes(job)),
 )
 def pruned_sizes(job: Job) -> Iterator[Problem]:
     assert job.model is not None
-    for key, name, value in _asked(job):
+    for key, name, value in _sizes(job):
         source = getattr(job.model, MEGATRON_SIZES[name]) if name in MEGATRON_SIZES else None
         if source is None or not isinstance(value, int) or value == source or value < 1:
             continue

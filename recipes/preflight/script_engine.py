@@ -7,12 +7,10 @@ from pathlib import Path
 
 from recipes.experiment.job import Job
 from recipes.models import hub
-from recipes.preflight.hf_engine import is_local
 from scripts.args.meaning import Meaning, meanings
 from scripts.checkpoints.kinds import checkpoint_problems
 from scripts.checkpoints.model import local_model_problem
-from scripts.engines.script.command import Argv, flags_of
-from scripts.engines.script.flags.interface import Interface
+from scripts.engines.script.command import flags_of
 from scripts.engines.script.flags.tables import interface_of, releases_of
 from scripts.engines.script.locate import is_module, locate
 from scripts.run.problems import JobError, Problem
@@ -28,10 +26,23 @@ def words(job: Job) -> Iterator[Problem]:
     try:
         argv = job.command
     except JobError as error:  # a model card that is not there
-        yield Problem(name=error.name, key="args.model_card", value=None, cause=error.cause, remedy=error.remedy)
-    else:
-        yield from _words(job, argv)
-        yield from _left_out(job, argv)
+        yield error.as_problem("args.model_card")
+        return
+    assert job.addressed is not None
+    certain, by = job.addressed.certain, job.addressed.known_by
+    which = f"{job.addressed.script} {job.addressed.release or ''}".strip()
+    for problem in argv.problems:
+        if not certain and _fits_some_release(problem, job):
+            continue
+        of_format = problem.name == "unsupported_choice" and problem.key in _FORMAT_KEYS
+        name = "unsupported_quant_recipe" if of_format else problem.name
+        yield replace(problem, name=name, cause=problem.cause + (f" ({which}, by {by})" if certain else ""))
+    for key in argv.left_out:  # a value that somebody gave is not left out in silence
+        name = key.removeprefix("args.")
+        if name in job.given and certain:
+            cause = f"{job.addressed.release or job.addressed.script} has no flag for it ({by})"
+            value = getattr(job.args, name)
+            yield Problem(name="unknown_flag", key=key, value=value, cause=cause, remedy="Leave it out.")
 
 
 def script_notes(job: Job) -> Iterator[str]:
@@ -62,55 +73,24 @@ def script_found(job: Job) -> Iterator[Problem]:
         locate(job.args.SCRIPTS, job.script.path)
     except JobError as error:
         key = "script.path" if job.script.path else "executor"
-        value = job.script.path or "local"
-        yield Problem(name=error.name, key=key, value=value, cause=error.cause, remedy=error.remedy)
-
-
-def _words(job: Job, argv: Argv) -> Iterator[Problem]:
-    assert job.addressed is not None
-    which = f"{job.addressed.script} {job.addressed.release or ''}".strip()
-    for problem in argv.problems:
-        if not job.addressed.certain and _fits_some_release(problem, job):
-            continue
-        name = problem.name
-        if name == "unsupported_choice" and problem.key in _FORMAT_KEYS:
-            name = "unsupported_quant_recipe"
-        by = f" ({which}, by {job.addressed.known_by})" if job.addressed.certain else ""
-        yield replace(problem, name=name, cause=problem.cause + by)
+        yield error.as_problem(key, job.script.path or "local")
 
 
 def _fits_some_release(problem: Problem, job: Job) -> bool:
+    """Whether a release that the job may meet takes what the one that it is written for does not."""
     if problem.name == "unknown_flag" and problem.key == "extra_args":
         return True  # for flags newer than the tables
-    by_key = {f"args.{field.name}": (field.name, meaning) for field, meaning in meanings(job.args)}
-    if problem.key not in by_key or problem.name not in ("unknown_flag", "unsupported_choice"):
+    named = next(((one.name, of) for one, of in meanings(job.args) if f"args.{one.name}" == problem.key), None)
+    if named is None or problem.name not in ("unknown_flag", "unsupported_choice"):
         return False
-    name, meaning = by_key[problem.key]
-    return any(_takes(interface, name, meaning, problem) for interface in _all_interfaces(job))
-
-
-def _takes(interface: Interface, name: str, meaning: Meaning, problem: Problem) -> bool:
-    flag = next((found for each in flags_of(meaning, name) if (found := interface.find(each))), None)
-    if flag is None:
-        return False
-    return problem.name == "unknown_flag" or flag.choices is None or problem.value in flag.choices
-
-
-def _all_interfaces(job: Job) -> Iterator[Interface]:
-    for script in job.args.SCRIPTS:
-        for release in () if is_module(script) else releases_of(script):
-            yield interface_of(script, release)
-
-
-def _left_out(job: Job, argv: Argv) -> Iterator[Problem]:
-    """A value that somebody gave is not left out in silence."""
-    assert job.addressed is not None
-    for key in argv.left_out:
-        name = key.removeprefix("args.")
-        if name in job.given and job.addressed.certain:
-            cause = f"{job.addressed.release or job.addressed.script} has no flag for it ({job.addressed.known_by})"
-            value = getattr(job.args, name)
-            yield Problem(name="unknown_flag", key=key, value=value, cause=cause, remedy="Leave it out.")
+    name, meaning = named
+    scripts = [script for script in job.args.SCRIPTS if not is_module(script)]
+    for interface in (interface_of(script, release) for script in scripts for release in releases_of(script)):
+        flag = next((found for each in flags_of(meaning, name) if (found := interface.find(each))), None)
+        chosen = problem.name == "unknown_flag" or (flag and (flag.choices is None or problem.value in flag.choices))
+        if flag and chosen:
+            return True
+    return False
 
 
 @check("not_of_this_engine", engines=("script",))
@@ -139,7 +119,7 @@ def _input(job: Job, key: str, value: str, meaning: Meaning) -> Iterator[Problem
     elif not job.here:
         return
     elif meaning.consumes == "checkpoint_hf":
-        found = local_model_problem(value) if is_local(value) else hub.model_problem(value, online=job.online)
+        found = local_model_problem(value) if hub.is_local(value) else hub.model_problem(value, online=job.online)
         if found:
             yield Problem(name=found[0], key=key, value=value, cause=found[1], remedy=found[2])
     elif meaning.consumes.startswith("checkpoint_"):

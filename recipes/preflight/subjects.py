@@ -6,7 +6,6 @@ No check imports torch, none touches the network but those of `hub`, and these o
 from recipes.experiment.job import Job
 from recipes.preflight import (
     access,
-    batches,
     contradictions,
     environment,
     formats,
@@ -15,13 +14,9 @@ from recipes.preflight import (
     history,
     inputs,
     layout,
-    memory,
-    outputs,
     places,
     pruning,
-    quality,
     script_engine,
-    vocabularies,
     walltime,
 )
 from recipes.preflight.hf_engine import quantize_notes
@@ -43,18 +38,13 @@ SUBJECTS = (
     sources,
     contradictions,
     layout,
-    batches,
     pruning,
     formats,
     hardware,
-    memory,
     inputs,
-    vocabularies,
     history,
-    quality,
     access,
     places,
-    outputs,
     walltime,
 )
 

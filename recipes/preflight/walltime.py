@@ -41,7 +41,8 @@ def too_short(job: Job) -> Iterator[Problem]:
     if stops is not None and stops / 60 < limit:
         return  # it is meant to go on in another job
     goes_on = any(meaning.in_place for _, meaning in meanings(job.args))
-    remedy = f"Ask for {_slurm(estimate.high)}"
+    days, hours = divmod(int(estimate.high) + 1, 24)  # as Slurm is asked for them, rounded up
+    remedy = f"Ask for {f'{days}-{hours:02d}' if days else hours}:00:00"
     remedy += f", or let it stop and go on: {key}." if key else "."
     yield Problem(
         key="executor.time",
@@ -50,9 +51,3 @@ def too_short(job: Job) -> Iterator[Problem]:
         remedy=remedy,
         severity="error" if limit * _HOPELESS < estimate.low and not goes_on else "warning",
     )
-
-
-def _slurm(hours: float) -> str:
-    """Hours as Slurm is asked for them, rounded up."""
-    whole = int(hours) + 1
-    return f"{whole // 24}-{whole % 24:02d}:00:00" if whole >= 24 else f"{whole}:00:00"

@@ -197,12 +197,6 @@ def value_of(args: Any, role: Role, default: Any = None) -> Any:
     return default if value is None else value
 
 
-def meaning_of(args: Any, role: Role) -> Meaning | None:
-    """The Meaning of the field that has a role, as `field_of` finds it."""
-    name = field_of(args, role)
-    return next((meaning for field, meaning in meanings(args) if field.name == name), None)
-
-
 @dataclass(frozen=True, kw_only=True)
 class ScriptSpec:
     """Which upstream script the script engine runs, and how it spells its flags."""

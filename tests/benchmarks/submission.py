@@ -247,7 +247,7 @@ from recipes.experiment.supervisor import finish
 from recipes.experiment.examine import prepare_all
 from recipes.experiment.stage import Options
 from recipes.experiment.submit import record_all
-from recipes.experiment.sweep import stages_of
+from recipes.experiment.stage import stages_of
 
 stages = stages_of(probe(), {"args.message": [str(n) for n in range(int(sys.argv[1]))]})
 for run in record_all(prepare_all(stages, "slurm", Options())):

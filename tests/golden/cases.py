@@ -158,9 +158,8 @@ def text_of(case: Case, profiles: Path) -> str:
     """What a dry run says would be submitted."""
     from recipes.catalogue import find
     from recipes.experiment.examine import prepare_all
-    from recipes.experiment.stage import Options
-    from recipes.experiment.submit import rehearse
-    from recipes.experiment.sweep import array_of, stages_of
+    from recipes.experiment.stage import Options, stages_of
+    from recipes.experiment.submit import array_of, rehearse
     from recipes.values import set_value
     from scripts.run.problems import ProblemsError
 

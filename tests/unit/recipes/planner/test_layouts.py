@@ -13,7 +13,7 @@ from recipes.planner.gpus import Gpu
 from recipes.planner.layout import Layout
 from recipes.planner.megatron_memory import memory_of
 from recipes.planner.memory import need_of
-from recipes.planner.search import alternatives, smallest, usable
+from recipes.planner.search import alternatives, smallest
 from tests.jobs import script_specs
 
 _GIB = 1 << 30
@@ -93,7 +93,7 @@ def test_the_smallest_layout_fits_and_the_next_smaller_one_is_told_why_not(job: 
     proposal = smallest(spec)
     assert proposal is not None and spec.gpu is not None
     assert sizes(proposal.layout) == (8, 2, 1, 8, 1)
-    assert proposal.memory.total <= usable(spec.gpu)
+    assert proposal.memory.total <= spec.gpu.usable
     (rejected,) = proposal.smaller
     assert rejected.layout.world == 4
     assert rejected.reason.endswith("GiB > 72.7 GiB")
@@ -103,7 +103,7 @@ def test_the_smallest_layout_fits_and_the_next_smaller_one_is_told_why_not(job: 
 def test_no_smaller_layout_fits(job: Any) -> None:
     """Every layout of half the GPUs, tried one by one through the job's own arguments."""
     spec = job("quantize_fp8", args__hf_model_id=QWEN3_235B)
-    room = usable(spec.gpu)
+    room = spec.gpu.usable
     for tp, pp, ep in product((1, 2, 4), repeat=3):
         args = replace(spec.resolved, tp=tp, pp=pp, ep=ep)
         memory = memory_of(replace(spec, args=args, resolved=args, processes=4))
@@ -207,4 +207,4 @@ def test_what_is_not_known_is_not_guessed(job: Any) -> None:
 
 
 def test_a_gpu_is_not_filled_to_the_brim() -> None:
-    assert usable(gpu(100)) == int(92 * _GIB)
+    assert gpu(100).usable == int(92 * _GIB)

@@ -11,10 +11,10 @@ import pytest
 from recipes.experiment.job import Job
 from recipes.models import ModelFacts
 from recipes.planner.gpus import Gpu
-from recipes.preflight import contradictions, quality, vocabularies, walltime
+from recipes.preflight import contradictions, inputs, walltime
 from recipes.preflight.walltime import limit_hours
 from scripts.run.problems import Problem
-from scripts.run.registry import carry_out, checks_of
+from scripts.run.registry import REGISTRY, carry_out, checks_of
 from tests.jobs import found, job_of
 
 FakeModel = Callable[..., Path]
@@ -45,7 +45,7 @@ def distilled(pair: tuple[Path, Path], **facts: int) -> Job:
 
 
 def mismatches(spec: Job) -> list[Problem]:
-    return found(checks_of(vocabularies), spec, MISMATCH)
+    return found(checks_of(inputs), spec, MISMATCH)
 
 
 def test_one_tokenizer_in_two_folders_is_no_mismatch(pair: tuple[Path, Path]) -> None:
@@ -101,7 +101,7 @@ def test_logits_of_different_width_cannot_be_compared(pair: tuple[Path, Path]) -
 
 
 def test_widths_that_are_not_known_are_said_to_be_unchecked(pair: tuple[Path, Path]) -> None:
-    (skipped,) = carry_out(checks_of(vocabularies), distilled(pair, student=100)).skipped
+    (skipped,) = carry_out([REGISTRY["vocabulary_widths"]], distilled(pair, student=100)).skipped
     assert (skipped.name, skipped.missing) == (MISMATCH, ("teacher.vocab_size",))
 
 
@@ -112,7 +112,7 @@ def test_a_cached_snapshot_is_read_where_no_folder_is_named(pair: tuple[Path, Pa
     snapshots.mkdir(parents=True)
     pair[1].rename(snapshots / "abc")
     spec = job_of("distill_mock", args__teacher_hf_path=str(pair[0]), args__student_hf_path="org/student")
-    assert len(found(checks_of(vocabularies), spec, MISMATCH)) == 1
+    assert len(found(checks_of(inputs), spec, MISMATCH)) == 1
 
 
 MOCK = "mock_data_used_as_quality_signal"
@@ -135,7 +135,7 @@ LIMITED = "limited_run_used_as_quality_signal"
     ],
 )
 def test_what_says_nothing_of_quality_is_a_warning(recipe: str, given: dict[str, Any], name: str, key: str) -> None:
-    (problem,) = found(checks_of(quality), job_of(recipe, **given), name)
+    (problem,) = found([REGISTRY["quality"]], job_of(recipe, **given), name)
     assert (problem.key, problem.severity) == (key, "warning")
 
 
@@ -151,7 +151,7 @@ def test_what_says_nothing_of_quality_is_a_warning(recipe: str, given: dict[str,
     ],
 )
 def test_what_is_real_or_claims_nothing_is_not_warned_of(recipe: str, given: dict[str, Any]) -> None:
-    assert carry_out(checks_of(quality), job_of(recipe, **given)).problems == ()
+    assert carry_out([REGISTRY["quality"]], job_of(recipe, **given)).problems == ()
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from recipes.preflight import batches, contradictions, formats, hardware, layout, pruning
+from recipes.preflight import contradictions, formats, hardware, layout, pruning
 from scripts.run.problems import Problem
 from scripts.run.registry import carry_out, checks_of
 from tests.unit.recipes.preflight.test_layout_checks import EXPERTS, HYBRID, LLAMA, findings, spec_for
@@ -261,6 +261,6 @@ def test_checks_take_no_time(recipe: str) -> None:
     from timeit import repeat
 
     spec = spec_for(recipe, profile={"gpu": "h100"}, **({"args__load": "/c"} if recipe.startswith("mlm") else {}))
-    checks = [check for each in (layout, batches, hardware, formats, pruning) for check in checks_of(each)]
+    checks = [check for each in (layout, hardware, formats, pruning) for check in checks_of(each)]
     carry_out(checks, spec)
     assert min(repeat(lambda: carry_out(checks, spec), number=1, repeat=5)) < 0.010

@@ -13,7 +13,7 @@ from recipes.experiment.job import Job, job_of
 from recipes.experiment.stage import Options, Stage
 from recipes.models import ModelFacts
 from recipes.planner.layout import Layout, layers_fit, uneven_stages, violations
-from recipes.preflight import batches, layout
+from recipes.preflight import layout
 from scripts.run.problems import Problem
 from scripts.run.registry import Check, Findings, carry_out, checks_of
 from tests.conftest import Done
@@ -94,7 +94,7 @@ def findings(checks: Sequence[Check], recipe: str, **values: Any) -> Findings:
 
 
 def told(recipe: str, **values: Any) -> list[Problem]:
-    return list(findings((*checks_of(layout), *checks_of(batches)), recipe, **values).problems)
+    return list(findings(checks_of(layout), recipe, **values).problems)
 
 
 def named(recipe: str, **values: Any) -> list[tuple[str, str]]:

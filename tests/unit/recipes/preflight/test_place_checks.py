@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from recipes.experiment.store import RunFolder
-from recipes.preflight import access, contradictions, history, inputs, outputs, places, quality, vocabularies
+from recipes.preflight import access, contradictions, history, inputs, places
 from scripts.run.identity import identity
 from scripts.run.record import Record
-from scripts.run.registry import carry_out, checks_of
+from scripts.run.registry import REGISTRY, carry_out, checks_of
 from tests.jobs import found, job_of, write_sparse_weights
 
 FakeModel = Callable[..., Path]
@@ -43,7 +43,8 @@ def profiles(tmp_path: Path) -> Path:
 
 
 def told(executor: str, profiles: Path, recipe: str = "export", **given: Any) -> list[tuple[str, str, str]]:
-    problems = carry_out(checks_of(places), job_of(recipe, executor, profiles, **given)).problems
+    checks = [REGISTRY[name] for name in ("not_mounted", "read_only", "missing_where_mounted")]
+    problems = carry_out(checks, job_of(recipe, executor, profiles, **given)).problems
     return [(one.name, one.key, one.severity) for one in problems]
 
 
@@ -163,13 +164,13 @@ def test_prepared_data_is_looked_for_by_its_prefix(tmp_path: Path) -> None:
 def test_an_output_that_is_there_is_seen_through_a_mount(tmp_path: Path, profiles: Path) -> None:
     (tmp_path / "disk" / "out" / "old").mkdir(parents=True)
     spec = job_of("prune", "box", profiles, args__output_hf_path="/data/out")
-    assert [problem.name for problem in carry_out(checks_of(outputs), spec).problems] == ["output_exists"]
+    assert [problem.name for problem in carry_out(checks_of(places), spec).problems] == ["output_exists"]
 
 
 def test_an_output_in_the_model_whose_shape_is_taken(fake_model: FakeModel) -> None:
     model = fake_model()
     spec = job_of("export", args__hf_model_id=str(model), args__export_dir=str(model / "out"))
-    assert [problem.name for problem in carry_out(checks_of(outputs), spec).problems] == ["output_overlaps_input"]
+    assert [problem.name for problem in carry_out(checks_of(places), spec).problems] == ["output_overlaps_input"]
 
 
 @pytest.mark.parametrize(("share", "keys"), [(0.3, []), (0.8, ["args.export_dir"]), (3.0, ["args.modelopt_save_path"])])
@@ -180,15 +181,15 @@ def test_outputs_on_one_disk_need_room_together(
     elements = int(shutil.disk_usage(tmp_path).free * share / 2) // 1024 * 1024
     write_sparse_weights((folder := fake_model()) / "model.safetensors", elements)
     spec = job_of("quantize_fp8", engine="hf", args__hf_model_id=str(folder))
-    assert [problem.key for problem in outputs.disk(spec)] == keys
+    assert [problem.key for problem in places.disk(spec)] == keys
 
 
 def test_storage_that_a_login_node_lacks_is_not_measured(fake_model: FakeModel, tmp_path: Path) -> None:
     write_sparse_weights((folder := fake_model()) / "model.safetensors", 1 << 42)
     (tmp_path / "executors.yaml").write_text("bare: {kind: slurm, account: a, job_dir: /no-such-storage/me}")
     given = {"args__hf_model_id": str(folder), "engine": "script"}
-    assert list(outputs.disk(job_of("quantize_fp8", "bare", tmp_path / "executors.yaml", **given))) == []
-    assert len(list(outputs.disk(job_of("quantize_fp8", **given)))) == 1
+    assert list(places.disk(job_of("quantize_fp8", "bare", tmp_path / "executors.yaml", **given))) == []
+    assert len(list(places.disk(job_of("quantize_fp8", **given)))) == 1
 
 
 def running(output: Path, run_id: str = "prune_1-a", state: str = "running", **facts: Any) -> RunFolder:
@@ -221,7 +222,7 @@ def test_two_runs_do_not_write_in_one_folder(tmp_path: Path, facts: dict[str, An
     names = {}
     for where in ("out", "out/below", "other"):
         spec = job_of("prune", args__output_hf_path=str(tmp_path / where))
-        names[where] = [one.key for one in found(checks_of(outputs), spec, "output_of_a_running_run")]
+        names[where] = [one.key for one in found(checks_of(places), spec, "output_of_a_running_run")]
     there = ["args.output_hf_path"] if taken else []
     assert names == {"out": there, "out/below": there, "other": []}
 
@@ -230,7 +231,7 @@ def test_one_run_among_two_hundred_is_found(tmp_path: Path) -> None:
     for number in range(200):
         running(tmp_path / f"out{number}", f"prune_{number:04}-a", "running" if number < 5 else "succeeded")
     spec = job_of("prune", args__output_hf_path=str(tmp_path / "out3"))
-    (problem,) = found(checks_of(outputs), spec, "output_of_a_running_run")
+    (problem,) = found(checks_of(places), spec, "output_of_a_running_run")
     assert "prune_0003-a" in problem.cause
 
 
@@ -238,7 +239,7 @@ def test_one_run_among_two_hundred_is_found(tmp_path: Path) -> None:
     "text", ["a" * 5000, "/" + "a" * 300, "~nobody/x", "/proc/1/root/x", "\ud800", "a\0b", "/..", ""]
 )
 def test_no_path_ends_in_a_traceback(profiles: Path, text: str) -> None:
-    modules = (access, history, inputs, outputs, places, quality, contradictions, vocabularies)
+    modules = (access, history, inputs, places, contradictions)
     checks = [check for module in modules for check in checks_of(module)]
     for recipe, field in (("distill", "data_paths"), ("prune", "hf_model_name_or_path"), ("prune", "output_hf_path")):
         for executor in ("local", "box", "site", "far", "cloud"):
