@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import nemo_run as run
 
 Packaging = Literal["auto", "git", "pattern", "none"]
+State = Literal["submitted", "running", "succeeded", "failed", "cancelled"]
 #: Where NeMo-Run puts a job's code on the node; outside containers it writes the real folder in its place.
 CODE = "/nemo_run/code"
 #: Our own packages, beside the user's code and not among it: `scripts` and `configs` are common names.
@@ -163,7 +164,7 @@ class SchedulerJob:
 class JobState:
     """How the scheduler sees a job."""
 
-    state: Literal["submitted", "running", "succeeded", "failed", "cancelled"]
+    state: State
     name: str = ""  # of the error, where the job could not record it: timeout, out_of_memory, node_failed ...
     detail: str = ""  # the scheduler's own words
 

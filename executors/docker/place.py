@@ -17,6 +17,7 @@ from executors.base import (
     Place,
     Probe,
     SchedulerJob,
+    State,
     SubmitError,
     UnreachableError,
     nemorun_home,
@@ -164,7 +165,7 @@ class DockerPlace(Place):
     def _ask(self, client: Any, job: SchedulerJob, seen_as: str | None) -> JobState | None:
         code = exit_status(job)
         if code is None and seen_as in ("created", "running", "paused", "restarting"):
-            state: Any = "submitted" if seen_as == "created" else "running"
+            state: State = "submitted" if seen_as == "created" else "running"
             return JobState(state=state, detail="" if seen_as == "running" else f"the container is {seen_as}")
         died_with, out_of_memory = engine.exit_of(client, job.id)
         return ended(job, died_with if code is None else code, out_of_memory)

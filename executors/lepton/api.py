@@ -136,19 +136,23 @@ class LeptonApi:
         )
         return "".join(f"{line}\n" for _at, _number, line in lines).encode()
 
+    def attempts(self, tries: int) -> Iterator[bool]:
+        """One after another, with a pause behind each that doubles; whether it is the last."""
+        for attempt in range(1, tries + 1):
+            yield attempt == tries
+            time.sleep(self.pause * 2 ** (attempt - 1))
+
     def _call(self, what: str, request: "Callable[[APIClient], _T]", *, tries: int | None = None) -> _T:
         """The answer to `request`; the service's own failures and lost connections are tried again."""
         client = self.client()
-        tries = tries or self.tries
-        for attempt in range(1, tries + 1):
+        for last in self.attempts(tries or self.tries):
             try:
                 return request(client)
             except Exception as error:
                 failure = _failure(error, what, client, self.timeout)
                 again = isinstance(failure, _PassingError) and failure.name != "lepton_timeout"  # that was long enough
-                if attempt == tries or not again:
+                if last or not again:
                     raise failure from error
-            time.sleep(self.pause * 2 ** (attempt - 1))
         raise AssertionError(tries)
 
 

@@ -8,7 +8,6 @@ import json
 import re
 import shutil
 import subprocess
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -215,7 +214,7 @@ class LeptonPlace(Place):
         group = self.api.node_group_id(self.profile.node_group)
         specification = job_specification(self.profile, job, self._environment(job), package, group)
         name = job_name(job.id)
-        for attempt in range(1, self.api.tries + 1):
+        for last in self.api.attempts(self.api.tries):
             try:
                 return self.api.create(specification)
             except NameTakenError as error:
@@ -229,9 +228,8 @@ class LeptonPlace(Place):
                     raise
                 with suppress(NotThereError):
                     return self._own(name, job, after=error)
-                if attempt == self.api.tries:
+                if last:
                     raise
-            time.sleep(self.api.pause * 2 ** (attempt - 1))
         raise AssertionError(self.api.tries)
 
     def _own(self, name: str, job: AnyJob, after: UnreachableError | None = None) -> "LeptonJob":

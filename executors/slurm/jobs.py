@@ -2,18 +2,16 @@
 
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
-from executors.base import JobState, SchedulerJob, UnreachableError
+from executors.base import JobState, SchedulerJob, State, UnreachableError
 from executors.shell import Shell
 
 #: SchedulerJob.id of a submission whose answer was lost: the job is looked for by its name.
 UNKNOWN_ID = "?"
-_State = Literal["submitted", "running", "succeeded", "failed", "cancelled"]
 #: Slurm's words by ours, and the name of the error that each means; a word that is newer than these is `running`.
-_WORDS: tuple[tuple[_State, str, str], ...] = (
+_WORDS: tuple[tuple[State, str, str], ...] = (
     ("submitted", "", "PENDING CONFIGURING REQUEUED REQUEUE_FED REQUEUE_HOLD RESV_DEL_HOLD SPECIAL_EXIT"),
     ("running", "", "STAGE_OUT RESIZING SIGNALING RUNNING STOPPED SUSPENDED COMPLETING"),
     ("succeeded", "", "COMPLETED"),
@@ -30,8 +28,8 @@ _NO_REASON = ("", "None", "0:0")
 _NEVER = ("DependencyNeverSatisfied", "Dependency")
 _SACCT = ["--allocations", "--parsable2", "--noheader", "--format=JobID,JobIDRaw,State,ExitCode,Reason,JobName"]
 #: -r: elements of an array one by one. The exit code has no short form, so the long one for everything.
-_SQUEUE = ["--noheader", "--array", "--states=all"]
 _SQUEUE_FIELDS = "ArrayJobID:|,ArrayTaskID:|,JobID:|,State:|,exit_code:|,Reason:|,Name:256"
+_SQUEUE = ["--noheader", "--array", "--states=all", f"--Format={_SQUEUE_FIELDS}"]
 #: With its controller down squeue tries again for a minute and more.
 _PATIENCE_SECONDS = 30
 #: How far back a lost submission is looked for by its name.
@@ -123,36 +121,30 @@ def state_of(row: Row) -> JobState:
 
 
 def _ask(shell: Shell, jobs: Sequence[SchedulerJob]) -> list[Row]:
+    """sacct's and then squeue's rows. Raises UnreachableError when neither answered.
+
+    sacct knows what ended long ago but lags; squeue knows the present, and is all there is without
+    accounting. A controller that is down leaves what sacct has.
+    """
     ids = sorted({job.id for job in jobs if not is_unknown(job)})
     names = ",".join(sorted({job_name(job) for job in jobs if is_unknown(job)}))
     sacct, squeue = [], []
     if ids:
         # squeue fails when asked for one id that it does not know, but not for several: hence the first one twice.
-        sacct.append(f"sacct --jobs={','.join(ids)}")
+        sacct.append(f"--jobs={','.join(ids)}")
         squeue.append(f"--jobs={','.join(ids)},{ids[0]}")
     if names:
-        sacct.append(f"sacct --starttime={_NAMED_SINCE} {shlex.quote(f'--name={names}')}")
-        squeue.append(shlex.quote(f"--name={names}"))
-    return _parse(_call(shell, sacct, squeue))
-
-
-def _call(shell: Shell, sacct: Sequence[str], squeue: Sequence[str]) -> str:
-    """sacct's and then squeue's lines. Raises UnreachableError when neither answered.
-
-    sacct knows what ended long ago but lags; squeue knows the present, and is all there is without
-    accounting. A controller that is down leaves what sacct has.
-    """
-    commands = [f"{command} {shlex.join(_SACCT)}" for command in sacct]
-    commands += [
-        f"timeout {_PATIENCE_SECONDS} squeue {options} {shlex.join([*_SQUEUE, f'--Format={_SQUEUE_FIELDS}'])}"
-        for options in squeue
-    ]
+        named = shlex.quote(f"--name={names}")
+        sacct.append(f"--starttime={_NAMED_SINCE} {named}")
+        squeue.append(named)
+    commands = [f"sacct {options} {shlex.join(_SACCT)}" for options in sacct]
+    commands += [f"timeout {_PATIENCE_SECONDS} squeue {options} {shlex.join(_SQUEUE)}" for options in squeue]
     script = "\n".join(f"{command} && ok=1" for command in commands)
     answer = shell.sh(f'{script}\n[ -n "$ok" ]', timeout=90)
     if answer.code:
         cause = f"Slurm on {shell.where} does not answer: {answer.last_words}"
         raise UnreachableError("slurm_unreachable", cause, "Try again; jobs that run go on without it.")
-    return answer.out.decode(errors="replace")
+    return _parse(answer.out.decode(errors="replace"))
 
 
 def _parse(text: str) -> list[Row]:
@@ -161,30 +153,18 @@ def _parse(text: str) -> list[Row]:
     for line in text.splitlines():
         parts = [part.strip() for part in line.split("|")]
         if len(parts) == 6:
-            rows |= {row.id: row for row in _of_sacct(parts)}
+            job, raw, state, exit_code, reason, name = parts
+            ids = expand(job)
         elif len(parts) == 7:
-            row = _of_squeue(parts)
-            rows[row.id] = row
+            array, index, raw, state, exit_code, reason, name = parts
+            ids = [raw if index in ("", "N/A") else f"{array}_{index}"]
+            if exit_code.isdigit():  # squeue writes wait(2)'s number, sacct `code:signal`
+                exit_code = f"{int(exit_code) >> 8}:{int(exit_code) & 0x7F}"
+        else:
+            continue
+        for id_ in ids:
+            rows[id_] = Row(id=id_, raw_id=raw, state=state, exit_code=exit_code, reason=reason, name=name)
     return list(rows.values())
-
-
-def _of_sacct(parts: Sequence[str]) -> Iterator[Row]:
-    job, raw, state, exit_code, reason, name = parts
-    for id_ in expand(job):
-        yield Row(id=id_, raw_id=raw, state=state, exit_code=exit_code, reason=reason, name=name)
-
-
-def _of_squeue(parts: Sequence[str]) -> Row:
-    array, index, raw, state, status, reason, name = parts
-    id_ = raw if index in ("", "N/A") else f"{array}_{index}"
-    return Row(id=id_, raw_id=raw, state=state, exit_code=_exit_code(status), reason=reason, name=name)
-
-
-def _exit_code(status: str) -> str:
-    """squeue writes wait(2)'s number, sacct `code:signal`."""
-    if not status.isdigit():
-        return status
-    return f"{int(status) >> 8}:{int(status) & 0x7F}"
 
 
 def expand(job: str) -> list[str]:

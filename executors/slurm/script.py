@@ -9,12 +9,11 @@ import getpass
 import posixpath
 import re
 import shlex
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 from zlib import crc32
 
-from executors.base import CODE, OWN_CODE, AnyJob, is_below
+from executors.base import CODE, OWN_CODE, AnyJob, Mount, is_below
 from executors.packaging.code import packager_of
 from executors.slurm.profile import SlurmProfile, sbatch_values
 from scripts.run.secrets import VARIABLE as SECRETS
@@ -100,11 +99,11 @@ def setup_lines(profile: SlurmProfile, job: AnyJob | None) -> str:
         lines.append("head_node_ip=${head_node_ip%% *}  # a node may have several addresses")
     if not profile.requeue:  # on its command line NeMo-Run always asks sbatch for --requeue
         lines.append('scontrol update JobId="$SLURM_JOB_ID" Requeue=0')
-    if profile.image:
-        folders = [quote(folder) for folder in (_mounted(job) if job else [])]
-        lines += [f"mkdir -p -- {' '.join(folders)}"] if folders else []
+    if profile.image and job:
+        lines.append(f"mkdir -p -- {' '.join(map(quote, _mounted(job)))}")
     lines += [f"export {name}={quote(value)}" for name, value in profile.env.items()]
-    lines += _literal(profile)
+    if own := "\n".join(profile.setup):
+        lines.append(f"eval {quote(own)}" if profile.image is None and RUN_FOLDER in own else own)
     lines += _import_image(profile, job)
     path = f"{OWN_CODE}:{CODE}" if job else CODE
     lines += [f"export PYTHONPATH={path}${{PYTHONPATH:+:$PYTHONPATH}}"]
@@ -135,10 +134,9 @@ def container_mounts(profile: SlurmProfile, job: AnyJob | None) -> list[str]:
 
 def other_runs(profile: SlurmProfile, run_root: str) -> list[str]:
     """The mount of the run root, for jobs that build on what others left; none where the profile's own has it."""
-    brought = ([*mount.split(":"), ""][:2] for mount in profile.mounts)
-    if any(source == target and is_below(run_root, target) for source, target in brought):
-        return []
-    return [f"{run_root}:{run_root}:ro"]
+    mounts = Mount.parse_all(profile.mounts)
+    own = any(mount.source == mount.target and is_below(run_root, mount.target) for mount in mounts)
+    return [] if own else [f"{run_root}:{run_root}:ro"]
 
 
 def container_image(profile: SlurmProfile) -> str | None:
@@ -172,12 +170,6 @@ def _is_file(image: str) -> bool:
 def _mounted(job: AnyJob) -> list[str]:
     # Of an array it is the run root, in which each element makes a run directory of its own.
     return [str(job.run_dir), *([posixpath.dirname(job.secrets)] if job.secrets else [])]
-
-
-def _literal(profile: SlurmProfile) -> Iterator[str]:
-    text = "\n".join(profile.setup)
-    if text:
-        yield f"eval {quote(text)}" if profile.image is None and RUN_FOLDER in text else text
 
 
 def _import_image(profile: SlurmProfile, job: AnyJob | None) -> list[str]:
