@@ -80,21 +80,16 @@ def _read_pair(index: Path, data: Path) -> TokenFile:
     if size_of(index) < least:
         raise unreadable(index, f"it is cut short: {size_of(index)} bytes, {least} by its header")
     dtype, width = _DTYPES[code]
-    end = _end(index, sequences, width)
+    end = 0  # the byte behind the last sequence
+    if sequences:
+        lengths = _HEADER.size + 4 * (sequences - 1)
+        offsets = _HEADER.size + 4 * sequences + 8 * (sequences - 1)
+        (length,) = struct.unpack("<i", read_bytes(index, 4, offset=lengths))
+        (offset,) = struct.unpack("<q", read_bytes(index, 8, offset=offsets))
+        end = offset + length * width
     if size_of(data) < end:
         raise unreadable(data, f"it is cut short: {size_of(data)} bytes, {end} by its index")
     # The table of documents has an entry for the end.
     return TokenFile(
         prefix=index.with_suffix(""), dtype=dtype, tokens=size_of(data) // width, documents=max(0, documents - 1)
     )
-
-
-def _end(index: Path, sequences: int, width: int) -> int:
-    """The byte behind the last sequence."""
-    if not sequences:
-        return 0
-    lengths = _HEADER.size + 4 * (sequences - 1)
-    offsets = _HEADER.size + 4 * sequences + 8 * (sequences - 1)
-    (length,) = struct.unpack("<i", read_bytes(index, 4, offset=lengths))
-    (offset,) = struct.unpack("<q", read_bytes(index, 8, offset=offsets))
-    return int(offset + length * width)

@@ -92,25 +92,21 @@ def _of_folder(args: EvaluateArgs, folder: Path) -> Loading:
         cause = f"{folder} is a {checkpoint.kind}. {' '.join(checkpoint.problems)}".strip()
         remedy = "Score a Hugging Face checkpoint: export or convert this one, or merge it into its base."
         raise JobError("unscorable_checkpoint", cause, remedy)
+    quantization = checkpoint.quantization
     if checkpoint.kind == "checkpoint_modelopt":
-        return _restored(args, folder, checkpoint.quantization)
+        if args.backend == "vllm":
+            cause = f"{folder} holds ModelOpt's state, which vLLM ignores: it would score the weights unquantized."
+            raise JobError("backend_cannot_load", cause, "Use args.backend=hf, or score the export of the same run.")
+        facts = FORMATS.get(quantization or "")
+        if facts is not None and facts.gpu_only and not compute_capabilities():
+            cause = f"{folder} is in {facts.name}, which ModelOpt computes on a GPU only, and there is none here."
+            raise JobError("backend_cannot_load", cause, "Score it where there is a GPU.")
+        return Loading(backend="hf", quantization=quantization, restored=True)
     exported = exported_algorithm(folder) is not None
     if exported and args.backend == "hf":
-        cause = f"{folder} is a ModelOpt export ({checkpoint.quantization}), which Transformers does not know."
+        cause = f"{folder} is a ModelOpt export ({quantization}), which Transformers does not know."
         remedy = "Use args.backend=vllm, or score the ModelOpt-restorable checkpoint of the same run."
         raise JobError("backend_cannot_load", cause, remedy)
     auto: Backend = "vllm" if exported else "hf"
-    return Loading(
-        backend=auto if args.backend == "auto" else args.backend, quantization=checkpoint.quantization, restored=False
-    )
-
-
-def _restored(args: EvaluateArgs, folder: Path, quantization: str | None) -> Loading:
-    if args.backend == "vllm":
-        cause = f"{folder} holds ModelOpt's state, which vLLM ignores: it would score the weights unquantized."
-        raise JobError("backend_cannot_load", cause, "Use args.backend=hf, or score the export of the same run.")
-    facts = FORMATS.get(quantization or "")
-    if facts is not None and facts.gpu_only and not compute_capabilities():
-        cause = f"{folder} is in {facts.name}, which ModelOpt computes on a GPU only, and there is none here."
-        raise JobError("backend_cannot_load", cause, "Score it where there is a GPU.")
-    return Loading(backend="hf", quantization=quantization, restored=True)
+    backend = auto if args.backend == "auto" else args.backend
+    return Loading(backend=backend, quantization=quantization, restored=False)

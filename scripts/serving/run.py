@@ -123,22 +123,17 @@ def _report(args: ServeArgs, report: dict[str, Any], answers: Sequence[Answer], 
     for name in ("start_seconds", "first_answer_seconds", "tokens_per_second"):
         if report[name] is not None:
             record.metric(name, report[name])
-    _refuse_flaws(args, flaws)
-    for warning in warnings:
-        record.line(f"warning: {warning}")
-    record.artifact("eval_results", folder, server=args.server, quantization=report["quantization"])
-
-
-def _refuse_flaws(args: ServeArgs, flaws: Sequence[str | None]) -> None:
-    if None in flaws:
-        return  # some answer is text
     title = SERVERS[args.server].title
     if set(flaws) == {"empty"}:
         cause = f"every answer of {title} is empty."
         raise JobError("server_answer_empty", cause, "Try other prompts; is it the checkpoint's end-of-text token?")
-    cause = f"every answer of {title} is one piece of text repeated, or empty."
-    remedy = "Compare with the checkpoint it was made of: scales may be missing, or not of the format that it took."
-    raise JobError("server_answer_degenerate", cause, remedy)
+    if None not in flaws:
+        cause = f"every answer of {title} is one piece of text repeated, or empty."
+        remedy = "Compare with the checkpoint it was made of: scales may be missing, or not of the format that it took."
+        raise JobError("server_answer_degenerate", cause, remedy)
+    for warning in warnings:
+        record.line(f"warning: {warning}")
+    record.artifact("eval_results", folder, server=args.server, quantization=report["quantization"])
 
 
 def _tokens_per_second(answers: Sequence[Answer]) -> float | None:

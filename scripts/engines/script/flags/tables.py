@@ -6,7 +6,7 @@ What a container's script accepts is thereby known where the container is not: o
 import functools
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, Literal, cast
@@ -47,12 +47,13 @@ def interface_of(script: str, release: str) -> Interface:
     """What that release's script accepts. Raises KeyError for a script or release that is not in the table."""
     entry = _table()["scripts"][script]
     flags, closed = _flags(script, release), not entry.get("open")
-    ever = [flag for each in releases_of(script) for flag in _flags(script, each)]
+    every = (flag for each in releases_of(script) for flag in _flags(script, each))
+    ever = frozenset(plain(name) for flag in every for name in flag.names)
     return Interface(
         flags=flags,
         closed=closed,
         commands=tuple(entry.get("commands", ())),
-        foreign=frozenset() if closed else _plain_names(ever) - _plain_names(flags),
+        foreign=frozenset() if closed else ever - {plain(name) for flag in flags for name in flag.names},
     )
 
 
@@ -133,10 +134,6 @@ def _flags(script: str, release: str) -> tuple[Flag, ...]:
         rest = {key: value for key, value in facts.items() if key != "also"}
         flags.append(Flag(names=(name, *facts.get("also", ())), **{**rest, **lists}))
     return tuple(flags)
-
-
-def _plain_names(flags: Iterable[Flag]) -> frozenset[str]:
-    return frozenset(plain(name) for flag in flags for name in flag.names)
 
 
 @functools.cache
