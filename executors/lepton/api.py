@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from leptonai.api.v1.types.job import LeptonJob
     from leptonai.api.v1.types.replica import Replica
     from leptonai.api.v2.client import APIClient
-    from requests import Response
 
 _T = TypeVar("_T")
 _LOGIN = (
@@ -185,12 +184,7 @@ def _failure(error: Exception, what: str, client: "APIClient", timeout: float) -
             cause = f"{url} answered what the SDK cannot read ({what}): {first[:200]}"
             return UnreachableError("lepton_answer_unreadable", cause, "Check LEPTON_WORKSPACE_URL.")
         return error
-    return _status_failure(error.response, what, client)
-
-
-def _status_failure(response: "Response", what: str, client: "APIClient") -> Exception:
-    said = " ".join(response.text.split())[:200]
-    status = response.status_code
+    said, status = " ".join(error.response.text.split())[:200], error.response.status_code
     if status == 404:
         return NotThereError(said)
     if status == 409:
@@ -199,9 +193,9 @@ def _status_failure(response: "Response", what: str, client: "APIClient") -> Exc
         cause = f"Workspace {client.workspace_id} refuses the token with {status} ({what})."
         return UnreachableError("lepton_unauthorized", cause, _LOGIN)
     if status >= 500 or status == 429:
-        cause = f"{client.url} answered {status} ({what}): {said}"
+        cause = f"{url} answered {status} ({what}): {said}"
         return _PassingError("lepton_server_error", cause, "The service is at fault; try again later.")
-    cause = f"{client.url} refused with {status} ({what}): {said}"
+    cause = f"{url} refused with {status} ({what}): {said}"
     return UnreachableError("lepton_refused", cause, "Compare the profile with what the workspace offers.")
 
 
@@ -224,17 +218,11 @@ def _stream(client: "APIClient", name: str, replica_id: str, offset: int, whole:
     data = bytearray()
     with closing(response):
         client.job._raise_if_not_ok(response)
-        for piece in _pieces(response):
-            data += piece
-            waited = time.monotonic() - began
-            if waited > _LONGEST_SECONDS or (not whole and waited > _ENOUGH_SECONDS and len(data) > offset):
-                break
+        # It ends by itself, breaks off, or is silent for as long as the request allows: a ConnectionError too.
+        with suppress(exceptions.ConnectionError, exceptions.ChunkedEncodingError):
+            for piece in response.iter_content(chunk_size=None):
+                data += piece
+                waited = time.monotonic() - began
+                if waited > _LONGEST_SECONDS or (not whole and waited > _ENOUGH_SECONDS and len(data) > offset):
+                    break
     return bytes(data[offset:])
-
-
-def _pieces(response: "Response") -> Iterator[bytes]:
-    """The body as it arrives, until it ends, breaks off, or is silent for as long as the request allows."""
-    from requests import exceptions
-
-    with suppress(exceptions.ConnectionError, exceptions.ChunkedEncodingError):  # a silent stream is the former
-        yield from response.iter_content(chunk_size=None)

@@ -174,7 +174,8 @@ def readable(job: "LeptonJob") -> dict[str, Any]:
     value: dict[str, Any] = job.model_dump(mode="json", exclude_none=True, by_alias=True)
     command = value["spec"]["container"]["command"]
     start = len(_command(b""))
-    command[start:] = [f"<{len(piece)} bytes, sha256 {_digest(piece)}>" for piece in command[start:]]
+    for number, piece in enumerate(command[start:], start=start):
+        command[number] = f"<{len(piece)} bytes, sha256 {hashlib.sha256(piece.encode()).hexdigest()}>"
     return value
 
 
@@ -182,10 +183,6 @@ def _command(package: bytes) -> list[str]:
     text = base64.b64encode(package).decode()
     pieces = [text[at : at + _CHUNK] for at in range(0, len(text), _CHUNK)]
     return ["/bin/bash", "-c", _UNPACK, "launch", *pieces]
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _needed(member: tarfile.TarInfo) -> tarfile.TarInfo | None:

@@ -98,7 +98,9 @@ def _load(name: str, layers: Mapping[str, Sequence[Layer]], overrides: Mapping[s
     if kind is not None:
         try:
             cls = kind_of(kind if isinstance(kind, str) else "").profile
-            values = Values(cls=cls, name=name, secrets=_texts(merged.values.get("secrets")))
+            listed = merged.values.get("secrets")
+            names = [item for item in listed if isinstance(item, str)] if isinstance(listed, list) else []
+            values = Values(cls=cls, name=name, secrets=frozenset(names))
             values.take_file(merged.values, lambda key: merged.origins.get(key, str(merged.files[-1])))
             values.take_words(overrides)
             profile = cls(**values.fit)
@@ -117,10 +119,6 @@ def _load(name: str, layers: Mapping[str, Sequence[Layer]], overrides: Mapping[s
         profile=profile,
         problems=tuple(problems),
     )
-
-
-def _texts(value: Any) -> frozenset[str]:
-    return frozenset(item for item in value if isinstance(item, str)) if isinstance(value, list) else frozenset()
 
 
 def _merge(name: str, layers: Mapping[str, Sequence[Layer]], chain: tuple[str, ...]) -> _Merged:

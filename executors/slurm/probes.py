@@ -21,35 +21,31 @@ _PYTHON = "python -c 'import nemo_run, sys; print(sys.executable, nemo_run.__ver
 def probes(profile: SlurmProfile, shell: Shell, root: str, run_root: str) -> Iterator[Probe]:
     """Try what a job would need; stop early when the cluster cannot be reached at all."""
     try:
-        yield from _probes(profile, shell, root, run_root)
+        if profile.host is not None:
+            shell.run(["true"])
+            yield Probe("connection", True, f"ssh {shell.where} answers without a prompt")
+        tools = ["sbatch", "srun", "squeue", "scancel", "scontrol", *(["rsync"] if profile.host else [])]
+        missing = [tool for tool in tools if shell.sh('command -v "$1"', tool).code]
+        detail = f"not on PATH on {shell.where}: {', '.join(missing)}" if missing else ", ".join(tools)
+        remedy = "Is this the cluster's login node? Set executor.host, or load its module in the login shell's profile."
+        yield Probe("commands", not missing, detail, remedy)
+        if {"sbatch", "squeue"} & set(missing):
+            return
+        controller = shell.run(["scontrol", "ping"])
+        said = controller.text or controller.last_words
+        yield Probe("controller", controller.code == 0, said, "Ask the cluster's operators.")
+        accounting = shell.run(["sacct", "--allocations", "--noheader", "--starttime=now", "--format=JobID"])
+        detail = "sacct answers" if accounting.code == 0 else accounting.last_words
+        remedy = "Without it the state of a job is forgotten minutes after its end; ask the cluster's operators."
+        yield Probe("accounting", accounting.code == 0, detail, remedy)
+        if controller.code == 0:  # without it, sbatch would try for a minute
+            yield _flags(profile, shell)
+        for name, folder in {"job_dir": root, "run_dirs": run_root, "squash_dir": profile.squash_dir}.items():
+            if folder is not None:
+                yield _folder(shell, name, folder)
+        yield from _container(profile, shell) if profile.image else [_python(profile, shell)]
     except UnreachableError as error:
         yield Probe.unanswered("connection", error)
-
-
-def _probes(profile: SlurmProfile, shell: Shell, root: str, run_root: str) -> Iterator[Probe]:
-    if profile.host is not None:
-        shell.run(["true"])
-        yield Probe("connection", True, f"ssh {shell.where} answers without a prompt")
-    tools = ["sbatch", "srun", "squeue", "scancel", "scontrol", *(["rsync"] if profile.host else [])]
-    missing = [tool for tool in tools if shell.sh('command -v "$1"', tool).code]
-    detail = f"not on PATH on {shell.where}: {', '.join(missing)}" if missing else ", ".join(tools)
-    remedy = "Is this the cluster's login node? Set executor.host, or load its module in the login shell's profile."
-    yield Probe("commands", not missing, detail, remedy)
-    if {"sbatch", "squeue"} & set(missing):
-        return
-    controller = shell.run(["scontrol", "ping"])
-    said = controller.text or controller.last_words
-    yield Probe("controller", controller.code == 0, said, "Ask the cluster's operators.")
-    accounting = shell.run(["sacct", "--allocations", "--noheader", "--starttime=now", "--format=JobID"])
-    detail = "sacct answers" if accounting.code == 0 else accounting.last_words
-    remedy = "Without it the state of a job is forgotten minutes after its end; ask the cluster's operators."
-    yield Probe("accounting", accounting.code == 0, detail, remedy)
-    if controller.code == 0:  # without it, sbatch would try for a minute
-        yield _flags(profile, shell)
-    for name, folder in {"job_dir": root, "run_dirs": run_root, "squash_dir": profile.squash_dir}.items():
-        if folder is not None:
-            yield _folder(shell, name, folder)
-    yield from _container(profile, shell) if profile.image else [_python(profile, shell)]
 
 
 def _flags(profile: SlurmProfile, shell: Shell) -> Probe:

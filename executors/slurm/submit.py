@@ -136,7 +136,9 @@ def submit(profile: SlurmProfile, shell: Shell, experiment: Any, job: AnyJob) ->
             experiment.run(detach=True)
         job_id = task.handle.rpartition("/")[2].partition(";")[0]  # a cluster of several adds its name
     except (Exception, SystemExit) as error:
-        if not session.asked or _is_refusal(error):
+        # Where sbatch itself said so, there is no job.
+        refused = isinstance(error, _CommandError) and not any(sign in error.answer.err for sign in _UNDECIDED)
+        if refused or not session.asked:
             raise _as_submit_error(error) from error
         job_id = _look_for(shell, job, lost, error)
         _complete(experiment, task, job_id)
@@ -167,11 +169,6 @@ def _unset(profile: SlurmProfile) -> tuple[str, ...]:
     """Variables of the login shell that neither the job nor sbatch may see."""
     given = [name for key, names in _OF_A_KEY.items() if key in sbatch_values(profile) for name in names]
     return (*profile.secrets, *(f"SBATCH_{name}" for name in (*_OF_EVERY_JOB, *given)))
-
-
-def _is_refusal(error: BaseException) -> bool:
-    """Whether sbatch itself said that there is no job."""
-    return isinstance(error, _CommandError) and not any(sign in error.answer.err for sign in _UNDECIDED)
 
 
 def _as_submit_error(error: BaseException) -> SubmitError:
