@@ -17,7 +17,7 @@ from recipes.planner.gpus import Gpu, gpu_of
 from recipes.planner.layout import ENDS, SIZES, Asked, Layout, default_ep
 from scripts.args.configuration import KEYS, of_role
 from scripts.args.interpolation import resolve, tag_of
-from scripts.args.meaning import Role, ScriptArgs, ScriptSpec, Torchrun, field_of, fields_of, meanings, value_of
+from scripts.args.meaning import Role, ScriptArgs, ScriptSpec, Torchrun, field_of, fields_of, value_of, values_of
 from scripts.engines.choice import Chosen, choose_engine
 from scripts.engines.script.command import Argv, command_words
 from scripts.engines.script.flags.tables import releases_in
@@ -131,10 +131,9 @@ class Job(AnyJob):
     @cached_property
     def outputs(self) -> tuple[tuple[str, str, Path], ...]:
         """What the engine that is to be used writes: the key that names each, its artifact type, its path."""
-        written = ((getattr(self.resolved, field.name), field, meaning) for field, meaning in meanings(self.resolved))
         return tuple(
-            (f"args.{field.name}", meaning.produces, Path(value) / meaning.within)
-            for value, field, meaning in written
+            (f"args.{field}", meaning.produces, Path(value) / meaning.within)
+            for field, value, meaning in values_of(self.resolved)
             if meaning.produces and meaning.engine in ("any", self.engine) and value
         )
 
@@ -242,7 +241,9 @@ def job_of(
     partial, overrides = stage.partial, options.overrides
     args, torchrun, script = build(partial.args), build(partial.torchrun), build(partial.script)
     run_dir = Path(place.run_root()) / run_id
-    given = _given(partial.recipe, args)
+    recipe = RECIPES.get(partial.recipe)
+    shipped = build(recipe.build().args) if recipe else type(args)()
+    given = frozenset(name for name, value, _ in values_of(args) if value != getattr(shipped, name, None))
     sizes = {name for size in SIZES for name in fields_of(args, size) if getattr(args, name) is not None}
     spread = overrides.get("nodes", "1") != "1" or torchrun.nnodes > 1 or bool(sizes & given)
     engine = choose_engine(partial.engine, args, script, has_script=lambda: _has_script(args, place, spread=spread))
@@ -287,7 +288,7 @@ def job_of(
         force_squash=options.force_squash,
         online=options.online,
         models=_models(resolved),
-        gpu=gpu_of(place, RECIPES[partial.recipe].hardware if partial.recipe in RECIPES else None),
+        gpu=gpu_of(place, recipe.hardware if recipe else None),
     )
     if (said := overrides.get("nodes")) not in (None, str(torchrun.nnodes)) and torchrun.nnodes != 1:
         cause = f"torchrun.nnodes={torchrun.nnodes} says otherwise"
@@ -312,17 +313,8 @@ def _has_script(args: ScriptArgs, place: Place, *, spread: bool) -> bool:
 def _models(args: Any) -> dict[str, ModelFacts]:
     """Facts of every model that the arguments name, as far as they are known here."""
     found = {}
-    for field, meaning in meanings(args):
-        value = getattr(args, field.name)
+    for field, value, meaning in values_of(args):
         named = meaning.consumes == "checkpoint_hf" or meaning.role == "model"
         if named and isinstance(value, str) and (facts := facts_of(value)) is not None:
-            found[field.name] = facts
+            found[field] = facts
     return found
-
-
-def _given(recipe: str, args: Any) -> frozenset[str]:
-    from fiddle import build
-
-    shipped = build(RECIPES[recipe].build().args) if recipe in RECIPES else type(args)()
-    names = (field.name for field in fields(args))
-    return frozenset(name for name in names if getattr(args, name) != getattr(shipped, name, None))

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from scripts.args.meaning import ScriptArgs, ScriptSpec, meanings
+from scripts.args.meaning import ScriptArgs, ScriptSpec, values_of
 from scripts.engines.script.command import compose
 from scripts.engines.script.flags.interface import Interface
 from scripts.engines.script.flags.reader import read_interface
@@ -138,11 +138,7 @@ def releases(partial: "run.Partial[Any]") -> list[dict[str, Any]]:
 
 def _placeholders(args: ScriptArgs) -> dict[str, str]:
     """Something for each path that the user must give."""
-    return {
-        field.name: f"<{field.name}>"
-        for field, meaning in meanings(args)
-        if meaning.required and getattr(args, field.name) is None
-    }
+    return {name: f"<{name}>" for name, value, meaning in values_of(args) if meaning.required and value is None}
 
 
 def _each_release(scripts: tuple[str, ...]) -> Iterator[tuple[str, str]]:

@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 from executors.base import is_below
 from recipes.experiment.job import Job
 from recipes.models import hub
-from scripts.args.meaning import meanings
+from scripts.args.meaning import values_of
 from scripts.args.megatron_lm import MegatronLmArgs
 from scripts.engines.script.cards import REMOTE_CODE, cards
 from scripts.run.problems import Problem
@@ -73,10 +73,9 @@ def nearly_known(job: Job) -> Iterator[Problem]:
 
 def _fetched(job: Job) -> Iterator[tuple[str, str]]:
     """The arguments that name a model of the hub, each with the name."""
-    for field, meaning in meanings(job.resolved):
-        name = getattr(job.resolved, field.name)
+    for field, name, meaning in values_of(job.resolved):
         if meaning.names_a_model and isinstance(name, str) and hub.is_hub_name(name) and not hub.is_local(name):
-            yield field.name, name
+            yield field, name
 
 
 def _has_token(job: Job) -> bool:

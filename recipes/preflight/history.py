@@ -20,7 +20,7 @@ from recipes.experiment.job import Job
 from recipes.experiment.runs import Run
 from recipes.experiment.store import RunFolder, runs_dir
 from recipes.preflight.paths import inputs_of, overlap, real
-from scripts.args.meaning import ScriptArgs, field_of, meanings
+from scripts.args.meaning import ScriptArgs, field_of, meanings, values_of
 from scripts.checkpoints.documents import parse_json, read_bytes, read_json
 from scripts.run.identity import is_alive
 from scripts.run.problems import JobError, Problem
@@ -336,11 +336,10 @@ def _of_origin(job: Job, key: str, origin: Origin) -> Iterator[Problem]:
 
 def _wrong_base(job: Job, find: Find) -> Iterator[Problem]:
     """A checkpoint of one model with the configuration of another: its shape and its name would be wrong."""
-    said, name, listed = job.get("model"), field_of(job.resolved, "model"), [*meanings(job.resolved)]
-    if said is None or not any(one.name == name and not (of.consumes or of.card) for one, of in listed):
+    said, name, listed = job.get("model"), field_of(job.resolved, "model"), [*values_of(job.resolved)]
+    if said is None or not any(field == name and not (of.consumes or of.card) for field, _, of in listed):
         return  # its model is an input itself, or known by its card
-    for field, meaning in listed:
-        path = getattr(job.resolved, field.name)
+    for field, path, meaning in listed:
         if meaning.consumes != "checkpoint_megatron" or not isinstance(path, str):
             continue
         origin = find(path)
@@ -351,7 +350,7 @@ def _wrong_base(job: Job, find: Find) -> Iterator[Problem]:
                 name="wrong_base_model",
                 key=job.key("model") or "",
                 value=said,
-                cause=f"args.{field.name} was made of {origin.base} by {origin.name}",
+                cause=f"args.{field} was made of {origin.base} by {origin.name}",
                 remedy=f"Use {job.key('model')}={origin.base}.",
                 can_force=True,
             )

@@ -15,7 +15,7 @@ from recipes.models.hub import is_local
 from recipes.preflight.history import recorded_origin, same_model
 from recipes.preflight.paths import inputs_of, model_folder, path_here
 from scripts.args.convert import MergeLoraArgs
-from scripts.args.meaning import meanings
+from scripts.args.meaning import values_of
 from scripts.checkpoints import Checkpoint, look
 from scripts.checkpoints.documents import read_json
 from scripts.checkpoints.model import read_config
@@ -37,8 +37,7 @@ _VOCABULARIES = ("tokenizer.json", "vocab.json")
 @check("unmerged_adapter")
 def unmerged_adapter(job: Job) -> Iterator[Problem]:
     """A LoRA adapter where a whole model is needed. Model folders that are inputs here are looked at elsewhere."""
-    for field, meaning in meanings(job.resolved):
-        name = getattr(job.resolved, field.name)
+    for field, name, meaning in values_of(job.resolved):
         consumed = meaning.consumes == "checkpoint_hf"
         if not isinstance(name, str) or not meaning.names_a_model:
             continue
@@ -47,7 +46,7 @@ def unmerged_adapter(job: Job) -> Iterator[Problem]:
         folder = model_folder(job, name)
         if folder is not None and posixpath.isfile(folder / "adapter_config.json"):
             yield Problem(
-                key=f"args.{field.name}",
+                key=f"args.{field}",
                 value=name,
                 cause=f"it is a LoRA adapter{_of_base(folder)}, not a model",
                 remedy="Merge it into its base model first: merge_lora.",

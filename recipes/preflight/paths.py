@@ -8,7 +8,7 @@ from pathlib import Path
 from executors.base import is_below
 from recipes.experiment.job import Job
 from recipes.models import hub
-from scripts.args.meaning import meanings
+from scripts.args.meaning import values_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,16 +24,14 @@ class Named:
 
 def inputs_of(job: Job) -> Iterator[Named]:
     """What the job reads, as it sees it; a name that may as well be a hub's is none, unless it is a folder here."""
-    for field, meaning in meanings(job.resolved):
-        value = getattr(job.resolved, field.name) if meaning.reads else None
+    for field, value, meaning in values_of(job.resolved):
         kind = meaning.consumes
         for item in value if isinstance(value, list) else [value]:
-            if isinstance(item, str) and item and "\0" not in item:
+            if meaning.reads and isinstance(item, str) and item and "\0" not in item:
                 path = posixpath.expanduser(item)  # leaves `~nobody` as it is, where Path raises
                 if posixpath.isabs(path) or (job.here and posixpath.exists(path)):
                     must_exist = kind == "binidx" or meaning.path == "read"
-                    key = f"args.{field.name}"
-                    yield Named(key=key, field=field.name, path=path, consumes=kind, must_exist=must_exist)
+                    yield Named(key=f"args.{field}", field=field, path=path, consumes=kind, must_exist=must_exist)
 
 
 def path_here(job: Job, path: str | Path) -> Path | None:

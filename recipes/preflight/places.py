@@ -16,7 +16,7 @@ from recipes.experiment.job import Job
 from recipes.planner.disk import outputs_bytes
 from recipes.preflight.history import unfinished_runs
 from recipes.preflight.paths import inputs_of, overlap, path_here
-from scripts.args.meaning import meanings
+from scripts.args.meaning import values_of
 from scripts.run.problems import Problem
 from scripts.run.registry import check
 
@@ -77,10 +77,9 @@ def _there_are(mounts: tuple[Mount, ...], job: Job) -> str:
 def _written(job: Job) -> Iterator[tuple[str, str]]:
     """What the job writes: its outputs, and what is no artifact."""
     yield from ((key, str(path)) for key, _, path in job.outputs if path.is_absolute())
-    for field, meaning in meanings(job.resolved):
-        value = getattr(job.resolved, field.name) if meaning.path == "write" else None
-        if isinstance(value, str) and posixpath.isabs(value):
-            yield f"args.{field.name}", value
+    for field, value, meaning in values_of(job.resolved):
+        if meaning.path == "write" and isinstance(value, str) and posixpath.isabs(value):
+            yield f"args.{field}", value
 
 
 @check("output_on_readonly_mount", applies=_in_container)

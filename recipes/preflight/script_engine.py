@@ -7,7 +7,7 @@ from pathlib import Path
 
 from recipes.experiment.job import Job
 from recipes.models import hub
-from scripts.args.meaning import Meaning, meanings
+from scripts.args.meaning import Meaning, values_of
 from scripts.checkpoints.kinds import checkpoint_problems
 from scripts.checkpoints.model import local_model_problem
 from scripts.engines.script.command import flags_of
@@ -59,10 +59,9 @@ def script_notes(job: Job) -> Iterator[str]:
     with suppress(JobError):  # a model card that is not there: a Problem
         for key in job.command.left_out:
             yield f"{key} is left out: {release or by} has no such flag"
-    for field, meaning in meanings(job.args):
-        unused = meaning.engine == "hf" and meaning.produces and field.name not in job.given
-        if unused and getattr(job.args, field.name) is not None:
-            yield f"args.{field.name} is the hf engine's; the script does not write it"
+    for field, value, meaning in values_of(job.args):
+        if meaning.engine == "hf" and meaning.produces and field not in job.given and value is not None:
+            yield f"args.{field} is the hf engine's; the script does not write it"
 
 
 @check("script_not_found", engines=("script",))
@@ -80,7 +79,7 @@ def _fits_some_release(problem: Problem, job: Job) -> bool:
     """Whether a release that the job may meet takes what the one that it is written for does not."""
     if problem.name == "unknown_flag" and problem.key == "extra_args":
         return True  # for flags newer than the tables
-    named = next(((one.name, of) for one, of in meanings(job.args) if f"args.{one.name}" == problem.key), None)
+    named = next(((one, of) for one, _, of in values_of(job.args) if f"args.{one}" == problem.key), None)
     if named is None or problem.name not in ("unknown_flag", "unsupported_choice"):
         return False
     name, meaning = named
@@ -95,30 +94,29 @@ def _fits_some_release(problem: Problem, job: Job) -> bool:
 
 @check("not_of_this_engine", engines=("script",))
 def of_another_engine(job: Job) -> Iterator[Problem]:
-    for field, meaning in meanings(job.args):
-        if meaning.engine == "hf" and field.name in job.given:
+    for field, value, meaning in values_of(job.args):
+        if meaning.engine == "hf" and field in job.given:
             cause = "the script has nothing of the kind; it is the hf engine's"
             remedy = "Leave it out, or use engine=hf."
-            value = getattr(job.args, field.name)
-            yield Problem(key=f"args.{field.name}", value=value, cause=cause, remedy=remedy)
+            yield Problem(key=f"args.{field}", value=value, cause=cause, remedy=remedy)
 
 
 @check("unknown_model", "missing_input", engines=("script", None))
 def inputs_given(job: Job) -> Iterator[Problem]:
     """What is not there, or is something else than what is needed."""
-    for field, meaning in meanings(job.args):
-        value = getattr(job.resolved, field.name)
-        if isinstance(value, str) and meaning.consumes and meaning.engine != "hf" and field.name not in job.promised:
-            yield from _input(job, f"args.{field.name}", value, meaning)
+    for field, value, meaning in values_of(job.resolved):
+        given = isinstance(value, str) and meaning.consumes and meaning.engine != "hf" and field not in job.promised
+        key, cause = f"args.{field}", "built-in models are for the hf engine"
+        if given and value.startswith("tiny:") and job.engine == "script":
+            remedy = "Name a folder or a hub model."
+            yield Problem(name="unknown_model", key=key, value=value, cause=cause, remedy=remedy)
+        elif given and job.here:
+            yield from _input(job, key, value, meaning)
 
 
 def _input(job: Job, key: str, value: str, meaning: Meaning) -> Iterator[Problem]:
-    if value.startswith("tiny:") and job.engine == "script":
-        cause = "built-in models are for the hf engine"
-        yield Problem(name="unknown_model", key=key, value=value, cause=cause, remedy="Name a folder or a hub model.")
-    elif not job.here:
-        return
-    elif meaning.consumes == "checkpoint_hf":
+    """Of a job that sees this machine's files."""
+    if meaning.consumes == "checkpoint_hf":
         found = local_model_problem(value) if hub.is_local(value) else hub.model_problem(value, online=job.online)
         if found:
             yield Problem(name=found[0], key=key, value=value, cause=found[1], remedy=found[2])
