@@ -331,11 +331,17 @@ def describe(recipe: Recipe) -> dict[str, Any]:
     """A recipe as plain data: values with meanings and types, artifacts, strategies, errors, releases."""
     partial = recipe.build()
     values = []
+    docs = {
+        f"{section}.{one.name}": str(one.metadata["doc"])
+        for section in ("script", "args", "torchrun")
+        for one in fields(getattr(partial, section).__fn_or_cls__)
+    }
     for key, kind in field_types(partial).items():
         section, _, name = key.partition(".")
         holder = getattr(partial, section)
         value = getattr(holder, name) if name else holder
-        values.append({"key": key, "value": value, "type": _type_name(kind), "meaning": _meaning(holder, name)})
+        named = kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")
+        values.append({"key": key, "value": value, "type": named, "meaning": docs.get(key, "")})
     return {
         "name": recipe.name,
         "summary": recipe.summary,
@@ -349,13 +355,3 @@ def describe(recipe: Recipe) -> dict[str, Any]:
         "model_cards": sorted(cards()) if any(meaning.card for _, meaning in meanings(recipe.family.args)) else [],
         "releases": releases(partial),
     }
-
-
-def _meaning(holder: Any, name: str) -> str:
-    if not name:
-        return ""
-    return next(str(one.metadata["doc"]) for one in fields(holder.__fn_or_cls__) if one.name == name)
-
-
-def _type_name(kind: Any) -> str:
-    return kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")

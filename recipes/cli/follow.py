@@ -1,7 +1,7 @@
 """What is shown while jobs run: a progress bar on a terminal, plain lines elsewhere."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from executors.base import UnreachableError
 from recipes.experiment.logs import Tail
@@ -15,16 +15,7 @@ if TYPE_CHECKING:
 _LOGS_UP_TO = 4
 
 
-class Follower(Protocol):
-    """Shows runs as they go on."""
-
-    def show(self, run: Run) -> None:
-        """Called again and again with a run as it stands."""
-
-    def close(self) -> None: ...
-
-
-def follower(console: "Console", *, runs: int) -> Follower:
+def follower(console: "Console", *, runs: int) -> "_States | _Lines | _Bar":
     """The view that fits: one run on a terminal gets a bar, a few get their logs, many their states."""
     if runs > _LOGS_UP_TO:
         return _States(console)
@@ -32,7 +23,7 @@ def follower(console: "Console", *, runs: int) -> Follower:
 
 
 class _States:
-    """One line whenever the state of a run changes."""
+    """One line whenever the state of a run changes. As every view, it is shown a run again and again as it stands."""
 
     def __init__(self, console: "Console") -> None:
         self._console = console

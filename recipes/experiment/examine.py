@@ -81,7 +81,16 @@ def examine(stages: Sequence[Stage], executor: str = "local", options: Options =
         together = experiment_problems(list(jobs.items()))
         problems += [problem for problem in together if problem not in problems]
     problems = [_forced(problem, options.force) for problem in problems]
-    return Examined(jobs=tuple(jobs.values()), problems=(*problems, *_idle(problems, options.force)))
+    # Names to force that no problem has: a word with a typo, or a job that is right by now.
+    can = sorted({problem.name for problem in problems if problem.can_force and problem.severity == "error"})
+    idle = sorted(options.force - {problem.name for problem in problems})
+    hint = f"Of what was found, these can be forced: {', '.join(can)}." if can else ""
+    cause = "no such problem was found"
+    for name in idle:
+        problems.append(
+            Problem(name="nothing_to_force", key="--force", value=name, cause=cause, remedy=hint, severity="warning")
+        )
+    return Examined(jobs=tuple(jobs.values()), problems=tuple(problems))
 
 
 def _forced(problem: Problem, names: frozenset[str]) -> Problem:
@@ -91,15 +100,6 @@ def _forced(problem: Problem, names: frozenset[str]) -> Problem:
     if problem.can_force:
         return replace(problem, severity="forced")
     return replace(problem, remedy=f"{problem.remedy}  It cannot be forced.".strip())
-
-
-def _idle(problems: Sequence[Problem], names: frozenset[str]) -> Iterator[Problem]:
-    """Names to force that no problem has: a word with a typo, or a job that is right by now."""
-    can = sorted({problem.name for problem in problems if problem.can_force and problem.severity == "error"})
-    hint = f"Of what was found, these can be forced: {', '.join(can)}." if can else ""
-    for name in sorted(names - {problem.name for problem in problems}):
-        cause = "no such problem was found"
-        yield Problem(name="nothing_to_force", key="--force", value=name, cause=cause, remedy=hint, severity="warning")
 
 
 def _place_of(executor: str, options: Options) -> tuple[Place, list[Problem]]:

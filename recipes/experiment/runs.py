@@ -23,8 +23,6 @@ from scripts.run.session import rank_error
 
 _POLL_SECONDS = 0.3
 _REMOTE_POLL_SECONDS = 2.0
-#: What a recorded error's parts are called in the exception.
-_ERROR_PARTS = {"name": "name", "cause": "message", "remedy": "remedy"}
 _FLAGS = ("submitting", "supervisor", "cancel_asked", "settled")
 #: What reading a file that somebody damaged can raise.
 _DAMAGE = (OSError, ValueError, TypeError, KeyError, AttributeError, JobError)
@@ -271,7 +269,9 @@ def _settle(run: Run, record: dict[str, Any], seen: JobState | None) -> tuple[di
     if seen.state == "succeeded" and recorded is None:
         message = "the job ended with status 0 and left no word of how"
         return word | _ended("failed", "no_record", message, "Look at its log: nemo experiment logs."), True
-    if (seen.state == "failed" and recorded in (None, "succeeded")) or _ended_by_others(run, seen, recorded):
+    # A job that recorded a cancellation for which nobody asked was ended by its launcher or its scheduler.
+    by_others = recorded == "cancelled" and not run.cancel_asked
+    if seen.state == "failed" and (recorded in (None, "succeeded") or by_others):
         cause = rank_error(_run_dir(run) / "logs", _began(record))
         if cause:
             return word | _ended("failed", cause["name"], cause["message"], cause["remedy"]), True
@@ -312,11 +312,6 @@ def _printed(run: Run, names: list[str]) -> dict[str, bytes]:
     return printed
 
 
-def _ended_by_others(run: Run, seen: JobState, recorded: str | None) -> bool:
-    """Whether a job that recorded a cancellation was in truth ended by its launcher or its scheduler."""
-    return seen.state == "failed" and recorded == "cancelled" and not run.cancel_asked
-
-
 def _without_scheduler(run: Run, record: dict[str, Any], recorded: str | None) -> tuple[dict[str, Any], bool]:
     """Nobody but the job, and the process that looks after it, can tell."""
     supervised = run.supervised
@@ -324,11 +319,8 @@ def _without_scheduler(run: Run, record: dict[str, Any], recorded: str | None) -
         supervised = supervised or is_alive(record["process"], run.folder.supervisor_heartbeat)
     if recorded:
         return {}, not supervised
-    if supervised and record["state"] == "submitted":
-        return {}, False
-    if "started_at" in record and is_alive(record["process"], _run_dir(run) / "heartbeat"):
-        return {}, False
-    if supervised:  # it is about to see that the job is gone
+    # Whoever looks after it is about to see that the job is gone.
+    if supervised or ("started_at" in record and is_alive(record["process"], _run_dir(run) / "heartbeat")):
         return {}, False
     who = "the process that looked after it" if run.scheduled is None or run.submitting else "its job"
     message = f"{who} is gone and left no word of how it ended"
@@ -358,7 +350,8 @@ def cancel_run(folder: RunFolder, seconds: float = 30.0) -> Run:
     """
     run = look([folder])[0]
     if run.state == "unreadable":
-        raise JobError(**{key: run.record["error"][word] for key, word in _ERROR_PARTS.items()})
+        error = run.record["error"]
+        raise JobError(error["name"], error["message"], error["remedy"])
     if run.ended and run.state != "lost":
         return run
     if run.job is None:

@@ -153,7 +153,9 @@ def parents_ready(run: Run, watch: Watcher | None) -> tuple[str, ...]:
         parents = look(waiting)
         for parent in parents:
             if parent.ended and parent.state != "succeeded":
-                cause = f"{parent.id}, which must succeed first, {_how(parent.state)}"
+                how = {"cancelled": "was cancelled", "lost": "was lost", "failed": "failed"}
+                state = how.get(parent.state, f"is {parent.state}")
+                cause = f"{parent.id}, which must succeed first, {state}"
                 finish(run, "cancelled", "dependency_failed", cause)
                 raise JobError("dependency_failed", cause)
         going_on = [parent for parent in parents if not parent.ended]
@@ -175,10 +177,6 @@ def native_id(parent: Run, place: Place) -> str | None:
     same = parent.job.place.scheduler == place.scheduler
     known = same and not parent.scheduled.id.startswith("?")  # submitted, but nobody knows as what
     return parent.scheduled.id if known else None
-
-
-def _how(state: str) -> str:
-    return {"failed": "failed", "cancelled": "was cancelled", "lost": "was lost"}.get(state, f"is {state}")
 
 
 def _see_to_its_end(run: Run, place: Place, job: SchedulerJob, watch: Watcher | None) -> None:

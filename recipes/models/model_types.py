@@ -82,36 +82,34 @@ _HYBRID: dict[str, Block] = {
 
 def dense(values: Values) -> Blocks | None:
     """Every layer has an MLP."""
-    layers = _layers(values)
-    return None if layers is None else _mixed(layers, ())
+    return _mixed(values, ())
 
 
 def sparse(values: Values) -> Blocks | None:
     """Every layer has experts."""
-    layers = _layers(values)
-    return None if layers is None else _mixed(layers, range(layers))
+    return _mixed(values, range(_MOST_LAYERS))
 
 
 def stepped(values: Values) -> Blocks | None:
     """Experts in every `decoder_sparse_step`-th layer not in `mlp_only_layers`. Source: Qwen2MoeDecoderLayer."""
-    layers, step, listed = _layers(values), values.count("decoder_sparse_step"), _indices(values, "mlp_only_layers")
-    if layers is None or step is None or listed is None:
+    step, listed = values.count("decoder_sparse_step"), _indices(values, "mlp_only_layers")
+    if step is None or listed is None:
         return None
-    return _mixed(layers, {layer for layer in range(step - 1, layers, step) if layer not in listed})
+    return _mixed(values, set(range(step - 1, _MOST_LAYERS, step)) - listed)
 
 
 def dense_first(values: Values) -> Blocks | None:
     """Experts after the first `first_k_dense_replace` layers. Source: DeepseekV3DecoderLayer."""
-    layers, first = _layers(values), values.count("first_k_dense_replace", least=0)
-    return None if layers is None or first is None else _mixed(layers, range(first, layers))
+    first = values.count("first_k_dense_replace", least=0)
+    return None if first is None else _mixed(values, range(first, _MOST_LAYERS))
 
 
 def interleaved(values: Values) -> Blocks | None:
     """Experts in `moe_layers`, else in every `interleave_moe_layer_step`-th layer. Source: Llama4TextConfig."""
-    layers, step, listed = _layers(values), values.count("interleave_moe_layer_step"), _indices(values, "moe_layers")
-    if layers is None or step is None or listed is None:
+    step, listed = values.count("interleave_moe_layer_step"), _indices(values, "moe_layers")
+    if step is None or listed is None:
         return None
-    return _mixed(layers, listed if values.has("moe_layers") else range(step - 1, layers, step))
+    return _mixed(values, listed if values.has("moe_layers") else range(step - 1, _MOST_LAYERS, step))
 
 
 def hybrid(values: Values) -> Blocks | None:
@@ -120,21 +118,16 @@ def hybrid(values: Values) -> Blocks | None:
         (values.list(key) for key in ("layers_block_type", "layer_types") if values.has(key)),
         values.word("hybrid_override_pattern"),
     )
-    if (
-        not listed
-        or len(listed) > _MOST_LAYERS
-        or not all(isinstance(word, str) and word in _HYBRID for word in listed)
-    ):
+    known = listed and all(isinstance(word, str) and word in _HYBRID for word in listed)
+    if not listed or len(listed) > _MOST_LAYERS or not known:
         return None
     return tuple(_HYBRID[str(word)] for word in listed)
 
 
-def _layers(values: Values) -> int | None:
+def _mixed(values: Values, with_experts: Collection[int]) -> Blocks | None:
     layers = values.count("num_hidden_layers")
-    return layers if layers is not None and layers <= _MOST_LAYERS else None
-
-
-def _mixed(layers: int, with_experts: Collection[int]) -> Blocks:
+    if layers is None or layers > _MOST_LAYERS:
+        return None
     return tuple(_SPARSE if layer in with_experts else _DENSE for layer in range(layers))
 
 

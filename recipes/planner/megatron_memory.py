@@ -113,6 +113,10 @@ class Share:
     split: int
     whole: int
 
+    @property
+    def total(self) -> int:
+        return self.split + self.whole
+
 
 def share(rows: Iterable[Weight]) -> Share:
     """What of these rows is split and what is not."""
