@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_type_hints
 
@@ -93,10 +94,8 @@ class Mount:
     def parse_all(cls, texts: Sequence[str]) -> "Iterator[Mount]":
         """Those that can be read; a profile's own checks say what is wrong with the others."""
         for text in texts:
-            try:
+            with suppress(ValueError):
                 yield cls.parse(text, any_flags=True)
-            except ValueError:
-                continue
 
     @classmethod
     def same(cls, folder: str | Path, flags: str = "rw") -> "Mount":
@@ -224,6 +223,11 @@ class Place(ABC):
     """
 
     profile: Profile
+
+    @staticmethod
+    def from_profile(key: str) -> Any:
+        """A property that is what the profile holds under a key."""
+        return property(attrgetter(f"profile.{key}"))
 
     @property
     @abstractmethod

@@ -55,6 +55,8 @@ class DockerPlace(Place):
     """A Docker engine as a place to run."""
 
     capabilities = Capabilities(containers=True, reads_run_dir=True)
+    image = Place.from_profile("image")
+    gpus = Place.from_profile("gpus")
 
     def __init__(self, profile: DockerProfile) -> None:
         self.profile: DockerProfile = profile
@@ -62,14 +64,6 @@ class DockerPlace(Place):
     @property
     def scheduler(self) -> tuple[Any, ...]:
         return (self.profile.kind, self.profile.host)
-
-    @property
-    def gpus(self) -> int | None:
-        return self.profile.gpus
-
-    @property
-    def image(self) -> str:
-        return self.profile.image
 
     def mounts(self, run_dir: str | Path) -> tuple[Mount, ...]:
         return (*Mount.parse_all(self.profile.mounts), Mount.same(Path(run_dir).parent, "ro"), Mount.same(run_dir))
@@ -120,11 +114,10 @@ class DockerPlace(Place):
     def submit(self, experiment: Any, job: AnyJob) -> SchedulerJob:
         """Start the container. All that can be known to fail is tried before anything is made."""
         executor, container = experiment.jobs[0].executor, container_name(job)
-        if missing := missing_sources(self.profile):
-            remedy = (
-                "Make it first, or correct executor.mounts; Docker would make an empty folder that belongs to root."
-            )
-            raise SubmitError("mount_missing", f"not on this machine: {', '.join(missing)}.", remedy)
+        missing = ", ".join(missing_sources(self.profile))
+        remedy = "Make it first, or correct executor.mounts; Docker would make an empty folder that belongs to root."
+        if missing:
+            raise SubmitError("mount_missing", f"not on this machine: {missing}.", remedy)
         with _as_submit_error(), engine.client_of(self.profile.host) as client:
             if client.containers.list(all=True, filters={"name": f"^/{container}$"}):
                 remedy = "Every run has a name of its own; submit again."

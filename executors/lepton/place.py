@@ -57,22 +57,10 @@ class LeptonPlace(Place):
     api: LeptonApi = field(default_factory=LeptonApi)
     expects_gpus: ClassVar[bool] = True
     reserved: ClassVar[frozenset[str]] = Place.reserved | {_PRINT_RECORD}
-
-    @property
-    def capabilities(self) -> Capabilities:
-        return Capabilities(detach="native", multi_node=True, containers=True)
-
-    @property
-    def gpus(self) -> int | None:
-        return self.profile.gpus
-
-    @property
-    def node_shape(self) -> str:
-        return self.profile.resource_shape
-
-    @property
-    def image(self) -> str:
-        return self.profile.image
+    capabilities = Capabilities(detach="native", multi_node=True, containers=True)
+    image = Place.from_profile("image")
+    gpus = Place.from_profile("gpus")
+    node_shape = Place.from_profile("resource_shape")
 
     @property
     def setup(self) -> dict[str, list[str]]:

@@ -38,6 +38,9 @@ class SlurmPlace(Place):
     profile: SlurmProfile
     has_own_disks: ClassVar[bool] = True
     expects_gpus: ClassVar[bool] = True
+    image = Place.from_profile("image")
+    gpus = Place.from_profile("gpus")
+    time_limit = Place.from_profile("time")
 
     @property
     def capabilities(self) -> Capabilities:
@@ -61,22 +64,10 @@ class SlurmPlace(Place):
         return (*self.scheduler, self.profile.identity)
 
     @property
-    def gpus(self) -> int | None:
-        return self.profile.gpus
-
-    @property
     def shell(self) -> Shell:
         """The login node."""
         profile = self.profile
         return Shell(host=profile.host, user=profile.user, port=profile.port, identity=profile.identity)
-
-    @property
-    def image(self) -> str | None:
-        return self.profile.image
-
-    @property
-    def time_limit(self) -> str | None:
-        return self.profile.time
 
     @property
     def setup(self) -> dict[str, list[str]]:
