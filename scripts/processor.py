@@ -15,6 +15,13 @@ def multiplies_bf16() -> bool:
     return torch.cpu._is_avx512_bf16_supported()
 
 
+def bf16_is_slow() -> bool:
+    """Whether a model in bfloat16 would run on a CPU here, and the processor has no instructions for it."""
+    import torch
+
+    return not torch.cuda.is_available() and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
 @contextmanager
 def bf16_products() -> Iterator[None]:
     """Products of bfloat16 tensors on the CPU go through float32 where the processor has no instructions for them.

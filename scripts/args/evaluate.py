@@ -35,7 +35,7 @@ class EvaluateArgs(ScriptArgs):
     limit: float | None = doc("questions of each task; below 1 a share of them; null asks all", None, role="limit")
     batch_size: int | str = doc("questions at a time, or auto", "auto")
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = doc(
-        "precision; auto is the checkpoint's", "auto", role="precision"
+        "precision; auto is the checkpoint's, or float32 on a CPU that is slow in bfloat16", "auto", role="precision"
     )
     max_length: int | None = doc("longest sequence, in tokens; null is the model's", None)
     tensor_parallel_size: int = doc("vllm: GPUs that share the model", 1, role="server_gpus")
