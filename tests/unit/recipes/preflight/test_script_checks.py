@@ -167,6 +167,7 @@ def test_two_machines_by_the_site_s_default_are_for_those_who_can_use_them(profi
 
 
 def test_the_engine_is_chosen_where_the_container_is_known(profiles: Path) -> None:
+    whatever_room = frozenset({"not_enough_disk"})  # without a container, the disk of this machine is looked at
     chosen = {
         ("quantize_fp8", "slurm"): "script",
         ("quantize_fp8", "other"): "hf",
@@ -176,7 +177,7 @@ def test_the_engine_is_chosen_where_the_container_is_known(profiles: Path) -> No
         ("probe", "slurm"): None,
     }
     for (recipe, executor), engine in chosen.items():
-        submission = prepare(built(recipe), executor, profiles=profiles, online=False)
+        submission = prepare(built(recipe), executor, profiles=profiles, online=False, force=whatever_room)
         assert submission.engine == engine, (recipe, executor)
         assert submission.partial.engine == (engine or "auto"), "the node is told"
     asked = prepare(built("quantize_fp8", script__release="0.4"), "bare", profiles=profiles, online=False)
