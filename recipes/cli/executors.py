@@ -120,7 +120,9 @@ def check(
     for probe in tried():
         probes.append(probe)
         if not as_json:
-            _print_probe(probe)
+            print(f"{'pass' if probe.passed else 'FAIL'}  {probe.name:16} {probe.detail}", flush=True)
+            if not probe.passed and probe.remedy:
+                print(f"      {'':16} {probe.remedy}", flush=True)
     failed = sum(not probe.passed for probe in probes)
     if as_json:
         rows = [dataclasses.asdict(probe) for probe in probes]
@@ -185,9 +187,3 @@ def _print_table(sources: Sequence[Any], rows: Sequence[dict[str, Any]]) -> None
             print(f"{'':{width}}  to do   {keys}  (nemo experiment executors check {row['name']})")
         for problem in row["problems"]:
             print(f"{'':{width}}  {problem['text']}")
-
-
-def _print_probe(probe: Any) -> None:
-    print(f"{'pass' if probe.passed else 'FAIL'}  {probe.name:16} {probe.detail}", flush=True)
-    if not probe.passed and probe.remedy:
-        print(f"      {'':16} {probe.remedy}", flush=True)

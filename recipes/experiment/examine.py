@@ -68,10 +68,12 @@ def examine(stages: Sequence[Stage], executor: str = "local", options: Options =
         stage.name: f"{stage.partial.recipe}_{time.time_ns() // 1_000_000}-{secrets.token_hex(3)}" for stage in stages
     }
     jobs: dict[str, Job] = {}
-    # Those that it names must succeed first, and those whose artifacts it takes.
-    stages = [replace(stage, after=list(dict.fromkeys([*stage.after, *_names_in(stage.partial)]))) for stage in stages]
+    waiting = []
+    for stage in stages:  # those that it names must succeed first, and those whose artifacts it takes
+        taken = [match[1] for _, text in _texts(stage.partial) for match in _REFERENCE.finditer(text)]
+        waiting.append(replace(stage, after=list(dict.fromkeys([*stage.after, *taken]))))
     places = {name: _place_of(name, options) for name in {stage.executor or executor for stage in stages}}
-    for stage in _in_order(stages, problems):
+    for stage in _in_order(waiting, problems):
         name = stage.executor or executor
         job, found = _examine_one(stage, name, *places[name], ids, options, jobs)
         problems += [problem for problem in found if problem not in problems]
@@ -161,11 +163,6 @@ def _in_order(stages: Sequence[Stage], problems: list[Problem]) -> list[Stage]:
 
 
 # --- references ------------------------------------------------------------------------------------------------------
-
-
-def _names_in(partial: "run.Partial[Any]") -> list[str]:
-    """The stages and runs that a recipe's values refer to."""
-    return [match[1] for _, text in _texts(partial) for match in _REFERENCE.finditer(text)]
 
 
 def _with_paths(

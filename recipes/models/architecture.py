@@ -184,7 +184,8 @@ class Architecture:
         self._parts: dict[Part, tuple[Weight, ...]] = {}
         blocks = self.known.blocks if facts.blocks is None else facts.blocks
         self.ends = tuple(_ends(self.known))
-        norms = tuple(_norms(self.known))
+        width = self.known.hidden_size * (2 if self.known.norm_bias else 1)
+        norms = (_vector("norms", "layernorm", width, copies=self.known.block_norms),)
         kinds = {} if facts.blocks is None else Counter(blocks)
         #: Of one layer of each kind, and how many layers are of it.
         self.layers = {block: (*(row for part in block for row in self.of(part)), *norms) for block in kinds}
@@ -280,11 +281,6 @@ def _ends(known: _Known) -> Iterator[Weight]:
     yield _vector("norms", "final_layernorm", hidden * (2 if known.norm_bias else 1))
     if known.vision and known.vision.parameters:
         yield _vector("vision", "vision_model", known.vision.parameters)
-
-
-def _norms(known: _Known) -> Iterator[Weight]:
-    size = known.hidden_size * (2 if known.norm_bias else 1)
-    yield _vector("norms", "layernorm", size, copies=known.block_norms)
 
 
 def _attention(known: _Known) -> Iterator[Weight]:
