@@ -22,14 +22,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 OURS = ("recipes", "executors", "scripts", "configs")
 WORDS = (
-    *("run", "quantize_fp8", "executor=slurm", "executor.account=me", "executor.partition=batch"),
-    *(
-        "executor.image=nvcr.io/nvidia/nemo:26.06",
-        "executor.output_root=/lustre/runs",
-        "args.calib_size=64",
-        "--detach",
-        "--yes",
-    ),
+    *("run", "quantize_fp8", "executor=slurm", "executor.account=me", "executor.partition=batch", "--detach", "--yes"),
+    *("executor.image=nvcr.io/nvidia/nemo:26.06", f"executor.output_root={tempfile.gettempdir()}/walk/runs"),
+    "args.calib_size=64",
 )
 #: A cluster that takes whatever it is given: what NeMo-Run and we ask of it, answered.
 STUBS = {"sbatch": "echo 4711", "sacct": "true", "squeue": "true", "scontrol": "true", "pgrep": "false"}

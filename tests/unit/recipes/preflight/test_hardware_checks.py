@@ -258,9 +258,10 @@ def test_what_a_configuration_cannot_combine(recipe: str, values: Any, name: str
 
 @pytest.mark.parametrize("recipe", ["quantize_nvfp4", "distill_mock", "prune_active", "mlm_quantize", "qat"])
 def test_checks_take_no_time(recipe: str) -> None:
+    """A few milliseconds (benchmarks/startup.py says how many); ten times that is something that reads or loops."""
     from timeit import repeat
 
     spec = spec_for(recipe, profile={"gpu": "h100"}, **({"args__load": "/c"} if recipe.startswith("mlm") else {}))
     checks = [check for each in (layout, hardware, formats, pruning) for check in checks_of(each)]
     carry_out(checks, spec)
-    assert min(repeat(lambda: carry_out(checks, spec), number=1, repeat=5)) < 0.010
+    assert min(repeat(lambda: carry_out(checks, spec), number=1, repeat=5)) < 0.050
