@@ -81,15 +81,17 @@ class Meaning:
         """What is wrong with a number, in a sentence; empty where it may be so, or is none."""
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             return ""
-        low = self.least is not None and value < self.least
-        high = (self.below is not None and value >= self.below) or (self.most is not None and value > self.most)
-        if (low or high) and self.below is not None:
+        holds = (self.least is None or value >= self.least, self.above is None or value > self.above)
+        if all((*holds, self.most is None or value <= self.most, self.below is None or value < self.below)):
+            return ""  # NaN is none of these
+        if self.below is not None:
             return f"it is a part: from {self.least:g} to below {self.below:g}"
-        if (low or high) and self.most is not None:
-            return f"it is a number from {self.least:g} to {self.most:g}"
-        if low:
-            return f"at least {self.least:g} is needed"
-        return f"a number above {self.above:g} is expected" if self.above is not None and value <= self.above else ""
+        if self.most is not None:
+            begin = f"above {self.above:g}, and at most" if self.least is None else f"from {self.least:g} to"
+            return f"it is a number {begin} {self.most:g}"
+        return (
+            f"at least {self.least:g} is needed" if self.above is None else f"a number above {self.above:g} is expected"
+        )
 
 
 _AT_LEAST_ONE: tuple[Role, ...] = (

