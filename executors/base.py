@@ -305,6 +305,8 @@ class Place(ABC):
     reserved: ClassVar[frozenset[str]] = frozenset({"NEMO_RUN_DIR", "PYTHONSAFEPATH", SECRETS})
     #: Whether a job runs in the environment that submits it: nothing has to travel, and what is installed is seen.
     runs_here: ClassVar[bool] = False
+    #: Whether what a launcher prints and what its job prints is one text.
+    has_one_log: ClassVar[bool] = False
     #: Whether its machines may have disks that this one has not.
     has_own_disks: ClassVar[bool] = False
     #: Whether its machines have GPUs, as far as nobody says otherwise.

@@ -56,6 +56,7 @@ class LeptonPlace(Place):
     profile: LeptonProfile
     api: LeptonApi = field(default_factory=LeptonApi)
     expects_gpus: ClassVar[bool] = True
+    has_one_log: ClassVar[bool] = True
     reserved: ClassVar[frozenset[str]] = Place.reserved | {_PRINT_RECORD}
     capabilities = Capabilities(detach="native", multi_node=True, containers=True)
     image = Place.from_profile("image")

@@ -49,12 +49,14 @@ class Tail:
 def log_piece(run: Run, name: str, offset: int) -> bytes:
     """What the log `name` of a run (`rank0.log`) holds from byte `offset` on. Raises UnreachableError.
 
-    Nothing before the job has opened its own log, unless it ended without: then its launcher's.
+    Nothing before the job has opened its own log, unless it ended without: then its launcher's. Whoever follows
+    counts bytes, and would miss as many of the job's log as the launcher's had.
     """
     if run.job is None or run.scheduled is None:
         return read_from(run.dir / "logs" / name, offset)
-    began = "started_at" in run.record or run.ended or not run.job.capabilities.reads_run_dir
-    return run.job.place.log(run.scheduled, name, offset) if began else b""
+    place = run.job.place
+    began = "started_at" in run.record or run.ended or place.has_one_log
+    return place.log(run.scheduled, name, offset) if began else b""
 
 
 def log_of(folder: RunFolder, name: str, *, follow: bool) -> Iterator[bytes]:
