@@ -28,7 +28,8 @@ def bf16_products() -> Iterator[None]:
 
     The result is the same but for the order in which a sum is added up: with instructions of its own, too, bfloat16 is
     accumulated in float32 and rounded once. Without them, torch takes loops that are 50 times slower than float32
-    (measured on an AVX2 processor, 512 x 256 by 256 x 512: 107 ms for 2.4). CUDA tensors are left alone.
+    (measured on an AVX2 processor, 512 x 256 by 256 x 512: 107 ms for 2.4). CUDA tensors are left alone. For whole
+    sequences: each call of torch costs a little more, which is what counts where tokens come one by one.
     """
     import torch
 

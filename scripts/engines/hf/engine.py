@@ -71,8 +71,7 @@ def quantize_checkpoint(args: QuantizeArgs, record: Record) -> None:
         text = {"type": "calibration_text", "name": samples.calibration_source}
         record.update(inputs=[model, text], device=str(loaded.device))
     state = _State(args=args, record=record, source=source, loaded=loaded, samples=samples)
-    with bf16_products():
-        _publish(state, _measure_and_quantize(state))
+    _publish(state, _measure_and_quantize(state))
 
 
 def _source(args: QuantizeArgs, record: Record) -> Path:
@@ -102,18 +101,18 @@ def _measure_and_quantize(state: _State) -> dict[str, Any]:
         before = _generate(state, prompts)
     base = None
     if samples.held_out:
-        with record.phase("score before"):
+        with record.phase("score before"), bf16_products():
             advance = _counter(record, len(samples.held_out))
             base = evaluate.remember(state.model, samples.held_out, advance=advance, **limits)
     algorithm = quantizers.algorithm_name(config)
-    with record.phase("calibrate"):
+    with record.phase("calibrate"), bf16_products():
         advance = _counter(record, len(samples.calibration))
         loop = calibrate.calibration_loop(samples.calibration, advance=advance, algorithm=algorithm, **limits)
         quantizers.quantize(state.model, config, loop)
         record.update(quantizers=quantizers.summary(state.model))
     scores = None
     if base is not None:
-        with record.phase("score after"):
+        with record.phase("score after"), bf16_products():
             advance = _counter(record, len(samples.held_out))
             scores = evaluate.score(state.model, base, advance=advance, **limits)
     with record.phase("layer noise"):
