@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_type_hints
 
 from executors.constraints import environment_problems, value_problems
-from scripts.run.files import write_private
+from scripts.run.files import expanded, write_private
 from scripts.run.problems import JobError, Problem
 from scripts.run.record import DamagedRecordError, read_record
 from scripts.run.secrets import VARIABLE as SECRETS
@@ -271,7 +271,7 @@ class Place(ABC):
 
     def run_root(self) -> str:
         """Where run directories are made, as the job sees it."""
-        return str(Path(self.profile.output_root or f"{nemorun_home()}/runs").expanduser().absolute())
+        return str(expanded(self.profile.output_root or f"{nemorun_home()}/runs").absolute())
 
     def secrets_path(self, run_id: str) -> str | None:
         """Where a job's 0600 file of secrets would lie; None where secrets travel otherwise."""

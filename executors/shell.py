@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from executors.base import UnreachableError
+from scripts.run.files import expanded
 from scripts.run.problems import JobError
 
 _CONNECT_SECONDS = 10
@@ -110,7 +111,7 @@ class Shell:
             argv += ["-o", "ControlMaster=auto", "-o", f"ControlPath={folder}/{key}%C"]
             argv += ["-o", f"ControlPersist={_PERSIST_SECONDS}"]
         if self.identity:
-            argv += ["-o", "IdentitiesOnly=yes", "-i", str(Path(self.identity).expanduser())]
+            argv += ["-o", "IdentitiesOnly=yes", "-i", str(expanded(self.identity))]
         if self.port:
             argv += ["-p", str(self.port)]
         if self.user:

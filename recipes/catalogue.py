@@ -22,6 +22,7 @@ from recipes.values import field_types, load_yaml, merge, read_text
 from scripts.args.meaning import ScriptArgs, ScriptSpec, Torchrun, meanings
 from scripts.engines.script.cards import cards
 from scripts.entrypoints import ALGORITHMS, entrypoint
+from scripts.run.files import expanded
 from scripts.run.problems import Problem, ProblemsError, nearest
 
 if TYPE_CHECKING:
@@ -217,7 +218,7 @@ RECIPES = Catalogue()
 def own_folders() -> list[Path]:
     """Where users keep recipes of their own, whether the folders are there or not."""
     profiles = user_file()
-    listed = [Path(name).expanduser() for name in os.environ.get(PATH_VARIABLE, "").split(os.pathsep) if name]
+    listed = [expanded(name) for name in os.environ.get(PATH_VARIABLE, "").split(os.pathsep) if name]
     return [*([] if profiles is None else [profiles.parent / "recipes"]), *listed]
 
 
@@ -293,7 +294,7 @@ def find(name: str) -> Recipe:
 def config_of(family: Family, name: str, *, key: str = "--config") -> Path:
     """The file of a bare config name (`fp8`) in a family, else the path itself. Raises ProblemsError for neither."""
     files = {recipe.file.stem: recipe.file for recipe in _catalogue()[0].values() if recipe.family == family}
-    path = files.get(name) or Path(name).expanduser()
+    path = files.get(name) or expanded(name)
     if path.is_file():
         return path
     remedy = nearest(name, files)

@@ -42,7 +42,7 @@ def _parsed(path: Path, text: str) -> Mapping[str, Any]:
 
     try:
         value = parse_yaml(text)
-    except (RecursionError, yaml.YAMLError) as error:
+    except yaml.YAMLError as error:
         raise _unreadable(path, str(error)) from error
     if value is None:
         value = {}
@@ -190,5 +190,15 @@ def parse_sweep(words: list[str]) -> tuple[dict[str, list[str]], list[Problem]]:
             cause = "KEY=A,B,C is expected"
             problems.append(Problem(name="not_a_sweep", key="--sweep", value=word, cause=cause))
             continue
-        grid[key] = next(csv.reader([values]))
+        try:
+            (row,) = csv.reader([values])
+        except (ValueError, csv.Error):  # lines of several rows, or a quote that does not end
+            problems.append(Problem(name="not_a_sweep", key="--sweep", value=word, cause="it is no line of CSV"))
+            continue
+        if key in grid:
+            cause = f"{key} is swept twice"
+            remedy = "Say all its values in one --sweep."
+            problems.append(Problem(name="not_a_sweep", key="--sweep", value=word, cause=cause, remedy=remedy))
+            continue
+        grid[key] = row
     return grid, problems

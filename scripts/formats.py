@@ -18,6 +18,7 @@ from typing import Any, Literal
 import yaml
 
 from configs import CONFIGS
+from scripts.run.files import expanded
 from scripts.run.problems import JobError
 
 Kind = Literal["format", "config", "builtin_recipe", "recipe_file"]
@@ -203,7 +204,7 @@ def resolve_format(value: str) -> FormatRef:
     plain = value.removesuffix(".yaml").removesuffix(".yml")
     if plain in builtin_recipes():
         return FormatRef(kind="builtin_recipe", value=plain)
-    path = Path(value).expanduser()
+    path = expanded(value)
     if value and path.suffix in (".yaml", ".yml") and path.is_file():
         _refuse_recipe(path)
         return FormatRef(kind="recipe_file", value=str(path))

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from executors.kinds import SHIPPED, brought, home_of
+from scripts.run.files import expanded
 from scripts.run.problems import Problem
 
 FILE_NAME = "executors.yaml"
@@ -70,7 +71,7 @@ def read_brought() -> list[ProfileFile]:
 def read_own(files: Path | None, cwd: Path | None) -> list[ProfileFile]:
     """The user's files, the one that counts least first. `files` names the only one to read."""
     if files is not None:
-        return [_read(files.expanduser().absolute())]
+        return [_read(expanded(files).absolute())]
     found: list[Path] = []
     for file in (user_file(), _nearest_file(cwd)):
         if file is not None and _is_there(file) and file not in found:

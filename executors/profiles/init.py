@@ -6,7 +6,7 @@ from typing import NoReturn
 
 from executors.kinds import kinds, template_of
 from executors.profiles.files import NAME, ProfileFile, parse, user_file
-from scripts.run.files import write_text
+from scripts.run.files import expanded, write_text
 from scripts.run.problems import JobError, Problem, ProblemsError, nearest
 
 #: For a new file of one's own: names of hosts, users and accounts are nobody else's business.
@@ -28,7 +28,7 @@ def add_profile(kind: str, name: str, file: Path | None) -> Path:
         cause = f"a profile of kind {name} ships under that name"
         _refuse("name_taken", "--name", name, cause, "Choose another name.")
     own = user_file()
-    target = file.expanduser().absolute() if file is not None else own
+    target = expanded(file).absolute() if file is not None else own
     if target is None:
         _refuse("no_home", "--file", None, "neither XDG_CONFIG_HOME nor HOME says where your files lie", "Give --file.")
     target = target.resolve()  # a link stays one

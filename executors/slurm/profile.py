@@ -3,11 +3,11 @@
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 from executors.base import CODE, Profile, nemorun_home
 from executors.constraints import key, wrong
+from scripts.run.files import expanded
 from scripts.run.problems import Problem
 
 #: NeMo-Run writes paths unquoted into shell lines.
@@ -93,7 +93,7 @@ class SlurmProfile(Profile):
 def root_folder(profile: SlurmProfile) -> str:
     """The folder on the cluster that holds all of ours."""
     if profile.job_dir is not None:
-        return profile.job_dir if profile.host else str(Path(profile.job_dir).expanduser())
+        return profile.job_dir if profile.host else str(expanded(profile.job_dir))
     return nemorun_home()
 
 

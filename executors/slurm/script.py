@@ -9,13 +9,13 @@ import getpass
 import posixpath
 import re
 import shlex
-from pathlib import Path
 from typing import TYPE_CHECKING
 from zlib import crc32
 
 from executors.base import CODE, OWN_CODE, AnyJob, Mount, is_below
 from executors.packaging.code import packager_of
 from executors.slurm.profile import SlurmProfile, sbatch_values
+from scripts.run.files import expanded
 from scripts.run.secrets import VARIABLE as SECRETS
 
 if TYPE_CHECKING:
@@ -82,12 +82,12 @@ def _tunnel(profile: SlurmProfile) -> "run.SSHTunnel | run.LocalTunnel":
 
     experiments = posixpath.join(profile.job_dir, "experiments") if profile.job_dir else ""
     if profile.host is None:
-        return run.LocalTunnel(job_dir=str(Path(experiments).expanduser()) if experiments else "")
+        return run.LocalTunnel(job_dir=str(expanded(experiments)) if experiments else "")
     return run.SSHTunnel(
         host=profile.host,
         user=profile.user or getpass.getuser(),
         port=profile.port,
-        identity=str(Path(profile.identity).expanduser()) if profile.identity else None,
+        identity=str(expanded(profile.identity)) if profile.identity else None,
         job_dir=experiments,
     )
 

@@ -71,10 +71,11 @@ def examine(stages: Sequence[Stage], executor: str = "local", options: Options =
     waiting = []
     for stage in stages:  # those that it names must succeed first, and those whose artifacts it takes
         taken = [match[1] for _, text in _texts(stage.partial) for match in _REFERENCE.finditer(text)]
-        waiting.append(replace(stage, after=list(dict.fromkeys([*stage.after, *taken]))))
-    places = {name: _place_of(name, options) for name in {stage.executor or executor for stage in stages}}
+        where = executor if stage.executor is None else stage.executor
+        waiting.append(replace(stage, executor=where, after=list(dict.fromkeys([*stage.after, *taken]))))
+    places = {name: _place_of(name, options) for stage in waiting if (name := stage.executor) is not None}
     for stage in _in_order(waiting, problems):
-        name = stage.executor or executor
+        name = stage.executor or ""  # an empty word names no profile, and is not the default
         job, found = _examine_one(stage, name, *places[name], ids, options, jobs)
         problems += [problem for problem in found if problem not in problems]
         if job is not None:

@@ -382,8 +382,8 @@ def _terminate(process: dict[str, Any]) -> None:
         os.kill(process["pid"], signal.SIGTERM)
 
 
-def reopen_run(folder: RunFolder) -> Run:
-    """Make a run that ended badly ready to be started again. Raises ProblemsError when it did not."""
+def refuse_unless_ended_badly(folder: RunFolder) -> Run:
+    """The run, which was lost, failed or cancelled. Raises ProblemsError `cannot_resume` for any other."""
     run = look([folder])[0]
     if run.job is None or run.state not in ("lost", "failed", "cancelled"):
         cause = f"it is {run.state}" if run.job else "it was not submitted from here"
@@ -391,11 +391,22 @@ def reopen_run(folder: RunFolder) -> Run:
             cause = run.record["error"]["message"]
         remedy = "Only a run that ended badly can be started over."
         raise ProblemsError([Problem(name="cannot_resume", key="ID", value=folder.id, cause=cause, remedy=remedy)])
-    Record(folder.dir, run.record).update()
-    reopened = Record.reopen(folder.dir)
-    attempt = f"{folder.id}-r{len(reopened.values['attempts']) + 1}"
-    job = replace(run.job, id=attempt, waits_for=(), array=0)
-    if run.is_elsewhere:  # what the last attempt left over there cannot be moved aside from here
-        job = replace(job, run_dir=job.run_dir.parent / attempt)
-    run = run.update(job=job, scheduled=None, supervisor=None, cancel_asked=False, settled=False)
-    return replace(run, record=reopened.values)
+    return run
+
+
+def reopen_run(folder: RunFolder) -> Run:
+    """Make a run that ended badly ready to be started again. Raises ProblemsError when it did not.
+
+    Of two who ask at once one does it: the other finds it submitted.
+    """
+    with folder.turn("resume"):
+        run = refuse_unless_ended_badly(folder)
+        assert run.job is not None
+        Record(folder.dir, run.record).update()
+        reopened = Record.reopen(folder.dir)
+        attempt = f"{folder.id}-r{len(reopened.values['attempts']) + 1}"
+        job = replace(run.job, id=attempt, waits_for=(), array=0)
+        if run.is_elsewhere:  # what the last attempt left over there cannot be moved aside from here
+            job = replace(job, run_dir=job.run_dir.parent / attempt)
+        run = run.update(job=job, scheduled=None, supervisor=None, cancel_asked=False, settled=False)
+        return replace(run, record=reopened.values)

@@ -4,6 +4,7 @@ import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 from scripts.run.problems import Problem, ProblemsError, nearest
 
@@ -32,9 +33,9 @@ class RunFolder:
         return cls(dir=runs_dir() / run_id)
 
     @contextmanager
-    def turn(self) -> Iterator[None]:
-        """Writers of job.json take turns: a supervisor, and somebody who cancels."""
-        with (self.dir / ".job.lock").open("w") as lock:
+    def turn(self, of: Literal["job", "resume"] = "job") -> Iterator[None]:
+        """Writers of job.json take turns: a supervisor, and somebody who cancels. So do those who resume a run."""
+        with (self.dir / f".{of}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 

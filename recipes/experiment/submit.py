@@ -16,7 +16,7 @@ from executors.packaging.code import Code, package
 from recipes.experiment.examine import prepare, prepare_all
 from recipes.experiment.job import Job
 from recipes.experiment.logs import follow
-from recipes.experiment.runs import Run, Watcher, look, reopen_run
+from recipes.experiment.runs import Run, Watcher, look, refuse_unless_ended_badly, reopen_run
 from recipes.experiment.stage import Options, Stage, stages_of
 from recipes.experiment.store import RunFolder
 from recipes.experiment.supervisor import (
@@ -205,8 +205,10 @@ def _record(job: Job, folder: RunFolder, code: Code | None, facts: Mapping[str, 
 @disk_failures()
 def take_up(folders: Sequence[RunFolder]) -> list[Run]:
     """Start runs that ended badly over, detached. Raises ProblemsError when one did not end badly, JobError."""
-    for folder in folders:
-        partial_of(folder)  # before anything is changed
+    folders = list({folder.id: folder for folder in folders}.values())
+    for folder in folders:  # before anything is changed
+        partial_of(folder)
+        refuse_unless_ended_badly(folder)
     runs = [reopen_run(folder) for folder in folders]
     if any(run.job and (run.job.capabilities.detach == "supervisor" or run.job.after) for run in runs):
         spawn(runs)

@@ -14,6 +14,7 @@ from configs import CONFIGS
 from recipes.models.architecture import ModelFacts
 from recipes.models.config import facts_from_config
 from scripts.checkpoints.documents import read_json
+from scripts.run.files import expanded
 from scripts.run.problems import JobError
 from scripts.tiny.model import TINY_MODELS
 from scripts.tiny.train import TinyModel
@@ -29,7 +30,7 @@ def facts_of(model: str) -> ModelFacts | None:
     if model in TINY_MODELS:
         return _tiny(TINY_MODELS[model])
     try:
-        folder = Path(model).expanduser()
+        folder = expanded(model)
         if folder.is_dir():
             return _of_folder(folder)
         cached = cached_model(model)
@@ -99,7 +100,7 @@ def is_hub_name(name: str) -> bool:
 
 def is_local(model: str) -> bool:
     """Whether a model's name means a folder or a built-in model, not a repository of the hub."""
-    return model.startswith("tiny:") or Path(model).expanduser().exists() or not is_hub_name(model)
+    return model.startswith("tiny:") or expanded(model).exists() or not is_hub_name(model)
 
 
 def cached_model(name: str) -> Path | None:

@@ -14,6 +14,7 @@ from recipes.models import hub
 from recipes.models.architecture import ModelFacts, Weight
 from scripts.checkpoints.huggingface import is_model, look_model
 from scripts.checkpoints.safetensors import read_header
+from scripts.run.files import expanded
 from scripts.run.problems import JobError
 from scripts.tiny.model import TINY_MODELS, cache_path, default_cache_root, is_cached
 
@@ -88,7 +89,7 @@ def folder_of(name: str) -> Path | None:
         root = default_cache_root()
         return cache_path(name, root) if is_cached(name, root) else None
     try:
-        folder = Path(name).expanduser()
+        folder = expanded(name)
         return folder if folder.is_dir() else hub.cached_model(name)
     except (OSError, RuntimeError, ValueError):  # unreadable, the home of nobody, no path at all
         return None

@@ -1,7 +1,6 @@
 """What can be wrong with a quantize job, as far as the submitting machine can tell."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 from recipes.experiment.job import Job
 from recipes.models import hub
@@ -11,6 +10,7 @@ from scripts.checkpoints.model import local_model_problem
 from scripts.data.texts import read, source_of
 from scripts.engines.hf.quantizers import refuse_compress, refuse_weight_only
 from scripts.formats import FITS_ANY_WIDTH, FORMATS, format_error, format_problems
+from scripts.run.files import expanded
 from scripts.run.problems import JobError, Problem
 from scripts.run.registry import check
 
@@ -59,7 +59,7 @@ def format_of_hf(job: Job) -> Iterator[Problem]:
     if error:
         yield Problem(name="unsupported_quant_recipe", key="args.export_quant_cfg", value=value, cause=error)
         return
-    path = Path(job.resolved.hf_model_id).expanduser()
+    path = expanded(job.resolved.hf_model_id)
     folder = path if path.is_dir() else hub.cached_model(job.resolved.hf_model_id)
     shapes = linear_shapes(folder) if folder and value in FORMATS else {}
     for sentence in format_problems(value, shapes)[:1] if shapes else []:

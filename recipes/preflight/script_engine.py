@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 
 from recipes.experiment.job import Job
 from recipes.models import hub
@@ -13,6 +12,7 @@ from scripts.checkpoints.model import local_model_problem
 from scripts.engines.script.command import flags_of
 from scripts.engines.script.flags.tables import interface_of, releases_of
 from scripts.engines.script.locate import is_module, locate
+from scripts.run.files import expanded
 from scripts.run.problems import JobError, Problem
 from scripts.run.registry import check
 
@@ -121,7 +121,7 @@ def _input(job: Job, key: str, value: str, meaning: Meaning) -> Iterator[Problem
         if found:
             yield Problem(name=found[0], key=key, value=value, cause=found[1], remedy=found[2])
     elif meaning.consumes.startswith("checkpoint_"):
-        path = Path(value).expanduser()
+        path = expanded(value)
         if path.exists():
             yield from checkpoint_problems(path, key, meaning)
         else:

@@ -54,8 +54,9 @@ def parse_yaml(text: str) -> Any:
 
     try:
         return yaml.load(text, Loader=_loader())
-    except UnicodeEncodeError as error:  # half of a surrogate pair, which the parser in C does not take
-        raise yaml.YAMLError(str(error)) from error
+    except (ValueError, KeyError, AttributeError, RecursionError) as error:
+        # Half of a surrogate pair, 2024-13-45, 0b_, `!!int x`: PyYAML lets what it calls fail in its own way.
+        raise yaml.YAMLError(f"{type(error).__name__}: {error}") from error
 
 
 @cache

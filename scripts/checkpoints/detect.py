@@ -8,6 +8,7 @@ from scripts.checkpoints.checkpoint import Checkpoint
 from scripts.checkpoints.datasets import look_binidx, look_jsonl, pair_of
 from scripts.checkpoints.documents import measure, neighbour, unreadable
 from scripts.checkpoints.huggingface import is_adapter, is_model, look_adapter, look_model
+from scripts.run.files import expanded
 from scripts.run.problems import JobError
 
 _KNOWN = (
@@ -24,7 +25,7 @@ def look(path: Path) -> Checkpoint:
     that is damaged or must not be read.
     """
     try:
-        path = path.expanduser()
+        path = expanded(path)
     except RuntimeError as error:
         raise JobError("missing_path", f"{path} is in the home of nobody here.", "Name the whole path.") from error
     try:

@@ -7,6 +7,7 @@ from typing import Any
 from scripts.args.meaning import Meaning, values_of
 from scripts.checkpoints.detect import look
 from scripts.formats import EXPORTABLE
+from scripts.run.files import expanded
 from scripts.run.problems import JobError, Problem
 from scripts.run.registry import check
 
@@ -29,7 +30,7 @@ def checkpoints(job: Any) -> Iterator[Problem]:
     for name, value, meaning in values_of(job.resolved):
         if not isinstance(value, str) or not meaning.consumes.startswith("checkpoint_") or meaning.engine == "hf":
             continue
-        path = Path(value).expanduser()
+        path = expanded(value)
         if path.exists():
             yield from checkpoint_problems(path, f"args.{name}", meaning)
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from scripts.checkpoints.documents import neighbour, read_json
 from scripts.checkpoints.huggingface import read_weights
+from scripts.run.files import expanded
 from scripts.run.problems import JobError, nearest
 from scripts.tiny.model import TINY_MODELS
 
@@ -19,7 +20,7 @@ def local_model_problem(name: str) -> Trouble | None:
         return None
     if name.startswith("tiny:"):
         return "unknown_model", "there is no such built-in model", nearest(name, TINY_MODELS)
-    path = Path(name).expanduser()
+    path = expanded(name)
     found = config_problem(path) or weights_problem(path)
     if found is None and not any((path / file).is_file() for file in _TOKENIZERS):
         return "missing_tokenizer", "it has no tokenizer", "Copy the tokenizer's files beside config.json."

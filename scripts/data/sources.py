@@ -11,6 +11,7 @@ from typing import IO, Any, cast
 
 from scripts.args.data import PrepareDataArgs
 from scripts.data import texts
+from scripts.run.files import expanded
 from scripts.run.problems import JobError, Problem
 from scripts.run.registry import check
 
@@ -81,7 +82,7 @@ def gather(args: PrepareDataArgs, folder: Path) -> list[DataSource]:
 
 def _names(args: PrepareDataArgs) -> Iterator[str]:
     for name in args.jsonl_paths or ([args.input_dir] if args.input_dir else []):
-        path = Path(name).expanduser()
+        path = expanded(name)
         if name == BUILT_IN or not path.is_dir():
             yield name
             continue
@@ -101,7 +102,7 @@ def _source(name: str, folder: Path, taken: set[str], keys: Sequence[str]) -> Da
     if name == BUILT_IN:
         passages = texts.read(texts.Source(kind="builtin", place="calibration"), None)
         return _written(name, folder / _unique("tiny-text", taken), passages, keys)
-    path = Path(name).expanduser().absolute()
+    path = expanded(name).absolute()
     if not path.is_file():
         raise JobError("missing_data", f"{path} does not exist.", "Name JSONL or text files.")
     stem = path.with_suffix("").stem if path.suffix == _GZ else path.stem

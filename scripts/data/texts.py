@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from scripts.run.files import expanded
 from scripts.run.problems import JobError
 from scripts.tiny.corpus import passages
 
@@ -36,7 +37,7 @@ def source_of(dataset: str | None, model: str, *, split: Literal["calibration", 
     if dataset is None:
         built_in = model.startswith("tiny:")
         return Source(kind="builtin", place=split) if built_in else Source(kind="hub", place=DEFAULT_DATASET)
-    path = Path(dataset).expanduser()
+    path = expanded(dataset)
     if path.is_dir():
         return Source(kind="folder", place=str(path))
     kind = _SUFFIXES.get(path.suffix.lower())

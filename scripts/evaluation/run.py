@@ -15,7 +15,7 @@ from scripts.evaluation.harness import closing_words, harness_args, write_tasks
 from scripts.evaluation.report import as_text, write_report
 from scripts.evaluation.scores import SCHEMA, Baseline, as_rows, compare, read_baseline, read_results, scores_of
 from scripts.processor import bf16_is_slow
-from scripts.run.files import staged
+from scripts.run.files import expanded, staged
 from scripts.run.problems import JobError
 from scripts.run.record import Record
 from scripts.run.registry import refuse
@@ -40,7 +40,7 @@ def score_checkpoint(args: ScriptArgs, script: ScriptSpec, extra_args: Sequence[
             raise JobError("script_unused", cause, "Leave it out.")
     how = ", restored by ModelOpt" if loading.restored else ""
     record.line(f"backend: {loading.backend}{how}; quantization: {loading.quantization or 'none'}")
-    include = Path(args.include_path).expanduser() if args.include_path else write_tasks(record.dir / "tasks")
+    include = expanded(args.include_path) if args.include_path else write_tasks(record.dir / "tasks")
     results = record.dir / "harness" / "results.json"
     if (args.dtype, loading.backend, loading.restored) == ("auto", "hf", False) and bf16_is_slow():
         args = dataclasses.replace(args, dtype="float32")  # holds every bfloat16 value, and is 50 times faster here

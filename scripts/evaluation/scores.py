@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from scripts.run.files import expanded
 from scripts.run.problems import JobError
 
 SCHEMA = 1
@@ -128,7 +129,7 @@ class Baseline:
 
 def read_baseline(path: Path) -> Baseline:
     """The report of an earlier run: report.json, or the report or run folder. Raises JobError `unreadable_baseline`."""
-    path = path.expanduser()
+    path = expanded(path)
     places = (path, path / REPORT, path / "report" / REPORT)
     file = next((place for place in places if place.is_file()), None)
     remedy = "Name the report folder of an evaluate run."

@@ -17,6 +17,11 @@ from scripts.run.problems import JobError
 _CHUNK = 1 << 20
 
 
+def expanded(path: str | Path) -> Path:
+    """A path with `~` and `~name` replaced; where there is no such user it stays as it is, and will not be found."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111 - Path's own raises where there is no such user
+
+
 @contextmanager
 def _replacing(path: Path, mode: int) -> Iterator[IO[bytes]]:
     """A file beside `path` that takes its place when the block ends well."""

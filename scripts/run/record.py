@@ -29,7 +29,9 @@ _OF_ONE_ATTEMPT = (
     *("job", "scheduler", "diagnosis"),
 )
 #: What belongs to the submitting machine, where the two directories are one, or to every attempt.
-_KEPT = frozenset({"run.json", "job.json", ".job.lock", "partial.zlib", "code.tar.gz", "logs", "attempts"})
+_KEPT = frozenset(
+    {"run.json", "job.json", ".job.lock", ".resume.lock", "partial.zlib", "code.tar.gz", "logs", "attempts"}
+)
 #: The heartbeat file is this large while the run lasts, so that a full disk has room for how it ended.
 _ROOM_BYTES = 64 << 10
 _LINE_SECONDS = 5.0

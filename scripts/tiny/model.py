@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from scripts.run.files import staged
+from scripts.run.files import expanded, staged
 from scripts.run.problems import JobError, nearest
 from scripts.run.record import Record
 from scripts.tiny.corpus import corpus_digest
@@ -70,7 +70,7 @@ def local_model(name: str, record: Record) -> str:
         with record.phase("built-in model"):
             root = default_cache_root()
             return str(ensure_tiny_model(name, root, advance=lambda done, of: record.progress(done, of, "steps")))
-    folder = Path(name).expanduser()
+    folder = expanded(name)
     return str(folder.absolute()) if folder.exists() else name
 
 

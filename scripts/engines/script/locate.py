@@ -9,6 +9,7 @@ from pathlib import Path
 
 from configs import CONFIGS
 from scripts.engines.script.flags.tables import container_path
+from scripts.run.files import expanded
 from scripts.run.problems import JobError
 
 #: How a script that is a module of an installed package is named: "-m package.module".
@@ -62,7 +63,7 @@ def installed(scripts: Sequence[str]) -> bool:
 def _candidates(script: str, path: str | None) -> list[Path]:
     if path is None:
         return _module_files(script) if is_module(script) else [Path(container_path(script))]
-    given = Path(path).expanduser()
+    given = expanded(path)
     if not given.is_dir() or is_module(script):
         return [given]
     repository, _, inside = script.partition("/")

@@ -74,6 +74,18 @@ def test_it_is_listed_described_and_run_by_name(folder: Path, tmp_path: Path) ->
     assert json.loads(rehearsed.stdout)["recipe"] == "quantize_mine"
 
 
+@pytest.mark.parametrize(
+    "text", ["extends: fp8\nargs: {calib_size: 2024-13-45}", "extends: ~nobody-here/x", "a: !!int x"]
+)
+def test_a_file_that_cannot_be_read_troubles_no_other_recipe(folder: Path, text: str) -> None:
+    put(folder, "quantize/odd", text)
+    (problem,) = RECIPES.problems()
+    assert problem.name in ("unreadable_config", "unknown_config")
+    assert "odd.yaml" in f"{problem.key} {problem.value}"
+    assert catalogue.function_of(find("quantize_odd")).__doc__
+    assert find("quantize_fp8").build().recipe == "quantize_fp8"
+
+
 def test_the_variable_names_folders_like_path(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put(tmp_path / "a", "quantize/first")
     put(tmp_path / "b", "serve/second", "extends: default\nargs: {checkpoint: /models/x}\n")
