@@ -4,6 +4,8 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 # A machine that offers a CPU build of this release gets it; ask for another with make TORCH=...
 TORCH  ?= torch==2.13.0
+# On Python's path as a folder, so that a `configs` of the folder where somebody works is not taken for ours.
+INSTALL = $(BIN)/python -m pip install --quiet --config-settings editable_mode=compat
 JOBS   ?= $(shell nproc 2>/dev/null || echo 2)
 
 .PHONY: demo test lint types unit models testbed integration covered benchmark golden clean
@@ -59,11 +61,11 @@ $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=24"
 	$(BIN)/python -m pip install --quiet "$(TORCH)"
-	$(BIN)/python -m pip install --quiet -e ".[hf]"
+	$(INSTALL) -e ".[hf]"
 	touch $@
 
 $(VENV)/.ready-dev: $(VENV)/.ready
-	$(BIN)/python -m pip install --quiet -e ".[hf,dev]"
+	$(INSTALL) -e ".[hf,dev]"
 	touch $@
 
 clean:

@@ -12,7 +12,18 @@ from importlib import util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from executors.base import AnyJob, Capabilities, JobState, Kind, Place, Probe, Profile, SchedulerJob, SubmitError
+from executors.base import (
+    AnyJob,
+    Capabilities,
+    JobState,
+    Kind,
+    Place,
+    Probe,
+    Profile,
+    SchedulerJob,
+    SubmitError,
+    read_from,
+)
 from scripts.run.identity import is_alive
 from scripts.run.record import DamagedRecordError, read_record
 from scripts.run.secrets import VARIABLE as SECRETS
@@ -56,7 +67,7 @@ class LocalPlace(Place):
         env = {"PATH": path, **self.profile.env}
         if job is None:
             return run.LocalExecutor(env_vars=env)
-        env["NEMO_RUN_DIR"] = str(job.run_dir)
+        env |= self._own(job)
         if job.secrets:
             env[SECRETS] = job.secrets
         launcher = "torchrun" if job.ranked else None
@@ -65,8 +76,12 @@ class LocalPlace(Place):
     def text(self, experiment: Any, job: AnyJob) -> str:
         request = experiment.jobs[0]._dryrun_info.request
         (replica,) = (replica for replicas in request.role_params.values() for replica in replicas)
-        own = {**self.profile.env, "NEMO_RUN_DIR": str(job.run_dir)}
+        own = {**self.profile.env, **self._own(job)}
         return json.dumps({"command": replica.args, "env": own}, indent=2, ensure_ascii=False)
+
+    def _own(self, job: AnyJob) -> dict[str, str]:
+        """Of every job. Its working directory is not on its path: `configs` and `scripts` are common names."""
+        return {"PYTHONSAFEPATH": "1", "NEMO_RUN_DIR": str(job.run_dir)}
 
     def expected(self, experiment: Any, job: AnyJob) -> SchedulerJob | None:
         return None  # the job says itself, in its run directory, that it is there
@@ -94,6 +109,11 @@ class LocalPlace(Place):
             "CANCELLED": JobState(state="cancelled"),
         }
         return known.get(state, JobState(state="running"))
+
+    def log(self, job: SchedulerJob, name: str, offset: int) -> bytes:
+        own = Path(job.run_dir) / "logs" / name
+        launcher = () if own.exists() else Path(job.folder).glob("nemo_run/*/*/0/combined.log")
+        return read_from(max(launcher, key=lambda file: file.stat().st_mtime, default=own), offset)
 
     def cancel(self, job: SchedulerJob) -> None:
         """SIGTERM to the job's process; it records that it was cancelled."""

@@ -44,7 +44,7 @@ def spawn(runs: Sequence[Run]) -> None:
     log_file.parent.mkdir(exist_ok=True)
     with log_file.open("ab") as log:
         child = subprocess.Popen(
-            [sys.executable, "-m", "recipes.experiment", *(run.id for run in runs)],
+            [sys.executable, "-P", "-m", "recipes.experiment", *(run.id for run in runs)],
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=log,
