@@ -110,7 +110,8 @@ class Warm:
         """Exit status, standard output and standard error of `nemo WORDS...`."""
         with self.begin(words, env, cwd) as command:
             try:
-                return command.wait(timeout), *command.communicate(timeout)
+                out, err = command.communicate(timeout)  # first: a pipe that nobody reads would stop it
+                return command.wait(timeout), out, err
             finally:
                 command.kill()
 
