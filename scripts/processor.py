@@ -6,6 +6,7 @@ from typing import Any
 
 #: So few rows, one token as a rule, torch multiplies without widening the matrix first, which takes longer.
 _FEW_ROWS = 4
+_ROWS = 1024
 
 
 def multiplies_bf16() -> bool:
@@ -58,6 +59,14 @@ def _through_float32() -> Any:
             return value.float() if value.dtype is torch.bfloat16 else value
         return [widened(item) for item in value] if isinstance(value, list | tuple) else value
 
+    def by_rows(rows: Any, weight: Any, bias: Any = None) -> Any:
+        """A linear layer in float32 of some rows at a time, so that a batch of activations has no copy of its size."""
+        flat, weight, bias = rows.reshape(-1, rows.shape[-1]), widened(weight), widened(bias)
+        result = rows.new_empty(len(flat), len(weight))
+        for at in range(0, len(flat), _ROWS):
+            result[at : at + _ROWS] = functional.linear(flat[at : at + _ROWS].float(), weight, bias)
+        return result.reshape(*rows.shape[:-1], len(weight))
+
     class ThroughFloat32(TorchFunctionMode):
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             kwargs = kwargs or {}
@@ -66,8 +75,11 @@ def _through_float32() -> Any:
             of = next((value for value in args if isinstance(value, torch.Tensor)), None)
             if of is None or of.dtype is not torch.bfloat16 or of.device.type != "cpu":
                 return func(*args, **kwargs)
-            if func is functional.linear and of.numel() < _FEW_ROWS * of.shape[-1]:
-                return func(*args, **kwargs)
+            if func is functional.linear:
+                if of.numel() < _FEW_ROWS * of.shape[-1]:
+                    return func(*args, **kwargs)
+                if not torch.is_grad_enabled():
+                    return by_rows(*args, **kwargs)
             result = func(*widened(args), **{name: widened(value) for name, value in kwargs.items()})
             return result.to(torch.bfloat16)
 

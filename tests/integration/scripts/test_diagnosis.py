@@ -99,7 +99,7 @@ SAID = {
     "chat_template_missing": "tokenizer().apply_chat_template([{'role': 'user', 'content': 'x'}])",
     "port_in_use": "[distributed.TCPStore('127.0.0.1', taken, 1, True) for taken in [listening()]]",
     "rank_lost": "distributed.TCPStore('127.0.0.1', free(), 2, True, timeout=timedelta(seconds=1))",
-    "remote_code": "transformers.AutoConfig.from_pretrained(custom(), trust_remote_code=False)",
+    "remote_code_not_trusted": "transformers.AutoConfig.from_pretrained(custom(), trust_remote_code=False)",
 }
 _TRY = """
 import json, os, pathlib, socket, sys, tempfile, traceback

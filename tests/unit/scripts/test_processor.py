@@ -35,6 +35,17 @@ def test_a_product_is_the_one_of_float32_rounded_once(product: Product, rows: in
     assert torch.allclose(found.double(), exact, rtol=2**-7, atol=2**-7)
 
 
+def test_a_long_batch_is_computed_in_pieces() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, w = (torch.randn(*shape, generator=generator).bfloat16() for shape in ((3, 700, 64), (32, 64)))
+    bias = torch.randn(32, generator=generator).bfloat16()
+    with torch.no_grad(), processor._through_float32():
+        found = torch.nn.functional.linear(x, w, bias)
+    assert (found.shape, found.dtype) == ((3, 700, 32), torch.bfloat16)
+    exact = torch.nn.functional.linear(x.double(), w.double(), bias.double())
+    assert torch.allclose(found.double(), exact, rtol=2**-7, atol=2**-7)
+
+
 def test_gradients_and_other_types_are_as_ever() -> None:
     x = torch.randn(16, 64, requires_grad=True)
     with processor._through_float32():
