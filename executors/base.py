@@ -404,8 +404,13 @@ def nemorun_home() -> str:
 def job_variables(job: AnyJob, env: Mapping[str, str]) -> dict[str, str]:
     """What a job inside a container is given beside a profile's `env`; its own code counts more than the image's."""
     path = ":".join(filter(None, [OWN_CODE, CODE, env.get("PYTHONPATH")]))
-    own = {"PYTHONPATH": path, "PYTHONSAFEPATH": "1", "NEMO_RUN_DIR": str(job.run_dir)}
-    return {**env, **own, **({SECRETS: job.secrets} if job.secrets else {})}
+    return {**env, "PYTHONPATH": path, **own_variables(job)}
+
+
+def own_variables(job: AnyJob) -> dict[str, str]:
+    """What every job is given. Its working directory is not on its path: `configs` and `scripts` are common names."""
+    own = {"PYTHONSAFEPATH": "1", "NEMO_RUN_DIR": str(job.run_dir)}
+    return own | ({SECRETS: job.secrets} if job.secrets else {})
 
 
 def read_from(path: Path, offset: int) -> bytes:

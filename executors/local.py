@@ -22,11 +22,11 @@ from executors.base import (
     Profile,
     SchedulerJob,
     SubmitError,
+    own_variables,
     read_from,
 )
 from scripts.run.identity import is_alive
 from scripts.run.record import DamagedRecordError, read_record
-from scripts.run.secrets import VARIABLE as SECRETS
 
 if TYPE_CHECKING:
     import nemo_run as run
@@ -67,21 +67,15 @@ class LocalPlace(Place):
         env = {"PATH": path, **self.profile.env}
         if job is None:
             return run.LocalExecutor(env_vars=env)
-        env |= self._own(job)
-        if job.secrets:
-            env[SECRETS] = job.secrets
+        env |= own_variables(job)
         launcher = "torchrun" if job.ranked else None
         return run.LocalExecutor(ntasks_per_node=job.processes, launcher=launcher, env_vars=env)
 
     def text(self, experiment: Any, job: AnyJob) -> str:
         request = experiment.jobs[0]._dryrun_info.request
         (replica,) = (replica for replicas in request.role_params.values() for replica in replicas)
-        own = {**self.profile.env, **self._own(job)}
+        own = {**self.profile.env, **own_variables(job)}
         return json.dumps({"command": replica.args, "env": own}, indent=2, ensure_ascii=False)
-
-    def _own(self, job: AnyJob) -> dict[str, str]:
-        """Of every job. Its working directory is not on its path: `configs` and `scripts` are common names."""
-        return {"PYTHONSAFEPATH": "1", "NEMO_RUN_DIR": str(job.run_dir)}
 
     def expected(self, experiment: Any, job: AnyJob) -> SchedulerJob | None:
         return None  # the job says itself, in its run directory, that it is there

@@ -20,7 +20,14 @@ def bf16_is_slow() -> bool:
     """Whether a model in bfloat16 would run on a CPU here, and the processor has no instructions for it."""
     import torch
 
-    return not torch.cuda.is_available() and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return not torch.cuda.is_available() and not _has_fast_kernels()
+
+
+def _has_fast_kernels() -> bool:
+    """Whether torch's library multiplies bfloat16 here: with AVX512 at least, fast enough without AVX512-BF16 too."""
+    import torch
+
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 @contextmanager
@@ -32,9 +39,7 @@ def bf16_products() -> Iterator[None]:
     (measured on an AVX2 processor, 512 x 256 by 256 x 512: 107 ms for 2.4). CUDA tensors are left alone. For whole
     sequences: each call of torch costs a little more, which is what counts where tokens come one by one.
     """
-    import torch
-
-    if torch.ops.mkldnn._is_mkldnn_bf16_supported():  # AVX512 at least: fast enough, and what it was measured with
+    if _has_fast_kernels():
         yield
         return
     with _through_float32():

@@ -12,11 +12,10 @@ import shlex
 from typing import TYPE_CHECKING
 from zlib import crc32
 
-from executors.base import CODE, OWN_CODE, AnyJob, Mount, is_below
+from executors.base import CODE, OWN_CODE, AnyJob, Mount, is_below, own_variables
 from executors.packaging.code import packager_of
 from executors.slurm.profile import SlurmProfile, sbatch_values
 from scripts.run.files import expanded
-from scripts.run.secrets import VARIABLE as SECRETS
 
 if TYPE_CHECKING:
     import nemo_run as run
@@ -108,16 +107,13 @@ def setup_lines(profile: SlurmProfile, job: AnyJob | None) -> str:
     path = f"{OWN_CODE}:{CODE}" if job else CODE
     lines += [f"export PYTHONPATH={path}${{PYTHONPATH:+:$PYTHONPATH}}"]
     if job:
-        lines += ["export PYTHONSAFEPATH=1", f"export NEMO_RUN_DIR={quote(str(job.run_dir))}"]
-        lines += [f"export {SECRETS}={quote(job.secrets)}"] if job.secrets else []
+        lines += [f"export {name}={quote(value)}" for name, value in own_variables(job).items()]
     return "\n".join(lines)
 
 
 def container_env(profile: SlurmProfile, job: AnyJob | None) -> list[str]:
     """Variables that hold although the image sets them too."""
-    own = ["PYTHONSAFEPATH", "NEMO_RUN_DIR"] if job else []
-    own += [SECRETS] if job and job.secrets else []
-    return sorted({*profile.env, *own, "PYTHONPATH"})
+    return sorted({*profile.env, *(own_variables(job) if job else ()), "PYTHONPATH"})
 
 
 def container_mounts(profile: SlurmProfile, job: AnyJob | None) -> list[str]:

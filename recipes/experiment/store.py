@@ -1,11 +1,10 @@
 """What the submitting machine keeps of its runs: a folder each, below NeMo-Run's home."""
 
-import fcntl
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Literal
 
+from scripts.run.files import locked
 from scripts.run.problems import Problem, ProblemsError, nearest
 
 
@@ -32,12 +31,9 @@ class RunFolder:
         """The folder of a run on this machine."""
         return cls(dir=runs_dir() / run_id)
 
-    @contextmanager
-    def turn(self, of: Literal["job", "resume"] = "job") -> Iterator[None]:
+    def turn(self, of: Literal["job", "resume"] = "job") -> AbstractContextManager[None]:
         """Writers of job.json take turns: a supervisor, and somebody who cancels. So do those who resume a run."""
-        with (self.dir / f".{of}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
+        return locked(self.dir / f".{of}.lock")
 
 
 def find_run(word: str) -> RunFolder:

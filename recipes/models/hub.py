@@ -34,7 +34,7 @@ def facts_of(model: str) -> ModelFacts | None:
         if folder.is_dir():
             return _of_folder(folder)
         cached = cached_model(model)
-    except (OSError, RuntimeError):  # unreadable or too long, the home of nobody
+    except OSError:  # unreadable or too long
         return None
     found = _of_folder(cached) if cached else None
     if found is not None:

@@ -91,7 +91,7 @@ def folder_of(name: str) -> Path | None:
     try:
         folder = expanded(name)
         return folder if folder.is_dir() else hub.cached_model(name)
-    except (OSError, RuntimeError, ValueError):  # unreadable, the home of nobody, no path at all
+    except (OSError, ValueError):  # unreadable, no path at all
         return None
 
 

@@ -24,10 +24,7 @@ def look(path: Path) -> Checkpoint:
     Raises JobError: `missing_path`; `unknown_checkpoint`, with what is known; `unreadable_checkpoint` for a file
     that is damaged or must not be read.
     """
-    try:
-        path = expanded(path)
-    except RuntimeError as error:
-        raise JobError("missing_path", f"{path} is in the home of nobody here.", "Name the whole path.") from error
+    path = expanded(path)
     try:
         found = _look(path)
         size, files, broken = measure(

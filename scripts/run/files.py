@@ -70,8 +70,7 @@ def staged(final: Path) -> Iterator[Path]:
     _remove_stale(final)
     partial = final.with_name(f".{final.name}.partial-{secrets.token_hex(4)}")
     lock = partial.with_name(partial.name + ".lock")
-    with lock.open("w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
+    with locked(lock):
         partial.mkdir()
         try:
             yield partial
@@ -79,6 +78,14 @@ def staged(final: Path) -> Iterator[Path]:
         finally:
             shutil.rmtree(partial, ignore_errors=True)
             lock.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(file: Path) -> Iterator[None]:
+    """One process at a time: the others wait. The kernel drops the lock of a process that dies."""
+    with file.open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        yield
 
 
 def publish(partial: Path, final: Path) -> None:

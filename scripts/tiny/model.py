@@ -3,7 +3,6 @@
 Standard library only, except while a model is trained.
 """
 
-import fcntl
 import hashlib
 import json
 import os
@@ -12,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from scripts.run.files import expanded, staged
+from scripts.run.files import expanded, locked, staged
 from scripts.run.problems import JobError, nearest
 from scripts.run.record import Record
 from scripts.tiny.corpus import corpus_digest
@@ -92,8 +91,7 @@ def ensure_model(model: TinyModel, cache_root: Path, *, advance: Callable[[int, 
         return folder
     try:
         cache_root.mkdir(parents=True, exist_ok=True)
-        with folder.with_name(f".{folder.name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with locked(folder.with_name(f".{folder.name}.lock")):
             if not _complete(folder):
                 if folder.exists():  # incomplete, and nobody's: we hold the lock
                     shutil.rmtree(folder)
