@@ -55,8 +55,8 @@ def log_piece(run: Run, name: str, offset: int) -> bytes:
     if run.job is None or run.scheduled is None:
         return read_from(run.dir / "logs" / name, offset)
     place = run.job.place
-    began = "started_at" in run.record or run.ended or place.has_one_log
-    return place.log(run.scheduled, name, offset) if began else b""
+    piece = place.log(run.scheduled, name, offset)  # asked for in any case: it says when nobody can be asked
+    return piece if "started_at" in run.record or run.ended or place.has_one_log else b""
 
 
 def log_of(folder: RunFolder, name: str, *, follow: bool) -> Iterator[bytes]:

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -178,15 +177,6 @@ def report(run_dir: Path) -> list[dict[str, Any]]:
     """What the ranks of a probe reported."""
     ranks: list[dict[str, Any]] = json.loads((run_dir / "report" / "probe.json").read_text())["ranks"]
     return ranks
-
-
-def until(check: Callable[[], Any], seconds: float = SECONDS) -> Any:
-    """What `check` returns once it is true."""
-    deadline = time.monotonic() + seconds
-    while not (found := check()):
-        assert time.monotonic() < deadline, f"not within {seconds} s"
-        time.sleep(0.1)
-    return found
 
 
 def files_with(marker: str, *folders: Path) -> list[Path]:

@@ -92,6 +92,12 @@ class Cluster:
         process.wait(10)
         self.start(name, argv)
 
+    def revive(self, name: str) -> None:
+        """Start a daemon again if a test that failed has left it dead."""
+        argv, process = self._daemons[name]
+        if process.poll() is not None:
+            self.start(name, argv)
+
     def wait_for(self, *argv: str, until: Callable[[str], bool] = lambda _: True) -> None:
         deadline = time.monotonic() + _SECONDS
         while time.monotonic() < deadline:

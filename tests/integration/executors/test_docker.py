@@ -6,7 +6,7 @@ import runpy
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +20,10 @@ from executors.docker.profile import DockerProfile
 from scripts.run.secrets import pack_secrets
 from tests.jobs import PlainJob
 from tests.testbed.docker import IMAGE, Engine, docker_engine, host_mounts, host_path
+from tests.testbed.waiting import until
 
 pytestmark = pytest.mark.integration
 
-_END_SECONDS = 120
 HOSTILE = {
     "SPACES": "a  b ",
     "QUOTES": 'it\'s "quoted"',
@@ -63,7 +63,7 @@ class Tried:
         return self.place.states([self.job])[self.job.run_id]
 
     def ended(self) -> JobState:
-        state = wait_for(self._over)
+        state = until(self._over)
         assert state is not None
         return state
 
@@ -79,15 +79,6 @@ class Tried:
     @property
     def printed(self) -> str:
         return self.place.log(self.job, "launcher.log", 0).decode()
-
-
-def wait_for(ask: Callable[[], Any], seconds: float = _END_SECONDS) -> Any:
-    """The first answer that is not None."""
-    deadline = time.monotonic() + seconds
-    while (answer := ask()) is None:
-        assert time.monotonic() < deadline, f"nothing within {seconds} s"
-        time.sleep(0.1)
-    return answer
 
 
 def place_on(engine: Engine, **values: Any) -> DockerPlace:
@@ -161,7 +152,7 @@ def test_a_job_succeeds_and_variables_arrive_as_written(engine: Engine, tmp_path
     assert (found["MODELOPT_RECIPES_IMAGE"], found["MODELOPT_RECIPES_IMAGE_ID"]) == (IMAGE, engine.image_id)
     assert tried.printed == "words\n"
     assert tried.place.log(tried.job, "rank0.log", 3) == b"ds\n"  # it has none: the launcher's, from byte 3 on
-    wait_for(lambda: None if tried.job.id in containers(engine) else True)
+    until(lambda: tried.job.id not in containers(engine))
     assert tried.state == JobState(state="succeeded"), "known without its container"
 
 
@@ -178,7 +169,7 @@ def test_a_failure_keeps_its_exit_status_and_its_cause(engine: Engine) -> None:
 def test_cancel_lets_the_job_record_it(engine: Engine) -> None:
     place = place_on(engine)
     tried = submit(place, probing(seconds=100.0), launch_on(place))
-    wait_for(lambda: (tried.run_dir / "progress.json").exists() or None)
+    until(lambda: (tried.run_dir / "progress.json").exists())
     assert tried.state == JobState(state="running")
     began = time.monotonic()
     place.cancel(tried.job)
@@ -199,7 +190,7 @@ def test_cancel_ends_a_job_that_does_not_listen(
     place = place_on(engine, mounts=[f"{tmp_path}:{tmp_path}"])
     deaf = "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nprint('deaf', flush=True)\n"
     tried = submit(place, script(tmp_path, deaf + "time.sleep(100)"), launch_on(place))
-    wait_for(lambda: "deaf" in tried.printed or None)
+    until(lambda: "deaf" in tried.printed)
     place.cancel(tried.job)
     assert tried.ended().state == "cancelled"
     assert tried.job.id not in containers(engine)
@@ -227,7 +218,7 @@ def test_torchrun_with_two_ranks_on_the_hosts_network(engine: Engine) -> None:
 def test_cancel_of_torchrun_reaches_its_ranks_once(engine: Engine) -> None:
     place = place_on(engine)
     tried = submit(place, probing(seconds=100.0), launch_on(place, processes=2, ranked=True))
-    wait_for(lambda: (tried.run_dir / "progress.json").exists() or None)
+    until(lambda: (tried.run_dir / "progress.json").exists())
     place.cancel(tried.job)
     assert tried.record["state"] == "cancelled"
     assert tried.ended().state == "cancelled"
@@ -257,7 +248,7 @@ def test_secrets_reach_the_job_and_stay_nowhere(
     assert Path(launch.secrets).stat().st_mode & 0o777 == 0o600
     monkeypatch.delenv("HF_TOKEN")
     tried = submit(place, probing(seconds=2.0), launch)
-    wait_for(lambda: (tried.run_dir / "progress.json").exists() or None)
+    until(lambda: (tried.run_dir / "progress.json").exists())
     with engine.client() as client:
         inspected = json.dumps(client.api.inspect_container(tried.job.id))
     assert tried.ended() == JobState(state="succeeded"), tried.printed
@@ -411,11 +402,11 @@ def test_an_engine_that_dies_in_the_middle() -> None:
         place = place_on(engine)
         short = submit(place, probing(seconds=1.0), launch_on(place))
         long = submit(place, probing(seconds=100.0), launch_on(place))
-        wait_for(lambda: (long.run_dir / "progress.json").exists() or None)
+        until(lambda: (long.run_dir / "progress.json").exists())
         engine.kill()
         with pytest.raises(UnreachableError):
             place.states([long.job])
-        ended = wait_for(lambda: state_without_engine(short))
+        ended = until(lambda: state_without_engine(short))
         assert ended == JobState(state="succeeded"), "it left its exit status where no engine is needed"
         engine.start()  # ends what it finds
         state = long.state

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +26,7 @@ from executors.slurm.submit import SubmissionUnknownError
 from scripts.args.probe import ProbeArgs
 from tests.jobs import PlainJob
 from tests.testbed.slurm import ENROOT, Cluster, Login, executable, slurm_cluster
+from tests.testbed.waiting import until
 
 pytestmark = pytest.mark.integration
 
@@ -110,16 +111,8 @@ def remote(site: Site, login: Login, monkeypatch: pytest.MonkeyPatch) -> Iterato
     place = SlurmPlace(profile=profile)
     yield replace(site, profile=profile)
     (login.bin / "sbatch").unlink(missing_ok=True)
+    site.cluster.revive(login.daemon)
     place.shell.close()
-
-
-def until(check: Callable[[], Any], seconds: float = 60.0) -> Any:
-    """What `check` returns once it is true."""
-    deadline = time.monotonic() + seconds
-    while not (found := check()):
-        assert time.monotonic() < deadline, f"not within {seconds} s"
-        time.sleep(0.2)
-    return found
 
 
 def state(place: SlurmPlace, job: SchedulerJob) -> JobState:

@@ -5,31 +5,20 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 
 from scripts.run.record import read_record
 from tests.conftest import Done
+from tests.testbed.waiting import until
 from tests.testbed.warm import Warm
 
 pytestmark = pytest.mark.integration
 
 Nemo = Callable[..., Done]
-
-
-def wait_for(condition: Callable[[], Any], seconds: float = 60) -> Any:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        value = condition()
-        if value:
-            return value
-        time.sleep(0.05)
-    raise AssertionError("waited in vain")
 
 
 def state(nemo: Nemo, run_id: str) -> str:
@@ -46,7 +35,7 @@ def test_a_run_begins_after_its_parent_succeeded(nemo: Nemo) -> None:
     parent = detached(nemo, "args.seconds=15")
     child = detached(nemo, "--after", parent.name)
     assert state(nemo, child.name) == "submitted"
-    wait_for(lambda: read_record(child)["state"] == "succeeded")
+    until(lambda: read_record(child)["state"] == "succeeded")
     ended, began = read_record(parent)["finished_at"], read_record(child)["started_at"]
     assert ended < began
     assert read_record(child)["after"] == [parent.name]
@@ -130,15 +119,15 @@ def test_a_rank_that_fails_is_the_cause(nemo: Nemo) -> None:
 def test_cancel_a_running_and_a_waiting_run(nemo: Nemo) -> None:
     running = detached(nemo, "args.seconds=300")
     waiting = detached(nemo, "--after", running.name)
-    wait_for(lambda: read_record(running)["state"] == "running")
+    until(lambda: read_record(running)["state"] == "running")
     done = nemo("cancel", waiting.name, running.name)
     assert done.code == 0, done.err
     assert read_record(running)["state"] == "cancelled"
     assert read_record(waiting)["state"] == "cancelled"
     # Its supervisor settles it, once NeMo-Run has seen the end too.
-    wait_for(lambda: json.loads((running / "job.json").read_text())["settled"])
+    until(lambda: json.loads((running / "job.json").read_text())["settled"])
     handle = json.loads((running / "job.json").read_text())
-    wait_for(lambda: _is_gone(handle["supervisor"]["pid"]))
+    until(lambda: _is_gone(handle["supervisor"]["pid"]))
     again = nemo("cancel", running.name)
     assert again.code == 0
     assert "cancelled" in again.out
@@ -150,14 +139,14 @@ def _is_gone(pid: int) -> bool:
 
 def test_a_supervisor_that_dies_leaves_a_job_that_goes_on(nemo: Nemo) -> None:
     run_dir = detached(nemo, "args.seconds=30")
-    wait_for(lambda: read_record(run_dir)["state"] == "running")
+    until(lambda: read_record(run_dir)["state"] == "running")
     waiting = detached(nemo, "--after", run_dir.name)
     for folder in (run_dir, waiting):
         os.kill(json.loads((folder / "job.json").read_text())["supervisor"]["pid"], signal.SIGKILL)
     rows = {row["id"]: row["state"] for row in nemo("ps", "--json").json}
     assert rows == {run_dir.name: "running", waiting.name: "lost"}
     assert nemo("resume", waiting.name).code == 0
-    wait_for(lambda: state(nemo, waiting.name) == "succeeded", 90)
+    until(lambda: state(nemo, waiting.name) == "succeeded")
     assert state(nemo, run_dir.name) == "succeeded"
     refused = nemo("resume", run_dir.name)
     assert refused.code == 2
@@ -168,7 +157,7 @@ def test_a_failed_run_is_started_over_in_its_own_directory(nemo: Nemo) -> None:
     done = nemo("run", "probe", "args.exit_code=4", "args.fail_attempts=1", "--json")
     folder = Path(done.json["dir"])
     assert nemo("resume", folder.name).code == 0
-    wait_for(lambda: read_record(folder)["state"] == "succeeded")
+    until(lambda: read_record(folder)["state"] == "succeeded")
     record = read_record(folder)
     assert [attempt["error"]["name"] for attempt in record["attempts"]] == ["told_to_fail"]
     assert (folder / "report" / "probe.json").is_file()
@@ -230,7 +219,7 @@ def test_ctrl_c_on_one_of_several_stages_records_them_all(warm: Warm, home: Path
     words = ["experiment", "run", "probe", "args.seconds=300", "--sweep", "args.message=a,b,c", "--yes"]
     process = warm.begin(words, env, tmp_path)
     records = lambda: [read_record(path.parent) for path in home.glob("runs/*/run.json")]  # noqa: E731
-    wait_for(lambda: any(record["state"] == "running" for record in records()))
+    until(lambda: any(record["state"] == "running" for record in records()))
     process.send_signal(signal.SIGINT)
     printed = process.communicate(timeout=60)
     assert process.returncode == 130, printed

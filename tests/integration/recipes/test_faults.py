@@ -24,6 +24,7 @@ from tests.conftest import Done
 from tests.testbed.docker import IMAGE, Engine, host_mounts, host_path
 from tests.testbed.lepton import NODE_GROUP, LeptonWorkspace
 from tests.testbed.slurm import Cluster, Login, executable
+from tests.testbed.waiting import until
 from tests.testbed.warm import Command, Warm
 
 pytestmark = [
@@ -112,15 +113,6 @@ class User:
         return [path for path in files if MARKER.encode() in path.read_bytes()]
 
 
-def until(check: Callable[[], Any], seconds: float = 60) -> Any:
-    """What `check` returns once it is true."""
-    deadline = time.monotonic() + seconds
-    while not (found := check()):
-        assert time.monotonic() < deadline, f"not within {seconds} s"
-        time.sleep(0.1)
-    return found
-
-
 @pytest.fixture
 def user(warm: Warm, home: Path, tmp_path: Path) -> User:
     base = {"env": {"PATH": PATH, "OMP_NUM_THREADS": "1"}}
@@ -153,6 +145,7 @@ def far(user: User, login: Login, cluster: Cluster) -> Iterator[User]:
     yield user
     for file in login.bin.iterdir():
         file.unlink()
+    cluster.revive(login.daemon)
 
 
 def queued(cluster: Cluster, run_id: str, *states: str) -> list[str]:

@@ -37,9 +37,9 @@ from tests.testbed.places import (
     report,
     slurm_env,
     slurm_profile,
-    until,
 )
 from tests.testbed.slurm import Cluster, Login, login_node, slurm_cluster
+from tests.testbed.waiting import until
 from tests.testbed.warm import Warm
 
 pytestmark = pytest.mark.integration
@@ -307,7 +307,7 @@ def test_stages_elsewhere_wait_with_a_supervisor(site: Site, kind: str) -> None:
     assert rows[second]["error"]["name"] == "told_to_fail"
     assert (rows[third]["error"]["name"], second in rows[third]["error"]["message"]) == ("dependency_failed", True)
     assert "started_at" not in rows[third]
-    until(lambda: not _processes_of(site.desk), 60)
+    until(lambda: not _processes_of(site.desk))
 
 
 def test_stages_in_different_places(site: Site) -> None:
@@ -323,7 +323,7 @@ def test_stages_in_different_places(site: Site) -> None:
     assert rows[there]["finished_at"] < rows[back]["started_at"]
     assert rows[never]["error"]["name"] == "dependency_failed"
     assert site.desk.handle(never)["scheduler"] is None, "it never reached Slurm"
-    until(lambda: not _processes_of(site.desk), 60)
+    until(lambda: not _processes_of(site.desk))
 
 
 def test_ctrl_c_and_cancel(site: Site) -> None:

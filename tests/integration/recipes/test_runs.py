@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import pytest
 from scripts.run.files import content_of
 from scripts.run.record import observe, read_record
 from tests.conftest import Done
+from tests.testbed.waiting import until
 from tests.testbed.warm import Warm
 
 pytestmark = pytest.mark.integration
@@ -27,16 +27,6 @@ SMALL = ["args.hf_model_id=tiny:qwen3", "args.calib_size=16", "args.calib_seq_le
 def only_run(home: Path) -> Path:
     (run_dir,) = (path.parent for path in home.glob("runs/*/run.json"))
     return run_dir
-
-
-def wait_for(condition: Callable[[], Any], seconds: float = 240) -> Any:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        value = condition()
-        if value:
-            return value
-        time.sleep(0.02)
-    raise AssertionError("waited in vain")
 
 
 @pytest.mark.parametrize(
@@ -179,7 +169,7 @@ class Attached:
             assert self.process.poll() is None, self.process.communicate()
             return record if phase in (record["state"], record.get("phase")) else None
 
-        found: dict[str, Any] = wait_for(there)
+        found: dict[str, Any] = until(there)
         return found
 
     def end(self) -> tuple[int, str]:
@@ -252,7 +242,7 @@ def test_detached_returns_at_once_and_outlives_the_terminal(nemo: Nemo, home: Pa
     run_dir = Path(done.json["run_dir"])
     (row,) = nemo("ps", "--json").json
     assert (row["id"], row["state"] in ("submitted", "running")) == (done.json["id"], True)
-    wait_for(lambda: read_record(run_dir)["state"] not in ("submitted", "running"))
+    until(lambda: read_record(run_dir)["state"] not in ("submitted", "running"))
     assert observe(run_dir)["state"] == "succeeded"
     assert nemo("ps", "--json").json == []
     assert nemo("ps", "--all", "--json").json[0]["state"] == "succeeded"
@@ -266,7 +256,7 @@ def test_a_detached_run_whose_supervisor_dies_before_it_begins(nemo: Nemo) -> No
     assert row["state"] == "lost"
     assert f"nemo experiment resume {run_dir.name}" in row["error"]["remedy"]
     assert nemo("resume", run_dir.name).code == 0
-    wait_for(lambda: nemo("status", run_dir.name, "--json").json["state"] == "succeeded")
+    until(lambda: nemo("status", run_dir.name, "--json").json["state"] == "succeeded")
     assert observe(run_dir)["attempts"][0]["state"] == "lost"
 
 

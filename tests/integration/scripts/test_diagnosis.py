@@ -17,9 +17,10 @@ import pytest
 from scripts.run.diagnosis import diagnose, diagnose_unbegun
 from tests.conftest import Done
 from tests.testbed.docker import IMAGE, Engine, host_mounts
-from tests.testbed.places import JOB_PATH, docker_profile, slurm_profile, until
+from tests.testbed.places import JOB_PATH, docker_profile, slurm_profile
 from tests.testbed.scripted import Ran, User
 from tests.testbed.slurm import ENROOT, Cluster, executable, slurm_cluster
+from tests.testbed.waiting import until
 
 pytestmark = pytest.mark.integration
 
@@ -174,7 +175,7 @@ def test_a_container_that_docker_refuses_to_start(user: User, engine: Engine) ->
     (ran.dir / "logs").mkdir(exist_ok=True)
     (ran.dir / "logs" / "rank0.log").write_text("CUDA out of memory\n", encoding="utf-8")
     assert user.nemo("resume", ran.dir.name).code == 0
-    record = until(lambda: (record := ran.record)["state"] in FINAL and "diagnosis" in record and record, 100)
+    record = until(lambda: (record := ran.record)["state"] in FINAL and "diagnosis" in record and record)
     assert len(record["attempts"]) == 1
     assert record["diagnosis"]["name"] == "bad_mount"
     assert diagnose_unbegun({**ran.error, "name": "mount_missing"}) is None, "which says it all"
@@ -212,7 +213,7 @@ def begin(user: User, name: str, **values: Any) -> Ran:
 
 def shown(user: User, ran: Ran) -> dict[str, Any]:
     """How it ended, as `status` says and records."""
-    until(lambda: user.nemo("status", ran.dir.name, "--json").json["state"] in FINAL, 200)
+    until(lambda: user.nemo("status", ran.dir.name, "--json").json["state"] in FINAL)
     record: dict[str, Any] = ran.record
     assert record["state"] == "failed"
     found: dict[str, Any] = record["diagnosis"]
@@ -224,7 +225,7 @@ def test_jobs_that_slurm_ends(near: User, cluster: Cluster) -> None:
     """One that hits its time limit (a minute is Slurm's least), one that gives way, one whose node goes down."""
     late = begin(near, "late", time="1", nodelist="n2")
     yields = begin(near, "yields", partition="low", nodelist="n1")
-    until(lambda: all("phase" in ran.record for ran in (late, yields)), 100)
+    until(lambda: all("phase" in ran.record for ran in (late, yields)))
     cluster.run("sbatch", "--partition=high", "--exclusive", "--account=acct", "--wrap=true", "--output=/dev/null")
     found = shown(near, yields)
     assert found["name"] == "preempted"
@@ -234,7 +235,7 @@ def test_jobs_that_slurm_ends(near: User, cluster: Cluster) -> None:
     assert "DUE TO TIME LIMIT" in found["evidence"] and found["file"]
 
     down = begin(near, "down", nodelist="n2")
-    until(lambda: "phase" in down.record, 100)
+    until(lambda: "phase" in down.record)
     cluster.run("scontrol", "update", "NodeName=n2", "State=DOWN", "Reason=test")
     try:
         assert shown(near, down)["name"] == "node_failure"

@@ -19,7 +19,7 @@ from scripts.engines.script.flags.tables import container_path, releases_of
 from scripts.engines.script.locate import is_module
 from scripts.run.files import write_json
 from tests.testbed.docker import Engine
-from tests.testbed.places import docker_profile, slurm_profile, until
+from tests.testbed.places import docker_profile, slurm_profile
 from tests.testbed.scripted import (
     Ran,
     User,
@@ -31,6 +31,7 @@ from tests.testbed.scripted import (
 )
 from tests.testbed.slurm import Cluster
 from tests.testbed.standin import write_huggingface, write_megatron, write_standin
+from tests.testbed.waiting import until
 
 pytestmark = pytest.mark.integration
 

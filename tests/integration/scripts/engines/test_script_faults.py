@@ -17,7 +17,7 @@ import pytest
 from recipes.catalogue import RECIPES
 from scripts.engines.script.flags.tables import releases_of
 from scripts.run.record import Record
-from tests.testbed.places import slurm_profile, until
+from tests.testbed.places import slurm_profile
 from tests.testbed.scripted import (
     Ran,
     User,
@@ -28,6 +28,7 @@ from tests.testbed.scripted import (
 )
 from tests.testbed.slurm import Cluster
 from tests.testbed.standin import write_standin
+from tests.testbed.waiting import until
 
 pytestmark = pytest.mark.integration
 
@@ -61,7 +62,7 @@ def nothing_published(user: User) -> None:
 
 
 def nothing_runs(folder: Path) -> None:
-    until(lambda: not processes_with(str(folder)), 30)
+    until(lambda: not processes_with(str(folder)))
 
 
 # --- on several ranks ----------------------------------------------------------------------------------------------
@@ -97,12 +98,12 @@ def test_it_is_cancelled_with_all_that_it_started(user: User, words: list[str]) 
     done = user.nemo("run", "quantize_fp8", *words, "--detach", "--json", STANDIN="stay")
     assert done.code == 0, done
     ran = Ran(dir=user.home / "runs" / done.json["id"])
-    until(lambda: len(processes_with(f"{ran.dir}/received")) == 2, 60)
+    until(lambda: len(processes_with(f"{ran.dir}/received")) == 2)
     scripts = [rank["pid"] for rank in ran.received()]
     assert all(psutil.pid_exists(pid) for pid in scripts)
     gone = user.nemo("cancel", done.json["id"])
     assert gone.code == 0, gone
-    until(lambda: ran.record["state"] == "cancelled", 60)
+    until(lambda: ran.record["state"] == "cancelled")
     assert ran.error["name"] == "cancelled"
     nothing_runs(ran.dir / "received")
     assert not any(map(psutil.pid_exists, scripts))
@@ -114,12 +115,12 @@ def test_a_rank_that_is_killed_takes_its_script_along(user: User, words: list[st
     done = user.nemo("run", "quantize_fp8", *words, "--detach", "--json", STANDIN="hang")
     assert done.code == 0, done
     ran = Ran(dir=user.home / "runs" / done.json["id"])
-    until(lambda: len(ran.received()) == 2 and "staying" in ran.log(0) and "staying" in ran.log(1), 60)
+    until(lambda: len(ran.received()) == 2 and "staying" in ran.log(0) and "staying" in ran.log(1))
     scripts = [psutil.Process(rank["pid"]) for rank in ran.received()]
     os.kill(scripts[1].ppid(), signal.SIGKILL)
-    until(lambda: not scripts[1].is_running() or scripts[1].status() == psutil.STATUS_ZOMBIE, 5)
-    until(lambda: not scripts[0].is_running(), 60)
-    until(lambda: ran.record["state"] == "failed", 60)
+    until(lambda: not scripts[1].is_running() or scripts[1].status() == psutil.STATUS_ZOMBIE)
+    until(lambda: not scripts[0].is_running())
+    until(lambda: ran.record["state"] == "failed")
     assert ran.error["name"] == "job_died", "torchrun stopped the others, which is no cancellation"
     assert ran.record.get("outputs", []) == []
     nothing_published(user)
@@ -220,9 +221,9 @@ def test_a_job_that_is_cancelled_on_slurm(near: User, words: list[str]) -> None:
     done = near.nemo("run", "quantize_fp8", *words, *slurm, "--detach", "--json")
     assert done.code == 0, done
     ran = Ran(dir=near.home / "runs" / done.json["id"])
-    until(lambda: len(processes_with(f"{ran.dir}/received")) == 4, 120)
+    until(lambda: len(processes_with(f"{ran.dir}/received")) == 4)
     gone = near.nemo("cancel", done.json["id"])
     assert gone.code == 0, gone
-    until(lambda: near.nemo("status", done.json["id"], "--json").json["state"] == "cancelled", 60)
+    until(lambda: near.nemo("status", done.json["id"], "--json").json["state"] == "cancelled")
     nothing_runs(near.folder)
     nothing_published(near)
