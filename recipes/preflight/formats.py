@@ -9,6 +9,7 @@ from recipes.models.architecture import PARTS, Side, Weight
 from recipes.planner.layout import Layout, Size
 from recipes.preflight.layout import divided
 from scripts.args.meaning import meanings
+from scripts.checkpoints.causal import packed
 from scripts.formats import EXPORTABLE, FITS_ANY_WIDTH, FORMATS, Format
 from scripts.run.problems import Problem
 from scripts.run.registry import check
@@ -115,13 +116,19 @@ def already(job: Job) -> Iterator[Problem]:
     for field in sorted(sources & job.models.keys()):
         found = job.models[field].quantized
         if found is not None:
+            refusal = packed(found) if job.engine == "hf" else None
             ours = found in FORMATS
-            undone = "" if ours else ": whether that is undone is its loader's"
+            whose = (
+                "undone first, but what was lost is lost"
+                if job.engine == "hf"
+                else "whether that is undone is its loader's"
+            )
+            undone = "" if ours else f": {whose}"
             yield Problem(
                 key=f"args.{field}",
                 value=getattr(job.args, field),
-                cause=f"it is quantized already, in {found}{undone}",
+                cause=refusal[1] if refusal else f"it is quantized already, in {found}{undone}",
                 remedy="Name the model that it was made of." if ours else "Name a BF16 version, where there is one.",
-                severity="error" if ours else "warning",
-                can_force=ours,
+                severity="error" if ours or refusal else "warning",
+                can_force=ours and not refusal,
             )

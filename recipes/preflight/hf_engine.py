@@ -4,13 +4,13 @@ from collections.abc import Iterator
 
 from recipes.experiment.job import Job
 from recipes.models import hub
-from recipes.models.weights import linear_shapes
+from recipes.models.weights import folder_of, linear_shapes
 from scripts.args.meaning import Role, field_of
-from scripts.checkpoints.model import local_model_problem
+from scripts.checkpoints.causal import refused
+from scripts.checkpoints.model import local_model_problem, read_config
 from scripts.data.texts import read, source_of
 from scripts.engines.hf.quantizers import refuse_compress, refuse_weight_only
 from scripts.formats import FITS_ANY_WIDTH, FORMATS, format_error, format_problems
-from scripts.run.files import expanded
 from scripts.run.problems import JobError, Problem
 from scripts.run.registry import check
 
@@ -59,8 +59,7 @@ def format_of_hf(job: Job) -> Iterator[Problem]:
     if error:
         yield Problem(name="unsupported_quant_recipe", key="args.export_quant_cfg", value=value, cause=error)
         return
-    path = expanded(job.resolved.hf_model_id)
-    folder = path if path.is_dir() else hub.cached_model(job.resolved.hf_model_id)
+    folder = folder_of(job.resolved.hf_model_id)
     shapes = linear_shapes(folder) if folder and value in FORMATS else {}
     for sentence in format_problems(value, shapes)[:1] if shapes else []:
         cause = f"{value} does not fit this model: {sentence}"
@@ -96,6 +95,16 @@ def model_of_hf(job: Job) -> Iterator[Problem]:
     else:  # from here, a hub's answer says nothing about another machine's network and tokens
         found = hub.model_problem(name, online=job.online and job.here)
     if found:
+        yield Problem(name=found[0], key="args.hf_model_id", value=name, cause=found[1], remedy=found[2])
+
+
+@check("unsupported_model", engines=("hf",))
+def kind_of_hf(job: Job) -> Iterator[Problem]:
+    name = job.resolved.hf_model_id
+    folder = folder_of(name)
+    config = read_config(folder) if folder else hub.published().configs.get(name)
+    found = refused(config) if config else None
+    if found and "hf_model_id" not in job.promised:
         yield Problem(name=found[0], key="args.hf_model_id", value=name, cause=found[1], remedy=found[2])
 
 

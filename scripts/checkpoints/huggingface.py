@@ -84,6 +84,11 @@ def look_model(folder: Path) -> Checkpoint:
     )
 
 
+def exported_format(folder: Path) -> str | None:
+    """How a folder's files say it is quantized, in the words of Checkpoint. Raises JobError `unreadable_checkpoint`."""
+    return _exported(folder, _config(folder) or {}).format
+
+
 def exported_algorithm(folder: Path) -> str | None:
     """The `quant_algo` of a ModelOpt export, in capitals; None for a folder that is none.
 

@@ -16,6 +16,8 @@ Number = int | tuple[int, ...] | None
 
 #: Calibrations that leave more in a checkpoint than scales; a format's ModelOpt config is named after its own.
 _METHODS = ("awq", "smoothquant", "svdquant")
+#: Follows another tool's word that is a format of ours too.
+THEIRS = " (not ModelOpt's)"
 _CACHE, _LONGEST_PATTERN = "_bmm_quantizer", 1000
 #: What ModelOpt did to a model, in order: mode and its configuration.
 Modes = list[tuple[str, dict[str, object]]]
@@ -56,7 +58,7 @@ def of_export(config: Mapping[str, Any], sidecar: Mapping[str, Any] | None) -> Q
     if not isinstance(method, str):
         return Quantization(format=UNKNOWN)
     # Another tool's word, told apart from a format of ours that has the same name.
-    return Quantization(format=f"{method} (not ModelOpt's)" if method in FORMATS else method)
+    return Quantization(format=f"{method}{THEIRS}" if method in FORMATS else method)
 
 
 def _of_words(algo: object, cache: object) -> Quantization:

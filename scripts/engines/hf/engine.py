@@ -65,7 +65,7 @@ def quantize_checkpoint(args: QuantizeArgs, record: Record) -> None:
         loaded = load.load_model(
             str(source), dtype=args.dtype, device=args.device, trust_remote_code=args.trust_remote_code
         )
-        samples = choose_samples(args, loaded.tokenizer)
+        samples = choose_samples(args, loaded.tokenizer, len(loaded.model.get_input_embeddings().weight))
         content = asdict(content_of(source))
         model = {"type": "checkpoint_hf", "name": args.hf_model_id, "path": str(source), **content}
         text = {"type": "calibration_text", "name": samples.calibration_source}

@@ -1,10 +1,13 @@
 """Open a Transformers model: safetensors only, evaluation mode, every failure with a remedy."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scripts.checkpoints.model import Trouble, config_problem, weights_problem
+from scripts.checkpoints.causal import packed, refused
+from scripts.checkpoints.huggingface import exported_format
+from scripts.checkpoints.model import Trouble, config_problem, read_config, weights_problem
 from scripts.run.problems import JobError
 
 if TYPE_CHECKING:
@@ -23,12 +26,17 @@ class LoadedModel:
 def _config(path: str, trust_remote_code: bool) -> Any:
     from transformers import AutoConfig
 
-    if Path(path).is_dir():
-        _refuse(path, config_problem(Path(path), trust_remote_code=trust_remote_code))
+    folder = Path(path)
+    if folder.is_dir():
+        _refuse(path, config_problem(folder, trust_remote_code=trust_remote_code))
+        _refuse(path, refused(read_config(folder) or {}) or packed(exported_format(folder)))
     try:
-        return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         raise _as_job_error(path, error) from error
+    if isinstance(quantization := getattr(config, "quantization_config", None), dict):
+        quantization["dequantize"] = True
+    return config
 
 
 def _refuse(path: str, found: Trouble | None) -> None:
@@ -49,6 +57,9 @@ def _as_job_error(path: str, error: Exception) -> JobError:
     if isinstance(error, OSError):
         cause = f"{path} cannot be opened: {first_line(error)}"
         return JobError("missing_model", cause, "Check args.hf_model_id and the network.")
+    if "Unrecognized configuration class" in str(error):
+        cause = f"{path} is of a kind of which transformers builds no causal language model."
+        return JobError("unsupported_model", cause, "Name a causal language model.")
     cause = f"{path} cannot be built: {first_line(error)}"
     return JobError("unknown_model", cause, "A newer transformers may know this model.")
 
@@ -112,7 +123,7 @@ def load_model(path: str, *, dtype: str, device: str, trust_remote_code: bool) -
     """Load the whole model onto one device in `dtype`, in evaluation mode, from safetensors only.
 
     Raises JobError: missing_model, damaged_weights, unsafe_weights, remote_code_not_trusted, missing_tokenizer,
-    no_cuda.
+    already_quantized, unsupported_model, weights_do_not_match, weights_not_finite, no_cuda.
     """
     import torch
     from safetensors import SafetensorError
@@ -124,12 +135,54 @@ def load_model(path: str, *, dtype: str, device: str, trust_remote_code: bool) -
         _refuse(path, weights_problem(Path(path)))
     tokenizer = load_tokenizer(path, trust_remote_code)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            path, config=config, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=trust_remote_code
+        model, told = AutoModelForCausalLM.from_pretrained(
+            path,
+            config=config,
+            dtype=getattr(torch, dtype),
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # so that they are told with the others
         )
     except SafetensorError as error:
         cause = f"{path}: a weight file cannot be read: {error}."
         raise JobError("damaged_weights", cause, "Copy it again.") from error
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, ImportError) as error:
         raise _as_job_error(path, error) from error
+    _check_weights(path, model, told)
+    if hasattr(config, "quantization_config"):
+        # Transformers would quantize again what it saves; ModelOpt's state does not know those tensors.
+        vars(model).pop("_weight_conversions", None)
     return LoadedModel(model=model.to(place).eval(), tokenizer=tokenizer, device=place)
+
+
+def _check_weights(path: str, model: Any, told: dict[str, Any]) -> None:
+    """Every tensor of the model came from the files, every tensor of the files went into it, and all are numbers.
+
+    What is tied, computed or known to be left over is not told by transformers.
+    """
+    import torch
+
+    mismatched = [f"{name} {list(found)} for {list(wanted)}" for name, found, wanted in told["mismatched_keys"]]
+    wrong = {
+        "not in the files": told["missing_keys"],
+        "in the files, but not in the model": told["unexpected_keys"],
+        "of another shape than config.json says": mismatched,
+    }
+    said = [f"{_first(names)} {(len(names) > 1 and 'are') or 'is'} {what}" for what, names in wrong.items() if names]
+    if said:
+        remedy = "Copy the weights again, or name the config.json that belongs to them."
+        raise JobError("weights_do_not_match", f"{path}: {'; '.join(said)}.", remedy)
+    tensors = ((name, each) for name, each in model.named_parameters() if each.numel())
+    broken = [name for name, each in tensors if not torch.stack(torch.aminmax(each.detach())).isfinite().all()]
+    if broken:
+        cause = f"{path}: {_first(broken)} {(len(broken) > 1 and 'hold') or 'holds'} NaN or infinity in {model.dtype}."
+        remedy = "Copy the weights again; where they are finite in their own type, load them in that: args.dtype."
+        raise JobError("weights_not_finite", cause, remedy)
+
+
+def _first(names: Iterable[str]) -> str:
+    """The first three of some names, and how many more there are."""
+    listed = sorted(names)
+    more = f" and {len(listed) - 3} more" if len(listed) > 3 else ""
+    return ", ".join(listed[:3]) + more

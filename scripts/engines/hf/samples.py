@@ -25,11 +25,12 @@ class Samples:
     held_out_source: str
 
 
-def choose_samples(args: QuantizeArgs, tokenizer: Any) -> Samples:
+def choose_samples(args: QuantizeArgs, tokenizer: Any, vocabulary: int | None = None) -> Samples:
     """Read, tokenize and part the text.
 
     Samples are compared after truncation, as the token ids that the model sees: what was
-    calibrated on is never scored on. Raises JobError `too_little_text`.
+    calibrated on is never scored on. Raises JobError `too_little_text`, and `tokenizer_larger_than_vocabulary` where
+    a token is none of the first `vocabulary`.
     """
     source = source_of(args.calib_dataset, args.hf_model_id)
     tokens = _unique(_tokenize(read(source, args.calib_text_key), tokenizer, args.calib_seq_length))
@@ -49,6 +50,10 @@ def choose_samples(args: QuantizeArgs, tokenizer: Any) -> Samples:
         missing = "to score on" if calibration else "to calibrate on"
         remedy = "Give more text, another args.eval_dataset, or args.eval_size=0."
         raise JobError("too_little_text", f"{source.place} leaves no text {missing}.", remedy)
+    largest = max(max(sample) for sample in (*calibration, *held_out))
+    if vocabulary is not None and largest >= vocabulary:
+        cause = f"The tokenizer gives token {largest}, and the model's embeddings have {vocabulary} rows."
+        raise JobError("tokenizer_larger_than_vocabulary", cause, "Put the model's own tokenizer beside its weights.")
     name = f"{source.kind}:{source.place}"
     held_out_name = f"{other.kind}:{other.place}" if other else f"{name} (kept aside)"
     return Samples(calibration=calibration, held_out=held_out, calibration_source=name, held_out_source=held_out_name)

@@ -3,12 +3,16 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 torch = pytest.importorskip("torch")
 
+from scripts.args.quantize import QuantizeArgs  # noqa: E402
+from scripts.checkpoints.causal import WITH_TEXT  # noqa: E402
 from scripts.engines.hf.load import linear_shapes, load_model, pick_device  # noqa: E402
+from scripts.engines.hf.samples import choose_samples  # noqa: E402
 from scripts.run.problems import JobError  # noqa: E402
 from tests import hf_models  # noqa: E402
 
@@ -91,6 +95,64 @@ def no_tokenizer(folder: Path) -> None:
         path.unlink()
 
 
+def tensors(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    from safetensors.torch import load_file, save_file
+
+    path = folder / "model.safetensors"
+    held = load_file(path)
+    change(held)
+    save_file(held, path, metadata={"format": "pt"})
+
+
+def configured(folder: Path, **values: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | values), encoding="utf-8")
+
+
+def lost_tensor(folder: Path) -> None:
+    tensors(folder, lambda held: held.pop("model.layers.1.mlp.up_proj.weight"))
+
+
+def no_head(folder: Path) -> None:
+    tensors(folder, lambda held: held.pop("lm_head.weight"))
+
+
+def tensor_left_over(folder: Path) -> None:
+    tensors(folder, lambda held: held.update({"model.layers.9.mlp.up_proj.weight": torch.zeros(4, 4)}))
+
+
+def other_shape(folder: Path) -> None:
+    tensors(folder, lambda held: held.update({"model.layers.1.mlp.up_proj.weight": torch.zeros(4, 4)}))
+
+
+def not_a_number(folder: Path) -> None:
+    tensors(folder, lambda held: held["model.layers.1.mlp.up_proj.weight"][3].fill_(float("nan")))
+
+
+def infinite(folder: Path) -> None:
+    tensors(folder, lambda held: held["model.norm.weight"][:1].fill_(float("inf")))
+
+
+def gptq(folder: Path) -> None:
+    configured(folder, quantization_config={"quant_method": "gptq", "bits": 4, "group_size": 128})
+
+
+def exported_by_modelopt(folder: Path) -> None:
+    (folder / "hf_quant_config.json").write_text(json.dumps({"quantization": {"quant_algo": "FP8"}}), encoding="utf-8")
+
+
+def vision_language(folder: Path) -> None:
+    configured(folder, model_type="qwen3_vl", vision_config={}, architectures=["Qwen3VLForConditionalGeneration"])
+
+
+def encoder(folder: Path) -> None:
+    configured(folder, model_type="bert", architectures=["BertForMaskedLM"])
+
+
+def kind_without_causal_model(folder: Path) -> None:
+    configured(folder, model_type="clip_text_model", architectures=["CLIPTextModel"])
+
+
 def own_code(folder: Path) -> None:
     path = folder / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
@@ -110,6 +172,17 @@ def own_code(folder: Path) -> None:
         (missing_shard, "missing_model"),
         (no_tokenizer, "missing_tokenizer"),
         (own_code, "remote_code_not_trusted"),
+        (lost_tensor, "weights_do_not_match"),
+        (no_head, "weights_do_not_match"),
+        (tensor_left_over, "weights_do_not_match"),
+        (other_shape, "weights_do_not_match"),
+        (not_a_number, "weights_not_finite"),
+        (infinite, "weights_not_finite"),
+        (gptq, "already_quantized"),
+        (exported_by_modelopt, "already_quantized"),
+        (vision_language, "unsupported_model"),
+        (encoder, "unsupported_model"),
+        (kind_without_causal_model, "unsupported_model"),
     ],
     ids=lambda value: getattr(value, "__name__", value),
 )
@@ -119,6 +192,66 @@ def test_failures_have_names_and_remedies(damage: Callable[[Path], None], name: 
         load(folder)
     assert caught.value.name == name
     assert caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("damage", "tensor"),
+    [
+        (lost_tensor, "model.layers.1.mlp.up_proj.weight is not in the files"),
+        (tensor_left_over, "model.layers.9.mlp.up_proj.weight is in the files, but not in the model"),
+        (other_shape, "model.layers.1.mlp.up_proj.weight [4, 4] for [384, 256] is of another shape"),
+        (not_a_number, "model.layers.1.mlp.up_proj.weight holds NaN"),
+    ],
+)
+def test_the_tensor_is_named(damage: Callable[[Path], None], tensor: str, folder: Path) -> None:
+    damage(folder)
+    with pytest.raises(JobError) as caught:
+        load(folder)
+    assert tensor in caught.value.cause
+
+
+def test_tied_heads_and_stored_buffers_are_no_damage(tmp_path: Path) -> None:
+    folder = hf_models.save(hf_models.build("llama", tie_word_embeddings=True), tmp_path)
+    tensors(folder, lambda held: held.update({"model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(32)}))
+    load(folder)
+
+
+def fp8_blocks(held: dict[str, Any]) -> None:
+    for name in [name for name in held if name.endswith("proj.weight")]:
+        rows, columns = held[name].shape
+        blocks = held[name].float().reshape(rows // 128, 128, columns // 128, 128)
+        scale = blocks.abs().amax((1, 3)) / 448
+        held[name] = (blocks / scale[:, None, :, None]).reshape(rows, columns).to(torch.float8_e4m3fn)
+        held[f"{name}_scale_inv"] = scale
+
+
+def test_blocks_of_fp8_become_plain_weights_and_stay_so(folder: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    whole = load_file(folder / "model.safetensors")
+    tensors(folder, fp8_blocks)
+    method = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}
+    configured(folder, quantization_config=method)
+    model = load(folder).model  # type: ignore[attr-defined]
+    name = "model.layers.1.mlp.up_proj.weight"
+    found = model.get_parameter(name)
+    assert found.dtype == torch.bfloat16
+    assert (found.float() - whole[name].float()).norm() < 0.05 * whole[name].float().norm()
+    model.save_pretrained(tmp_path / "again")
+    assert load_file(tmp_path / "again" / "model.safetensors").keys() == whole.keys()
+    assert "quantization_config" not in json.loads((tmp_path / "again" / "config.json").read_text(encoding="utf-8"))
+
+
+def test_text_is_refused_that_has_no_embedding() -> None:
+    with pytest.raises(JobError, match="tokenizer_larger_than_vocabulary"):
+        choose_samples(QuantizeArgs(hf_model_id="tiny:llama", calib_size=4), hf_models.tokenizer(), 100)
+
+
+def test_the_vision_models_that_transformers_builds_as_text_are_those_that_are_let_through() -> None:
+    from transformers.models.auto import modeling_auto
+
+    causal = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    assert causal.keys() & modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.keys() <= WITH_TEXT
 
 
 def test_no_such_folder(tmp_path: Path) -> None:

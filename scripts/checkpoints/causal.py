@@ -1,0 +1,54 @@
+"""Whether a config.json describes what the hf engine quantizes: a causal language model with plain weights in linear
+layers. Asked where a job is submitted, and by the engine before it loads anything."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from scripts.checkpoints.model import Trouble
+from scripts.checkpoints.quantization import THEIRS
+from scripts.formats import FORMATS
+
+#: Sections of configurations that have an encoder for other things than text.
+_OTHER_SENSES = ("vision_config", "audio_config", "mm_vision_tower")
+#: Of those, what transformers' AutoModelForCausalLM builds all the same.
+WITH_TEXT = frozenset(
+    {"emu3", "fuyu", "gemma3", "gemma3n", "gemma4", "gemma4_unified", "git", "got_ocr2", "llama4", "mllama", "qwen3_5"}
+    | {"qwen3_5_moe"}
+)
+#: Heads that predict something else than the next token.
+_OTHER_HEAD = re.compile(r"For(?!CausalLM|ConditionalGeneration)\w+$")
+#: Other tools' formats of which transformers makes plain weights.
+UNPACKED = ("fp8", "mxfp4")
+#: Models whose linear layers are transformers' Conv1D.
+CONV1D = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})
+CONV1D_CAUSE = "its linear layers are Conv1D, whose weights ModelOpt transposes: no loader could read the export"
+_PLAIN = "Name a causal language model."
+
+
+def refused(config: Mapping[str, Any]) -> Trouble | None:
+    """Why the engine cannot take a model of this config.json, as (problem, cause, remedy); None where it may."""
+    name, kind = "unsupported_model", config.get("model_type")
+    listed, own = config.get("architectures"), config.get("auto_map")
+    built = str(listed[0]) if isinstance(listed, list) and listed else ""
+    if isinstance(own, Mapping) and "AutoModelForCausalLM" in own:
+        return None
+    if any(section in config for section in _OTHER_SENSES) and kind not in WITH_TEXT:
+        remedy = "Use quantize_vlm, which runs NVIDIA's script for them."
+        return name, f"it is a vision-language model ({kind}), and the hf engine takes text alone", remedy
+    if config.get("is_encoder_decoder"):
+        return name, f"it is an encoder-decoder model ({kind}); no recipe quantizes those", _PLAIN
+    if _OTHER_HEAD.search(built) and not config.get("is_decoder"):
+        return name, f"{built} does not predict the next token, which calibration and scores need", _PLAIN
+    headless = built.endswith("Model") and not built.endswith("LMHeadModel")
+    if headless and config.get("tie_word_embeddings") is False:
+        return name, f"{built} has no language-model head; random numbers would be put in its place", _PLAIN
+    return (name, CONV1D_CAUSE, "Name a model with torch.nn.Linear.") if kind in CONV1D else None
+
+
+def packed(found: str | None) -> Trouble | None:
+    """The same of a model that is quantized in `found`, unless transformers unpacks that when it loads it."""
+    if found is None or (found not in FORMATS and found.removesuffix(THEIRS) in UNPACKED):
+        return None
+    cause = f"it is quantized already, in {found}, which the hf engine cannot undo"
+    return "already_quantized", cause, "Name the model that it was made of, in BF16."

@@ -1,0 +1,83 @@
+"""What the hf engine cannot quantize is told by config.json, before anything is loaded or sent."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from recipes.preflight import formats, hf_engine
+from tests.unit.recipes.preflight.test_hardware_checks import told
+from tests.unit.recipes.preflight.test_layout_checks import EXPERTS, LLAMA
+from tests.unit.recipes.preflight.test_layout_checks import model as model
+
+Make = Callable[..., str]
+
+
+def found(model: str, recipe: str = "quantize_fp8", engine: str = "hf") -> list[tuple[str, str, str, bool]]:
+    told_of = [
+        one for checks in (hf_engine, formats) for one in told(checks, recipe, args__hf_model_id=model, engine=engine)
+    ]
+    names = {"missing_model", "missing_tokenizer"}  # the folders have no weights
+    return [(one.name, one.severity, one.cause, one.can_force) for one in told_of if one.name not in names]
+
+
+@pytest.mark.parametrize(
+    ("config", "cause"),
+    [
+        ({"model_type": "t5", "is_encoder_decoder": True}, "encoder-decoder model (t5)"),
+        ({"model_type": "qwen3_vl", "vision_config": {}}, "vision-language model (qwen3_vl)"),
+        ({"model_type": "qwen2_audio", "audio_config": {}}, "vision-language model"),
+        ({"model_type": "bert", "architectures": ["BertForMaskedLM"]}, "BertForMaskedLM does not predict"),
+        ({"architectures": ["LlamaForSequenceClassification"]}, "does not predict the next token"),
+        ({"architectures": ["LlamaModel"], "tie_word_embeddings": False}, "has no language-model head"),
+        ({"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}, "Conv1D"),
+    ],
+)
+def test_models_of_another_kind_are_refused(config: dict[str, Any], cause: str, model: Make) -> None:
+    ((name, severity, said, can_force),) = found(model(LLAMA, **config))
+    assert (name, severity, can_force) == ("unsupported_model", "error", False)
+    assert cause in said
+
+
+def test_the_recipe_for_vision_language_models_is_named(model: Make) -> None:
+    folder = model(LLAMA, model_type="qwen3_vl", vision_config={})
+    (problem,) = (
+        one for one in told(hf_engine, "quantize_fp8", args__hf_model_id=folder, engine="hf") if "vision" in one.cause
+    )
+    assert "quantize_vlm" in problem.remedy
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"architectures": ["LlamaForCausalLM"]},
+        {"architectures": ["LlamaModel"], "tie_word_embeddings": True},
+        {"model_type": "gemma3", "vision_config": {}, "architectures": ["Gemma3ForConditionalGeneration"]},
+        {"model_type": "own", "vision_config": {}, "auto_map": {"AutoModelForCausalLM": "modeling.Own"}},
+        {"model_type": "bert", "architectures": ["BertLMHeadModel"], "is_decoder": True},
+    ],
+)
+def test_causal_language_models_are_let_through(config: dict[str, Any], model: Make) -> None:
+    assert found(model(LLAMA, **config)) == []
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq", "compressed-tensors", "bitsandbytes"])
+def test_what_transformers_cannot_unpack_is_refused(method: str, model: Make) -> None:
+    ((name, severity, cause, can_force),) = found(model(LLAMA, quantization_config={"quant_method": method}))
+    assert (name, severity, can_force) == ("already_quantized", "error", False)
+    assert method in cause
+
+
+@pytest.mark.parametrize("method", ["fp8", "mxfp4"])
+def test_what_transformers_unpacks_is_told(method: str, model: Make) -> None:
+    ((name, severity, cause, _),) = found(model(LLAMA, quantization_config={"quant_method": method}))
+    assert (name, severity) == ("already_quantized", "warning")
+    assert "undone first" in cause
+
+
+def test_the_script_engine_decides_for_itself(model: Make) -> None:
+    assert found(model(LLAMA, model_type="gpt2"), engine="script") == []
+
+
+def test_experts_are_let_through_in_fp8(model: Make) -> None:
+    assert found(model(EXPERTS)) == []
