@@ -55,7 +55,7 @@ benchmark: $(VENV)/.ready-dev
 
 # Writes the scripts that the executors would submit anew, after a change that was meant.
 golden: $(VENV)/.ready-dev
-	$(BIN)/python tests/golden/regenerate.py
+	$(BIN)/python -m tests.golden.regenerate
 
 $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

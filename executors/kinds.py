@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from configs import CONFIGS
 from executors.base import Kind, Place, Profile, keys_of
 from scripts.args.typed import convert
+from scripts.engines.script.flags.tables import newest_container
 from scripts.run.problems import JobError, Problem, ProblemsError, nearest
 
 if TYPE_CHECKING:
@@ -89,7 +90,12 @@ def home_of(name: str) -> Path:
 
 def template_of(name: str) -> str:
     """A commented profile of a kind, to edit. Raises ProblemsError as `kind_of` does."""
-    return home_of(name).read_text(encoding="utf-8") if name in _OWN else kind_of(name).template or f"kind: {name}\n"
+    return shipped_text(home_of(name)) if name in _OWN else kind_of(name).template or f"kind: {name}\n"
+
+
+def shipped_text(file: Path) -> str:
+    """A profile that ships, with the name of NVIDIA's container in its place."""
+    return file.read_text(encoding="utf-8").replace("${container}", newest_container())
 
 
 def place_of(profile: Profile) -> Place:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from executors.base import Mount, Profile
 from executors.constraints import key, wrong
+from scripts.engines.script.flags.tables import newest_container
 from scripts.run.problems import Problem
 
 #: NeMo-Run passes these itself; a second one of the same name is a TypeError there.
@@ -60,7 +61,7 @@ class DockerProfile(Profile):
 
     def contradictions(self) -> Iterator[Problem]:
         if not self.image.strip():
-            remedy = "Name one that holds Python, NeMo-Run and ModelOpt, such as nvcr.io/nvidia/nemo:26.06."
+            remedy = f"Name one that holds Python, NeMo-Run and ModelOpt, such as {newest_container()}."
             yield wrong("image", None, "no image is given", remedy, name="missing_image")
         if self.nodes not in (None, 1):
             remedy = "Use a Slurm or Lepton profile for more."

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from executors.kinds import SHIPPED, brought, home_of
+from executors.kinds import SHIPPED, brought, home_of, shipped_text
 from scripts.run.files import expanded
 from scripts.run.problems import Problem
 
@@ -59,7 +59,7 @@ def read_shipped() -> list[ProfileFile]:
 @cache
 def _read_shipped(file: Path, _changed: int) -> ProfileFile:
     """Read once: PyYAML takes longer for these four files than all checks of a job together."""
-    return _read(file, name=file.stem)
+    return parse(file, shipped_text(file).encode(), name=file.stem)
 
 
 def read_brought() -> list[ProfileFile]:
@@ -105,8 +105,8 @@ def _is_there(file: Path) -> bool:
         return True  # reading it will say so
 
 
-def _read(file: Path, name: str | None = None) -> ProfileFile:
-    """Read `file`; with `name` it is one profile of that name, else a mapping of names to profiles."""
+def _read(file: Path) -> ProfileFile:
+    """Read a mapping of names to profiles."""
     try:
         with file.open("rb") as handle:
             content = handle.read(_MAX_BYTES + 1)
@@ -114,11 +114,11 @@ def _read(file: Path, name: str | None = None) -> ProfileFile:
         return _broken(file, f"cannot be read: {error.strerror or error}")
     if len(content) > _MAX_BYTES:
         return _broken(file, f"is larger than {_MAX_BYTES >> 20} MiB, which no profile file is")
-    return parse(file, content, name)
+    return parse(file, content)
 
 
 def parse(file: Path, content: bytes, name: str | None = None) -> ProfileFile:
-    """Read the `content` of `file` as `_read` would."""
+    """The `content` of `file`; with `name` it is one profile of that name, else a mapping of names to profiles."""
     import yaml
 
     try:

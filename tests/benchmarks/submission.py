@@ -29,6 +29,7 @@ from tests.testbed.slurm import Cluster, executable, slurm_cluster  # noqa: E402
 
 NEMO = str(Path(sys.executable).with_name("nemo"))
 VALUES = {"account": "acct", "partition": "batch", "time": "10"}
+NO_CONTAINER = {"image": "null"}
 #: Files of the repository that travels, of about 4 kB each.
 FILES = 200
 FINISHED, RUNNING = 100, 20
@@ -39,7 +40,7 @@ def ours() -> None:
     """One run through our Python API."""
     from recipes import probe, submit
 
-    submit(probe(), "slurm", VALUES, detach=True)
+    submit(probe(), "slurm", VALUES | NO_CONTAINER, detach=True)
 
 
 def ours_sweep(count: int) -> None:
@@ -148,7 +149,7 @@ class Bench:
             file = self.work / f"package{n % 10}" / f"module{n}.py"
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text("".join(f"value_{n}_{line} = {n * line}\n" for line in range(200)))
-        profile = ", ".join(f"{key}: {value}" for key, value in VALUES.items())
+        profile = ", ".join(f"{key}: {value}" for key, value in (VALUES | NO_CONTAINER).items())
         (self.work / "executors.yaml").write_text(f"slurm: {{{profile}}}\n")
         identity = ["-c", "user.name=me", "-c", "user.email=me@example.org"]
         for words in (["init", "-q"], ["add", "."], [*identity, "commit", "-q", "-m", "all"]):

@@ -15,7 +15,7 @@ from pathlib import Path
 from executors.base import SchedulerJob
 
 FOLDER = Path(__file__).parent
-COMMAND = "python tests/golden/regenerate.py"
+COMMAND = "python -m tests.golden.regenerate"
 #: What stands in the files for the folder that held the runs.
 HOME = "/home/me/.nemo_run"
 #: A run on the profile `far` that has not ended, and its job.
@@ -25,6 +25,7 @@ RUN_ID = "{recipe}_1795214403955-{number:06x}"
 PROFILES = """
 cluster:
   extends: slurm
+  image: null
   account: my_account
   partition: h100
   time: 4:00:00
@@ -99,6 +100,7 @@ CASES = (
     Case(file="local.json", recipe="quantize_tiny", executor="local"),
     Case(file="local_torchrun.json", recipe="probe", executor="local", values={"torchrun.nproc_per_node": "2"}),
     Case(file="slurm.sh", recipe="quantize_tiny", executor="cluster"),
+    Case(file="slurm_quantize.sh", recipe="quantize_fp8", executor="slurm"),  # the first command of the README
     Case(file="slurm_torchrun.sh", recipe="probe", executor="cluster", values=_RANKS),
     Case(file="slurm_array.sh", recipe="probe", executor="cluster", sweep={"args.message": ("a", "b c", "$d")}),
     Case(file="slurm_ssh_container.sh", recipe="quantize_tiny", executor="far", after=(PARENT,), force_squash=True),

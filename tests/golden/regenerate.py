@@ -1,6 +1,6 @@
-"""Write the golden files anew: `python tests/golden/regenerate.py`. Then read `git diff tests/golden`."""
+"""Write the golden files anew: `python -m tests.golden.regenerate`. Then read `git diff tests/golden`."""
 
-from cases import FOLDER, produced
+from tests.golden.cases import FOLDER, produced
 
 
 def main() -> None:

@@ -128,7 +128,7 @@ def desk(folder: Path, profiles: Mapping[str, Any], env: Mapping[str, str], warm
 
 def slurm_profile(**values: Any) -> dict[str, Any]:
     env = {"PATH": JOB_PATH, "OMP_NUM_THREADS": "1"}
-    return {"kind": "slurm", "account": "acct", "time": "20", "env": env, "secrets": SECRETS, **values}
+    return {"kind": "slurm", "account": "acct", "time": "20", "env": env, "secrets": SECRETS, "image": None, **values}
 
 
 def remote_profile(login: Login, folder: Path, **values: Any) -> dict[str, Any]:

@@ -128,7 +128,7 @@ def user(warm: Warm, home: Path, tmp_path: Path) -> User:
 def near(user: User, cluster: Cluster) -> User:
     """A user on the login node."""
     env = {"PATH": PATH, "OMP_NUM_THREADS": "1"}
-    user.profiles["near"] = {"extends": "slurm", "account": "acct", "time": "10", "env": env}
+    user.profiles["near"] = {"extends": "slurm", "image": None, "account": "acct", "time": "10", "env": env}
     user.env |= {"SLURM_CONF": cluster.env["SLURM_CONF"]}
     return user
 
@@ -139,7 +139,7 @@ def far(user: User, login: Login, cluster: Cluster) -> Iterator[User]:
     env = {"PATH": PATH, "OMP_NUM_THREADS": "1"}
     where = {"host": login.host, "port": login.port, "user": login.user, "identity": login.identity}
     where["job_dir"] = str(user.folder / "remote")
-    user.profiles["far"] = {"extends": "slurm", "account": "acct", "time": "10", "env": env, **where}
+    user.profiles["far"] = {"extends": "slurm", "image": None, "account": "acct", "time": "10", "env": env, **where}
     user.profiles["bad"] = {"extends": "far", "partition": "nowhere"}
     user.env |= login.env
     yield user

@@ -28,7 +28,8 @@ def test_a_sweep_waits_for_its_parent(
 ) -> None:
     env = {"SLURM_CONF": cluster.env["SLURM_CONF"], "HF_TOKEN": MARKER, "OMP_NUM_THREADS": "1"}
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    words = ["run", "probe", "executor=slurm", f"executor.env.PATH={path}", "executor.secrets=[HF_TOKEN]", "--json"]
+    place = ["executor=slurm", "executor.image=null", f"executor.env.PATH={path}", "executor.secrets=[HF_TOKEN]"]
+    words = ["run", "probe", *place, "--json"]
     parent = nemo(*words, "args.seconds=15", f"args.exit_code={exit_code}", "--detach", env=env).json["id"]
     done = nemo(*words, "--after", parent, "--sweep", "args.message=one,two", env=env)
     assert [run["state"] for run in done.json["runs"]] == [state] * 2, done

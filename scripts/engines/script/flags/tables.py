@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 from configs import CONFIGS
 from scripts.engines.script.flags.interface import Flag, Interface, plain
@@ -96,6 +96,12 @@ def releases_in(image: str) -> Mapping[str, str] | None:
     """
     found = _NEMO.search(image)
     return _containers().get(found[1]) if found else None
+
+
+def newest_container() -> str:
+    """NVIDIA's NeMo container of the newest release of which every repository's is known."""
+    known = [tag for tag, releases in _containers().items() if {*releases} == {*get_args(Repository)}]
+    return f"nvcr.io/nvidia/nemo:{known[-1]}"
 
 
 def containers_with(script: str, release: str) -> tuple[str, ...]:

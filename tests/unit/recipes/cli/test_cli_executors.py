@@ -12,7 +12,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from executors.base import Probe, UnreachableError
-from executors.kinds import SHIPPED, kinds, place_of
+from executors.kinds import SHIPPED, kinds, place_of, shipped_text
 from executors.profiles.load import list_profiles, load_profile
 from recipes.cli.executors import register
 
@@ -90,7 +90,7 @@ def test_init_writes_a_profile_that_loads(config: Path, kind: str, name: str | N
     assert done.exit_code == 0, done.output
     assert f"nemo experiment executors check {name or kind}" in done.stdout
     text = config.read_text()
-    shipped = (SHIPPED / f"{kind}.yaml").read_text()
+    shipped = shipped_text(SHIPPED / f"{kind}.yaml")
     assert text.startswith(f"{name or kind}:\n")
     assert [line.strip() for line in text.splitlines()[1:]] == [line.strip() for line in shipped.splitlines()]
     assert "#" in text

@@ -63,7 +63,7 @@ def test_what_only_ranks_can_do_is_planned_for_the_script() -> None:
         partial.args.hf_model_id = "Qwen/Qwen3-30B-A3B"
         for key, value in args.items():
             setattr(partial.args, key, value)
-        found = plan(partial, "slurm", {"output_root": "/lustre/runs", **profile})
+        found = plan(partial, "slurm", {"image": "null", "output_root": "/lustre/runs", **profile})
         assert found.engine == ("script" if profile or args else "hf")
         assert found.fits is not None and (found.memory and found.memory.device) == "GPU"
 

@@ -9,6 +9,7 @@ import pytest
 
 from recipes.experiment.store import RunFolder
 from recipes.preflight import access, contradictions, history, inputs, places
+from scripts.engines.script.flags.tables import newest_container
 from scripts.run.identity import identity
 from scripts.run.record import Record
 from scripts.run.registry import REGISTRY, carry_out, checks_of
@@ -190,6 +191,17 @@ def test_storage_that_a_login_node_lacks_is_not_measured(fake_model: FakeModel, 
     given = {"args__hf_model_id": str(folder), "engine": "script"}
     assert list(places.disk(job_of("quantize_fp8", "bare", tmp_path / "executors.yaml", **given))) == []
     assert len(list(places.disk(job_of("quantize_fp8", **given)))) == 1
+
+
+def test_the_shipped_places_run_nvidia_s_script_and_measure_no_disk_of_this_machine(
+    fake_model: FakeModel, tmp_path: Path
+) -> None:
+    (tmp_path / "nemo-home" / "runs").mkdir(parents=True)
+    write_sparse_weights((folder := fake_model()) / "model.safetensors", 1 << 42)
+    for executor in ("slurm", "docker", "lepton"):
+        job = job_of("quantize_fp8", executor, args__hf_model_id=str(folder))
+        assert (job.engine, job.ranked, job.place.image) == ("script", True, newest_container())
+        assert list(places.disk(job)) == []
 
 
 def running(output: Path, run_id: str = "prune_1-a", state: str = "running", **facts: Any) -> RunFolder:

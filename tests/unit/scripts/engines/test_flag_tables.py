@@ -11,6 +11,7 @@ from scripts.engines.script.flags.tables import (
     container_path,
     interface_of,
     match_release,
+    newest_container,
     releases_in,
     releases_of,
     repository_of,
@@ -140,6 +141,12 @@ def test_a_nemo_container_is_known_by_its_name(image: str) -> None:
 )
 def test_another_image_is_not_taken_for_one(image: str) -> None:
     assert releases_in(image) is None
+
+
+def test_the_newest_container_is_one_of_which_everything_is_known() -> None:
+    found = releases_in(newest_container())
+    assert found is not None and {*found} == {repository_of(script) for script in scripts()}
+    assert releases_in("nvcr.io/nvidia/nemo:26.08") != found, "of which ModelOpt is not known"
 
 
 def test_a_container_older_than_a_script_has_none() -> None:
