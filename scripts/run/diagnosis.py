@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from configs import CONFIGS
+from scripts.run.ending import Ending
 
 #: A log that an earlier attempt began holds this line where the next one starts.
 NEXT_ATTEMPT = "--- the next attempt of this run ---"
@@ -149,7 +150,7 @@ def diagnose(
     for log in chain(_logs(logs, since), elsewhere):
         if time.monotonic() > deadline:
             break
-        hit = _best(log.text, signatures, phase)
+        hit = _best(log.text, signatures, phase, alone=bool(_rank(log.name)))
         if hit is None:
             continue
         found = _diagnosis(hit, log, phase)
@@ -178,7 +179,7 @@ def _of_words(
     if ordered is not None:
         remedy = ordered.remedy.format(phase=phase or "the run")
         return Diagnosis(name=ordered.name, evidence=clean(message), file=None, line=None, remedy=remedy)
-    hit = _best(message, signatures, phase)
+    hit = _best(message, signatures, phase, alone=False)
     words = _Log(name="", text=message, path=None, start=0)
     return None if hit is None else _diagnosis(hit, words, phase)
 
@@ -199,13 +200,16 @@ def clean(line: str, around: str = "") -> str:
     return text if len(text) <= _EVIDENCE else text[: _EVIDENCE - 3] + "..."
 
 
-def _best(text: str, signatures: tuple[Signature, ...], phase: str | None) -> _Hit | None:
+def _best(text: str, signatures: tuple[Signature, ...], phase: str | None, *, alone: bool) -> _Hit | None:
     """The most specific cause among the last words of a log; a consequence only where there is no cause."""
     hits = [
         (signature, match)
         for signature in signatures
         for match in sorted(_matches(text, signature), key=lambda match: match.start())
     ]
+    if hits:
+        ending = Ending(text, alone=alone)
+        hits = [hit for hit in hits if ending.tells(hit[1].start())]
     for consequence in (False, True):
         among = [hit for hit in hits if hit[0].consequence is consequence]
         last = max((match.start() for _, match in among), default=0) - _LAST_WORDS

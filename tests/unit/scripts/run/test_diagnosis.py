@@ -29,6 +29,7 @@ from recipes.cli.show import Output
 from recipes.experiment.runs import look
 from recipes.experiment.store import RunFolder
 from scripts.run.diagnosis import LOG_BYTES, NEXT_ATTEMPT, Diagnosis, Signature, catalogue, clean, diagnose
+from scripts.run.ending import Ending
 from scripts.run.identity import identity
 from scripts.run.problems import JobError
 from scripts.run.record import Record, read_record
@@ -37,6 +38,7 @@ from tests.jobs import submitted
 
 EXAMPLES = yaml.safe_load(Path(__file__).with_name("diagnosis_examples.yaml").read_text(encoding="utf-8"))
 SIGNATURES = catalogue().signatures
+FAILURES = Path(__file__).with_name("failures")
 FAILED = {"name": "script_failed", "message": "quantize.py ended with status 1.", "remedy": ""}
 FULL = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB."
 WAITED = "[rank0]:[E321 ProcessGroupNCCL.cpp:607] [Rank 0] Watchdog caught collective operation timeout: WorkNCCL("
@@ -129,6 +131,43 @@ def test_the_words_of_schedulers_are_those_that_executors_use() -> None:
     words = {name for _, name in _STATES.values()} | {"out_of_memory"}
     assert {word for signature in SIGNATURES for word in signature.scheduler} <= words
     assert words - {"", "cancelled"} <= catalogue().vague
+
+
+# --- whole logs ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("log", sorted(FAILURES.rglob("*.log")), ids=lambda log: log.name)
+def test_a_failure_is_named_by_what_ended_it(logs: Path, log: Path) -> None:
+    """Logs that real failures left (tests/testbed/failures.py), and some after what programs print elsewhere.
+
+    The first line says what is to be found: `nothing` where no signature is the cause, whatever else was got over.
+    """
+    due, _, text = log.read_text(encoding="utf-8").partition("\n")
+    (logs / f"{log.name.split('.')[1]}.log").write_text(text, encoding="utf-8")
+    diagnosis = diagnose(logs, since=0.0, error=FAILED)
+    assert f"# {diagnosis.name if diagnosis else 'nothing'}" == due.partition(" (")[0], diagnosis
+
+
+def test_there_are_logs_enough() -> None:
+    assert len(list(FAILURES.rglob("*.log"))) >= 60
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Traceback (most recent call last):\n" * 7500,
+        "Traceback (most recent call last):\nE: y\n\n"
+        "During handling of the above exception, another exception occurred:\n\n" * 2000,
+        "".join(f"[{number}]: Traceback (most recent call last):\n" for number in range(6000)),
+        "Failures:\n" * 26_000,
+        " \n" * 120_000,
+        "[1]: " * 50_000,
+    ],
+    ids=["tracebacks", "chains", "processes", "summaries", "blank", "prefixes"],
+)
+@pytest.mark.timeout(60)  # of a second at most; a step for each pair of lines would take hours
+def test_any_log_is_soon_told_apart(text: str) -> None:
+    assert isinstance(Ending(text, alone=False).tells(0), bool)
 
 
 # --- which line counts ---------------------------------------------------------------------------------------------
