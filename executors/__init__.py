@@ -5,6 +5,6 @@ with run.Experiment("mine") as experiment:
 """
 
 from executors.kinds import executor_of, place_of
-from executors.profiles.load import load_profile, profile_names
+from executors.profiles.load import find_profile, load_profile, profile_names
 
-__all__ = ["executor_of", "load_profile", "place_of", "profile_names"]
+__all__ = ["executor_of", "find_profile", "load_profile", "place_of", "profile_names"]

@@ -6,9 +6,10 @@ cause. Entrypoints differ in the row of ALGORITHMS that they carry out, and in t
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from scripts.args import megatron_lm as mlm
@@ -45,6 +46,7 @@ class Algorithm:
     families: Mapping[str, type[ScriptArgs]]  # the class of `args` of each, by the name that its recipes begin with
     hf: str = ""  # what the hf engine does, of the arguments and the record
     tool: str = ""  # what an algorithm without engines does, because it is more than a script: one process
+    command: str = ""  # the words that the tool is going to run, as far as they are known before
     ranks: str = ""  # what every rank does of the values as they were given, without a script
     leaves: tuple[str, ...] = ()  # artifact types that the work leaves behind and no argument names
 
@@ -120,6 +122,7 @@ ALGORITHMS = {
         doc="Score a checkpoint on tasks of a harness; report/ holds the scores.",
         families={"evaluate": EvaluateArgs, "mlm_mmlu": mlm.MlmMmluArgs},
         tool="scripts.evaluation.run:score_checkpoint",
+        command="scripts.evaluation.run:expected_command",
         leaves=("eval_results",),
     ),
     "serve": Algorithm(
@@ -127,6 +130,7 @@ ALGORITHMS = {
         "`script.path` names the server's program where it is not on PATH; `extra_args` are its last words.",
         families={"serve": ServeArgs},
         tool="scripts.serving.run:check_server",
+        command="scripts.serving.run:expected_command",
         leaves=("eval_results",),
     ),
     "prepare_data": Algorithm(
@@ -225,6 +229,16 @@ def _carry_out(
     if unused:
         record.line(f"{', '.join(unused)}: not used, the hf engine has no parallelism")
     _loaded(algorithm.hf)(resolved, record)
+
+
+def tool_command(
+    name: str, args: ScriptArgs, script: ScriptSpec, extra_args: Sequence[str], run_dir: Path
+) -> tuple[str, ...] | None:
+    """What an algorithm's tool is going to run, of resolved `args`; `<...>` is known on the node only."""
+    algorithm = ALGORITHMS[name]
+    if not algorithm.command or not isinstance(args, algorithm.args):
+        return None
+    return tuple(_loaded(algorithm.command)(args, script, extra_args, run_dir))
 
 
 def _loaded(work: str) -> Callable[..., None]:

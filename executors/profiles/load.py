@@ -55,28 +55,31 @@ def profile_names(files: Path | None = None, cwd: Path | None = None) -> list[st
 def load_profile(
     name: str, overrides: Mapping[str, str], *, files: Path | None = None, cwd: Path | None = None
 ) -> tuple[Profile, list[Problem]]:
+    """The profile as `find_profile` has it; a name or a kind that nobody has gives the defaults and a Problem."""
+    profile, problems = find_profile(name, overrides, files=files, cwd=cwd)
+    return profile or kind_of("local").profile(), problems
+
+
+def find_profile(
+    name: str, overrides: Mapping[str, str], *, files: Path | None = None, cwd: Path | None = None
+) -> tuple[Profile | None, list[Problem]]:
     """The profile `name` with what fits of its files and `overrides` (text), and a Problem for all that does not.
 
-    `files` is read in place of the user's own files. An unknown name gives the defaults and a
-    Problem, so that other checks can go on.
+    `files` is read in place of the user's own files. None: nobody can say what kind of place it is.
     """
     layers, problems = _layers(files, cwd, name)
     if name not in layers:
         cause, remedy = "there is no such executor", nearest(name, layers)
         unknown = Problem(name="unknown_executor", key="executor", value=name, cause=cause, remedy=remedy)
-        return _default(), [*problems, unknown]
+        return None, [*problems, unknown]
     source = _load(name, layers, overrides)
-    return source.profile or _default(), [*problems, *source.problems]
+    return source.profile, [*problems, *source.problems]
 
 
 def list_profiles(files: Path | None = None, cwd: Path | None = None) -> tuple[list[ProfileSource], list[Problem]]:
     """Every profile with what is wrong with it, and what is wrong with files as a whole."""
     layers, problems = _layers(files, cwd)
     return [_load(name, layers, {}) for name in sorted(layers)], [*problems, *taken()]
-
-
-def _default() -> Profile:
-    return kind_of("local").profile()
 
 
 def _layers(

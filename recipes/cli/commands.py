@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -83,14 +83,23 @@ def run(
     out = show.Output(as_json=as_json)
     options = Options(profiles=profiles, online=not dryrun, force_squash=force_squash, force=frozenset(force or ()))
     try:
-        with exits(as_json=as_json):
-            stage, options, problems = _asked(recipe, words or [], config, ctx.meta[_PASSTHROUGH], options)
-            examined = _examined(replace(stage, after=after or []), options, problems, sweep or [])
+        with exits(as_json=as_json) as refusal:
+            asked = _asked(recipe, words or [], config, ctx.meta[_PASSTHROUGH], options)
+            stages, examined = _examined(replace(asked, stage=replace(asked.stage, after=after or [])), sweep or [])
+            refused = bool(examined.errors)
+            if dryrun and examined.jobs:
+                out.plan(examined.jobs, full=True, sound=not refused)
+            elif dryrun and asked.whole:
+                out.values(stages)
+            if refused:
+                refusal |= out.planned if dryrun else {}
+                raise ProblemsError(examined.problems)
             print_problems(examined.problems)
-            out.plan(examined.jobs, full=dryrun)
             if dryrun:
-                out.finish_plan()
+                if as_json:
+                    print_json(out.planned)
                 return
+            out.plan(examined.jobs, full=False)
             if not yes and not as_json and sys.stdin.isatty() and not typer.confirm("Run it?", default=True):
                 raise typer.Exit(INTERRUPTED)
             with out.following() as watch:
@@ -123,14 +132,12 @@ def plan(
 
     Exit status: 0 when `run` would submit it, 2 when it would refuse.
     """
-    from recipes.experiment.examine import examine
     from recipes.experiment.stage import Options
     from recipes.planner.plan import plan_of
 
     options = Options(profiles=profiles, online=False, force=frozenset(force or ()))
     with exits(as_json=as_json):
-        stage, options, problems = _asked(recipe, words or [], config, ctx.meta[_PASSTHROUGH], options)
-        found = plan_of(examine([stage], options=options), problems)
+        found = plan_of(_examined(_asked(recipe, words or [], config, ctx.meta[_PASSTHROUGH], options))[1])
     if as_json:
         print_json(found.as_data())
     else:
@@ -138,13 +145,20 @@ def plan(
     raise typer.Exit(REFUSED if found.refused else 0)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What a command line asks for, and what of it does not fit."""
+
+    stage: "Stage"
+    options: "Options"
+    problems: "list[Problem]"
+    whole: bool  # every file was read, and so the values are those that were meant
+
+
 def _asked(
     recipe: str, words: Sequence[str], config: str | None, passthrough: Sequence[str], options: "Options"
-) -> "tuple[Stage, Options, list[Problem]]":
-    """What a command line asks for, and what of it does not fit.
-
-    Raises ProblemsError where there is no recipe of that name, with all else that is wrong.
-    """
+) -> Asked:
+    """Raises ProblemsError where there is no recipe of that name, with all else that is wrong."""
     from executors import load_profile
     from recipes.catalogue import config_of, find, layers, merge_files
     from recipes.experiment.stage import Stage
@@ -157,37 +171,39 @@ def _asked(
     except ProblemsError as error:
         wrong = load_profile(parsed.executor, parsed.profile, files=options.profiles)[1]
         raise ProblemsError([*error.problems, *problems, *wrong]) from None
-    partial = entry.build()
+    partial, whole = entry.build(), True
     if config is not None:
         try:
             problems += merge_files(partial, layers(entry.family, config_of(entry.family, config)))
         except ProblemsError as error:
             problems += error.problems
+            whole = False
     for key, value in parsed.recipe.items():
         problems += set_value(partial, key, value)
     partial.extra_args = [*partial.extra_args, *passthrough]
-    return Stage(name=recipe, partial=partial, executor=parsed.executor), options, problems
+    stage = Stage(name=recipe, partial=partial, executor=parsed.executor)
+    return Asked(stage=stage, options=options, problems=problems, whole=whole)
 
 
-def _examined(stage: "Stage", options: "Options", problems: list[Problem], sweep: Sequence[str]) -> "Examined":
-    """The stage, or one for each value of a sweep, checked. Raises ProblemsError with every error."""
-    from recipes.experiment.examine import examine
+def _examined(asked: Asked, sweep: Sequence[str] = ()) -> "tuple[Sequence[Stage], Examined]":
+    """The stage, or one for each value of a sweep, checked; with every Problem, those of the command line first."""
+    from recipes.experiment.examine import Examined, examine
     from recipes.experiment.stage import stages_of
     from recipes.values import parse_sweep
 
     grid, wrong = parse_sweep(list(sweep))
-    problems += wrong
-    stages = [stage]
+    problems, stages = [*asked.problems, *wrong], [asked.stage]
     try:
         if grid:
-            stages = [replace(stage, name=one.name, partial=one.partial) for one in stages_of(stage.partial, grid)]
+            made = stages_of(asked.stage.partial, grid)
+            stages = [replace(asked.stage, name=one.name, partial=one.partial) for one in made]
     except ProblemsError as error:
         problems += error.problems
-    examined = examine(stages, options=options)
-    if problems or examined.errors:
-        others = [problem for problem in examined.problems if problem.severity != "error"]
-        raise ProblemsError([*problems, *examined.errors, *others])
-    return examined
+    if not asked.whole:  # what could be found would be wrong with the values that a file was to replace
+        return stages, Examined(jobs=(), problems=tuple(problems))
+    examined = examine(stages, options=asked.options)
+    errors_first = sorted(examined.problems, key=lambda problem: problem.severity != "error")
+    return stages, replace(examined, problems=(*problems, *errors_first))
 
 
 def exit_status(states: Sequence[str]) -> int:

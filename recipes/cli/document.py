@@ -26,13 +26,17 @@ def print_problems(problems: Sequence[Problem]) -> None:
 
 
 @contextmanager
-def exits(*, as_json: bool = False) -> Iterator[None]:
-    """What is wrong in the block is printed, or is the JSON document, and becomes the exit status."""
+def exits(*, as_json: bool = False) -> Iterator[dict[str, Any]]:
+    """What is wrong in the block is printed, or is the JSON document, and becomes the exit status.
+
+    The block may put more into the document of a refusal.
+    """
+    document: dict[str, Any] = {}
     try:
-        yield
+        yield document
     except ProblemsError as error:
         if as_json:
-            print_json({"state": "refused", "problems": [problem.as_data() for problem in error.problems]})
+            print_json(document | {"state": "refused", "problems": [one.as_data() for one in error.problems]})
         print_problems(error.problems)
         errors = sum(problem.severity == "error" for problem in error.problems)
         print(f"{errors} problem{'s' if errors > 1 else ''}; nothing was submitted.", file=sys.stderr)

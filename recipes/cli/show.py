@@ -8,10 +8,12 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from executors.profiles.values import masked, secrets_here
 from recipes.catalogue import RECIPES
 from recipes.cli.document import print_json
 from recipes.experiment.job import Job
 from recipes.experiment.runs import Run
+from recipes.experiment.stage import Stage, values_of_recipe
 from recipes.experiment.submit import array_of, is_array
 from recipes.preflight.subjects import notes
 from scripts.args.meaning import Role, fields_of
@@ -43,14 +45,15 @@ class Output:
         self._array: dict[str, Any] = {}  # of a dry run: the one job that all of them would be
         self._told = False
 
-    def plan(self, jobs: Sequence[Job], *, full: bool) -> None:
-        """What would run, where, and where it leaves its outputs; with `full`, every value and the exact text sent."""
-        array = full and is_array(jobs)
-        self._plans = [_preview(job, full=full and not array) for job in jobs]
-        if array:
-            from recipes.experiment.submit import rehearse
+    def plan(self, jobs: Sequence[Job], *, full: bool, sound: bool = True) -> None:
+        """What would run, where, and where it leaves its outputs; with `full`, every value and the exact text sent.
 
-            self._array = rehearse(array_of(jobs)[0])
+        Of jobs that are not `sound`, as much as can be made in spite of what is wrong with them.
+        """
+        array = full and is_array(jobs)
+        self._plans = [_preview(job, full=full and not array, sound=sound) for job in jobs]
+        if array:
+            self._array = _text(array_of(jobs)[0], sound=sound)
         if self.as_json:
             return
         if len(self._plans) > 1 and (array or not full):
@@ -63,10 +66,18 @@ class Output:
         for plan in self._plans:
             _print_preview(plan, full=full)
 
-    def finish_plan(self) -> None:
-        """With --json, the plan alone is the document of a dry run."""
-        if self.as_json:
-            print_json(self._plans[0] if len(self._plans) == 1 else {"runs": self._plans, **self._array})
+    def values(self, stages: Sequence[Stage]) -> None:
+        """Of stages that are no jobs: what was asked for."""
+        for stage in stages:
+            place, values = {"name": stage.executor}, values_of_recipe(stage.partial)
+            self._plans.append({"recipe": stage.partial.recipe, "executor": place, "values": values})
+            if not self.as_json:
+                print(f"{'recipe':10} {stage.partial.recipe}\n{'executor':10} {stage.executor}\n{_yaml(values)}")
+
+    @property
+    def planned(self) -> dict[str, Any]:
+        """The document of a dry run."""
+        return self._plans[0] if len(self._plans) == 1 else {"runs": self._plans, **self._array}
 
     @contextmanager
     def following(self) -> Iterator[Callable[[Run], None]]:
@@ -223,7 +234,7 @@ class Output:
                 print(f"{'':10}  {run.note}")
 
 
-def _preview(job: Job, *, full: bool) -> dict[str, Any]:
+def _preview(job: Job, *, full: bool, sound: bool) -> dict[str, Any]:
     """A job as plain data, with what every rank would run; with `full`, with the exact text that would be sent."""
     script = None
     if job.addressed is not None:
@@ -232,8 +243,8 @@ def _preview(job: Job, *, full: bool) -> dict[str, Any]:
             "path": job.addressed.path,
             "release": job.addressed.release,
             "known_by": job.addressed.known_by or None,
-            "argv": list(job.command.words),
-            "left_out": list(job.command.left_out),
+            "argv": list(job.command.words) if job.words else None,
+            "left_out": list(job.command.left_out) if job.words else [],
         }
     plan = {
         "id": job.id,
@@ -241,6 +252,7 @@ def _preview(job: Job, *, full: bool) -> dict[str, Any]:
         "executor": {"name": job.executor, **asdict(job.profile)},
         "engine": job.engine,
         "script": script,
+        "command": list(job.words) if job.words else None,
         "shape": {"nodes": job.nodes, "processes": job.processes, "torchrun": job.ranked},
         "after": list(job.after),
         "run_dir": str(job.run_dir),
@@ -251,10 +263,28 @@ def _preview(job: Job, *, full: bool) -> dict[str, Any]:
         "skipped": [vars(skipped) for skipped in job.skipped],
     }
     if full:
-        from recipes.experiment.submit import rehearse
+        plan |= _text(job, sound=sound)
+    shown: dict[str, Any] = masked(plan, secrets_here(job.profile.secrets))
+    return shown
 
-        plan |= rehearse(job)
-    return plan
+
+def _text(job: Job, *, sound: bool) -> dict[str, Any]:
+    """What would be sent; of a job that is not sound, nothing where it cannot be made."""
+    from recipes.experiment.submit import rehearse
+
+    try:
+        return rehearse(job)
+    except Exception as error:  # whatever NeMo-Run makes of values that were refused
+        if sound:
+            raise
+        why = str(error).strip().splitlines()
+        return {"code": None, "submits": None, "cannot": f"{type(error).__name__}: {why[0] if why else ''}"}
+
+
+def _yaml(values: dict[str, Any]) -> str:
+    import yaml
+
+    return str(yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=200)).rstrip()
 
 
 def _said(plan: dict[str, Any], *roles: Role) -> Any:
@@ -286,23 +316,24 @@ def _print_preview(plan: dict[str, Any], *, full: bool) -> None:
             if "not used" in note and "machines" in note:
                 print(f"note: {note}")
         return
-    import yaml
-
-    print(yaml.safe_dump(plan["values"], sort_keys=False, allow_unicode=True, width=200).rstrip())
+    print(_yaml(plan["values"]))
     for key, value in plan["resolved"].items():
         if value != args[key]:
             print(f"on the node: args.{key} = {value}")
     for note in plan["notes"]:
         print(f"note: {note}")
-    if script:
-        print(f"every rank runs:\n{shlex.join(['python', *script['path'].split(' ', 1), *script['argv']])}")
+    if plan["command"]:
+        print(f"{'every rank' if script else 'the job'} runs:\n{shlex.join(plan['command'])}")
     _print_text(plan)
 
 
 def _print_text(plan: dict[str, Any]) -> None:
     if plan["code"]:
         print(f"code       {_code_line(plan['code'])}")
-    print(f"would submit:\n{plan['submits']}")
+    if plan["submits"] is None:
+        print(f"would submit: nothing can be made of these values ({plan['cannot']})", flush=True)
+    else:
+        print(f"would submit:\n{plan['submits']}", flush=True)
 
 
 def _code_line(code: dict[str, Any]) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields, replace
 from graphlib import CycleError, TopologicalSorter
 from typing import TYPE_CHECKING, Any
 
-from executors import load_profile, place_of
+from executors import find_profile, place_of
 from executors.base import Place
 from recipes.experiment.job import Job, job_of
 from recipes.experiment.stage import Options, Stage
@@ -105,11 +105,11 @@ def _forced(problem: Problem, names: frozenset[str]) -> Problem:
     return replace(problem, remedy=f"{problem.remedy}  It cannot be forced.".strip())
 
 
-def _place_of(executor: str, options: Options) -> tuple[Place, list[Problem]]:
-    """The place of that name; this machine where there is none, so that other checks can go on."""
-    profile, problems = load_profile(executor, options.overrides, files=options.profiles)
-    if any(problem.name == "unknown_executor" for problem in problems):
-        return place_of(load_profile("local", {})[0]), problems
+def _place_of(executor: str, options: Options) -> tuple[Place | None, list[Problem]]:
+    """The place of that name; None where nobody can say what it is, and so nothing of a job there."""
+    profile, problems = find_profile(executor, options.overrides, files=options.profiles)
+    if profile is None:
+        return None, problems
     place = place_of(profile)
     return place, [*problems, *place.problems(), *gpu_problems(profile.gpu, "executor.gpu")]
 
@@ -117,13 +117,15 @@ def _place_of(executor: str, options: Options) -> tuple[Place, list[Problem]]:
 def _examine_one(
     stage: Stage,
     executor: str,
-    place: Place,
+    place: Place | None,
     wrong: Sequence[Problem],
     ids: Mapping[str, str],
     options: Options,
     before: Mapping[str, Job],
 ) -> tuple[Job | None, list[Problem]]:
     """The job of one stage, `before` it those of earlier ones, and every Problem; no job where it says too little."""
+    if place is None:
+        return None, list(wrong)
     partial, promised, problems = _with_paths(stage.partial, {name: job.expects for name, job in before.items()})
     problems = [*wrong, *problems]
     after = []

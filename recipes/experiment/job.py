@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from executors.base import AnyJob, Capabilities, Place, Profile
 from executors.kinds import place_from_record
+from executors.profiles.values import secrets_here
 from recipes.catalogue import RECIPES
 from recipes.experiment.releases import Addressed, address
 from recipes.experiment.stage import Options, Stage
@@ -22,6 +23,7 @@ from scripts.engines.choice import Chosen, choose_engine
 from scripts.engines.script.command import Argv, command_words
 from scripts.engines.script.flags.tables import releases_in
 from scripts.engines.script.locate import installed
+from scripts.entrypoints import tool_command
 from scripts.run.problems import JobError, Problem
 from scripts.run.registry import Skipped
 
@@ -156,6 +158,19 @@ class Job(AnyJob):
         return command_words(*values, name=name, interface=interface, run_dir=self.run_dir)
 
     @cached_property
+    def words(self) -> tuple[str, ...] | None:
+        """What each rank runs, without the launcher; `<...>` is known on the node only.
+
+        None where it starts no program, or names a model card that there is not.
+        """
+        if self.addressed is None:
+            return tool_command(self.algorithm, self.resolved, self.script, self.extra_args, self.run_dir)
+        try:
+            return ("python", *self.addressed.path.split(" ", 1), *self.command.words)
+        except JobError:
+            return None
+
+    @cached_property
     def values(self) -> dict[str, Any]:
         """The recipe's values as plain data, section by section, as a YAML file would hold them."""
         engine = self.engine or (self.partial.engine if self.partial is not None else "auto")
@@ -251,7 +266,8 @@ def job_of(
         args = replace(args, ep=ep)
         partial = copy_with(partial, args=copy_with(partial.args, ep=ep))
     try:
-        resolved = type(args)(**resolve(asdict(args), run_dir=run_dir, run_tag=tag_of(args)))
+        secrets = {*place.profile.secrets, *secrets_here(place.profile.secrets)}
+        resolved = type(args)(**resolve(asdict(args), run_dir=run_dir, run_tag=tag_of(args), secrets=secrets))
     except JobError as error:
         return None, [error.as_problem("args")]
     addressed, problems = address(args, script, place) if engine == "script" else (None, [])

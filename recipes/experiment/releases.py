@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from scripts.args.meaning import ScriptArgs, ScriptSpec, values_of
 from scripts.engines.script.command import compose
-from scripts.engines.script.flags.interface import Interface
+from scripts.engines.script.flags.interface import UNKNOWN, Interface
 from scripts.engines.script.flags.reader import read_interface
 from scripts.engines.script.flags.tables import (
     completed,
@@ -41,10 +41,6 @@ class Addressed:
     def certain(self) -> bool:
         """Whether the script will accept what `interface` says and nothing else."""
         return bool(self.known_by)
-
-
-#: For a script that no table lists and no file here shows: it says nothing, and takes everything.
-_UNKNOWN = Interface(flags=(), closed=False)
 
 
 def address(args: ScriptArgs, script: ScriptSpec, place: "Place") -> tuple[Addressed, list[Problem]]:
@@ -109,7 +105,7 @@ def _asked(args: ScriptArgs, script: ScriptSpec, asked: str) -> tuple[Addressed,
 
 def _newest(args: ScriptArgs, script: ScriptSpec) -> Addressed:
     name = args.SCRIPTS[0]
-    interface = _UNKNOWN if is_module(name) else interface_of(name, releases_of(name)[-1])
+    interface = UNKNOWN if is_module(name) else interface_of(name, releases_of(name)[-1])
     return Addressed(script=name, path=_path(name, script), release=None, interface=interface, known_by="")
 
 

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,14 @@ class Options:
     force_squash: bool = False
     overrides: Mapping[str, str] = field(default_factory=dict)  # of the executor profile
     force: frozenset[str] = frozenset()  # Problems that do not stop the job, by name
+
+
+def values_of_recipe(partial: "run.Partial[Any]") -> dict[str, Any]:
+    """A recipe's values as plain data, section by section, as a YAML file would hold them."""
+    from fiddle import build
+
+    typed = {name: asdict(build(getattr(partial, name))) for name in ("script", "args", "torchrun")}
+    return {"engine": partial.engine, **typed, "extra_args": list(partial.extra_args)}
 
 
 def stages_of(partial: "run.Partial[Any]", grid: Mapping[str, Sequence[str]]) -> list[Stage]:

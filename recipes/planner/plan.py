@@ -22,7 +22,7 @@ from recipes.planner.search import Proposal, smallest
 from recipes.planner.workload import workload_of
 from recipes.preflight.paths import model_folder
 from recipes.preflight.subjects import notes
-from scripts.run.problems import JobError, Problem, ProblemsError
+from scripts.run.problems import Problem, ProblemsError
 from scripts.run.registry import Skipped
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ def plan_of(examined: Examined, others: Sequence[Problem] = ()) -> Plan:
         engine=job.engine,
         script=job.addressed.script if job.addressed else None,
         release=job.addressed.release if job.addressed else None,
-        command=_command(job),
+        command=job.words,
         layout=layout,
         ranks=_ranks(job, layout) if job.engine == "script" else (),
         gpu=job.gpu if on_gpus else None,
@@ -189,16 +189,6 @@ def _ranks(job: Job, layout: Layout) -> tuple[Ranks, ...]:
     stages = model.stages(layout.pp, work.stages) if work and model else None
     held = [str(stage) for stage in stages] if stages else [None] * layout.pp
     return tuple(Ranks(first=n * each, last=(n + 1) * each - 1, holds=holds) for n, holds in enumerate(held))
-
-
-def _command(job: Job) -> tuple[str, ...] | None:
-    """Without the launcher: what a person would type on one rank. None where there is no script, or no such card."""
-    if job.addressed is None:
-        return None
-    try:
-        return ("python", *job.addressed.path.split(" ", 1), *job.command.words)
-    except JobError:
-        return None
 
 
 def _models(job: Job) -> Iterator[Model]:

@@ -1,14 +1,19 @@
 """What a job has of the machine that submits it, and of its place, whatever it does."""
 
+import re
 from collections.abc import Iterator
 from importlib import util
 
+from executors.profiles.values import holds, looks_secret, secrets_here
 from recipes.experiment.job import Job
+from scripts.args.meaning import values_of
 from scripts.run.problems import Problem
 from scripts.run.registry import check
 
 #: What the hf engine imports; the local executor runs it in the environment that submits.
 ENGINE_PACKAGES = ("torch", "transformers", "modelopt", "datasets", "safetensors", "jinja2", "matplotlib")
+
+_FROM_ENV = re.compile(r"oc\.env\s*:\s*(\w+)")
 
 
 @check("wrong_home")
@@ -21,6 +26,20 @@ def home(job: Job) -> Iterator[Problem]:
         cause = f"what NeMo-Run does for {job.place.title} breaks on {' '.join(map(repr, wrong))} in its path"
         remedy = "Set NEMORUN_HOME to a folder whose path has letters, digits and . _ / - only."
         yield Problem(key="NEMORUN_HOME", value=home, cause=cause, remedy=remedy)
+
+
+@check("secret_in_args")
+def secrets_in_values(job: Job) -> Iterator[Problem]:
+    """Values stand in records, scripts and the lists of processes; of what a secret is, nothing is shown."""
+    names = {*job.profile.secrets, *(hidden := secrets_here(job.profile.secrets))}
+    stated = {f"args.{name}": str(value) for name, value, _ in values_of(job.args)}
+    for key, text in (stated | {"extra_args": " ".join(job.extra_args)}).items():
+        used = [name for name in _FROM_ENV.findall(text) if name in names or looks_secret(name)]
+        used += holds(text, hidden)
+        if used:
+            cause = f"{used[0]} holds a secret, and values are written to scripts and records"
+            remedy = f"Leave it out: list {used[0]} in executor.secrets, and the job has the variable."
+            yield Problem(key=key, value=None, cause=cause, remedy=remedy)
 
 
 @check("too_many_nodes", "out_of_range")

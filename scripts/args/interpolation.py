@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePath
 from typing import Any
@@ -11,27 +11,29 @@ from scripts.args.meaning import value_of
 from scripts.run.problems import JobError
 
 
-def resolve(values: dict[str, Any], *, run_dir: Path, run_tag: str) -> dict[str, Any]:
+def resolve(values: dict[str, Any], *, run_dir: Path, run_tag: str, secrets: Collection[str] = ()) -> dict[str, Any]:
     """Replace every OmegaConf interpolation in string values; everything else passes untouched.
 
-    `run_dir` is what NEMO_RUN_DIR stands for. Raises JobError `unresolved_value` naming the key,
-    for a variable that is not set and has no default, or an interpolation that does not parse.
+    `run_dir` is what NEMO_RUN_DIR stands for; the variables in `secrets` stand for their names in angle brackets.
+    Raises JobError `unresolved_value` naming the key, for a variable that is not set and has no default, or an
+    interpolation that does not parse.
     """
-    with _variable("NEMO_RUN_DIR", str(run_dir)):
+    with _variables({**{name: f"<{name}>" for name in secrets}, "NEMO_RUN_DIR": str(run_dir)}):
         return {key: _resolve(key, value, run_tag) for key, value in values.items()}
 
 
 @contextmanager
-def _variable(name: str, value: str) -> Iterator[None]:
-    before = os.environ.get(name)
-    os.environ[name] = value
+def _variables(values: Mapping[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
     try:
         yield
     finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _resolve(key: str, value: Any, run_tag: str) -> Any:

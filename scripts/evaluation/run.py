@@ -3,15 +3,18 @@
 import dataclasses
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from scripts.args import constraints
 from scripts.args.evaluate import EvaluateArgs
 from scripts.args.meaning import ScriptArgs, ScriptSpec
+from scripts.engines.script.command import command_words
 from scripts.engines.script.engine import run_script
+from scripts.engines.script.flags.interface import UNKNOWN
 from scripts.evaluation import checks
 from scripts.evaluation.checks import Loading, loading_of
-from scripts.evaluation.harness import closing_words, harness_args, write_tasks
+from scripts.evaluation.harness import HarnessArgs, closing_words, harness_args, write_tasks
 from scripts.evaluation.report import as_text, write_report
 from scripts.evaluation.scores import SCHEMA, Baseline, as_rows, compare, read_baseline, read_results, scores_of
 from scripts.processor import bf16_is_slow
@@ -21,6 +24,7 @@ from scripts.run.record import Record
 from scripts.run.registry import refuse
 from scripts.tiny.model import local_model
 
+_TASKS = "tasks"  # of the run directory
 _RESTORED = Path(__file__).resolve().parent / "restored" / "lm_eval_restored.py"
 #: What must be equal for two runs to have asked alike, besides what each task says of itself.
 _CONDITIONS = ("apply_chat_template", "fewshot_as_multiturn", "system_instruction", "gen_kwargs", "seed")
@@ -40,16 +44,38 @@ def score_checkpoint(args: ScriptArgs, script: ScriptSpec, extra_args: Sequence[
             raise JobError("script_unused", cause, "Leave it out.")
     how = ", restored by ModelOpt" if loading.restored else ""
     record.line(f"backend: {loading.backend}{how}; quantization: {loading.quantization or 'none'}")
-    include = expanded(args.include_path) if args.include_path else write_tasks(record.dir / "tasks")
-    results = record.dir / "harness" / "results.json"
+    if not args.include_path:
+        write_tasks(record.dir / _TASKS)
     if (args.dtype, loading.backend, loading.restored) == ("auto", "hf", False) and bf16_is_slow():
         args = dataclasses.replace(args, dtype="float32")  # holds every bfloat16 value, and is 50 times faster here
-    harness = harness_args(args, model=model, backend=loading.backend, include=include, results=results)
-    path = str(_RESTORED) if loading.restored else script.path
-    script = dataclasses.replace(script, path=path, flag_style="underscore")
+    harness, script = _harness(args, script, loading, model, record.dir)
     run_script(harness, script, [*extra_args, *closing_words(args)], record)
     with record.phase("report"):
-        _report(args, loading, baseline, results.parent, record)
+        _report(args, loading, baseline, Path(harness.output_path).parent, record)
+
+
+def _harness(
+    args: EvaluateArgs, script: ScriptSpec, loading: Loading, model: str, run_dir: Path
+) -> tuple[HarnessArgs, ScriptSpec]:
+    """The harness's own arguments, and the script that takes them."""
+    include = expanded(args.include_path) if args.include_path else run_dir / _TASKS
+    results = run_dir / "harness" / "results.json"
+    harness = harness_args(args, model=model, backend=loading.backend, include=include, results=results)
+    path = str(_RESTORED) if loading.restored else script.path
+    return harness, dataclasses.replace(script, path=path, flag_style="underscore")
+
+
+def expected_command(args: ScriptArgs, script: ScriptSpec, extra_args: Sequence[str], run_dir: Path) -> list[str]:
+    """The harness's command before anybody has looked at a checkpoint that is not here."""
+    assert isinstance(args, EvaluateArgs)
+    loading = Loading(backend="vllm" if args.backend == "vllm" else "hf", quantization=None, restored=False)
+    with suppress(JobError):  # it is not here, or what is to load it is not
+        loading = loading_of(args, args.checkpoint)
+    harness, script = _harness(args, script, loading, args.checkpoint, run_dir)
+    (name,) = harness.SCRIPTS
+    words = [*extra_args, *closing_words(args)]
+    argv = command_words(harness, script, words, name=name, interface=UNKNOWN, run_dir=run_dir)
+    return ["python", *([script.path] if script.path else name.split(" ", 1)), *argv.words]
 
 
 def _report(args: EvaluateArgs, loading: Loading, baseline: Baseline | None, folder: Path, record: Record) -> None:

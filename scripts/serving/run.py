@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from scripts.args import constraints
@@ -68,6 +69,19 @@ def check_server(args: ScriptArgs, script: ScriptSpec, extra_args: Sequence[str]
         report: dict[str, Any] = {"schema": SCHEMA, "server": args.server, "argv": words, "checkpoint": args.checkpoint}
         report |= {"algorithm": served.algorithm, "quantization": served.quantization, **facts}
         _report(args, report, answers, record)
+
+
+def expected_command(args: ScriptArgs, script: ScriptSpec, extra_args: Sequence[str], _run_dir: Path) -> list[str]:
+    """The server's command before it is started; what only its node knows is in angle brackets."""
+    assert isinstance(args, ServeArgs)
+    server, model = SERVERS[args.server], args.checkpoint or "<checkpoint>"
+    unquantized = args.quantization == "none" or model.startswith("tiny:")
+    method = None if unquantized else "<of the checkpoint>" if args.quantization == "auto" else args.quantization
+    with suppress(JobError):  # it is not here, or a check says what is wrong with it
+        method = check_checkpoint(args, model).method
+    program, port = server.expected_program(script.path), args.port or "<a free port>"
+    words = command_line(server, program, args, model=model, method=method, port=port)
+    return [*words, *extra_args]
 
 
 def _measure(

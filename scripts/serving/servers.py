@@ -45,6 +45,17 @@ class Server:
     fixed: tuple[str, ...] = ()
     formats: Mapping[str, str]  # quant_algo of an export -> what `quantization` is given
 
+    @property
+    def module(self) -> str | None:
+        """What the job's Python runs; None: the program is an executable."""
+        return self.program.removeprefix("-m ") if self.program.startswith("-m ") else None
+
+    def expected_program(self, path: str | None) -> list[str]:
+        """The words that start it on a machine that has it, where nobody has looked yet."""
+        if self.module:
+            return ["python", *([path] if path else ["-m", self.module]), *self.command]
+        return [path or self.program, *self.command]
+
 
 def _loads(server: ServerName, **others: str) -> Mapping[str, str]:
     """What a server is told of each `quant_algo`: of the named formats, and of `others` that ModelOpt exports."""
@@ -98,7 +109,7 @@ def find_program(server: Server, path: str | None) -> list[str]:
 
     Raises JobError `server_not_installed`.
     """
-    module = server.program.removeprefix("-m ") if server.program.startswith("-m ") else None
+    module = server.module
     if path is not None:
         file = expanded(path).absolute()
         found = ([sys.executable, str(file)] if module else [str(file)]) if file.is_file() else None
@@ -115,7 +126,7 @@ def find_program(server: Server, path: str | None) -> list[str]:
 
 
 def command_line(
-    server: Server, program: Sequence[str], args: ServeArgs, *, model: str, method: str | None, port: int
+    server: Server, program: Sequence[str], args: ServeArgs, *, model: str, method: str | None, port: int | str
 ) -> list[str]:
     """The words that serve `model`, an absolute path or a hub name; `method` is what it is told of the format."""
     words = [*program, *([server.model] if server.model else []), model]

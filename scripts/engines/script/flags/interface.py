@@ -57,3 +57,7 @@ class Interface:
 def plain(name: str) -> str:
     """A flag's name without hyphens in front and with underscores inside: `--calib-size` -> `calib_size`."""
     return name.lstrip("-").replace("-", "_")
+
+
+#: For a script that no table lists and no file here shows: it says nothing, and takes everything.
+UNKNOWN = Interface(flags=(), closed=False)

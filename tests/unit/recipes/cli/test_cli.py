@@ -29,6 +29,73 @@ def test_dry_run_shows_everything_and_writes_nothing(nemo: Nemo, home: Path, tmp
     assert _files(tmp_path / "work") == []
 
 
+def test_a_dry_run_shows_everything_of_a_job_that_is_refused(nemo: Nemo, home: Path) -> None:
+    words = ["run", "quantize_fp8", "executor=slurm", "args.calib_sze=3", "args.export_quant_cfg=fp9", "--dryrun"]
+    done = nemo(*words)
+    assert done.code == 2
+    for expected in ("calib_size: 512", "--export-quant-cfg fp9", "would submit:", "#SBATCH", "torchrun"):
+        assert expected in done.out, expected
+    assert "unknown_key" in done.err and "2 problems; nothing was submitted." in done.err
+    document = nemo(*words, "--json").json
+    assert document["state"] == "refused" and "#SBATCH" in document["submits"]
+    assert {one["name"] for one in document["problems"]} == {"unknown_key", "unsupported_quant_recipe"}
+    assert _files(home) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        (["executor=lepton"], ["engine     script", "would submit"]),  # its profile lacks what it needs
+        (["executor=slurm", "torchrun.nnodes=0"], ["calib_size: 512", "would submit"]),
+        (["executor=slrum"], ["executor   slrum", "calib_size: 512"]),
+        (["executor=slurm", "args.export_dir=/"], ["calib_size: 512"]),  # decisive: no more can be said
+    ],
+)
+def test_a_dry_run_shows_what_can_be_made(nemo: Nemo, words: list[str], shown: list[str]) -> None:
+    done = nemo("run", "quantize_fp8", *words, "--dryrun")
+    assert done.code == 2 and "Traceback" not in done.err, done.err
+    assert all(text in done.out for text in shown), done.out
+
+
+@pytest.mark.parametrize(
+    ("words", "command"),
+    [
+        (
+            ["serve", "args.checkpoint=Qwen/Qwen3-8B"],
+            "vllm serve Qwen/Qwen3-8B --host 127.0.0.1 --port '<a free port>'",
+        ),
+        (["serve_sglang", "args.checkpoint=/m/fp8", "args.port=8000"], "python -m sglang.launch_server --model-path"),
+        (["serve", "args.checkpoint=/m/fp8"], "--quantization '<of the checkpoint>'"),
+        (["evaluate", "args.tasks=[mmlu]", "args.limit=5"], "python -m lm_eval --model hf --model_args"),
+        (["evaluate", "args.tasks=[mmlu]", "args.apply_chat_template=true", "--", "--x"], "--x --apply_chat_template"),
+    ],
+)
+def test_a_dry_run_shows_the_command_of_a_tool(nemo: Nemo, words: list[str], command: str) -> None:
+    cut = words.index("--") if "--" in words else len(words)
+    done = nemo("run", *words[:cut], "executor=slurm", "--dryrun", *words[cut:])
+    assert command in done.out.partition("the job runs:")[2], done.out
+
+
+@pytest.mark.parametrize(
+    ("executor", "word"),
+    [
+        ("local", "args.message=${oc.env:HF_TOKEN}"),
+        ("local", "args.message=${oc.env:HF_TOKEN,none} ${oc.env:USER,x}"),
+        ("local", "args.message=hf_MARKER_0123"),
+        ("slurm", "extra_args=[--token, hf_MARKER_0123]"),
+        ("mine", "args.message=${oc.env:SITE}"),
+    ],
+)
+def test_a_secret_is_in_no_value(nemo: Nemo, home: Path, work: Path, executor: str, word: str) -> None:
+    (work / "executors.yaml").write_text("mine: {extends: slurm, secrets: [SITE]}\n")
+    env = {"HF_TOKEN": "hf_MARKER_0123", "SITE": "hf_MARKER_0123"}
+    for how in (["--dryrun"], ["--dryrun", "--json"], ["--yes"]):
+        done = nemo("run", "probe", f"executor={executor}", word, *how, env=env)
+        assert done.code == 2 and "secret_in_args" in done.out + done.err
+        assert "MARKER" not in done.out + done.err
+    assert _files(home) == []
+
+
 def test_dry_run_as_json(nemo: Nemo) -> None:
     done = nemo(
         "run", "quantize", "--config", "nvfp4", "args.calib_size=7", "args.hf_model_id=tiny:llama", "--dryrun", "--json"
