@@ -241,8 +241,8 @@ def tool_command(
     return tuple(_loaded(algorithm.command)(args, script, extra_args, run_dir))
 
 
-def _loaded(work: str) -> Callable[..., None]:
+def _loaded(work: str) -> Callable[..., Any]:
     """The function that `module:function` names. Engines and tools are slow to import, and a job needs one of them."""
     module, _, name = work.partition(":")
-    function: Callable[..., None] = getattr(import_module(module), name)
+    function: Callable[..., Any] = getattr(import_module(module), name)
     return function
