@@ -1,17 +1,18 @@
 """What can be wrong with a quantize job, as far as the submitting machine can tell."""
 
 from collections.abc import Iterator
+from importlib.metadata import version
 
 from recipes.experiment.job import Job
 from recipes.models import hub
 from recipes.models.weights import folder_of, linear_shapes
 from scripts.args.meaning import Role, field_of
-from scripts.checkpoints.causal import refused
+from scripts.checkpoints.causal import AWQ_EXPERTS, NO_AWQ, NOT_EXPORTED, NOT_PACKED, refused
 from scripts.checkpoints.model import local_model_problem, read_config
 from scripts.data.texts import read, source_of
 from scripts.engines.hf.quantizers import refuse_compress, refuse_weight_only
 from scripts.formats import FITS_ANY_WIDTH, FORMATS, format_error, format_problems
-from scripts.run.problems import JobError, Problem
+from scripts.run.problems import JobError, Problem, Severity
 from scripts.run.registry import check
 
 _PARALLEL: tuple[Role, ...] = ("tp", "pp", "ep", "etp")
@@ -65,6 +66,21 @@ def format_of_hf(job: Job) -> Iterator[Problem]:
         cause = f"{value} does not fit this model: {sentence}"
         remedy = FITS_ANY_WIDTH
         yield Problem(name="format_does_not_fit", key="args.export_quant_cfg", value=value, cause=cause, remedy=remedy)
+
+
+@check("format_not_exportable", engines=("hf",), needs=("model",), applies=lambda job: job.resolved.export_dir)
+def exportable_by_hf(job: Job) -> Iterator[Problem]:
+    """Transformers 4, which somewhere else may have, keeps experts apart."""
+    value, model = job.resolved.export_quant_cfg, job.model
+    lost = NOT_PACKED.get(model.model_type or "") if model else None
+    if lost:
+        key, name = "args.hf_model_id", job.resolved.hf_model_id
+        yield Problem(key=key, value=name, cause=lost, remedy=NOT_EXPORTED, can_force=not job.in_this_python)
+    elif model and model.experts and "awq" in value.lower():
+        shared = job.in_this_python and version("transformers") >= "5"
+        severity: Severity = "error" if shared else "warning"
+        key = "args.export_quant_cfg"
+        yield Problem(key=key, value=value, cause=AWQ_EXPERTS, remedy=NO_AWQ, severity=severity)
 
 
 @check("weight_only_meaningless", "compress_unsupported", engines=("hf",))

@@ -20,9 +20,15 @@ WITH_TEXT = frozenset(
 _OTHER_HEAD = re.compile(r"For(?!CausalLM|ConditionalGeneration)\w+$")
 #: Other tools' formats of which transformers makes plain weights.
 UNPACKED = ("fp8", "mxfp4")
-#: Models whose linear layers are transformers' Conv1D.
-CONV1D = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})
-CONV1D_CAUSE = "its linear layers are Conv1D, whose weights ModelOpt transposes: no loader could read the export"
+_CONV1D = "its linear layers are Conv1D, whose weights ModelOpt transposes: no loader could read the export"
+#: Models whose linear layers are none of torch's, and what comes of it.
+OWN_LINEARS = dict.fromkeys(("gpt2", "openai-gpt", "imagegpt", "decision_transformer"), _CONV1D)
+PLAIN_LINEARS = "Name a model of torch.nn.Linear."
+#: Models whose layers ModelOpt quantizes, but does not pack.
+NOT_PACKED = {"falcon": "its linear layers are FalconLinear, which ModelOpt's exporter does not pack"}
+NOT_EXPORTED = "Name another model, or use args.export_dir=null and the ModelOpt checkpoint."
+AWQ_EXPERTS = "ModelOpt's exporter cannot write AWQ of experts that share one tensor, as transformers 5 keeps them"
+NO_AWQ = "Use fp8, nvfp4 or fp8_blockwise."
 _PLAIN = "Name a causal language model."
 
 
@@ -43,7 +49,7 @@ def refused(config: Mapping[str, Any]) -> Trouble | None:
     headless = built.endswith("Model") and not built.endswith("LMHeadModel")
     if headless and config.get("tie_word_embeddings") is False:
         return name, f"{built} has no language-model head; random numbers would be put in its place", _PLAIN
-    return (name, CONV1D_CAUSE, "Name a model with torch.nn.Linear.") if kind in CONV1D else None
+    return (name, OWN_LINEARS[kind], PLAIN_LINEARS) if isinstance(kind, str) and kind in OWN_LINEARS else None
 
 
 def packed(found: str | None) -> Trouble | None:

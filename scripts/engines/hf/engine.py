@@ -56,11 +56,14 @@ def quantize_checkpoint(args: QuantizeArgs, record: Record) -> None:
     if args.compress:
         quantizers.refuse_compress(args)
     source = _source(args, record)
+    _silence_bars()
+    bare = load.without_weights(str(source), args.trust_remote_code)
     if args.export_quant_cfg in FORMATS:
-        misfits = format_problems(args.export_quant_cfg, load.linear_shapes(str(source), args.trust_remote_code))
+        misfits = format_problems(args.export_quant_cfg, load.linear_shapes(bare))
         if misfits:
             raise JobError("format_does_not_fit", " ".join(misfits), FITS_ANY_WIDTH)
-    _silence_bars()
+    quantizers.rehearse(bare, quantizers.build_config(args), exported=bool(args.export_dir))
+    del bare
     with record.phase("load"):
         loaded = load.load_model(
             str(source), dtype=args.dtype, device=args.device, trust_remote_code=args.trust_remote_code
@@ -137,7 +140,7 @@ def _publish(state: _State, results: dict[str, Any]) -> None:
     """Write both checkpoints beside their places, reopen and check them, then rename and record them."""
     args, record = state.args, state.record
     facts = FORMATS.get(args.export_quant_cfg)
-    expected = reference.reference(state.model)
+    expected = reference.reference(state.model, state.source)
     if args.compress:
         with record.phase("compress"):
             quantizers.compress(state.model)

@@ -64,22 +64,27 @@ def _as_job_error(path: str, error: Exception) -> JobError:
     return JobError("unknown_model", cause, "A newer transformers may know this model.")
 
 
-def linear_shapes(path: str, trust_remote_code: bool) -> dict[str, tuple[int, int]]:
-    """(outputs, inputs) of each linear layer that a format would quantize, from the configuration alone.
-
-    Built on the meta device, so no weight is read. Experts that Transformers keeps as one 3-D tensor count as the
-    linear layers they are. Output heads are left out, as ModelOpt leaves them unquantized.
-    """
+def without_weights(path: str, trust_remote_code: bool) -> Any:
+    """The model on the meta device, from its configuration alone: no weight is read. Raises JobError as load_model."""
     import torch
-    from torch import nn
     from transformers import AutoModelForCausalLM
 
     config = _config(path, trust_remote_code)
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     except (ValueError, KeyError) as error:
         raise _as_job_error(path, error) from error
+
+
+def linear_shapes(model: Any) -> dict[str, tuple[int, int]]:
+    """(outputs, inputs) of each linear layer that a format would quantize.
+
+    Experts that Transformers keeps as one 3-D tensor count as the linear layers they are. Output heads are left out,
+    as ModelOpt leaves them unquantized.
+    """
+    from torch import nn
+
     head = model.get_output_embeddings()
     shapes: dict[str, tuple[int, int]] = {}
     for name, module in model.named_modules():

@@ -3,11 +3,15 @@
 import copy
 from collections import Counter
 from collections.abc import Callable
+from contextlib import redirect_stdout
+from io import StringIO
 from typing import TYPE_CHECKING, Any
 
 from scripts.args.quantize import QuantizeArgs
+from scripts.checkpoints.causal import AWQ_EXPERTS, NO_AWQ, NOT_EXPORTED, OWN_LINEARS, PLAIN_LINEARS
 from scripts.engines.hf.nvfp4 import cpu_kernels
 from scripts.engines.hf.packing import replaced
+from scripts.engines.hf.reference import quantized_linears
 from scripts.formats import CACHES, FORMATS, FormatRef, resolve_format
 from scripts.run.problems import JobError
 
@@ -93,9 +97,56 @@ def quantize(model: "nn.Module", config: dict[str, Any], loop: "Callable[[nn.Mod
     # ModelOpt's expert layers leave their own linear function behind where they fail.
     with cpu_kernels(), replaced([functional], "linear", functional.linear):
         mtq.quantize(model, config, loop)
-    if not any(kind.startswith("weight") for kind in summary(model)["kinds"]):
-        raise JobError("nothing_quantized", "The format matches no weight of this model.", "Take another format.")
+    _require_weights(model)
+    _scale_zeros(model)
     return model
+
+
+def _scale_zeros(model: "nn.Module") -> None:
+    """Give what is zero everywhere a positive scale: with the scale 0 that ModelOpt takes, 0 / 0 is computed.
+
+    That of a weight is far below those that an export may merge it with.
+    """
+    import torch
+    from modelopt.torch.quantization.nn import TensorQuantizer
+
+    for name, module in model.named_modules():
+        amax = module.amax if isinstance(module, TensorQuantizer) and module.is_enabled else None
+        if amax is not None and bool((amax == 0).any()):
+            module.amax = torch.where(amax == 0, 1e-6 if "weight_quantizer" in name else 1.0, amax)
+
+
+def _require_weights(model: "nn.Module") -> None:
+    if not any("weight" in kind for kind in summary(model)["kinds"]):
+        raise JobError("nothing_quantized", "The format matches no weight of this model.", "Take another format.")
+
+
+def rehearse(model: "nn.Module", config: dict[str, Any], *, exported: bool) -> None:
+    """Insert the quantizers into a model without weights, which that spends: what comes of it is known before any work.
+
+    `exported`: a Hugging Face checkpoint is to be written. Raises JobError: nothing_quantized, unsupported_model,
+    format_not_exportable.
+    """
+    import modelopt.torch.quantization as mtq
+    from modelopt.torch.export.layer_utils import is_quantlinear
+    from transformers.pytorch_utils import Conv1D
+
+    if any(isinstance(module, Conv1D) for module in model.modules()):
+        raise JobError("unsupported_model", f"{type(model).__name__}: {OWN_LINEARS['gpt2']}.", PLAIN_LINEARS)
+    with redirect_stdout(StringIO()):
+        mtq.quantize(model, {**config, "algorithm": None})
+    _require_weights(model)
+    lost = [
+        f"{name} is a {type(module).__name__}"
+        for name, module in quantized_linears(model)[0].items()
+        if not is_quantlinear(module)
+    ]
+    if exported and lost:
+        cause = f"{lost[0]}, which ModelOpt's exporter does not pack."
+        raise JobError("format_not_exportable", cause, NOT_EXPORTED)
+    method = algorithm_name(config) or ""
+    if exported and "awq" in method and any("weight_quantizers." in name for name, _ in model.named_modules()):
+        raise JobError("format_not_exportable", f"{AWQ_EXPERTS}.", NO_AWQ)
 
 
 def summary(model: "nn.Module") -> dict[str, Any]:

@@ -1,8 +1,12 @@
 """What an export must agree with, taken from the model in memory before the exporter spends it."""
 
 import re
-from dataclasses import dataclass
+from collections.abc import Container, Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from scripts.checkpoints.safetensors import read_header
 
 if TYPE_CHECKING:
     import torch
@@ -15,6 +19,7 @@ class Reference:
     """`modules`: the linear layers with quantized weights. `experts`: how many linear layers of experts besides them,
     whose names the export chooses. `plain`: linear layers left alone, by name, with their shape. `weights`: original
     weights [out, in] in float32 of a few of `modules`. `norms`: the norms of the same layers, which may take up scales.
+    `hub`: tensors' names in the source's files by those in memory, where they differ.
     """
 
     modules: dict[str, tuple[int, int]]
@@ -22,6 +27,22 @@ class Reference:
     plain: dict[str, tuple[int, int]]
     weights: "dict[str, torch.Tensor]"
     norms: "dict[str, torch.Tensor]"
+    hub: dict[str, str] = field(default_factory=dict)
+
+    def as_in(self, names: Container[str]) -> "Reference":
+        """The same under the names of an export, which are the source's where those are among `names`."""
+
+        def module(name: str) -> str:
+            other = self.hub.get(f"{name}.weight", "")
+            return other.removesuffix(".weight") if other in names else name
+
+        norms = {
+            other if (other := self.hub.get(name, "")) in names else name: norm for name, norm in self.norms.items()
+        }
+        plain, modules, weights = (
+            {module(name): value for name, value in each.items()} for each in (self.plain, self.modules, self.weights)
+        )
+        return replace(self, modules=modules, plain=plain, weights=weights, norms=norms)
 
 
 def layer_of(name: str) -> str:
@@ -51,8 +72,9 @@ def quantized_linears(model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     quantized, plain = {}, {}
     for name, module in model.named_modules():
         weight_quantizer = getattr(module, "weight_quantizer", None)
-        if weight_quantizer is not None and getattr(weight_quantizer, "is_enabled", False):
-            quantized[name] = module
+        if getattr(weight_quantizer, "is_enabled", False):
+            if hasattr(module, "out_features"):  # embeddings can be quantized too
+                quantized[name] = module
         elif isinstance(module, nn.Linear):
             plain[name] = module
     return quantized, plain
@@ -64,15 +86,46 @@ def _experts(model: Any) -> int:
     for name, module in model.named_modules():
         if name.endswith("gate_up_proj_weight_quantizers"):
             count += 2 * len(module)
-        elif name.endswith("down_proj_weight_quantizers"):
+        elif name.endswith(("up_proj_weight_quantizers", "down_proj_weight_quantizers")):
             count += len(module)
     return count
 
 
-def reference(model: Any, limit: int = 24) -> Reference:
+def _stored(folder: Path) -> dict[str, Path]:
+    """The shard of each tensor in a folder of safetensors."""
+    return {name: file for file in sorted(folder.glob("*.safetensors")) for name in read_header(file)}
+
+
+def _hub_names(model: Any, stored: Iterable[str]) -> dict[str, str]:
+    """By name in memory, for the tensors that are as they were stored: several that became one are left out."""
+    try:
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightConverter, rename_source_key
+    except ImportError:  # transformers 4
+        return {name: name for name in stored}
+    rules = getattr(model, "_weight_conversions", None)
+    rules = get_model_conversion_mapping(model, add_legacy=False) if rules is None else rules
+    makers = [rule for rule in rules or [] if isinstance(rule, WeightConverter)]
+    renamed = {
+        name: rename_source_key(name, [rule for rule in rules or [] if rule not in makers], makers) for name in stored
+    }
+    return {now: name for name, (now, made) in renamed.items() if made is None}
+
+
+def _source_weight(file: Path, name: str, dtype: "torch.dtype") -> "torch.Tensor | None":
+    """A weight as it is stored, rounded as it was when it was loaded; None where it is packed."""
+    from safetensors import safe_open
+
+    with safe_open(file, framework="pt") as opened:
+        weight: torch.Tensor = opened.get_tensor(name)
+    return weight.to(dtype).float() if weight.is_floating_point() and weight.element_size() > 1 else None
+
+
+def reference(model: Any, source: Path | None = None, limit: int = 24) -> Reference:
     """Take the reference; call it before export_hf (and before compress).
 
-    Copies about `limit` weights to host memory: of the first, the last and the middle layer in turn.
+    Copies about `limit` weights to host memory: of the first, the last and the middle layer in turn; from the files of
+    the model in `source`, so that a mistake in memory is seen.
     """
     quantized, plain = quantized_linears(model)
     whole = [name for name, module in quantized.items() if not is_packed(module)]
@@ -80,6 +133,14 @@ def reference(model: Any, limit: int = 24) -> Reference:
     picked = dict.fromkeys((every[0], every[-1], every[len(every) // 2])) if every else {}
     names = [name for layer in picked for name in whole if layer_of(name) == layer][:limit]
     layers = {layer_of(name) for name in names}
+    stored = _stored(source) if source else {}
+    hub = _hub_names(model, stored)
+
+    def weight(name: str) -> "torch.Tensor":
+        module, key = quantized[name], hub.get(f"{name}.weight")
+        found = _source_weight(stored[key], key, module.weight.dtype) if key else None
+        return original_weight(module).cpu().clone() if found is None else found
+
     norms = {
         name: weight.detach().float().cpu().clone()
         for name, weight in model.named_parameters()
@@ -89,6 +150,7 @@ def reference(model: Any, limit: int = 24) -> Reference:
         modules={name: (module.out_features, module.in_features) for name, module in quantized.items()},
         experts=_experts(model),
         plain={name: (module.out_features, module.in_features) for name, module in plain.items()},
-        weights={name: original_weight(quantized[name]).cpu().clone() for name in names},
+        weights={name: weight(name) for name in names},
         norms=norms,
+        hub={now: name for now, name in hub.items() if now != name},
     )

@@ -4,13 +4,17 @@ ModelOpt's exporter merges scales of layers that share an input, folds scales in
 the place of the model's own; nothing may be computed with the model afterwards.
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
 from scripts.engines.hf.load import first_line
 from scripts.engines.hf.nvfp4 import cpu_kernels
+from scripts.run.files import write_text
 from scripts.run.problems import JobError
 
+#: As JSON has it.
+_MARKER = re.compile(r"\.\\u0000[\w.]*?_name_sentinel")
 STATE = "modelopt_state.pth"
 
 
@@ -58,7 +62,18 @@ def export_hf(model: Any, tokenizer: Any, folder: Path, dtype: str) -> None:
         cause = f"ModelOpt's exporter cannot write this model in this format: {first_line(error)}"
         remedy = "Take another format, or args.export_dir=null and the ModelOpt checkpoint."
         raise JobError("export_failed", cause, remedy) from error
+    _mend_names(folder)
     generation = getattr(model, "generation_config", None)
     if generation is not None and not (folder / "generation_config.json").is_file():
         generation.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def _mend_names(folder: Path) -> None:
+    r"""Take out of the module lists what ModelOpt 0.47 leaves in them: its marker "\0modelopt_name_sentinel", which it
+    no longer finds where the model's own renaming (model. to backbone.) has changed it too."""
+    for name in ("hf_quant_config.json", "config.json"):
+        if (file := folder / name).is_file():
+            text = file.read_text(encoding="utf-8")
+            if (mended := _MARKER.sub("", text)) != text:
+                write_text(file, mended)

@@ -5,6 +5,7 @@ Weights are dequantized by the layout of the files, not with the exporter's code
 
 import math
 from collections.abc import Callable, Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -202,6 +203,20 @@ def _check_plain(export: Export, reference: Reference, dtype: str) -> Fact:
     return "layers left alone", f"{len(found)} in {dtype}"
 
 
+def _check_excluded(folder: Path, reference: Reference, export: Export) -> None:
+    """Loaders take every linear layer for quantized that hf_quant_config.json does not exclude."""
+    said = read_json(folder / "hf_quant_config.json")["quantization"]
+    if said.get("quantized_layers"):
+        return
+    patterns = said.get("exclude_modules") or []
+    for module in (one for one in reference.plain if f"{one}.weight" in export.header):
+        if not any(fnmatchcase(module, pattern) for pattern in patterns):
+            refuse("export_wrong_config", f"{module} is not quantized, and hf_quant_config.json does not exclude it.")
+    for module in reference.modules:
+        if any(fnmatchcase(module, pattern) for pattern in patterns):
+            refuse("export_wrong_config", f"{module} is quantized, and hf_quant_config.json excludes it.")
+
+
 def _check_experts(export: Export, reference: Reference) -> None:
     found = sum(
         name.endswith(".weight_scale")
@@ -260,6 +275,9 @@ def _check_weights(export: Export, reference: Reference, facts: Format) -> list[
     for module, original in reference.weights.items():
         tensors = export.of_module(module)
         weight = dequantize(facts, tensors)
+        if weight.shape != original.shape:
+            cause = f"{module}.weight is {list(weight.shape)}, and {list(original.shape)} in the source."
+            refuse("export_wrong_values", cause)
         # Compared as quantized, after the input scale: there rounding has its bound, whatever the scale.
         given = tensors.get("pre_quant_scale")
         scales = [given.float()] if given is not None else [torch.ones(1), *_folds(export, reference, module)]
@@ -292,6 +310,7 @@ def verify_export(
     export_bad_scale, export_wrong_config, export_wrong_values.
     """
     export = Export(folder)
+    reference = reference.as_in(export.header)
     algo = None
     if facts is not None:
         special = (
@@ -307,6 +326,7 @@ def verify_export(
             refuse("export_incomplete", f"{module}.weight is missing.")
     _check_experts(export, reference)
     plain = _check_plain(export, reference, dtype)
+    _check_excluded(folder, reference, export)
     _check_kv(export, kv_cache or "none")
     scales = _check_scales(export)
     weights = _check_weights(export, reference, facts) if facts is not None else []

@@ -25,13 +25,17 @@ PROBE = torch.tensor([SAMPLES[0]])
 KV_KINDS = [kind for kind in get_args(KvCacheQuant) if kind != "none"]
 
 
-def quantized(family: str = "qwen3", **values: Any) -> Any:
+def quantized(family: str = "qwen3", change: Callable[[Any], object] | None = None, **values: Any) -> Any:
     config = quantizers.build_config(QuantizeArgs(**values))
     algorithm = quantizers.algorithm_name(config)
     loop = calibrate.calibration_loop(
         SAMPLES, batch_size=4, max_tokens=512, advance=lambda done: None, algorithm=algorithm
     )
-    return quantizers.quantize(hf_models.build(family), config, loop)
+    model = hf_models.build(family)
+    if change is not None:
+        with torch.no_grad():
+            change(model)
+    return quantizers.quantize(model, config, loop)
 
 
 def logits(model: Any) -> Any:
@@ -67,6 +71,21 @@ def test_round_trip(fmt: str, tmp_path: Path) -> None:
     assert facts["weights dequantized"].startswith("14 layers")
     assert (tmp_path / "hf" / "tokenizer.json").is_file()
     assert (tmp_path / "hf" / "generation_config.json").is_file()
+
+
+@pytest.mark.parametrize("fmt", FORMATS)
+def test_a_layer_of_zeros_has_positive_scales(fmt: str, tmp_path: Path) -> None:
+    facts = dict(
+        round_trip(
+            tmp_path,
+            export_quant_cfg=fmt,
+            change=lambda model: (
+                model.model.layers[1].mlp.up_proj.weight.zero_(),
+                model.model.layers[0].self_attn.v_proj.weight.zero_(),
+            ),
+        )
+    )
+    assert facts["scales"].endswith("all finite and positive")
 
 
 @pytest.mark.parametrize("kv", KV_KINDS)
@@ -232,7 +251,24 @@ def no_config(folder: Path) -> None:
     (folder / "hf_quant_config.json").unlink()
 
 
+def change_exclusions(folder: Path, names: list[str]) -> None:
+    path = folder / "hf_quant_config.json"
+    said = json.loads(path.read_text(encoding="utf-8"))
+    said["quantization"]["exclude_modules"] = names
+    path.write_text(json.dumps(said), encoding="utf-8")
+
+
+def head_not_excluded(folder: Path) -> None:
+    change_exclusions(folder, [])
+
+
+def layer_excluded(folder: Path) -> None:
+    change_exclusions(folder, ["lm_head", "*.mlp.down_proj"])
+
+
 FILES: dict[Callable[[Path], None], str] = {
+    head_not_excluded: "export_wrong_config",
+    layer_excluded: "export_wrong_config",
     delete_shard: "export_incomplete",
     truncate_shard: "export_incomplete",
     extra_shard: "export_incomplete",

@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 
 from scripts.args.quantize import QuantizeArgs  # noqa: E402
 from scripts.checkpoints.causal import WITH_TEXT  # noqa: E402
-from scripts.engines.hf.load import linear_shapes, load_model, pick_device  # noqa: E402
+from scripts.engines.hf.load import linear_shapes, load_model, pick_device, without_weights  # noqa: E402
 from scripts.engines.hf.samples import choose_samples  # noqa: E402
 from scripts.run.problems import JobError  # noqa: E402
 from tests import hf_models  # noqa: E402
@@ -38,14 +38,14 @@ def test_loads(folder: Path) -> None:
 
 def test_shapes_need_no_weights(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
-    shapes = linear_shapes(str(folder), False)
+    shapes = linear_shapes(without_weights(str(folder), False))
     assert len(shapes) == 14
     assert shapes["model.layers.0.mlp.up_proj"] == (384, 256)
     assert "lm_head" not in shapes
 
 
 def test_shapes_of_experts(tmp_path: Path) -> None:
-    shapes = linear_shapes(str(hf_models.save(hf_models.build("qwen3_moe"), tmp_path)), False)
+    shapes = linear_shapes(without_weights(str(hf_models.save(hf_models.build("qwen3_moe"), tmp_path)), False))
     assert shapes["model.layers.0.mlp.experts.down_proj"] == (256, 128)
 
 

@@ -6,6 +6,9 @@ from typing import Any
 import pytest
 
 from recipes.preflight import formats, hf_engine
+from scripts.run.problems import Problem
+from scripts.run.registry import carry_out, checks_of
+from tests.jobs import job_of
 from tests.unit.recipes.preflight.test_hardware_checks import told
 from tests.unit.recipes.preflight.test_layout_checks import EXPERTS, LLAMA
 from tests.unit.recipes.preflight.test_layout_checks import model as model
@@ -77,6 +80,28 @@ def test_what_transformers_unpacks_is_told(method: str, model: Make) -> None:
 
 def test_the_script_engine_decides_for_itself(model: Make) -> None:
     assert found(model(LLAMA, model_type="gpt2"), engine="script") == []
+
+
+@pytest.mark.parametrize("recipe", ["quantize_int4_awq", "quantize_w4a8_awq"])
+def test_awq_of_experts_cannot_be_exported(recipe: str, model: Make) -> None:
+    folder = model(EXPERTS, moe_intermediate_size=768)
+    ((name, severity, cause, _),) = found(folder, recipe)
+    assert (name, severity) == ("format_not_exportable", "warning"), "over there may be transformers 4"
+    assert "experts that share one tensor" in cause
+    (here,) = (one for one in problems_here(folder, recipe) if one.name == name)
+    assert (here.severity, here.key) == ("error", "args.export_quant_cfg")
+
+
+def problems_here(folder: str, recipe: str) -> list[Problem]:
+    job = job_of(recipe, args__hf_model_id=folder, engine="hf")
+    return list(carry_out(checks_of(hf_engine), job).problems)
+
+
+def test_what_the_exporter_does_not_pack_is_told(model: Make) -> None:
+    folder = model(LLAMA, model_type="falcon", architectures=["FalconForCausalLM"])
+    assert ("format_not_exportable", "args.hf_model_id") in [
+        (one.name, one.key) for one in problems_here(folder, "quantize_fp8")
+    ]
 
 
 def test_experts_are_let_through_in_fp8(model: Make) -> None:
