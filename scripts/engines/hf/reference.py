@@ -1,16 +1,17 @@
 """What an export must agree with, taken from the model in memory before the exporter spends it."""
 
 import re
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from scripts.checkpoints.safetensors import read_header
 
 if TYPE_CHECKING:
     import torch
 
+_T = TypeVar("_T")
 LAYER = re.compile(r"^(.*?\.\d+)\.")
 
 
@@ -32,17 +33,20 @@ class Reference:
     def as_in(self, names: Container[str]) -> "Reference":
         """The same under the names of an export, which are the source's where those are among `names`."""
 
-        def module(name: str) -> str:
-            other = self.hub.get(f"{name}.weight", "")
-            return other.removesuffix(".weight") if other in names else name
+        def renamed(values: Mapping[str, _T], end: str = ".weight") -> dict[str, _T]:
+            others = {name: self.hub.get(name + end, "") for name in values}
+            return {
+                (other.removesuffix(end) if (other := others[name]) in names else name): value
+                for name, value in values.items()
+            }
 
-        norms = {
-            other if (other := self.hub.get(name, "")) in names else name: norm for name, norm in self.norms.items()
-        }
-        plain, modules, weights = (
-            {module(name): value for name, value in each.items()} for each in (self.plain, self.modules, self.weights)
+        return replace(
+            self,
+            modules=renamed(self.modules),
+            plain=renamed(self.plain),
+            weights=renamed(self.weights),
+            norms=renamed(self.norms, ""),
         )
-        return replace(self, modules=modules, plain=plain, weights=weights, norms=norms)
 
 
 def layer_of(name: str) -> str:
