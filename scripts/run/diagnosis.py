@@ -207,11 +207,14 @@ def _best(text: str, signatures: tuple[Signature, ...], phase: str | None, *, al
         for signature in signatures
         for match in sorted(_matches(text, signature), key=lambda match: match.start())
     ]
-    if hits:
-        ending = Ending(text, alone=alone)
-        hits = [hit for hit in hits if ending.tells(hit[1].start())]
+    if not hits:
+        return None
+    ending = Ending(text, alone=alone)
+    hits = [hit for hit in hits if ending.tells(hit[1].start())]
     for consequence in (False, True):
         among = [hit for hit in hits if hit[0].consequence is consequence]
+        if consequence and not ending.is_explained(match.start() for _, match in among):
+            return None  # an error of no known kind came first
         last = max((match.start() for _, match in among), default=0) - _LAST_WORDS
         for signature, match in among:
             at = match.start()

@@ -6,7 +6,7 @@ another traceback of the same process, or work that goes on.
 
 import re
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 #: Whose line it is, where several processes write one log: torchrun's, torch's, srun's and vLLM's ways to say it.
@@ -26,10 +26,17 @@ _OF_ANOTHER = re.compile(
 )
 #: What stands above the traceback of something that does not end the program.
 _ASIDE = re.compile(r"Exception ignored in|Error in atexit\._run_exitfuncs|--- Logging error ---")
-#: Work that goes on: steps, samples, progress bars, our own phases.
+#: Work that goes on: steps, samples, our own phases.
 _GOES_ON = re.compile(
     r"(?:.{0,80}\b)?(?:[Ii]ter(?:ation)?|[Ss]tep|[Ee]poch|[Ss]ample|[Bb]atch)s?\b[ :=#\[]{1,3}\d{1,9}"
-    r"|.{0,200}\d{1,3}%\||.{0,200}\d{1,9}/\d{1,9} \[|\[\d\d:\d\d:\d\d\] (?!failed: |diagnosis: )"
+    r"|\[\d\d:\d\d:\d\d\] (?!failed: |diagnosis: )"
+)
+#: A progress bar, which is drawn once more when its program dies.
+_BAR = re.compile(r".{0,200}\d{1,3}%\||.{0,200}\d{1,9}/\d{1,9} \[")
+#: Frames of what is done on the way out.
+_CLEANUP = re.compile(
+    r'\s*File "(?:.{0,300}/(?:shutil|tempfile)\.py"|.{1,400} in (?:__exit__|__del__|close|cleanup|shutdown|teardown'
+    r"|destroy_process_group|unlink|rmtree)$)"
 )
 #: What programs and their launchers still print when they end.
 _LAST_RITES = re.compile(
@@ -48,14 +55,15 @@ _SOFT = re.compile(
 )
 #: What the machine says, not the program: it counts wherever it stands.
 _MACHINE = re.compile(
-    r".{0,200}?NCCL WARN |.{0,200}?\[?E\d{3,4} |slurmstepd: error|srun: error"
-    r"|\[ *\d{1,9}\.\d{1,6}\] |Fatal Python error"
+    r".{0,200}?NCCL WARN |slurmstepd: error|srun: error|\[ *\d{1,9}\.\d{1,6}\] |Fatal Python error"
+    r"|.{0,200}?\[?E\d{3,4} [\d:. ]{1,40}(?:ProcessGroup|NCCLUtils|TCPStore|socket|torch/)"
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Row:
     start: int
+    end: int
     who: str
     said: str
 
@@ -67,6 +75,7 @@ class _Chain:
     who: str
     rows: tuple[int, ...]
     begin: int  # of the part that came out: what was being handled before it had been caught
+    end: int  # ... and where a failing cleanup begins
     last: str  # the exception that came out
     after: int  # how many rows of the same process stand above its end
     aside: bool
@@ -81,7 +90,7 @@ class Ending:
 
     def __init__(self, text: str, *, alone: bool) -> None:
         self._rows = [
-            _Row(start=match.start(), who=match["who"], said=match["said"])
+            _Row(start=match.start(), end=match.end(), who=match["who"], said=match["said"])
             for match in _LINE.finditer(text)
             if match[0]
         ]
@@ -92,19 +101,34 @@ class Ending:
         finals = self._finals([chain for chain in chains if not chain.of_another], alone=alone)
         within = {number for chain in chains for number in chain.rows}
         over = {number for chain in chains if not chain.of_another for number in chain.rows}
-        over -= {number for chain in finals for number in chain.rows if number >= chain.begin}
+        over -= {number for chain in finals for number in chain.rows if chain.begin <= number < chain.end}
         known = alone or any(_UNCAUGHT.search(chain.who) for chain in finals)
         ending = min((chain.rows[0] for chain in finals), default=0) if known else 0
+        worked = {
+            who: max((n for n in of if _GOES_ON.match(self._rows[n].said)), default=0) for who, of in self._of.items()
+        }
         for number, row in enumerate(self._rows):
-            aside = number not in within and (number < ending or _SOFT.match(row.said) is not None)
+            before = number < max(ending, worked[row.who])
+            aside = number not in within and (before or _SOFT.match(row.said) is not None)
             if aside and not _MACHINE.match(row.who + row.said):
                 over.add(number)
         self._over = over | self._ended_by_torchrun()
+        self._finals_at = [(self._rows[chain.begin].start, self._words_end(chain)) for chain in finals]
         self._starts = [row.start for row in self._rows]
 
     def tells(self, position: int) -> bool:
         """Whether what stands at `position` of the text says something about the end."""
         return bisect_right(self._starts, position) - 1 not in self._over
+
+    def _words_end(self, chain: _Chain) -> int:
+        """Where what an exception says may end: some of its words stand below its first line."""
+        of = self._of[chain.who]
+        return self._rows[of[min(chain.after + _LINES_OF_WORK, len(of)) - 1]].end
+
+    def is_explained(self, positions: Iterable[int]) -> bool:
+        """Whether each traceback that ended a process holds one of `positions`."""
+        there = list(positions)
+        return all(any(start <= one <= stop for one in there) for start, stop in self._finals_at)
 
     def _ended_by_torchrun(self) -> set[int]:
         roots = [number for number, row in enumerate(self._rows) if row.said.startswith(_ROOT_CAUSE)]
@@ -129,7 +153,7 @@ class Ending:
 
     def _went_on(self, chain: _Chain, later: _Chain | None) -> bool:
         """Whether a process that had printed a traceback worked on."""
-        other, inside = 0, False
+        other, bars, inside = 0, 0, False
         for number in self._of[chain.who][chain.after :]:
             if later and number >= later.rows[0]:
                 break
@@ -140,9 +164,11 @@ class Ending:
                 inside = said.startswith((" ", "\t"))
             elif _GOES_ON.match(said):
                 return True
+            elif _BAR.match(said):
+                bars += 1 + said.count("\r")
             elif not _LAST_RITES.match(said):
                 other += 1
-        return other >= _LINES_OF_WORK
+        return bars > 1 or other >= _LINES_OF_WORK
 
     def _chains(self, who: str) -> Iterator[_Chain]:
         same, at = self._of[who], 0
@@ -150,22 +176,31 @@ class Ending:
             if not self._said(same, at).startswith(_TRACEBACK):
                 at += 1
                 continue
-            first, begin = at, at
+            first = begin = handled = at
+            end: int | None = None
             while True:
-                at, last = self._traceback(same, at)
+                start = at
+                at, last = self._traceback(same, start)
+                if end is None and begin == start > first and self._is_cleanup(same[start:at]):
+                    begin, end = handled, start
                 joint, handling = self._joint(same, at)
                 if joint is None:
                     break
                 at = joint
-                begin = joint if handling else begin
+                if handling and end is None:
+                    handled, begin = begin, joint
             yield _Chain(
                 who=who,
                 rows=tuple(same[first:at]),
                 begin=same[begin],
+                end=same[at - 1] + 1 if end is None else same[end],
                 last=last,
                 after=at,
                 aside=first > 0 and _ASIDE.match(self._said(same, first - 1)) is not None,
             )
+
+    def _is_cleanup(self, rows: list[int]) -> bool:
+        return any(_CLEANUP.match(self._rows[number].said) for number in rows)
 
     def _said(self, same: list[int], at: int) -> str:
         return self._rows[same[at]].said
@@ -180,7 +215,7 @@ class Ending:
 
         at = frames(at + 1)
         last = self._said(same, at) if at < len(same) else ""
-        return frames(at + 1), last  # its words may go on, indented, as a list of tensors does
+        return frames(min(at + 1, len(same))), last  # its words may go on, indented, as a list of tensors does
 
     def _joint(self, same: list[int], at: int) -> tuple[int | None, bool]:
         """Where the next traceback of the chain begins, and whether the one before was being handled by then."""
