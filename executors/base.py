@@ -377,6 +377,10 @@ class Place(ABC):
         below = posixpath.relpath(posixpath.normpath(str(path)), posixpath.normpath(mount.target))
         return Path(mount.source) / below
 
+    def missing_sources(self) -> list[str]:
+        """Folders to mount that are not there, where that can be told from here."""
+        return []
+
     def secret(self, name: str) -> Literal["given", "unset", "unlisted"]:
         """Whether a job gets the secret `name`; `unset`: it is to travel, and there is none where one submits."""
         if name not in self.profile.secrets:

@@ -22,7 +22,7 @@ from recipes.values import field_types, load_yaml, merge, read_text
 from scripts.args.meaning import ScriptArgs, ScriptSpec, Torchrun, meanings
 from scripts.engines.script.cards import cards
 from scripts.entrypoints import ALGORITHMS, entrypoint
-from scripts.run.files import expanded
+from scripts.run.files import expanded, is_file
 from scripts.run.problems import Problem, ProblemsError, nearest
 
 if TYPE_CHECKING:
@@ -295,7 +295,7 @@ def config_of(family: Family, name: str, *, key: str = "--config") -> Path:
     """The file of a bare config name (`fp8`) in a family, else the path itself. Raises ProblemsError for neither."""
     files = {recipe.file.stem: recipe.file for recipe in _catalogue()[0].values() if recipe.family == family}
     path = files.get(name) or expanded(name)
-    if path.is_file():
+    if is_file(path):
         return path
     remedy = nearest(name, files)
     cause = "there is no such file or config"

@@ -19,7 +19,7 @@ from scripts.args.distill import DistillArgs, DistillBridgeArgs, QadArgs, QatArg
 from scripts.args.evaluate import EvaluateArgs
 from scripts.args.export import ExportArgs, ExportDistilledArgs, ExportModelOptArgs
 from scripts.args.generate import GenerateArgs, GenerateVllmArgs, GenerateVlmArgs
-from scripts.args.interpolation import resolve, tag_of
+from scripts.args.interpolation import resolve_args
 from scripts.args.meaning import Engine, Role, ScriptArgs, ScriptSpec, Torchrun, field_of, value_of
 from scripts.args.probe import ProbeArgs
 from scripts.args.prune import PruneArgs
@@ -204,7 +204,7 @@ def _carry_out(
     if ALGORITHMS[name].ranks:
         _loaded(ALGORITHMS[name].ranks)(args, record)
         return
-    resolved = type(args)(**resolve(dataclasses.asdict(args), run_dir=record.dir, run_tag=tag_of(args)))
+    resolved = resolve_args(args, run_dir=record.dir)
     record.update(resolved={"args": dataclasses.asdict(resolved)})
     algorithm = ALGORITHMS[name]
     if engine == "hf" and not (algorithm.hf and args.HF_ENGINE):

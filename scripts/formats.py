@@ -18,7 +18,7 @@ from typing import Any, Literal
 import yaml
 
 from configs import CONFIGS
-from scripts.run.files import expanded
+from scripts.run.files import expanded, is_file
 from scripts.run.problems import JobError
 
 Kind = Literal["format", "config", "builtin_recipe", "recipe_file"]
@@ -205,7 +205,7 @@ def resolve_format(value: str) -> FormatRef:
     if plain in builtin_recipes():
         return FormatRef(kind="builtin_recipe", value=plain)
     path = expanded(value)
-    if value and path.suffix in (".yaml", ".yml") and path.is_file():
+    if value and path.suffix in (".yaml", ".yml") and is_file(path):
         _refuse_recipe(path)
         return FormatRef(kind="recipe_file", value=str(path))
     if value.endswith((".yaml", ".yml")) or "/" in value:

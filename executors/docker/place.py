@@ -41,6 +41,7 @@ from executors.docker.container import (
 )
 from executors.docker.probes import probes
 from executors.docker.profile import DockerProfile, missing_sources
+from scripts.run.files import is_there
 from scripts.run.problems import Problem
 
 if TYPE_CHECKING:
@@ -67,6 +68,12 @@ class DockerPlace(Place):
 
     def mounts(self, run_dir: str | Path) -> tuple[Mount, ...]:
         return (*Mount.parse_all(self.profile.mounts), Mount.same(Path(run_dir).parent, "ro"), Mount.same(run_dir))
+
+    def missing_sources(self) -> list[str]:
+        """Of an engine on this machine: the usual one, or one whose socket is here."""
+        host = self.profile.host
+        here = engine.address(host).startswith("unix:") if host is None else is_there(host.removeprefix("unix://"))
+        return missing_sources(self.profile) if here else []
 
     def breaks_on(self, home: str) -> str:
         return super().breaks_on(home) + (":" if ":" in home else "")

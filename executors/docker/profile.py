@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 from executors.base import Mount, Profile
 from executors.constraints import key, wrong
 from scripts.engines.script.flags.tables import newest_container
+from scripts.run.files import is_there
 from scripts.run.problems import Problem
 
 #: NeMo-Run passes these itself; a second one of the same name is a TypeError there.
@@ -87,8 +87,8 @@ class DockerProfile(Profile):
 
 def missing_sources(profile: DockerProfile) -> list[str]:
     """Folders to mount that are not on this machine."""
-    mounts = map(Mount.parse, profile.mounts)
-    return [mount.source for mount in mounts if mount.is_path and not Path(mount.source).exists()]
+    mounts = Mount.parse_all(profile.mounts)
+    return [mount.source for mount in mounts if mount.is_path and not is_there(mount.source)]
 
 
 def nemo_run_ulimit(text: str) -> str:

@@ -17,7 +17,7 @@ from recipes.models import ModelFacts, facts_of
 from recipes.planner.gpus import Gpu, gpu_of
 from recipes.planner.layout import ENDS, SIZES, Asked, Layout, default_ep
 from scripts.args.configuration import KEYS, of_role
-from scripts.args.interpolation import resolve, tag_of
+from scripts.args.interpolation import resolve_args
 from scripts.args.meaning import Role, ScriptArgs, ScriptSpec, Torchrun, field_of, fields_of, value_of, values_of
 from scripts.engines.choice import Chosen, choose_engine
 from scripts.engines.script.command import Argv, command_words
@@ -100,6 +100,11 @@ class Job(AnyJob):
     def here(self) -> bool:
         """Whether the job sees this machine's files under the paths they have here."""
         return self.capabilities.local_files
+
+    @property
+    def in_container(self) -> bool:
+        """Whether it sees what is mounted, and nothing else."""
+        return self.place.mounts(self.run_dir) is not None
 
     @property
     def model(self) -> ModelFacts | None:
@@ -267,7 +272,8 @@ def job_of(
         partial = copy_with(partial, args=copy_with(partial.args, ep=ep))
     try:
         secrets = {*place.profile.secrets, *secrets_here(place.profile.secrets)}
-        resolved = type(args)(**resolve(asdict(args), run_dir=run_dir, run_tag=tag_of(args), secrets=secrets))
+        at_home = place.capabilities.local_files
+        values = resolve_args(args, run_dir=run_dir, at_home=at_home, secrets=secrets)
     except JobError as error:
         return None, [error.as_problem("args")]
     addressed, problems = address(args, script, place) if engine == "script" else (None, [])
@@ -285,7 +291,7 @@ def job_of(
         executor=executor,
         place=place,
         args=args,
-        resolved=resolved,
+        resolved=values,
         script=script,
         torchrun=torchrun,
         extra_args=list(partial.extra_args),
@@ -303,7 +309,7 @@ def job_of(
         secrets=place.secrets_path(run_id),
         force_squash=options.force_squash,
         online=options.online,
-        models=_models(resolved),
+        models=_models(values),
         gpu=gpu_of(place, recipe.hardware if recipe else None),
     )
     if (said := overrides.get("nodes")) not in (None, str(torchrun.nnodes)) and torchrun.nnodes != 1:

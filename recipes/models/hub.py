@@ -14,7 +14,7 @@ from configs import CONFIGS
 from recipes.models.architecture import ModelFacts
 from recipes.models.config import facts_from_config
 from scripts.checkpoints.documents import read_json
-from scripts.run.files import expanded
+from scripts.run.files import expanded, is_folder, is_there
 from scripts.run.problems import JobError
 from scripts.tiny.model import TINY_MODELS
 from scripts.tiny.train import TinyModel
@@ -31,7 +31,7 @@ def facts_of(model: str) -> ModelFacts | None:
         return _tiny(TINY_MODELS[model])
     try:
         folder = expanded(model)
-        if folder.is_dir():
+        if is_folder(folder):
             return _of_folder(folder)
         cached = cached_model(model)
     except OSError:  # unreadable or too long
@@ -94,13 +94,13 @@ def _tiny(model: TinyModel) -> ModelFacts:
 
 
 def is_hub_name(name: str) -> bool:
-    """Whether `name` can be a repository on the hub: `org/name`."""
-    return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", name) is not None
+    """Whether `name` can be a repository on the hub: `org/name`, of 96 characters at most (huggingface_hub says so)."""
+    return len(name) <= 96 and re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", name) is not None
 
 
 def is_local(model: str) -> bool:
     """Whether a model's name means a folder or a built-in model, not a repository of the hub."""
-    return model.startswith("tiny:") or expanded(model).exists() or not is_hub_name(model)
+    return model.startswith("tiny:") or is_there(expanded(model)) or not is_hub_name(model)
 
 
 def cached_model(name: str) -> Path | None:
@@ -122,7 +122,7 @@ def require_dataset(name: str, *, online: bool) -> None:
     """Raise JobError `missing_data` when the data set is neither cached nor known to the hub."""
     repository = {"cnn_dailymail": "abisee/cnn_dailymail"}.get(name, name)
     folder = f"datasets--{repository.replace('/', '--')}"
-    if not online or (_cache() / folder).is_dir():
+    if not online or is_folder(_cache() / folder):
         return
     cause = _ask("dataset", repository)
     if cause:

@@ -14,7 +14,7 @@ from recipes.models import hub
 from recipes.models.architecture import ModelFacts, Weight
 from scripts.checkpoints.huggingface import is_model, look_model
 from scripts.checkpoints.safetensors import read_header
-from scripts.run.files import expanded
+from scripts.run.files import expanded, is_folder
 from scripts.run.problems import JobError
 from scripts.tiny.model import TINY_MODELS, cache_path, default_cache_root, is_cached
 
@@ -90,7 +90,7 @@ def folder_of(name: str) -> Path | None:
         return cache_path(name, root) if is_cached(name, root) else None
     try:
         folder = expanded(name)
-        return folder if folder.is_dir() else hub.cached_model(name)
+        return folder if is_folder(folder) else hub.cached_model(name)
     except (OSError, ValueError):  # unreadable, no path at all
         return None
 

@@ -6,12 +6,15 @@ from importlib.metadata import version
 from recipes.experiment.job import Job
 from recipes.models import hub
 from recipes.models.weights import folder_of, linear_shapes
+from recipes.preflight.paths import path_here
+from recipes.preflight.references import faulty
 from scripts.args.meaning import Role, field_of
 from scripts.checkpoints.causal import AWQ_EXPERTS, NO_AWQ, NOT_EXPORTED, NOT_PACKED, refused
 from scripts.checkpoints.model import local_model_problem, read_config
 from scripts.data.texts import read, source_of
 from scripts.engines.hf.quantizers import refuse_compress, refuse_weight_only
 from scripts.formats import FITS_ANY_WIDTH, FORMATS, format_error, format_problems
+from scripts.run.files import is_there
 from scripts.run.problems import JobError, Problem, Severity
 from scripts.run.registry import check
 
@@ -102,12 +105,13 @@ def combinations_of_hf(job: Job) -> Iterator[Problem]:
 @check("unknown_model", engines=("hf",))
 def model_of_hf(job: Job) -> Iterator[Problem]:
     name = job.resolved.hf_model_id
-    if "hf_model_id" in job.promised:
+    if "hf_model_id" in job.promised or "args.hf_model_id" in faulty(job):
         return
     if hub.is_local(name):
-        if not job.here and not name.startswith("tiny:"):
+        folder = name if job.here or name.startswith("tiny:") else path_here(job, name)
+        if folder is None or not (job.here or is_there(folder)):
             return  # a folder over there; `quantize_notes` says that it was not looked at
-        found = local_model_problem(name)
+        found = local_model_problem(str(folder))
     else:  # from here, a hub's answer says nothing about another machine's network and tokens
         found = hub.model_problem(name, online=job.online and job.here)
     if found:
@@ -128,8 +132,10 @@ def kind_of_hf(job: Job) -> Iterator[Problem]:
 def data_of_hf(job: Job) -> Iterator[Problem]:
     if not job.here:
         return
-    for key, value in (("calib_dataset", job.args.calib_dataset), ("eval_dataset", job.args.eval_dataset)):
+    for key, value in (("calib_dataset", job.resolved.calib_dataset), ("eval_dataset", job.resolved.eval_dataset)):
         if value is None and (key == "eval_dataset" or job.args.hf_model_id.startswith("tiny:")):
+            continue
+        if key in job.promised or f"args.{key}" in faulty(job):
             continue
         try:
             source = source_of(value, job.args.hf_model_id)

@@ -6,7 +6,6 @@ as they come; Megatron-Bridge makes each as wide as its config.json says, withou
 """
 
 import json
-import posixpath
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from scripts.args.meaning import values_of
 from scripts.checkpoints import Checkpoint, look
 from scripts.checkpoints.documents import read_json
 from scripts.checkpoints.model import read_config
+from scripts.run.files import is_file, is_folder, is_there
 from scripts.run.problems import JobError, Problem
 from scripts.run.registry import check
 
@@ -44,7 +44,7 @@ def unmerged_adapter(job: Job) -> Iterator[Problem]:
         if consumed and job.here and is_local(name):
             continue
         folder = model_folder(job, name)
-        if folder is not None and posixpath.isfile(folder / "adapter_config.json"):
+        if folder is not None and is_file(folder / "adapter_config.json"):
             yield Problem(
                 key=f"args.{field}",
                 value=name,
@@ -94,7 +94,7 @@ def _same_config(job: Job, one: str, other: str) -> bool:
 def training_state(job: Job) -> Iterator[Problem]:
     for named in inputs_of(job):
         path = path_here(job, named.path)
-        if path is None or not named.consumes.startswith("checkpoint_") or not posixpath.isdir(path):
+        if path is None or not named.consumes.startswith("checkpoint_") or not is_folder(path):
             continue
         if named.consumes != "checkpoint_megatron":
             yield from _of_trainer(named.key, named.path, path)
@@ -152,7 +152,7 @@ def _looked_at(job: Job, value: str | None) -> Checkpoint | None:
     """What a path of the job holds; None where that cannot be told here. Other checks say what is wrong with it."""
     path = path_here(job, value) if value else None
     try:
-        return look(path) if path is not None and posixpath.exists(path) else None
+        return look(path) if path is not None and is_there(path) else None
     except JobError:
         return None
 
@@ -217,7 +217,7 @@ def _texts(job: Job) -> tuple[bytes, bytes] | None:
         return None
     for file in _VOCABULARIES:
         paths = (folders[0] / file, folders[1] / file)
-        if all(posixpath.isfile(path) for path in paths):
+        if all(is_file(path) for path in paths):
             try:
                 return paths[0].read_bytes(), paths[1].read_bytes()
             except OSError:

@@ -9,6 +9,7 @@ from executors.base import is_below
 from recipes.experiment.job import Job
 from recipes.models import hub
 from scripts.args.meaning import values_of
+from scripts.run.files import is_folder, is_there
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,12 +27,11 @@ def inputs_of(job: Job) -> Iterator[Named]:
     """What the job reads, as it sees it; a name that may as well be a hub's is none, unless it is a folder here."""
     for field, value, meaning in values_of(job.resolved):
         kind = meaning.consumes
+        looked_for = kind == "binidx" or meaning.path == "read" or (meaning.names == "data" and job.engine != "hf")
         for item in value if isinstance(value, list) else [value]:
-            if meaning.reads and isinstance(item, str) and item and "\0" not in item:
-                path = posixpath.expanduser(item)  # leaves `~nobody` as it is, where Path raises
-                if posixpath.isabs(path) or (job.here and posixpath.exists(path)):
-                    must_exist = kind == "binidx" or meaning.path == "read"
-                    yield Named(key=f"args.{field}", field=field, path=path, consumes=kind, must_exist=must_exist)
+            named = meaning.reads and isinstance(item, str) and item and "\0" not in item
+            if named and (posixpath.isabs(item) or (job.here and is_there(item))):
+                yield Named(key=f"args.{field}", field=field, path=item, consumes=kind, must_exist=looked_for)
 
 
 def path_here(job: Job, path: str | Path) -> Path | None:
@@ -41,9 +41,8 @@ def path_here(job: Job, path: str | Path) -> Path | None:
 
 def model_folder(job: Job, name: str) -> Path | None:
     """The folder of a model that the job names, where its files can be read here: its own, or a cached snapshot."""
-    path = posixpath.expanduser(name)
-    found = path_here(job, path) if posixpath.isabs(path) or job.here else None
-    return found if found is not None and posixpath.isdir(found) else hub.cached_model(name)
+    found = path_here(job, name) if posixpath.isabs(name) or job.here else None
+    return found if found is not None and is_folder(found) else hub.cached_model(name)
 
 
 def overlap(one: str | Path, other: str | Path) -> bool:

@@ -9,6 +9,7 @@ import posixpath
 import shutil
 import tempfile
 from collections.abc import Iterator
+from operator import attrgetter
 from pathlib import Path
 
 from executors.base import Mount, is_below, mount_of
@@ -17,6 +18,7 @@ from recipes.planner.disk import outputs_bytes
 from recipes.preflight.history import unfinished_runs
 from recipes.preflight.paths import inputs_of, overlap, path_here
 from scripts.args.meaning import values_of
+from scripts.run.files import is_there
 from scripts.run.problems import Problem
 from scripts.run.registry import check
 
@@ -34,11 +36,7 @@ _OVERLAPS = {
 }
 
 
-def _in_container(job: Job) -> bool:
-    return job.place.mounts(job.run_dir) is not None
-
-
-@check("path_not_mounted", applies=_in_container, can_force=True)
+@check("path_not_mounted", applies=attrgetter("in_container"), can_force=True)
 def not_mounted(job: Job) -> Iterator[Problem]:
     mounts = job.place.mounts(job.run_dir) or ()
     for named in inputs_of(job):
@@ -82,7 +80,15 @@ def _written(job: Job) -> Iterator[tuple[str, str]]:
             yield f"args.{field}", value
 
 
-@check("output_on_readonly_mount", applies=_in_container)
+@check("mount_missing", can_force=True)
+def mount_sources(job: Job) -> Iterator[Problem]:
+    """Folders that the engine would not find when it makes the container."""
+    for source in job.place.missing_sources():
+        cause, remedy = "it is to be mounted, and is not there", "Make it, or correct executor.mounts."
+        yield Problem(key="executor.mounts", value=source, cause=cause, remedy=remedy)
+
+
+@check("output_on_readonly_mount", applies=attrgetter("in_container"))
 def read_only(job: Job) -> Iterator[Problem]:
     mounts = job.place.mounts(job.run_dir) or ()
     for key, path in _written(job):
@@ -102,9 +108,9 @@ def missing_where_mounted(job: Job) -> Iterator[Problem]:
         if named.field in job.promised or (job.here and not named.must_exist):
             continue
         found = path_here(job, named.path)
-        if found is None or posixpath.exists(found):
+        if found is None or is_there(found):
             continue
-        if not all(posixpath.exists(f"{found}{ending}") for ending in (".bin", ".idx")):
+        if not all(is_there(f"{found}{ending}") for ending in (".bin", ".idx")):
             cause = "there is nothing here" if job.here else f"there is no {found}, which is mounted there"
             if named.consumes == "binidx":
                 cause += ", no folder of prepared data and no .bin and .idx of that name"
@@ -122,6 +128,10 @@ def outputs(job: Job) -> Iterator[Problem]:
     """Outputs where something is already, that cannot be written, or that lie in an input or in each other."""
     paths = {key: path for key, _, path in job.outputs}
     sources = [(named.key, named.path) for named in inputs_of(job)]
+    root, anchor = job.run_dir.parent, _existing_parent(job.run_dir.parent)
+    if job.capabilities.reads_run_dir and not _is_elsewhere(job, anchor) and (trouble := _cannot_write(anchor)):
+        key = "NEMORUN_HOME" if job.profile.output_root is None else "executor.output_root"
+        yield Problem(name="output_not_writable", key=key, value=root, cause=trouble, remedy="Name another folder.")
     for key, path in paths.items():
         found = path_here(job, path)
         if found is not None and _holds_something(str(found)):
@@ -129,15 +139,16 @@ def outputs(job: Job) -> Iterator[Problem]:
             remedy = "Name another folder, or remove it."
             yield Problem(name="output_exists", key=key, value=path, cause=cause, remedy=remedy)
         anchor = _existing_parent(path)
-        trouble = _cannot_write(anchor) if job.here and not _is_elsewhere(job, anchor) else None
+        own = is_below(str(path), str(root))  # that is said once
+        trouble = _cannot_write(anchor) if job.here and not own and not _is_elsewhere(job, anchor) else None
         if trouble:
             yield Problem(name="output_not_writable", key=key, value=path, cause=trouble)
         others = [(name, other, _OVERLAPS.get(job.algorithm)) for name, other in sources]
         others += [(name, str(other), None) for name, other in paths.items() if name < key]
-        for other_key, other, own in others:
+        for other_key, other, called in others:
             if overlap(path, other):
                 cause = f"it overlaps {other_key}={other}"
-                name = own or "output_overlaps_input"
+                name = called or "output_overlaps_input"
                 yield Problem(name=name, key=key, value=path, cause=cause, remedy="Name a folder of its own.")
 
 
@@ -190,14 +201,14 @@ def _holds_something(path: str) -> bool:
         with os.scandir(path) as entries:
             return next(entries, None) is not None
     except NotADirectoryError:
-        return posixpath.exists(path)
+        return is_there(path)
     except (OSError, ValueError):
         return False
 
 
 def _existing_parent(path: Path) -> Path:
     for parent in (path.absolute(), *path.absolute().parents):
-        if posixpath.exists(parent):
+        if is_there(parent):
             return parent
     return Path("/")
 

@@ -6,13 +6,15 @@ from dataclasses import replace
 
 from recipes.experiment.job import Job
 from recipes.models import hub
+from recipes.preflight.paths import path_here
+from recipes.preflight.references import faulty
 from scripts.args.meaning import Meaning, values_of
 from scripts.checkpoints.kinds import checkpoint_problems
 from scripts.checkpoints.model import local_model_problem
 from scripts.engines.script.command import flags_of
 from scripts.engines.script.flags.tables import interface_of, releases_of
 from scripts.engines.script.locate import is_module, locate
-from scripts.run.files import expanded
+from scripts.run.files import is_there
 from scripts.run.problems import JobError, Problem
 from scripts.run.registry import check
 
@@ -110,19 +112,22 @@ def inputs_given(job: Job) -> Iterator[Problem]:
         if given and value.startswith("tiny:") and job.engine == "script":
             remedy = "Name a folder or a hub model."
             yield Problem(name="unknown_model", key=key, value=value, cause=cause, remedy=remedy)
-        elif given and job.here:
+        elif given and key not in faulty(job):
             yield from _input(job, key, value, meaning)
 
 
 def _input(job: Job, key: str, value: str, meaning: Meaning) -> Iterator[Problem]:
-    """Of a job that sees this machine's files."""
+    """Of what can be looked at from here: all files of a job that sees this machine's, else what is mounted."""
+    path = path_here(job, value)
+    if path is None or not (job.here or is_there(path)):
+        return
     if meaning.consumes == "checkpoint_hf":
-        found = local_model_problem(value) if hub.is_local(value) else hub.model_problem(value, online=job.online)
+        local = not job.here or hub.is_local(value)
+        found = local_model_problem(str(path)) if local else hub.model_problem(value, online=job.online)
         if found:
-            yield Problem(name=found[0], key=key, value=value, cause=found[1], remedy=found[2])
+            yield Problem(name=found[0], key=key, value=value, cause=found[1], remedy=found[2], can_force=not job.here)
     elif meaning.consumes.startswith("checkpoint_"):
-        path = expanded(value)
-        if path.exists():
-            yield from checkpoint_problems(path, key, meaning)
+        if is_there(path):
+            yield from (replace(one, can_force=not job.here) for one in checkpoint_problems(path, key, meaning))
         else:
             yield Problem(name="missing_input", key=key, value=value, cause="there is no such folder here")

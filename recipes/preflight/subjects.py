@@ -16,6 +16,7 @@ from recipes.preflight import (
     layout,
     places,
     pruning,
+    references,
     script_engine,
     walltime,
 )
@@ -31,6 +32,7 @@ from scripts.serving import checks as serving
 SUBJECTS = (
     constraints,
     environment,
+    references,
     hf_engine,
     script_engine,
     evaluation,

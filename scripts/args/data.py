@@ -23,6 +23,7 @@ class PrepareDataArgs(ScriptArgs):
         None,
         flags=("jsonl_paths", "input_path"),
         consumes="training_jsonl",
+        path="read",
         role="data",
     )
     input_dir: str | None = doc(
@@ -30,6 +31,7 @@ class PrepareDataArgs(ScriptArgs):
         None,
         flags=("input_dir", "input_path"),
         consumes="training_jsonl",
+        path="read",
         role="data",
     )
     hf_dataset: str | None = doc(

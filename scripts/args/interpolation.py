@@ -4,11 +4,34 @@ import os
 import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, TypeVar
 
-from scripts.args.meaning import value_of
+from scripts.args.meaning import value_of, values_of
+from scripts.run.files import expanded
 from scripts.run.problems import JobError
+
+Args = TypeVar("Args")
+
+
+def resolve_args(args: Args, *, run_dir: Path, at_home: bool = True, secrets: Collection[str] = ()) -> Args:
+    """`args` as they are where the job runs; with `at_home` a path's `~` is the home of whoever asks.
+
+    `secrets` are those of `resolve`. Raises JobError as it does.
+    """
+    given = asdict(args)  # type: ignore[call-overload]
+    values = resolve(given, run_dir=run_dir, run_tag=tag_of(args), secrets=secrets)
+    for name, _, meaning in values_of(args) if at_home else ():
+        if meaning.names:
+            values[name] = _at_home(values[name])
+    return type(args)(**values)
+
+
+def _at_home(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_at_home(item) for item in value]
+    return str(expanded(value)) if isinstance(value, str) and value.startswith("~") else value
 
 
 def resolve(values: dict[str, Any], *, run_dir: Path, run_tag: str, secrets: Collection[str] = ()) -> dict[str, Any]:

@@ -72,10 +72,20 @@ class Meaning:
         )
 
     @property
+    def names(self) -> Literal["", "model", "data", "path", "output"]:
+        """What its text names: a model or data of the hub or a disk, or a path alone, which is read or written."""
+        if self.produces or self.path == "write":
+            return "output"
+        if self.names_a_model or self.role == "tokenizer":
+            return "model"
+        if self.role in ("data", "eval_data") and not self.path and self.consumes != "binidx":
+            return "data"
+        return "path" if self.consumes or self.path == "read" else ""
+
+    @property
     def reads(self) -> bool:
         """Whether it may name something on a disk that is read."""
-        named = bool(self.consumes) or self.path == "read" or self.role in ("tokenizer", "data", "eval_data")
-        return self.names_a_model or (named and not self.produces)
+        return self.names in ("model", "data", "path")
 
     def violation(self, value: Any) -> str:
         """What is wrong with a number, in a sentence; empty where it may be so, or is none."""

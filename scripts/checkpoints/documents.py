@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from scripts.run.files import is_folder
 from scripts.run.problems import JobError
 
 #: The most that is read of one file at a time.
@@ -77,7 +78,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def neighbour(path: Path, otherwise: str, *, like: Callable[[Path], bool] = Path.exists) -> str:
     """What to do about a path that is not there: take what lies beside it under the nearest name."""
-    if not path.parent.is_dir():
+    if not is_folder(path.parent):
         return f"{path.parent} does not exist either."
     names = [child.name for child in path.parent.iterdir() if like(child)]
     close = difflib.get_close_matches(path.name, names, n=1, cutoff=0.5)

@@ -7,12 +7,12 @@ from typing import Any
 from scripts.args.meaning import Meaning, values_of
 from scripts.checkpoints.detect import look
 from scripts.formats import EXPORTABLE
-from scripts.run.files import expanded
+from scripts.run.files import expanded, is_there
 from scripts.run.problems import JobError, Problem
 from scripts.run.registry import check
 
 #: How to get from what is there to what is needed.
-_CONVERSION = {
+CONVERSION = {
     ("checkpoint_hf", "checkpoint_megatron"): "Convert it first: hf_to_megatron.",
     ("checkpoint_megatron", "checkpoint_hf"): "Convert it first: megatron_to_hf, or export for a quantized one.",
     ("checkpoint_lora", "checkpoint_megatron"): "Merge it into its base first: merge_lora.",
@@ -31,7 +31,7 @@ def checkpoints(job: Any) -> Iterator[Problem]:
         if not isinstance(value, str) or not meaning.consumes.startswith("checkpoint_") or meaning.engine == "hf":
             continue
         path = expanded(value)
-        if path.exists():
+        if is_there(path):
             yield from checkpoint_problems(path, f"args.{name}", meaning)
 
 
@@ -45,7 +45,7 @@ def checkpoint_problems(path: Path, key: str, meaning: Meaning) -> Iterator[Prob
     if checkpoint.kind not in (meaning.consumes, *meaning.accepts):
         cause = f"it is a {checkpoint.kind}, and a {meaning.consumes} is needed"
         pair = (checkpoint.kind, meaning.consumes)
-        remedy = _CONVERSION.get(pair, "")
+        remedy = CONVERSION.get(pair, "")
         yield Problem(name="wrong_checkpoint_kind", key=key, value=path, cause=cause, remedy=remedy)
         return
     for sentence in checkpoint.problems:

@@ -5,7 +5,7 @@ from typing import Any
 
 from scripts.checkpoints.documents import neighbour, read_json
 from scripts.checkpoints.huggingface import read_weights
-from scripts.run.files import expanded
+from scripts.run.files import expanded, is_file, is_folder, is_there
 from scripts.run.problems import JobError, nearest
 from scripts.tiny.model import TINY_MODELS
 
@@ -22,20 +22,20 @@ def local_model_problem(name: str) -> Trouble | None:
         return "unknown_model", "there is no such built-in model", nearest(name, TINY_MODELS)
     path = expanded(name)
     found = config_problem(path) or weights_problem(path)
-    if found is None and not any((path / file).is_file() for file in _TOKENIZERS):
+    if found is None and not any(is_file(path / file) for file in _TOKENIZERS):
         return "missing_tokenizer", "it has no tokenizer", "Copy the tokenizer's files beside config.json."
     return found
 
 
 def config_problem(path: Path, *, trust_remote_code: bool = True) -> Trouble | None:
     """What is wrong with a folder apart from its weights; code that it brings is, unless it is trusted."""
-    if not path.exists():
+    if not is_there(path):
         other = "Name a model's folder, a hub name, tiny:qwen3 or tiny:llama."
-        remedy = neighbour(path, other, like=lambda child: (child / "config.json").is_file())
+        remedy = neighbour(path, other, like=lambda child: is_file(child / "config.json"))
         return "missing_model", "there is no such folder, and it is not a hub name (org/name)", remedy
-    if not path.is_dir():
+    if not is_folder(path):
         return "missing_model", "it is a file; a model is a folder with config.json and safetensors", ""
-    if (path / "adapter_config.json").is_file():
+    if is_file(path / "adapter_config.json"):
         return "unmerged_adapter", "it is a LoRA adapter, not a model", "Merge it into its base model first."
     config = read_config(path)
     if config is None:

@@ -11,7 +11,7 @@ from typing import IO, Any, cast
 
 from scripts.args.data import PrepareDataArgs
 from scripts.data import texts
-from scripts.run.files import expanded
+from scripts.run.files import expanded, is_file, is_folder
 from scripts.run.problems import JobError, Problem
 from scripts.run.registry import check
 
@@ -83,7 +83,7 @@ def gather(args: PrepareDataArgs, folder: Path) -> list[DataSource]:
 def _names(args: PrepareDataArgs) -> Iterator[str]:
     for name in args.jsonl_paths or ([args.input_dir] if args.input_dir else []):
         path = expanded(name)
-        if name == BUILT_IN or not path.is_dir():
+        if name == BUILT_IN or not is_folder(path):
             yield name
             continue
         files = [file for file in sorted(path.iterdir()) if file.is_file() and _ending(file) in (*_JSONL, *_TEXT)]
@@ -103,7 +103,7 @@ def _source(name: str, folder: Path, taken: set[str], keys: Sequence[str]) -> Da
         passages = texts.read(texts.Source(kind="builtin", place="calibration"), None)
         return _written(name, folder / _unique("tiny-text", taken), passages, keys)
     path = expanded(name).absolute()
-    if not path.is_file():
+    if not is_file(path):
         raise JobError("missing_data", f"{path} does not exist.", "Name JSONL or text files.")
     stem = path.with_suffix("").stem if path.suffix == _GZ else path.stem
     if _ending(path) in _TEXT:

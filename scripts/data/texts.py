@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from scripts.run.files import expanded
+from scripts.run.files import expanded, is_file, is_folder
 from scripts.run.problems import JobError
 from scripts.tiny.corpus import passages
 
@@ -38,10 +38,10 @@ def source_of(dataset: str | None, model: str, *, split: Literal["calibration", 
         built_in = model.startswith("tiny:")
         return Source(kind="builtin", place=split) if built_in else Source(kind="hub", place=DEFAULT_DATASET)
     path = expanded(dataset)
-    if path.is_dir():
+    if is_folder(path):
         return Source(kind="folder", place=str(path))
     kind = _SUFFIXES.get(path.suffix.lower())
-    if path.is_file():
+    if is_file(path):
         if kind is None:
             remedy = f"Known endings: {', '.join(_SUFFIXES)}."
             raise JobError("unknown_data", f"{path} is neither JSONL nor text.", remedy)

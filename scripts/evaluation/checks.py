@@ -13,6 +13,7 @@ from scripts.args.evaluate import Backend, EvaluateArgs
 from scripts.checkpoints import look
 from scripts.checkpoints.huggingface import exported_algorithm
 from scripts.formats import FORMATS
+from scripts.run.files import is_folder
 from scripts.run.problems import JobError, Problem
 from scripts.run.provenance import compute_capabilities
 from scripts.run.registry import check
@@ -76,7 +77,7 @@ def loading_of(args: EvaluateArgs, model: str) -> Loading:
     Raises JobError: `unscorable_checkpoint`, `backend_cannot_load`, `backend_not_installed`, and those of look.
     """
     folder = Path(model)
-    if not folder.is_dir():
+    if not is_folder(folder):
         loading = Loading(backend="vllm" if args.backend == "vllm" else "hf", quantization=None, restored=False)
     else:
         loading = _of_folder(args, folder)

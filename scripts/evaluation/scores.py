@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from scripts.run.files import expanded
+from scripts.run.files import expanded, is_file
 from scripts.run.problems import JobError
 
 SCHEMA = 1
@@ -131,7 +131,7 @@ def read_baseline(path: Path) -> Baseline:
     """The report of an earlier run: report.json, or the report or run folder. Raises JobError `unreadable_baseline`."""
     path = expanded(path)
     places = (path, path / REPORT, path / "report" / REPORT)
-    file = next((place for place in places if place.is_file()), None)
+    file = next((place for place in places if is_file(place)), None)
     remedy = "Name the report folder of an evaluate run."
     if file is None:
         raise JobError("unreadable_baseline", f"there is no {REPORT} in {path}.", remedy)

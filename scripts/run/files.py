@@ -4,6 +4,7 @@ import fcntl
 import hashlib
 import json
 import os
+import posixpath
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ from typing import IO, Any
 from scripts.run.problems import JobError
 
 _CHUNK = 1 << 20
+#: What lies at a path. Path's own questions raise for a name that is too long, or in a folder that is closed to us.
+is_there, is_file, is_folder = posixpath.exists, posixpath.isfile, posixpath.isdir
 
 
 def expanded(path: str | Path) -> Path:

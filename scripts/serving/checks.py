@@ -10,6 +10,7 @@ from scripts.args.serve import ServeArgs
 from scripts.checkpoints import look
 from scripts.checkpoints.huggingface import exported_algorithm
 from scripts.formats import FORMATS
+from scripts.run.files import is_folder
 from scripts.run.problems import JobError, Problem
 from scripts.run.provenance import compute_capabilities
 from scripts.run.registry import check
@@ -55,7 +56,7 @@ def check_checkpoint(args: ServeArgs, model: str) -> Served:
     Raises JobError `unservable_checkpoint`, and those of look for what is not there or is damaged.
     """
     folder, server = Path(model), SERVERS[args.server]
-    if not folder.is_dir():
+    if not is_folder(folder):
         if folder.is_absolute() or model.startswith((".", "~")) or model.count("/") != 1:
             look(folder)  # says what is wrong
         method = None if args.quantization in ("auto", "none") else args.quantization

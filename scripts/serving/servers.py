@@ -19,7 +19,7 @@ from typing import IO
 from scripts.args.serve import ServeArgs, ServerName
 from scripts.engines.script.child import Output
 from scripts.formats import FORMATS
-from scripts.run.files import expanded
+from scripts.run.files import expanded, is_file
 from scripts.run.problems import JobError
 
 #: They answer nobody but this machine.
@@ -112,7 +112,7 @@ def find_program(server: Server, path: str | None) -> list[str]:
     module = server.module
     if path is not None:
         file = expanded(path).absolute()
-        found = ([sys.executable, str(file)] if module else [str(file)]) if file.is_file() else None
+        found = ([sys.executable, str(file)] if module else [str(file)]) if is_file(file) else None
     elif module:
         found = [sys.executable, "-m", module] if util.find_spec(module.partition(".")[0]) else None
     else:

@@ -14,7 +14,7 @@ from scripts.checkpoints.datasets import blend, token_files
 from scripts.engines.script.cards import card_words
 from scripts.engines.script.flags.interface import Flag, Interface, plain
 from scripts.engines.script.outputs import outputs_of
-from scripts.run.files import write_text
+from scripts.run.files import is_folder, write_text
 from scripts.run.problems import JobError, Problem, nearest
 
 #: What a key/value cache format means to a script of the time when there was no other.
@@ -69,7 +69,7 @@ def with_inputs(args: ScriptArgs) -> ScriptArgs:
         elif meaning.consumes == "binidx" and value and len(value) == 1:
             # What prepare_data left in a folder, each file weighed by its tokens; a prefix alone stays one.
             folder = Path(value[0])
-            found[field] = blend(token_files(folder)) if folder.is_dir() else [1, str(folder)]
+            found[field] = blend(token_files(folder)) if is_folder(folder) else [1, str(folder)]
             if not found[field]:
                 cause = f"args.{field}: {folder} holds no .bin and .idx files."
                 raise JobError("no_data", cause, "Make them with prepare_data.")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from configs import CONFIGS
 from scripts.engines.script.flags.tables import container_path
-from scripts.run.files import expanded
+from scripts.run.files import expanded, is_file, is_folder
 from scripts.run.problems import JobError
 
 #: How a script that is a module of an installed package is named: "-m package.module".
@@ -44,7 +44,7 @@ def locate(scripts: Sequence[str], path: str | None) -> Located:
     looked = []
     for script in scripts:
         for candidate in _candidates(script, path):
-            if candidate.is_file():
+            if is_file(candidate):
                 as_module = is_module(script) and path is None
                 words = (MODULE.strip(), script.removeprefix(MODULE)) if as_module else (str(candidate),)
                 roots = (Path(entry) for entry in sys.path if entry and Path(entry).resolve() != CONFIGS.parent)
@@ -57,14 +57,14 @@ def locate(scripts: Sequence[str], path: str | None) -> Located:
 
 def installed(scripts: Sequence[str]) -> bool:
     """Whether the container's own copy of one of `scripts` is here."""
-    return any(candidate.is_file() for script in scripts for candidate in _candidates(script, None))
+    return any(is_file(candidate) for script in scripts for candidate in _candidates(script, None))
 
 
 def _candidates(script: str, path: str | None) -> list[Path]:
     if path is None:
         return _module_files(script) if is_module(script) else [Path(container_path(script))]
     given = expanded(path)
-    if not given.is_dir() or is_module(script):
+    if not is_folder(given) or is_module(script):
         return [given]
     repository, _, inside = script.partition("/")
     return [given / inside, given / repository / inside]
