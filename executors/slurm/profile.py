@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from executors.base import CODE, Profile, nemorun_home
@@ -22,6 +22,8 @@ _TAKEN = frozenset({
     "ntasks-per-node", "open-mode", "output", "parsable", "quiet", "requeue", "test-only", "verbose", "version", "wait",
     "wrap",
 })  # fmt: skip
+#: MB of memory below which a number without a unit was meant in GB.
+_LEAST_MEM = 2048
 #: Keys of a profile that are flags of sbatch; `gpus` is --gpus-per-node, the others are called as the flag is.
 _FLAGS = (
     "account", "partition", "qos", "time", "gpus", "cpus_per_task", "mem", "exclusive", "constraint", "reservation",
@@ -139,6 +141,9 @@ def _replaced(profile: SlurmProfile, text: str) -> str:
 
 
 def _of_flags(profile: SlurmProfile) -> Iterator[Problem]:
+    if profile.mem is not None and profile.mem.isdigit() and 0 < int(profile.mem) < _LEAST_MEM:
+        cause = f"sbatch counts in MB: {profile.mem} MB is less than any job here needs"
+        yield replace(wrong("mem", profile.mem, cause, f"Did you mean {profile.mem}G?"), severity="warning")
     own = {_flag_of(name).replace("_", "-"): name for name in [*_FLAGS, "nodes"]}
     for name in profile.additional:
         flag = name.replace("_", "-")

@@ -58,7 +58,9 @@ def address(args: ScriptArgs, script: ScriptSpec, place: "Place") -> tuple[Addre
         if release is not None:
             return _of_release(name, release, script, known_by=f"image {image}"), []
     repository = repository_of(args.SCRIPTS[0])
-    cause = f"{image} holds {repository} {releases.get(repository, 'of an unknown release')}, which has no such script"
+    if repository not in releases:  # nobody knows which; every release of late has the script
+        return _newest(args, script), []
+    cause = f"{image} holds {repository} {releases[repository]}, which has no such script"
     remedy = (
         f"It came with {releases_of(args.SCRIPTS[-1])[0]}: use a newer image, or mount a checkout and set script.path."
     )

@@ -22,7 +22,7 @@ from scripts.tiny.model import TINY_MODELS, cache_path, default_cache_root, is_c
 #: The last line: tables, which have no quantizers, and vectors that only look like matrices.
 _LEFT_ALONE = re.compile(
     r"lm_head|output_layer|proj_out\.|^output\.|^mtp\.|router|\bblock_sparse_moe\.gate\b|\bmlp\.gate\.|shared_expert_gate\."
-    r"|conv1d|linear_attn\.in_proj_[ab]\b|visual|vision_tower|vision_model|embed_vision|multi_modal_projector"
+    r"|conv1d|linear_attn\.in_proj_(?:a|b|ba)\b|visual|vision_tower|vision_model|embed_vision|multi_modal_projector"
     r"|embed|\bwte\b|\bwpe\b"
 )
 _PLAIN = frozenset({"BF16", "F16", "F32", "F64"})

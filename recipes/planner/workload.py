@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from recipes.experiment.job import Job
@@ -61,7 +62,8 @@ def workload_of(job: Job) -> Workload | None:
 def kind_of(job: Job) -> Work | None:
     """What its ranks do on GPUs; None where that is nothing, or cannot be told."""
     kind: Work | None = job.resolved.WORK
-    return None if job.get("device") == "cpu" or job.get("cpu") is True else kind
+    by_one = job.addressed is not None and job.addressed.script in job.resolved.ONE_PROCESS  # in the machine's memory
+    return None if by_one or job.get("device") == "cpu" or job.get("cpu") is True else kind
 
 
 def facts_in(job: Job, role: Role) -> ModelFacts | None:
@@ -97,13 +99,21 @@ def _training(job: Job, model: ModelFacts) -> dict[str, Any]:
     batch = job.get("global_batch", missing.get("global_batch", 1))
     taught = model if job.get("teacher_checkpoint") is not None else None
     flag = job.resolved.SPREADS_OPTIMIZER
+    words = dict(pairwise([part for word in job.extra_args for part in word.split("=", 1)]))
+
+    def said(role: Role, name: str) -> Any:
+        """In an argument, or as Megatron-LM's own flag."""
+        return job.get(role, words.get(f"--recompute-{name}"))
+
     return {
         "teacher": facts_in(job, "teacher") or taught,
         "tokens": job.get("sequence", missing["sequence"]),
         "batch": job.get("micro_batch", 1),
         "samples": job.get("train_samples") or job.get("iterations", 0) * batch,
         "global_batch": batch,
-        "recompute": (job.get("recompute_layers") or 1) if job.get("recompute") == "full" else 0,
+        "recompute": int(said("recompute_layers", "num-layers") or 1)
+        if said("recompute", "granularity") == "full"
+        else 0,
         "distributed_optimizer": flag in job.extra_args if flag else job.get("distributed_optimizer", True),
     }
 

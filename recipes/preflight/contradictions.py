@@ -4,6 +4,7 @@ Sources: Megatron-Core's optimizer_param_scheduler and transformer_config, Megat
 training/config.py, Model-Optimizer's examples/megatron_bridge, Megatron-LM's post_training/model_builder.py.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -49,6 +50,7 @@ _NOT_CONFIGURED_WITH_KD: tuple[tuple[str, int | bool, str, Severity], ...] = (
     ("comm_overlap.tp_comm_overlap", False, "--tp-comm-overlap", "error"),
     ("train.manual_gc", False, "--manual-gc", "warning"),
 )
+_NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
 _TARGETS = ("prune_target_params", "prune_target_active_params", "prune_target_memory_mb")
 
 
@@ -97,17 +99,28 @@ def distillation_data(job: Job) -> Iterator[Problem]:
 
 @check("wrong_blend", args=DistillArgs)
 def blend(job: Job) -> Iterator[Problem]:
-    """Weights and prefixes of prepared data take turns."""
+    """A folder of prepared data; prefixes of it; or weights and prefixes in turn."""
     paths = job.args.data_paths or []
-    if len(paths) == 1 and isinstance(paths[0], str):
-        return  # a folder of prepared data
-    for index, entry in enumerate(paths):
-        number = isinstance(entry, (int, float)) or str(entry).replace(".", "", 1).isdigit()
+    numbers = [isinstance(entry, (int, float)) or _NUMBER.fullmatch(str(entry)) is not None for entry in paths]
+    if not any(numbers):  # Megatron weighs bare prefixes by their sizes
+        numbers = [True, False] * len(paths)
+        paths = [entry for path in paths for entry in (1.0, path)]
+    for index, (entry, number) in enumerate(zip(paths, numbers, strict=True)):
         if (index % 2 == 0) != number:
             cause = f"entry {index + 1} is {entry!r}: weights and prefixes take turns"
-            remedy = "Write [1.0, /data/tokenized/domain_text_document, ...]."
-            yield Problem(key="args.data_paths", value=paths, cause=cause, remedy=remedy)
-            return
+        elif number and not 0 < float(entry) < float("inf"):
+            cause = f"entry {index + 1} is {entry!r}: a weight is above 0"
+        elif not number and str(entry).endswith((".bin", ".idx")):
+            cause = f"entry {index + 1} is a file: its prefix is expected, {str(entry)[:-4]}"
+        else:
+            continue
+        remedy = "Write [1.0, /data/tokenized/domain_text_document, ...]."
+        yield Problem(key="args.data_paths", value=job.args.data_paths, cause=cause, remedy=remedy)
+        return
+    if len(paths) % 2:
+        cause = f"the weight {paths[-1]!r} at its end has no prefix"
+        remedy = "Leave it out, or name what it is for."
+        yield Problem(key="args.data_paths", value=job.args.data_paths, cause=cause, remedy=remedy)
 
 
 @check("missing_input", args=QadArgs)
@@ -178,7 +191,7 @@ def rates(job: Job) -> Iterator[Problem]:
     figures = _figures(job)
     if figures.keys() >= {"learning_rate", "min_learning_rate"}:
         (key, low), (_, high) = figures["min_learning_rate"], figures["learning_rate"]
-        if low > high:
+        if low > high > 0:  # else that is what is wrong
             cause = f"the learning rate would end above where it begins, {high:g}, and Megatron refuses that"
             yield Problem(key=key, value=low, cause=cause, remedy=f"Use {high / 10:g}, or a larger lr.")
 

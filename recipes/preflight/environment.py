@@ -7,9 +7,11 @@ from importlib import util
 from executors.profiles.values import holds, looks_secret, secrets_here
 from recipes.experiment.job import Job
 from scripts.args.meaning import values_of
+from scripts.engines.script.flags.tables import container_tags, releases_in
 from scripts.run.problems import Problem
 from scripts.run.registry import check
 
+_NEMO = re.compile(r"nvcr\.io/nvidia/nemo(?:[:@]|$)")
 #: What the hf engine imports; the local executor runs it in the environment that submits.
 ENGINE_PACKAGES = ("torch", "transformers", "modelopt", "datasets", "safetensors", "jinja2", "matplotlib")
 
@@ -62,6 +64,29 @@ def rendezvous(job: Job) -> Iterator[Problem]:
         if value is not None:
             cause = f"{job.place.title} tells every machine its rank and where they meet, and nothing reads this"
             yield Problem(key=f"torchrun.{name}", value=value, cause=cause, remedy="Leave it null.")
+
+
+@check("unknown_container", severity="warning", engines=("script", "hf"))
+def container(job: Job) -> Iterator[Problem]:
+    """A NeMo container of which nothing is known: its tag may be mistyped."""
+    image = job.place.image or ""
+    if _NEMO.search(image) is None or releases_in(image) is not None or job.script.release or job.script.path:
+        return
+    then = "the command is written for the newest scripts" if job.engine == "script" else "engine hf is used, no script"
+    yield Problem(
+        key="executor.image",
+        value=image,
+        cause=f"what this NeMo container holds is not known: {then}",
+        remedy=f"Known are {', '.join(container_tags())}; script.release names what is in another one.",
+    )
+
+
+@check("engine_cannot", engines=("hf",), decisive=True)
+def engine_of_algorithm(job: Job) -> Iterator[Problem]:
+    """ModelOpt on a Transformers model does what one algorithm asks for."""
+    if not job.resolved.HF_ENGINE:
+        cause = f"the hf engine cannot do {job.recipe}"
+        yield Problem(key="engine", value="hf", cause=cause, remedy="Use engine=script, or leave it out.")
 
 
 @check("engine_not_installed", engines=("hf",))

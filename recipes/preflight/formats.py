@@ -10,9 +10,15 @@ from recipes.planner.layout import Layout, Size
 from recipes.preflight.layout import divided
 from scripts.args.meaning import meanings
 from scripts.checkpoints.causal import packed
-from scripts.formats import EXPORTABLE, FITS_ANY_WIDTH, FORMATS, Format
-from scripts.run.problems import Problem
+from scripts.formats import CACHES, EXPORTABLE, FITS_ANY_WIDTH, FORMATS, Format, builtin_recipes, config_names
+from scripts.run.problems import Problem, nearest
 from scripts.run.registry import check
+
+#: Kinds of ModelOpt's recipes that no script here takes, and what does the same.
+_OTHER_RECIPES = {
+    "auto_quantize": " For a search see args.auto_quantize_bits of mlm_quantize.",
+    **dict.fromkeys(("distillation", "speculative_decoding", "qad"), ""),
+}
 
 
 def made_format(job: Job) -> tuple[str, str] | None:
@@ -96,6 +102,37 @@ def _smaller(row: Weight, side: Side, model: ModelFacts, layout: Layout, block: 
             if size in keys and smaller.divides and width is not None and width % block == 0:
                 return f"Try {keys[size]}={value}, or another format: {FITS_ANY_WIDTH}"
     return FITS_ANY_WIDTH
+
+
+@check("unsupported_quant_recipe", can_force=True, applies=_quantizes_by_script)
+def known_by_script(job: Job) -> Iterator[Problem]:
+    """A name that ModelOpt does not have; a script with a list of its own says so itself."""
+    for role, own in (("format", FORMATS), ("kv_format", CACHES)):
+        key, value = job.key(role), job.get(role)
+        asked = isinstance(value, str) and value != "none" and not (role == "format" and job.get("format_recipe"))
+        if key is None or not asked or job.addressed is None or exact_format(value):
+            continue
+        flag = job.addressed.interface.find(key.removeprefix("args."))
+        configs = [facts.config for facts in own.values()]
+        if value in (*own, *configs, *config_names()) or value.endswith("_CFG") or (flag and flag.choices):
+            continue
+        yield Problem(key=key, value=value, cause="ModelOpt has no format of that name", remedy=nearest(value, own))
+
+
+@check("unsupported_quant_recipe", roles=("format_recipe",), engines=("script",))
+def recipe_of_format(job: Job) -> Iterator[Problem]:
+    """ModelOpt's recipes of other kinds lie beside those of post-training quantization."""
+    key, value = job.key("format_recipe") or "", job.get("format_recipe")
+    kind = next((part for part in _OTHER_RECIPES if part in value.split("/")), None)
+    if kind is not None:
+        cause = f"it is a recipe of {kind}, and the script takes those of post-training quantization"
+        remedy = "Use one such as general/ptq/fp8_default-kv_fp8." + _OTHER_RECIPES[kind]
+        yield Problem(key=key, value=value, cause=cause, remedy=remedy)
+    elif builtin_recipes() and value.partition("/")[0] in ("general", "models", "huggingface"):
+        plain = value.removesuffix(".yaml").removesuffix(".yml")
+        if plain not in builtin_recipes():
+            cause, remedy = "ModelOpt, as it is installed here, has no such recipe", nearest(plain, builtin_recipes())
+            yield Problem(key=key, value=value, cause=cause, remedy=remedy, can_force=True)
 
 
 @check("format_not_exportable", severity="warning", applies=_quantizes_by_script)

@@ -327,6 +327,10 @@ def _of_origin(job: Job, key: str, origin: Origin) -> Iterator[Problem]:
         cause = f"it was quantized by {origin.name}, and pruning scores and cuts weights of full precision"
         name, remedy = "already_quantized", "Prune the checkpoint that was quantized, then quantize what is left."
         yield Problem(name=name, key=key, value=value, cause=cause, remedy=remedy, can_force=True)
+    if job.algorithm == "distill" and origin.algorithm in _QUANTIZES and key == job.key("model"):
+        cause = f"it was quantized by {origin.name}, and a student of full precision is trained"
+        remedy = "A quantized student is QAD's: qad with args.student_megatron_path, which quantize_modelopt leaves."
+        yield Problem(name="already_quantized", key=key, value=value, cause=cause, remedy=remedy, can_force=True)
     if job.algorithm in _JUDGED:
         for doubt in doubts(origin.kind, origin.algorithm, origin.args, origin.extra_args):
             cause = f"{origin.name}, which it comes from, ran with args.{doubt.field}"

@@ -10,11 +10,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from recipes.experiment.job import Job
-from recipes.models.hub import is_local
+from recipes.models import hub
 from recipes.preflight.history import recorded_origin, same_model
 from recipes.preflight.paths import inputs_of, model_folder, path_here
 from scripts.args.convert import MergeLoraArgs
 from scripts.args.meaning import values_of
+from scripts.args.megatron_lm import MegatronLmArgs
 from scripts.checkpoints import Checkpoint, look
 from scripts.checkpoints.documents import read_json
 from scripts.checkpoints.model import read_config
@@ -34,6 +35,69 @@ _OF_A_COPY = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "
 _VOCABULARIES = ("tokenizer.json", "vocab.json")
 
 
+@check("missing_input", can_force=True, applies=lambda job: bool(job.resolved.BEGINS))
+def beginning(job: Job) -> Iterator[Problem]:
+    """Something to begin with, in an argument or among the words that go to the script as they are."""
+    named = {field: value for field, value, meaning in values_of(job.resolved) if meaning.role in job.resolved.BEGINS}
+    required = any(meaning.required for field, _, meaning in values_of(job.resolved) if field in named)
+    words = {word.partition("=")[0].lstrip("-").replace("-", "_") for word in job.extra_args}
+    if not (required or any(named.values()) or words & {*named, "pretrained_checkpoint"}):
+        cause = "nothing says what to begin with, and the script goes on with random weights"
+        remedy = f"Set {' or '.join(f'args.{field}' for field in named)}."
+        yield Problem(key=f"args.{next(iter(named))}", value=None, cause=cause, remedy=remedy)
+
+
+@check("missing_input", algorithms=("distill",), can_force=True)
+def teacher_of_checkpoint(job: Job) -> Iterator[Problem]:
+    """A distillation whose teacher is a checkpoint has one."""
+    if (key := job.key("teacher_checkpoint")) is not None and job.get("teacher_checkpoint") is None:
+        cause = "there is no teacher, and without one the script trains plainly"
+        yield Problem(key=key, value=None, cause=cause, remedy=f"Set {key}, or use mlm_finetune.")
+
+
+@check("student_larger_than_teacher", severity="warning", needs=("teacher", "model"), applies=lambda job: _distils(job))
+def larger_student(job: Job) -> Iterator[Problem]:
+    """The large model teaches the small one."""
+    assert job.model is not None and job.teacher is not None
+    student, teacher = (facts.architecture.parameters for facts in (job.model, job.teacher))
+    if student and teacher and student.total > teacher.total:
+        cause = f"the student has {student.total:.3g} parameters, its teacher {teacher.total:.3g}"
+        yield Problem(key=job.key("model") or "", value=job.get("model"), cause=cause, remedy="Are the two swapped?")
+
+
+@check("wrong_base_model", severity="warning", args=MegatronLmArgs, roles=("weights",))
+def card_and_weights(job: Job) -> Iterator[Problem]:
+    """The card says how the model is built that the weights are put into."""
+    card, weights = job.get("model"), job.get("weights")
+    of_weights = job.models.get("pretrained_model_path")
+    figures = [(one.hidden_size, one.layers, one.vocab_size) for one in (job.model, of_weights) if one is not None]
+    differ = figures[0] != figures[1] if len(figures) == 2 else hub.is_hub_name(weights)
+    if differ and not same_model(card, weights):
+        cause, remedy = f"args.model_card is another model, {card}", "Name one model in both."
+        yield Problem(key=job.key("weights") or "", value=weights, cause=cause, remedy=remedy)
+
+
+@check("no_vision_tower", can_force=True, needs=("model.model_type",), applies=lambda job: job.resolved.IMAGES)
+def tower(job: Job) -> Iterator[Problem]:
+    """Images are shown to a model that can see."""
+    assert job.model is not None
+    if job.model.vision is None:
+        other = {"quantize": "quantize_fp8", "generate": "generate"}.get(job.algorithm, "")
+        cause = f"{job.model.model_type} has no vision tower, and the script shows it images"
+        yield Problem(key=job.key("model") or "", value=job.get("model"), cause=cause, remedy=f"Use {other}.")
+
+
+@check("remote_code_not_trusted", applies=lambda job: job.get("remote_code") is False)
+def code_of_models(job: Job) -> Iterator[Problem]:
+    """Models whose repositories bring code that is needed to load them (`auto_map`)."""
+    key = job.key("remote_code")
+    for field, facts in job.models.items():
+        if facts.remote_code and facts.source != hub.SOURCE:  # by then it may have come to Transformers
+            cause = "its repository brings Python code of its own, which is not run unless it is trusted"
+            remedy = f"Read that code, then set {key}=true."
+            yield Problem(key=f"args.{field}", value=getattr(job.resolved, field), cause=cause, remedy=remedy)
+
+
 @check("unmerged_adapter")
 def unmerged_adapter(job: Job) -> Iterator[Problem]:
     """A LoRA adapter where a whole model is needed. Model folders that are inputs here are looked at elsewhere."""
@@ -41,7 +105,7 @@ def unmerged_adapter(job: Job) -> Iterator[Problem]:
         consumed = meaning.consumes == "checkpoint_hf"
         if not isinstance(name, str) or not meaning.names_a_model:
             continue
-        if consumed and job.here and is_local(name):
+        if consumed and job.here and hub.is_local(name):
             continue
         folder = model_folder(job, name)
         if folder is not None and is_file(folder / "adapter_config.json"):

@@ -152,6 +152,18 @@ def outputs(job: Job) -> Iterator[Problem]:
                 yield Problem(name=name, key=key, value=path, cause=cause, remedy="Name a folder of its own.")
 
 
+@check("no_output", engines=("script",), can_force=True)
+def something_left(job: Job) -> Iterator[Problem]:
+    """A job that could write something is told to."""
+    keys = [
+        f"args.{name}" for name, _, meaning in values_of(job.resolved) if meaning.produces and meaning.engine != "hf"
+    ]
+    required = any(meaning.produces and meaning.required for _, _, meaning in values_of(job.resolved))
+    if keys and not job.outputs and not required and job.algorithm != "prune":  # which has a name for that of its own
+        cause = "it is null, and the job leaves nothing but its log"
+        yield Problem(key=keys[0], value=None, cause=cause, remedy=f"Set {' or '.join(keys)} to a folder.")
+
+
 @check("not_enough_disk", engines=("script", "hf"), can_force=True)
 def disk(job: Job) -> Iterator[Problem]:
     """Too little room where the outputs go, those on one disk counted together."""

@@ -132,6 +132,24 @@ def targets(job: Job) -> Iterator[Problem]:
         yield Problem(key=key, value=f"{target:g}", cause=cause, remedy=remedy, can_force=True)
 
 
+@check("target_out_of_reach", needs=("model.blocks",), algorithms=("prune",), roles=("kept_memory",), can_force=True)
+def memory_target(job: Job) -> Iterator[Problem]:
+    """Weights in BF16 are the least that a model takes, in MB; its cache comes on top."""
+    assert job.model is not None
+    parameters = job.model.architecture.parameters
+    target = job.get("kept_memory")
+    if parameters is None or not target > 0:
+        return
+    whole = parameters.total * 2 / 1e6
+    key, least = job.key("kept_memory") or "", whole * _left(job)
+    if target < least:
+        cause = f"a search within its shares keeps weights of at least {least:,.0f} MB, of {whole:,.0f}"
+        yield Problem(key=key, value=f"{target:g}", cause=cause, remedy=f"Use a number above {least:.0f}.")
+    elif target > 2 * whole:
+        cause = f"the model's weights have {whole:,.0f} MB: there is nothing to prune"
+        yield Problem(key=key, value=f"{target:g}", cause=cause, remedy=f"Use a number below {whole:.0f}.")
+
+
 def _left(job: Job) -> float:
     """At least this part of the parameters is left by the smallest candidate of a search.
 

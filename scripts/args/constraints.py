@@ -42,6 +42,7 @@ def required_values(job: Any) -> Iterator[Problem]:
 @check("out_of_range", where="both")
 def ranges(job: Any) -> Iterator[Problem]:
     """Numbers of arguments that the engine makes use of."""
-    for name, value, meaning in values_of(job.resolved):
-        if meaning.engine in ("any", job.engine or "script") and (cause := meaning.violation(value)):
-            yield Problem(key=f"args.{name}", value=value, cause=cause)
+    for section, values in (("args", job.resolved), ("script", job.script)):
+        for name, value, meaning in values_of(values):
+            if meaning.engine in ("any", job.engine or "script") and (cause := meaning.violation(value)):
+                yield Problem(key=f"{section}.{name}", value=value, cause=cause)

@@ -27,7 +27,7 @@ class _ConversionArgs(ScriptArgs):
     device: Literal["gpu", "cpu"] = doc(
         "since v0.6: where it is done; cpu is one process", "gpu", optional=True, role="device"
     )
-    distributed_timeout_minutes: int | None = doc("how long a rank waits for the others", None)
+    distributed_timeout_minutes: int | None = doc("how long a rank waits for the others", None, least=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ class MegatronToHfArgs(Sizes, _ConversionArgs):
     no_progress: bool = doc("no progress bar", False)
     not_strict: bool = doc("leave tensors out that the model does not know", False)
     distributed_save: bool | None = doc("every rank writes its part", None)
-    save_every_n_ranks: int | None = doc("with distributed_save: one rank of so many writes", None)
+    save_every_n_ranks: int | None = doc("with distributed_save: one rank of so many writes", None, least=1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,7 +39,7 @@ class PrepareDataArgs(ScriptArgs):
     )
     hf_name: str | None = doc("its subset; null takes all", None, flags=("hf_name", "subset"))
     hf_split: str | None = doc("its split; null takes all", None, flags=("hf_split", "split"))
-    hf_max_samples_per_split: int | None = doc("rows of each split, at most", None)
+    hf_max_samples_per_split: int | None = doc("rows of each split, at most", None, least=1)
     hf_streaming: bool = doc("fetch only the rows that are used", False)
     tokenizer: str = doc(
         "of the model that will be trained: a folder, a hub name or tiny:qwen3", "Qwen/Qwen3-8B", role="tokenizer"
@@ -47,9 +47,9 @@ class PrepareDataArgs(ScriptArgs):
     output_dir: str | None = written("folder of .bin and .idx files", "binidx", required=True)
     json_keys: list[str] = doc("fields to tokenize, each into data of its own; a list of messages is a chat", ["text"])
     append_eod: bool = doc("end each document with the end-of-sequence token: for text, not for chats", False)
-    max_sequence_length: int | None = doc("tokens of a document, at most; the rest of it is dropped", None)
-    max_tokens: int | None = doc("stop after so many tokens, taken from the beginning of each file", None)
-    workers: int = doc("processes", 8)
-    log_interval: int = doc("documents between lines in the log", 100_000)
+    max_sequence_length: int | None = doc("tokens of a document, at most; the rest of it is dropped", None, least=1)
+    max_tokens: int | None = doc("stop after so many tokens, taken from the beginning of each file", None, least=1)
+    workers: int = doc("processes", 8, least=1)
+    log_interval: int = doc("documents between lines in the log", 100_000, least=1)
     reasoning_content: Literal["strip", "inline", "native"] = doc("what becomes of a chat's reasoning", "strip")
     strip_newlines: bool = doc("make line ends of a text spaces", False)

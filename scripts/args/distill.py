@@ -49,18 +49,20 @@ class DistillArgs(ScriptArgs):
     no_skip_lm_loss: bool = doc("add the language model's own loss", False)
     eval_interval: int = doc("iterations between validations", 100, role="eval_interval")
     eval_iters: int = doc("batches of a validation", 32, least=0)
-    log_interval: int = doc("iterations between lines in the log", 10)
+    log_interval: int = doc("iterations between lines in the log", 10, least=1)
     save_interval: int | None = doc("iterations between checkpoints; null is eval_interval", None, role="save_interval")
-    checkpoint_keep_last: int | None = doc("checkpoints to keep", None, role="checkpoints_kept")
-    exit_interval: int | None = doc("stop after this many iterations, to go on later", None)
-    exit_duration_in_mins: int | None = doc("stop after this many minutes, to go on later", None, role="stop_minutes")
+    checkpoint_keep_last: int | None = doc("checkpoints to keep", None, role="checkpoints_kept", least=-1)
+    exit_interval: int | None = doc("stop after this many iterations, to go on later", None, least=1)
+    exit_duration_in_mins: int | None = doc(
+        "stop after this many minutes, to go on later", None, role="stop_minutes", least=1
+    )
     validate_only: bool = doc("validate, train nothing", False)
     seed: int = doc("seed of the data's order", 1234, optional=True)
     recompute_granularity: Literal["selective", "full"] | None = doc(
         "recompute activations to save memory", None, role="recompute"
     )
     recompute_method: Literal["uniform", "block"] | None = doc("with full: which layers", None)
-    recompute_num_layers: int | None = doc("with full: how many layers", None, role="recompute_layers")
+    recompute_num_layers: int | None = doc("with full: how many layers", None, role="recompute_layers", least=1)
     recompute_modules: list[str] | None = doc("with selective: which modules", None)
     wandb_project: str | None = doc(
         "Weights & Biases; needs WANDB_API_KEY in the profile's secrets", None, role="wandb"

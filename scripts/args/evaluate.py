@@ -32,12 +32,14 @@ class EvaluateArgs(ScriptArgs):
     tasks: list[str] = doc("tasks or groups of the harness, or YAML files", ["tiny_text", "tiny_choice"])
     include_path: str | None = doc("folder of your own tasks; null offers the built-in models'", None, path="read")
     num_fewshot: int | None = doc("examples before each question; null is the task's own number", None)
-    limit: float | None = doc("questions of each task; below 1 a share of them; null asks all", None, role="limit")
-    batch_size: int | str = doc("questions at a time, or auto", "auto")
+    limit: float | None = doc(
+        "questions of each task; below 1 a share of them; null asks all", None, role="limit", above=0
+    )
+    batch_size: int | str = doc("questions at a time, or auto", "auto", least=1)
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = doc(
         "precision; auto is the checkpoint's, or float32 on a CPU that is slow in bfloat16", "auto", role="precision"
     )
-    max_length: int | None = doc("longest sequence, in tokens; null is the model's", None)
+    max_length: int | None = doc("longest sequence, in tokens; null is the model's", None, least=1)
     tensor_parallel_size: int = doc("vllm: GPUs that share the model", 1, role="server_gpus")
     parallelize: bool = doc("hf: spread the layers over all GPUs", False)
     trust_remote_code: bool = remote_code("the checkpoint")

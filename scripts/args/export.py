@@ -1,7 +1,7 @@
 """Arguments of `export`: from a quantized or distilled Megatron checkpoint to a Hugging Face one."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from scripts.args.meaning import ScriptArgs, Work, doc
 from scripts.args.shared import (
@@ -72,7 +72,7 @@ class ExportDistilledArgs(_ExportingArgs):
         "where distill left its checkpoints", quantized=False, required=True
     )
     hf_export_path: str | None = written("Hugging Face checkpoint", "checkpoint_hf", required=True)
-    export_iterations: list[int] | None = doc("which iterations; null takes the latest", None)
+    export_iterations: list[int] | Literal["all"] | None = doc("which iterations, or all; null takes the latest", None)
     student_hf_model: str | None = doc(
         "whose configuration and tokenizer to write; null is the student's", None, role="reference"
     )

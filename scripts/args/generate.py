@@ -50,6 +50,6 @@ class GenerateVllmArgs(ScriptArgs):
     model: str | None = hub_model(None, "the exported checkpoint", required=True)
     trust_remote_code: bool = remote_code("the checkpoint")
     max_tokens: int = doc("tokens of each continuation", 64, role="new_tokens")
-    max_model_len: int = doc("longest sequence, in tokens", 1024)
+    max_model_len: int = doc("longest sequence, in tokens", 1024, least=1)
     tensor_parallel_size: int = doc("GPUs that share the model", 1, role="server_gpus")
-    gpu_memory_utilization: float = doc("part of each GPU's memory that vLLM may take", 0.8)
+    gpu_memory_utilization: float = doc("part of each GPU's memory that vLLM may take", 0.8, above=0, most=1)

@@ -91,6 +91,9 @@ class Meaning:
         """What is wrong with a number, in a sentence; empty where it may be so, or is none."""
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             return ""
+        bounds = (self.least, self.above, self.most, self.below)
+        if bounds == (None, None, None, None):
+            return "" if value >= 0 else "it counts or measures something: at least 0 is needed"
         holds = (self.least is None or value >= self.least, self.above is None or value > self.above)
         if all((*holds, self.most is None or value <= self.most, self.below is None or value < self.below)):
             return ""  # NaN is none of these
@@ -108,7 +111,7 @@ _AT_LEAST_ONE: tuple[Role, ...] = (
     *("samples", "sequence", "calib_sequence", "batch", "micro_batch", "global_batch", "iterations", "train_samples"),
     *("new_tokens", "first_stage", "last_stage", "server_gpus", "tp", "pp", "cp", "ep", "etp"),
 )
-_ABOVE_ZERO: tuple[Role, ...] = ("kept_parameters", "kept_active_parameters", "kept_memory", "learning_rate")
+_ABOVE_ZERO: tuple[Role, ...] = ("kept_parameters", "kept_active_parameters", "kept_memory")
 _SHARES: tuple[Role, ...] = ("width_share", "depth_share")
 #: What a number can be because of its role, where its field says nothing else.
 _LIMITS: Mapping[Role | None, Mapping[str, float]] = {
@@ -116,6 +119,7 @@ _LIMITS: Mapping[Role | None, Mapping[str, float]] = {
     "eval_samples": {"least": 0},
     "min_learning_rate": {"least": 0},
     **{role: {"above": 0} for role in _ABOVE_ZERO},
+    "learning_rate": {"above": 0, "most": 1},
     **{role: {"least": 0, "below": 1} for role in _SHARES},
 }
 
@@ -147,6 +151,8 @@ class ScriptArgs:
     HF_ENGINE: ClassVar[bool] = False
     #: The recipe that exports the quantized checkpoint that it leaves; empty: it leaves none.
     EXPORTER: ClassVar[str] = ""
+    #: Of the arguments with these roles one must say what to begin with; else the script takes random weights.
+    BEGINS: ClassVar[tuple[Role, ...]] = ()
     #: What its ranks do; None: nothing on a GPU, or nothing that can be told.
     WORK: ClassVar[Work | None] = None
     #: Models that the script itself names, by role.

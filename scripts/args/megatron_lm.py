@@ -7,7 +7,7 @@ configs/models/megatron_lm.yaml, the rest is here. `extra_args` reaches everythi
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from scripts.args.meaning import ScriptArgs, Work, doc
+from scripts.args.meaning import Role, ScriptArgs, Work, doc
 from scripts.args.prune import MMLU
 from scripts.args.quantize import KvCacheQuant
 from scripts.args.shared import (
@@ -31,6 +31,7 @@ _CALIBRATION_TOKENS, _QUESTION_TOKENS, _PROMPT_TOKENS, _MT_BENCH = 512, 2048, 51
 class MegatronLmArgs(ScriptArgs):
     """What all of them have in common: the model, its checkpoint, how it is spread over GPUs."""
 
+    BEGINS: ClassVar[tuple[Role, ...]] = ("checkpoint", "weights")
     SPREADS_OPTIMIZER: ClassVar[str] = "--use-distributed-optimizer"
     PADS_VOCABULARY: ClassVar[bool] = True
     REFUSES_LONG: ClassVar[bool] = True
@@ -57,7 +58,7 @@ class MegatronLmArgs(ScriptArgs):
     finetune: bool = doc("load the weights, not the state of a training", True)
     auto_detect_ckpt_format: bool = doc("tell the checkpoint's format by looking", True)
     export_te_mcore_model: bool = doc("build the model with Transformer Engine's names", True)
-    distributed_timeout_minutes: int | None = doc("how long a rank waits for the others", None)
+    distributed_timeout_minutes: int | None = doc("how long a rank waits for the others", None, least=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +130,9 @@ class MlmQuantizeArgs(_CalibratedArgs):
     calib_use_random_offset: bool = doc("begin somewhere inside each text", False)
     sync_expert_weight_amax: bool = doc("one scale for the weights of all experts", False)
     force_all_expert_routing: bool = doc("send every token through every expert", False, role="every_expert")
-    auto_quantize_bits: float | None = doc("search a format for each layer, with so many bits on average", None)
+    auto_quantize_bits: float | None = doc(
+        "search a format for each layer, with so many bits on average", None, above=0, most=16
+    )
     auto_quantize_formats: list[str] | None = doc("which formats the search may use", None)
     auto_quantize_method: Literal["gradient", "kl_div"] | None = doc("how the search scores a layer", None)
     sequence_parallel: bool = doc("with tensor parallelism: spread activations too", True, role="sequence_parallel")
@@ -160,7 +163,7 @@ class MlmGenerateArgs(MegatronLmArgs):
 
     osl: int = doc("tokens of each answer", 128, role="new_tokens")
     draft_length: int = doc("draft tokens at a time; 0 is plain generation", 0)
-    draft_topk: int = doc("branches of a draft", 1)
+    draft_topk: int = doc("branches of a draft", 1, least=1)
     fraction: float = doc("part of the questions", 1.0, flags=("fraction", "percentage"), role="limit", above=0, most=1)
     disable_tqdm: bool = doc("no progress bar", False)
 
@@ -176,10 +179,10 @@ class MlmMmluArgs(MegatronLmArgs):
     WORK: ClassVar[Work | None] = "generation"
 
     fraction: float = doc("part of the questions", 1.0, flags=("fraction", "percentage"), role="limit", above=0, most=1)
-    lower_bound: float | None = doc("fail below this score", None)
+    lower_bound: float | None = doc("fail below this score", None, least=0, most=1)
     mmlu_dataset: str | None = doc("a hub name or folder; null is the script's own", None, role="eval_data")
     few_shots: int | None = doc("examples before each question", None)
-    mmlu_batch_size: int | None = doc("questions at a time", None)
+    mmlu_batch_size: int | None = doc("questions at a time", None, least=1)
     no_subject_prompt: bool = doc("do not name the subject", False)
     cache_dir: str | None = doc("where the data set is kept", None, path="write")
     disable_tqdm: bool = doc("no progress bar", False)
@@ -258,7 +261,7 @@ class MlmFinetuneArgs(MegatronLmArgs):
     save_interval: int = doc("iterations between checkpoints", 500, role="save_interval")
     eval_interval: int | None = doc("iterations between validations", None, role="eval_interval")
     eval_iters: int | None = doc("batches of a validation", None)
-    log_interval: int = doc("iterations between lines in the log", 10)
+    log_interval: int = doc("iterations between lines in the log", 10, least=1)
     recompute_activations: bool = doc("recompute attention to save memory", False)
     sequence_parallel: bool = doc("with tensor parallelism: spread activations too", True, role="sequence_parallel")
 
@@ -277,7 +280,7 @@ class MlmValidateArgs(MegatronLmArgs):
     ground_truth_path: str | None = doc("what the model itself would say, from an earlier run", None, path="read")
     save_ground_truth_path: str | None = doc("where to write that down", None, path="write")
     osl: int = doc("tokens of each answer", 64, role="new_tokens")
-    steps: int = doc("draft tokens at a time", 1)
+    steps: int = doc("draft tokens at a time", 1, least=1)
 
     def work(self) -> dict[str, Any]:
         return {"tokens": _PROMPT_TOKENS, "samples": _MT_BENCH}

@@ -126,7 +126,9 @@ class QuantizeModelOptArgs(ScriptArgs):
     kv_cache_quant: str = doc("format of the key/value cache, or none", "none", role="kv_format")
     weight_only: bool = doc("quantize weights, leave activations alone", False, role="weight_only")
     compress: bool = doc("store real low-precision weights in the checkpoint", False, role="compress")
-    moe_calib_experts_ratio: float | None = doc("part of the experts that every calibration token visits", None)
+    moe_calib_experts_ratio: float | None = doc(
+        "part of the experts that every calibration token visits", None, above=0, most=1
+    )
     calib_dataset_name: str | None = doc(
         "a data set that ModelOpt knows, or a path; null is its own mixture", None, role="data"
     )

@@ -3,6 +3,7 @@
 What cannot score a checkpoint as it is, must not score it at all.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import util
@@ -18,6 +19,7 @@ from scripts.run.problems import JobError, Problem
 from scripts.run.provenance import compute_capabilities
 from scripts.run.registry import check
 
+_BATCH = re.compile(r"auto(?::[1-9]\d*)?|[1-9]\d*")
 #: What each backend has no use for, and its own way to use several GPUs.
 _UNUSED = {"vllm": ("parallelize", "tensor_parallel_size=2"), "hf": ("tensor_parallel_size", "parallelize=true")}
 
@@ -51,6 +53,15 @@ def turns(job: Any) -> Iterator[Problem]:
     if job.resolved.fewshot_as_multiturn and not job.resolved.apply_chat_template:
         cause = "the turns of a chat need args.apply_chat_template=true"
         yield Problem(key="args.fewshot_as_multiturn", value=True, cause=cause)
+
+
+@check("wrong_value", args=EvaluateArgs, where="both")
+def batch(job: Any) -> Iterator[Problem]:
+    """Questions at a time, or what the harness calls finding that out."""
+    value = job.resolved.batch_size
+    if isinstance(value, str) and not _BATCH.fullmatch(value):
+        cause = "a number above 0, auto or auto:N is expected"
+        yield Problem(key="args.batch_size", value=value, cause=cause, remedy="Use auto.")
 
 
 @check("harness_not_installed", args=EvaluateArgs, where="both")

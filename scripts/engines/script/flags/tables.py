@@ -98,6 +98,11 @@ def releases_in(image: str) -> Mapping[str, str] | None:
     return _containers().get(found[1]) if found else None
 
 
+def container_tags() -> tuple[str, ...]:
+    """The tags of NeMo containers of which something is known, oldest first."""
+    return tuple(_containers())
+
+
 def newest_container() -> str:
     """NVIDIA's NeMo container of the newest release of which every repository's is known."""
     known = [tag for tag, releases in _containers().items() if {*releases} == {*get_args(Repository)}]
