@@ -8,9 +8,9 @@ from recipes.models import ModelFacts
 from recipes.models.architecture import PARTS, Side, Weight
 from recipes.planner.layout import Layout, Size
 from recipes.preflight.layout import divided
-from scripts.args.meaning import meanings
+from scripts.args.meaning import Role, meanings
 from scripts.checkpoints.causal import packed
-from scripts.formats import CACHES, EXPORTABLE, FITS_ANY_WIDTH, FORMATS, Format, builtin_recipes, config_names
+from scripts.formats import CACHES, EXPORTABLE, FITS_ANY_WIDTH, FORMATS, Cache, Format, builtin_recipes, config_names
 from scripts.run.problems import Problem, nearest
 from scripts.run.registry import check
 
@@ -107,7 +107,8 @@ def _smaller(row: Weight, side: Side, model: ModelFacts, layout: Layout, block: 
 @check("unsupported_quant_recipe", can_force=True, applies=_quantizes_by_script)
 def known_by_script(job: Job) -> Iterator[Problem]:
     """A name that ModelOpt does not have; a script with a list of its own says so itself."""
-    for role, own in (("format", FORMATS), ("kv_format", CACHES)):
+    asked_for: Mapping[Role, Mapping[str, Format | Cache]] = {"format": FORMATS, "kv_format": CACHES}
+    for role, own in asked_for.items():
         key, value = job.key(role), job.get(role)
         asked = isinstance(value, str) and value != "none" and not (role == "format" and job.get("format_recipe"))
         if key is None or not asked or job.addressed is None or exact_format(value):

@@ -31,8 +31,8 @@ def convert(kind: Any, value: Any, *, strict: bool) -> Any:
                 value = parse_yaml(value)
             except yaml.YAMLError as error:
                 raise ValueError(f"does not parse: {' '.join(str(error).split())}") from error
-    items = next((get_args(one) for one in (kind, *get_args(kind)) if get_origin(one) is list), ())
-    if type(value) in items:  # one of them, which YAML may leave without its brackets
+    items = next((get_args(one) for one in get_args(kind) if get_origin(one) is list), ())
+    if type(value) in items:  # one of a list that need not be, without its brackets
         value = [value]
     try:
         return _adapter(kind).validate_python(value, strict=strict)

@@ -56,7 +56,7 @@ def turns(job: Any) -> Iterator[Problem]:
 
 
 @check("wrong_value", args=EvaluateArgs, where="both")
-def batch(job: Any) -> Iterator[Problem]:
+def questions_at_a_time(job: Any) -> Iterator[Problem]:
     """Questions at a time, or what the harness calls finding that out."""
     value = job.resolved.batch_size
     if isinstance(value, str) and not _BATCH.fullmatch(value):

@@ -243,5 +243,6 @@ def _extra_problems(values: Sequence[_Value], interface: Interface, extra_args: 
         elif flag is None and interface.refuses(name):
             cause = f"this script has no flag {name}"
             remedy = nearest(name, [flag.name for flag in known.values()])
-            known_better = {"can_force": True}  # they are there for flags that nobody knows of yet
-            yield Problem(name="unknown_flag", key="extra_args", value=name, cause=cause, remedy=remedy, **known_better)
+            # They are there for flags that nobody knows of yet.
+            unknown = Problem(name="unknown_flag", key="extra_args", value=name, cause=cause, remedy=remedy)
+            yield dataclasses.replace(unknown, can_force=True)
