@@ -84,7 +84,7 @@ def _source(args: QuantizeArgs, record: Record) -> Path:
         return folder
     from huggingface_hub import snapshot_download
 
-    patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]
+    patterns = ["*.json", "*.safetensors", "*.py", *save.COMPANIONS]
     with record.phase("download"):
         try:
             return Path(snapshot_download(args.hf_model_id, allow_patterns=patterns))
@@ -99,6 +99,7 @@ def _measure_and_quantize(state: _State) -> dict[str, Any]:
     args, record, samples = state.args, state.record, state.samples
     limits: Any = {"batch_size": args.calib_batch_size, "max_tokens": _MAX_TOKENS}
     config = quantizers.build_config(args)
+    _require_numbers(state)
     with record.phase("generate before"):
         prompts = [prompt for prompt in args.prompts.split("|") if prompt]
         before = _generate(state, prompts)
@@ -151,12 +152,16 @@ def _publish(state: _State, results: dict[str, Any]) -> None:
             stack.enter_context(staged(Path(path))) if path else None
             for path in (args.modelopt_save_path, args.export_dir)
         )
+        whole = stack.enter_context(save.rescued())
         if restorable:
             with record.phase("save"):
                 save.save_restorable(state.model, state.loaded.tokenizer, restorable)
+                save.keep_source_files(state.source, restorable)
+            whole[restorable] = Path(args.modelopt_save_path or "")
         if exported:
             with record.phase("export"):
                 save.export_hf(state.model, state.loaded.tokenizer, exported, args.dtype)
+                save.keep_source_files(state.source, exported)
         state.loaded = replace(state.loaded, model=None)
         with record.phase("verify"):
             if exported:
@@ -169,6 +174,7 @@ def _publish(state: _State, results: dict[str, Any]) -> None:
                     compressed=args.compress,
                     dtype=args.dtype,
                 )
+                whole[exported] = Path(args.export_dir or "")
             if restorable:
                 how: Any = {"device": state.loaded.device, "trust_remote_code": args.trust_remote_code}
                 reopen = functools.partial(verify.open_restorable, dtype=args.dtype, **how)
@@ -203,6 +209,13 @@ def _probe(state: _State) -> "tuple[torch.Tensor, torch.Tensor]":
     probe = torch.tensor([sample], device=state.loaded.device)
     with torch.no_grad(), cpu_kernels():
         return probe, state.model(input_ids=probe, use_cache=False).logits.cpu()
+
+
+def _require_numbers(state: _State) -> None:
+    """What is not finite before quantization would become scales. Raises JobError('weights_not_finite')."""
+    if not _probe(state)[1].isfinite().all():
+        cause = f"The model computes NaN or infinity in {state.args.dtype}, from weights that are finite."
+        raise JobError("weights_not_finite", cause, "Set args.dtype=bfloat16 or float32, whose range is wider.")
 
 
 def _generate(state: _State, prompts: list[str]) -> list[str]:

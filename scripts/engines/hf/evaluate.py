@@ -57,7 +57,7 @@ def _batches(
     for group in packing.plan(lengths, batch_size=batch_size, max_tokens=max_tokens, mixed=mixed):
         with torch.no_grad():
             states = packing.run(model, backbone, [samples[index] for index in group], device)[0]
-        yield group, states.reshape(-1, states.shape[-1])
+        yield group, states.reshape(-1, states.shape[-1]).to(model.get_output_embeddings().weight.dtype)
 
 
 def _after_head(model: Any, logits: "torch.Tensor") -> "torch.Tensor":

@@ -5,14 +5,26 @@ the place of the model's own; nothing may be computed with the model afterwards.
 """
 
 import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from scripts.checkpoints.documents import read_json
 from scripts.engines.hf.load import first_line
 from scripts.engines.hf.nvfp4 import cpu_kernels
-from scripts.run.files import write_text
+from scripts.run.files import write_json, write_text
 from scripts.run.problems import JobError
 
+#: What a model's folder holds beside weights and config.json.
+COMPANIONS = (
+    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model", "*.tiktoken",
+    "tekken.json", "chat_template*", "*.jinja", "*processor_config.json", "generation_config.json",
+    "LICENSE*", "NOTICE*", "USE_POLICY*",
+)  # fmt: skip
+#: Keys of a config.json that are not the copy's.
+_OF_THE_SOURCE = ("quantization_config", "transformers_version", "_name_or_path")
 #: As JSON has it.
 _MARKER = re.compile(r"\.\\u0000[\w.]*?_name_sentinel")
 STATE = "modelopt_state.pth"
@@ -37,6 +49,7 @@ def save_restorable(model: Any, tokenizer: Any, folder: Path) -> None:
     """
     experts_share = any("weight_quantizers" in name for name, _ in model.named_modules())
     enable_checkpointing()
+    _settle_generation(model)
     try:
         model.save_pretrained(folder, save_original_format=not experts_share)
     except OSError as error:
@@ -54,6 +67,7 @@ def export_hf(model: Any, tokenizer: Any, folder: Path, dtype: str) -> None:
     import torch
     from modelopt.torch.export import export_hf_checkpoint
 
+    _settle_generation(model)
     enable_checkpointing()  # the exporter passes save_pretrained an argument that only the patched version takes
     try:
         with cpu_kernels():
@@ -77,3 +91,67 @@ def _mend_names(folder: Path) -> None:
             text = file.read_text(encoding="utf-8")
             if (mended := _MARKER.sub("", text)) != text:
                 write_text(file, mended)
+
+
+def _settle_generation(model: Any) -> None:
+    """Let Transformers write the generation config: it refuses a temperature without do_sample, as many models have it.
+
+    What the source says takes its place afterwards.
+    """
+    generation = getattr(model, "generation_config", None)
+    if generation is None:
+        return
+    try:
+        generation.validate(strict=True)
+    except ValueError:
+        kept = {name: getattr(generation, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+        model.generation_config = type(generation)(**kept)
+
+
+def keep_source_files(source: Path, folder: Path) -> None:
+    """Tokenizer, processor, generation config and licence of `source` as they are, and what config.json says more.
+
+    Transformers 5 writes them in ways that servers on transformers 4 do not read, or leaves them out.
+    """
+    for file in (file for pattern in COMPANIONS for file in source.glob(pattern) if file.is_file()):
+        shutil.copyfile(file, folder / file.name)
+    config, said = read_json(folder / "config.json"), read_json(source / "config.json")
+    if config.get("model_type") == said.get("model_type"):
+        write_json(folder / "config.json", _with_keys_of(said, config))
+
+
+def _with_keys_of(said: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
+    """`config` with the keys that `said` has besides, such as rope_theta beside rope_parameters."""
+    merged = dict(config)
+    for key, value in said.items():
+        if key == "torch_dtype":
+            merged[key] = config.get("dtype", value)
+        elif key not in config and key not in _OF_THE_SOURCE:
+            merged[key] = value
+        elif isinstance(value, dict) and isinstance(config.get(key), dict) and key.endswith("_config"):
+            merged[key] = config[key] if key in _OF_THE_SOURCE else _with_keys_of(value, config[key])
+    return merged
+
+
+@contextmanager
+def rescued() -> Iterator[dict[Path, Path]]:
+    """What is whole when the block fails stays as PLACE.unverified, and the error tells where: hours may be in it.
+
+    Yields the folders that are whole, with the places that they are meant for.
+    """
+    whole: dict[Path, Path] = {}
+    try:
+        yield whole
+    except Exception as error:
+        kept = [str(partial.rename(_free(place))) for partial, place in whole.items()]
+        told = f"What was calibrated is kept, unverified: {', '.join(kept)}."
+        if kept and isinstance(error, JobError):
+            raise JobError(error.name, f"{error.cause} {told}", error.remedy) from error
+        if kept:
+            error.add_note(told)
+        raise
+
+
+def _free(place: Path) -> Path:
+    names = (f"{place.name}.unverified{number}" for number in ("", *(f"-{count}" for count in range(2, 1000))))
+    return next(path for name in names if not (path := place.with_name(name)).exists())

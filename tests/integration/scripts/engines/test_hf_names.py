@@ -106,6 +106,19 @@ def test_an_export_is_compared_with_the_source_not_with_memory(tmp_path: Path) -
         verify.verify_export(tmp_path / "hf", FORMATS["fp8"], expected, kv_cache="none")
 
 
+def test_sampling_values_without_do_sample_are_written_all_the_same(tmp_path: Path) -> None:
+    hf_models.save(hf_models.build("qwen3"), tmp_path / "source")
+    file = tmp_path / "source" / "generation_config.json"
+    file.write_text(json.dumps({"do_sample": False, "temperature": 0.7, "top_p": 0.9, "eos_token_id": [2, 3]}))
+    loaded = load.load_model(str(tmp_path / "source"), dtype="bfloat16", device="cpu", trust_remote_code=False)
+    model = quantized(loaded.model, "fp8")
+    save.save_restorable(model, loaded.tokenizer, tmp_path / "mto")
+    save.export_hf(model, loaded.tokenizer, tmp_path / "hf", "bfloat16")
+    for folder in (tmp_path / "mto", tmp_path / "hf"):
+        save.keep_source_files(tmp_path / "source", folder)
+        assert (folder / file.name).read_text() == file.read_text()
+
+
 @pytest.mark.parametrize(
     ("model", "fmt", "exported", "name"),
     [

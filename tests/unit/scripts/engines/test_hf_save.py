@@ -1,0 +1,82 @@
+"""What goes along with a checkpoint, and what stays of one whose verification fails; nothing here needs torch."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scripts.engines.hf.save import keep_source_files, rescued
+from scripts.run.files import staged
+from scripts.run.problems import JobError
+
+
+def kept_config(tmp_path: Path, source: dict[str, Any], written: dict[str, Any]) -> dict[str, Any]:
+    for name, config in (("source", source), ("export", written)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
+    keep_source_files(tmp_path / "source", tmp_path / "export")
+    found: dict[str, Any] = json.loads((tmp_path / "export" / "config.json").read_text())
+    return found
+
+
+def test_both_spellings_of_rope_are_kept(tmp_path: Path) -> None:
+    llama3 = {"rope_type": "llama3", "factor": 8.0}
+    source = {"model_type": "llama", "rope_theta": 5e5, "rope_scaling": llama3, "torch_dtype": "float32"}
+    written = {"model_type": "llama", "rope_parameters": {**llama3, "rope_theta": 5e5}, "dtype": "bfloat16"}
+    quantized = {"quantization_config": {"quant_algo": "FP8"}}
+    found = kept_config(tmp_path, {**source, "quantization_config": {"quant_method": "fp8"}}, {**written, **quantized})
+    assert found == {**source, **written, **quantized, "torch_dtype": "bfloat16"}
+
+
+def test_keys_of_inner_configs_are_kept(tmp_path: Path) -> None:
+    source = {"model_type": "gemma3", "text_config": {"rope_theta": 1e6, "hidden_size": 8}}
+    found = kept_config(tmp_path, source, {"model_type": "gemma3", "text_config": {"hidden_size": 8}})
+    assert found == source
+
+
+def test_the_config_of_another_model_type_is_left_alone(tmp_path: Path) -> None:
+    assert kept_config(tmp_path, {"model_type": "a", "x": 1}, {"model_type": "b"}) == {"model_type": "b"}
+
+
+def test_files_of_the_source_go_along_as_they_are(tmp_path: Path) -> None:
+    names = ["tokenizer_config.json", "special_tokens_map.json", "preprocessor_config.json", "tekken.json", "LICENSE"]
+    names += ["generation_config.json", "chat_template.jinja", "merges.txt", "tokenizer.model"]
+    (tmp_path / "source").mkdir()
+    for name in [*names, "model.safetensors", "README.md"]:
+        (tmp_path / "source" / name).write_text(f"the source's {name}")
+    (tmp_path / "source" / "config.json").write_text("{}")
+    (tmp_path / "export").mkdir()
+    (tmp_path / "export" / "config.json").write_text("{}")
+    (tmp_path / "export" / "tokenizer_config.json").write_text("TokenizersBackend")
+    keep_source_files(tmp_path / "source", tmp_path / "export")
+    assert {file.name for file in (tmp_path / "export").iterdir()} == {*names, "config.json"}
+    assert (tmp_path / "export" / "tokenizer_config.json").read_text() == "the source's tokenizer_config.json"
+
+
+def test_what_was_calibrated_outlives_a_failed_verification(tmp_path: Path) -> None:
+    for kept in ("mto.unverified", "mto.unverified-2"):
+        with (
+            pytest.raises(JobError, match=f"export_failed: no. What was calibrated is kept, unverified: .*{kept}"),
+            staged(tmp_path / "mto") as partial,
+            rescued() as whole,
+        ):
+            (partial / "weights").write_text("w")
+            whole[partial] = tmp_path / "mto"
+            raise JobError("export_failed", "no.", "Take another.")
+        assert (tmp_path / kept / "weights").read_text() == "w"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mto.unverified", "mto.unverified-2"]
+
+
+def test_what_is_not_whole_is_not_kept(tmp_path: Path) -> None:
+    with pytest.raises(JobError, match="not_written"), staged(tmp_path / "mto") as partial, rescued():
+        (partial / "half").write_text("w")
+        raise JobError("not_written", "no.")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_defect_tells_where_too(tmp_path: Path) -> None:
+    with pytest.raises(KeyError) as caught, staged(tmp_path / "mto") as partial, rescued() as whole:
+        whole[partial] = tmp_path / "mto"
+        raise KeyError("x")
+    assert "mto.unverified" in caught.value.__notes__[0]
