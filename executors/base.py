@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_type_hints
 
 from executors.constraints import environment_problems, value_problems
-from scripts.run.files import expanded, write_private
+from scripts.run.files import expanded, regular, write_private
 from scripts.run.problems import JobError, Problem
 from scripts.run.record import DamagedRecordError, read_record
 from scripts.run.secrets import VARIABLE as SECRETS
@@ -30,6 +30,8 @@ State = Literal["submitted", "running", "succeeded", "failed", "cancelled"]
 CODE = "/nemo_run/code"
 #: Our own packages, beside the user's code and not among it: `scripts` and `configs` are common names.
 OWN_CODE = f"{CODE}/.recipes"
+#: Of a log.
+PIECE_BYTES = 64 << 20
 _VOLUME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 #: Characters of a path that arrive as they are wherever NeMo-Run writes it.
 _PLAIN = re.compile(r"[\w@%+=:,./~-]")
@@ -303,6 +305,8 @@ class Place(ABC):
 
     #: Variables that a job is given by its executor.
     reserved: ClassVar[frozenset[str]] = frozenset({"NEMO_RUN_DIR", "PYTHONSAFEPATH", SECRETS})
+    #: What its scheduler's ids of jobs look like, all of them: a recorded one that does not is not used.
+    job_ids: ClassVar[str] = r"\w\S*"
     #: Whether a job runs in the environment that submits it: nothing has to travel, and what is installed is seen.
     runs_here: ClassVar[bool] = False
     #: Whether what a launcher prints and what its job prints is one text.
@@ -418,11 +422,14 @@ def own_variables(job: AnyJob) -> dict[str, str]:
 
 
 def read_from(path: Path, offset: int) -> bytes:
-    """A file of this machine from byte `offset` on; empty when it is not there yet. Raises UnreachableError."""
+    """A file of this machine from byte `offset` on, as much as is read at a time; empty when it is not there yet.
+
+    Raises UnreachableError, also for what is no file.
+    """
     try:
-        with path.open("rb") as handle:
+        with open(path, "rb", opener=regular) as handle:
             handle.seek(offset)
-            return handle.read()
+            return handle.read(PIECE_BYTES)
     except FileNotFoundError:
         return b""
     except OSError as error:

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -25,7 +24,7 @@ from executors.base import (
     own_variables,
     read_from,
 )
-from scripts.run.identity import is_alive
+from scripts.run.identity import is_alive, terminate, terminate_started_with
 from scripts.run.record import DamagedRecordError, read_record
 
 if TYPE_CHECKING:
@@ -106,7 +105,7 @@ class LocalPlace(Place):
 
     def log(self, job: SchedulerJob, name: str, offset: int) -> bytes:
         own = Path(job.run_dir) / "logs" / name
-        launcher = () if own.exists() else Path(job.folder).glob("nemo_run/*/*/0/combined.log")
+        launcher = () if os.path.lexists(own) else Path(job.folder).glob("nemo_run/*/*/0/combined.log")
         return read_from(max(launcher, key=lambda file: file.stat().st_mtime, default=own), offset)
 
     def cancel(self, job: SchedulerJob) -> None:
@@ -115,10 +114,12 @@ class LocalPlace(Place):
         if experiment is not None:
             experiment.cancel(experiment.jobs[0].id)
             return
-        with suppress(DamagedRecordError, ProcessLookupError):
+        with suppress(DamagedRecordError):
             owner = read_record(Path(job.run_dir))["process"]
             if is_alive(owner, Path(job.run_dir) / "heartbeat"):
-                os.kill(owner["pid"], signal.SIGTERM)
+                terminate(owner)
+                return
+        terminate_started_with("NEMO_RUN_DIR", job.run_dir)  # it has not begun to record itself
 
     def probes(self) -> Iterator[Probe]:
         missing = [name for name in _PACKAGES if util.find_spec(name) is None]

@@ -36,7 +36,9 @@ while IFS= read -r size && IFS= read -r path; do
 done
 """
 _REMOVE = 'while IFS= read -r path; do rm -f -- "$path" || exit 1; rmdir -- "${path%/*}" 2>/dev/null; done; :'
-_READ = 'while IFS= read -r path; do [ -f "$path" ] && cat -- "$path" 2>/dev/null; printf "\\0"; done'
+_READ = (
+    'while IFS= read -r path; do [ -f "$path" ] && [ ! -h "$path" ] && cat -- "$path" 2>/dev/null; printf "\\0"; done'
+)
 
 
 @dataclass(frozen=True, kw_only=True)

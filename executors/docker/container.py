@@ -7,6 +7,7 @@ job printed, and its exit status. Both stay in logs/ when the container is gone.
 import copy
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
@@ -14,6 +15,7 @@ from urllib.parse import unquote
 from executors.base import AnyJob, JobState, Mount, SchedulerJob, job_variables
 from executors.docker.profile import DockerProfile, nemo_run_ulimit, numeric_user
 from executors.packaging.code import packager_of
+from scripts.run.record import read_json
 
 if TYPE_CHECKING:
     import nemo_run as run
@@ -108,10 +110,10 @@ def give(profile: DockerProfile, *paths: Path) -> None:
 
 def exit_status(job: SchedulerJob) -> int | None:
     """The exit status that the job's command left; None before, and for one that was killed with its container."""
-    try:
-        return int(json.loads((Path(job.run_dir) / "logs" / STATUS).read_text(encoding="utf-8"))["exit_code"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    left = read_json(Path(job.run_dir) / "logs" / STATUS, {"exit_code": (int, str)})
+    with suppress(ValueError):
+        return int(left["exit_code"]) if left else None
+    return None
 
 
 def ended(job: SchedulerJob, code: int | None, out_of_memory: bool) -> JobState | None:

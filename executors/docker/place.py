@@ -56,6 +56,7 @@ class DockerPlace(Place):
     """A Docker engine as a place to run."""
 
     capabilities = Capabilities(containers=True, reads_run_dir=True)
+    job_ids = r"\w[\w.-]*"
     image = Place.from_profile("image")
     gpus = Place.from_profile("gpus")
 
@@ -172,7 +173,7 @@ class DockerPlace(Place):
 
     def log(self, job: SchedulerJob, name: str, offset: int) -> bytes:
         logs = Path(job.run_dir) / "logs"
-        return read_from(logs / name if (logs / name).exists() else logs / LOG, offset)
+        return read_from(logs / name if os.path.lexists(logs / name) else logs / LOG, offset)
 
     def cancel(self, job: SchedulerJob) -> None:
         """Let the job record that it was cancelled, then remove its container; returns when both are done."""

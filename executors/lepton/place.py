@@ -31,6 +31,7 @@ from executors.lepton.job import job_name, job_specification, launch_script, pac
 from executors.lepton.probes import probe_workspace
 from executors.lepton.profile import LeptonProfile, secret_references
 from executors.packaging.code import packager_of
+from scripts.run.record import DamagedRecordError, as_record
 
 if TYPE_CHECKING:
     import nemo_run as run
@@ -59,6 +60,7 @@ class LeptonPlace(Place):
     has_one_log: ClassVar[bool] = True
     reserved: ClassVar[frozenset[str]] = Place.reserved | {_PRINT_RECORD}
     capabilities = Capabilities(detach="native", multi_node=True, containers=True)
+    job_ids: ClassVar[str] = r"\w[\w.-]*"
     image = Place.from_profile("image")
     gpus = Place.from_profile("gpus")
     node_shape = Place.from_profile("resource_shape")
@@ -268,8 +270,8 @@ def _last_record(log: bytes, run_name: str) -> dict[str, Any] | None:
     """The record of the run `run_name` that a job printed last."""
     for line in reversed(log.splitlines()):
         if line.startswith(_RECORD_LINE):
-            with suppress(ValueError):
-                value = json.loads(line[len(_RECORD_LINE) :])
-                if isinstance(value, dict) and value.get("id") == run_name:
+            with suppress(DamagedRecordError):
+                value = as_record(line[len(_RECORD_LINE) :], "run.json")
+                if value.get("id") == run_name:
                     return value
     return None

@@ -10,6 +10,7 @@ from executors.shell import Shell
 
 #: SchedulerJob.id of a submission whose answer was lost: the job is looked for by its name.
 UNKNOWN_ID = "?"
+JOB_IDS = r"(\d+|\?)(_\d+)?"
 #: Slurm's words by ours, and the name of the error that each means; a word that is newer than these is `running`.
 _WORDS: tuple[tuple[State, str, str], ...] = (
     ("submitted", "", "PENDING CONFIGURING REQUEUED REQUEUE_FED REQUEUE_HOLD RESV_DEL_HOLD SPECIAL_EXIT"),
@@ -131,16 +132,15 @@ def _ask(shell: Shell, jobs: Sequence[SchedulerJob]) -> list[Row]:
     sacct, squeue = [], []
     if ids:
         # squeue fails when asked for one id that it does not know, but not for several: hence the first one twice.
-        sacct.append(f"--jobs={','.join(ids)}")
-        squeue.append(f"--jobs={','.join(ids)},{ids[0]}")
+        sacct.append('--jobs="$1"')
+        squeue.append('--jobs="$1,$2"')
     if names:
-        named = shlex.quote(f"--name={names}")
-        sacct.append(f"--starttime={_NAMED_SINCE} {named}")
-        squeue.append(named)
+        sacct.append(f'--starttime={_NAMED_SINCE} --name="$3"')
+        squeue.append('--name="$3"')
     commands = [f"sacct {options} {shlex.join(_SACCT)}" for options in sacct]
     commands += [f"timeout {_PATIENCE_SECONDS} squeue {options} {shlex.join(_SQUEUE)}" for options in squeue]
     script = "\n".join(f"{command} && ok=1" for command in commands)
-    answer = shell.sh(f'{script}\n[ -n "$ok" ]', timeout=90)
+    answer = shell.sh(f'{script}\n[ -n "$ok" ]', ",".join(ids), ids[0] if ids else "", names, timeout=90)
     if answer.code:
         cause = f"Slurm on {shell.where} does not answer: {answer.last_words}"
         raise UnreachableError("slurm_unreachable", cause, "Try again; jobs that run go on without it.")

@@ -1,6 +1,5 @@
 """A Slurm cluster, from its login node or over SSH: NeMo-Run's SlurmExecutor, with values that arrive as written."""
 
-import json
 import posixpath
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -10,19 +9,20 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from executors.base import AnyJob, Capabilities, JobState, Mount, Place, Probe, SchedulerJob, UnreachableError
 from executors.shell import Shell
-from executors.slurm.jobs import is_unknown, job_states, raw_id, row_of
+from executors.slurm.jobs import JOB_IDS, is_unknown, job_states, raw_id, row_of
 from executors.slurm.probes import probes
 from executors.slurm.profile import SlurmProfile, root_folder
 from executors.slurm.script import build_executor, other_runs
 from executors.slurm.submit import script_of, submit, unnumbered
 from scripts.run.problems import JobError
+from scripts.run.record import DamagedRecordError, as_record
 
 if TYPE_CHECKING:
     import nemo_run as run
 
 _LOG = """
 file="$1"
-if [ ! -f "$file" ]; then
+if [ ! -f "$file" ] || [ -h "$file" ]; then
     file=$(ls -t -- "$2"/log-*_"$3"_*.out 2>/dev/null | head -n 1)
     [ -n "$file" ] || file=$(ls -t -- "$2"/sbatch_*_"$4".out 2>/dev/null | head -n 1)
     [ -n "$file" ] || exit 0
@@ -38,6 +38,7 @@ class SlurmPlace(Place):
     profile: SlurmProfile
     has_own_disks: ClassVar[bool] = True
     expects_gpus: ClassVar[bool] = True
+    job_ids: ClassVar[str] = JOB_IDS
     image = Place.from_profile("image")
     gpus = Place.from_profile("gpus")
     time_limit = Place.from_profile("time")
@@ -111,10 +112,8 @@ class SlurmPlace(Place):
         texts = self.shell.read([posixpath.join(job.run_dir, "run.json") for job in jobs])
         found = {}
         for job, text in zip(jobs, texts, strict=False):
-            with suppress(ValueError):
-                value = json.loads(text)
-                if isinstance(value, dict):
-                    found[job.run_id] = value
+            with suppress(DamagedRecordError):
+                found[job.run_id] = as_record(text, job.run_dir)
         return found
 
     def log(self, job: SchedulerJob, name: str, offset: int) -> bytes:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from recipes.cli.document import FAILED, INTERRUPTED, REFUSED, AsJson, exits, print_json, print_problems
+from recipes.cli.document import FAILED, INTERRUPTED, REFUSED, AsJson, exits, print_json, print_problems, say
 from scripts.run.problems import Problem, ProblemsError
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def run(
     out = show.Output(as_json=as_json)
     options = Options(profiles=profiles, online=not dryrun, force_squash=force_squash, force=frozenset(force or ()))
     try:
-        with exits(as_json=as_json) as refusal:
+        with exits(as_json=as_json, submits=True) as refusal:
             asked = _asked(recipe, words or [], config, ctx.meta[_PASSTHROUGH], options)
             stages, examined = _examined(replace(asked, stage=replace(asked.stage, after=after or [])), sweep or [])
             refused = bool(examined.errors)
@@ -141,7 +141,7 @@ def plan(
     if as_json:
         print_json(found.as_data())
     else:
-        print(found)
+        say(found)
     raise typer.Exit(REFUSED if found.refused else 0)
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from recipes.cli.document import FAILED, REFUSED, AsJson, print_json, print_problems
+from recipes.cli.document import FAILED, REFUSED, AsJson, print_json, print_problems, say
 from scripts.run.problems import JobError, Problem, ProblemsError
 
 _FILES_HELP = "Read the profiles of this file in place of your own."
@@ -71,13 +71,13 @@ def init(
         target = add_profile(kind, name or kind, Path("executors.yaml") if here else file)
     except ProblemsError as error:
         print_problems(error.problems)
-        print("nothing was written.", file=sys.stderr)
+        say("nothing was written.", to=sys.stderr)
         raise typer.Exit(REFUSED) from None
     except JobError as error:
-        print(error, file=sys.stderr)
+        say(error, to=sys.stderr)
         raise typer.Exit(FAILED) from None
     flag = f" --profiles {target}" if file is not None else ""
-    print(f"wrote      {target}\nedit it, then: nemo experiment executors check {name or kind}{flag}")
+    say(f"wrote      {target}\nedit it, then: nemo experiment executors check {name or kind}{flag}")
 
 
 def check(
@@ -120,15 +120,15 @@ def check(
     for probe in tried():
         probes.append(probe)
         if not as_json:
-            print(f"{'pass' if probe.passed else 'FAIL'}  {probe.name:16} {probe.detail}", flush=True)
+            say(f"{'pass' if probe.passed else 'FAIL'}  {probe.name:16} {probe.detail}")
             if not probe.passed and probe.remedy:
-                print(f"      {'':16} {probe.remedy}", flush=True)
+                say(f"      {'':16} {probe.remedy}")
     failed = sum(not probe.passed for probe in probes)
     if as_json:
         rows = [dataclasses.asdict(probe) for probe in probes]
         print_json({"name": name, "kind": place.title, "passed": not failed, "probes": rows})
     else:
-        print(f"{len(probes) - failed} passed, {failed} failed")
+        say(f"{len(probes) - failed} passed, {failed} failed")
     if failed:
         raise typer.Exit(FAILED)
 
@@ -179,11 +179,11 @@ def _print_table(sources: Sequence[Any], rows: Sequence[dict[str, Any]]) -> None
 
     width = max((len(row["name"]) for row in rows), default=0)
     for source, row in zip(sources, rows, strict=True):
-        print(f"{source.name:{width}}  {source.kind or '?':7} {row['summary']}".rstrip())
+        say(f"{source.name:{width}}  {source.kind or '?':7} {row['summary']}".rstrip())
         files = [f"{file} (shipped)" if Path(file).parent == SHIPPED else file for file in row["files"]]
-        print(f"{'':{width}}  from    {', '.join(files)}")
+        say(f"{'':{width}}  from    {', '.join(files)}")
         if row["unfinished"]:
             keys = ", ".join(problem["key"].removeprefix("executor.") for problem in row["unfinished"])
-            print(f"{'':{width}}  to do   {keys}  (nemo experiment executors check {row['name']})")
+            say(f"{'':{width}}  to do   {keys}  (nemo experiment executors check {row['name']})")
         for problem in row["problems"]:
-            print(f"{'':{width}}  {problem['text']}")
+            say(f"{'':{width}}  {problem['text']}")

@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING
 from executors.base import UnreachableError
 from recipes.experiment.logs import Tail
 from recipes.experiment.runs import Run
+from scripts.run.problems import shown
 from scripts.run.record import read_json
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+_PROGRESS = {"phase": str, "done": int, "total": int, "unit": str}
 #: With more runs than this, only their states are followed.
 _LOGS_UP_TO = 4
 
@@ -32,7 +34,7 @@ class _States:
     def show(self, run: Run) -> None:
         if self._known.get(run.id) != run.state:
             self._known[run.id] = run.state
-            self._console.file.write(f"{run.state:10}  {run.id}\n")
+            self._console.file.write(shown(f"{run.state:10}  {run.id}\n"))
             self._console.file.flush()
 
     def close(self) -> None: ...
@@ -53,7 +55,7 @@ class _Lines:
         word = run.note or (str(run.record.get("scheduler", "")) if run.state == "submitted" else "")
         if word and self._said.get(run.id) != word:
             self._said[run.id] = word
-            self._console.file.write(f"{before}{run.where}: {word}\n")
+            self._console.file.write(shown(f"{before}{run.where}: {word}\n"))
         try:
             for line in tail.lines(run):
                 self._console.file.write(f"{before}{line}\n")
@@ -93,7 +95,7 @@ class _Bar:
         self._progress.start()
 
     def show(self, run: Run) -> None:
-        state = read_json(Path(run.record.get("run_dir", run.dir)) / "progress.json")
+        state = read_json(Path(run.record.get("run_dir", run.dir)) / "progress.json", _PROGRESS)
         waits = str(run.record.get("scheduler", "starting")) if run.state == "submitted" else "starting"
         phase = run.record.get("phase", waits)
         if phase != self._phase:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from recipes.cli.document import FAILED, REFUSED, AsJson, print_json
+from recipes.cli.document import FAILED, REFUSED, AsJson, print_json, say
 from scripts.run.problems import JobError
 
 if TYPE_CHECKING:
@@ -38,13 +38,13 @@ def inspect(
         if as_json:
             refused = {"state": "refused", "problems": [vars(problem)]}
             print_json({"state": "failed", "error": error.as_data()} if damaged else refused)
-        print(f"failed: {_printable(error)}" if damaged else _printable(problem), file=sys.stderr)
+        say(f"failed: {error}" if damaged else problem, to=sys.stderr)
         raise typer.Exit(FAILED if damaged else REFUSED) from None
     if as_json:
         print_json(dataclasses.asdict(found) | {"path": str(found.path)})
         return
     for key, value in _lines(found):
-        print(f"{key:13} {_printable(value)}")
+        say(f"{key:13} {value}", as_line=True)
 
 
 def _lines(found: "Checkpoint") -> Iterator[tuple[str, object]]:
@@ -80,8 +80,3 @@ def _in_units(count: float) -> str:
             break
         count /= 1000
     return f"{count:.1f} {unit}" if unit != _UNITS[0] else f"{count:.0f} {unit}"
-
-
-def _printable(value: object) -> str:
-    """Text from a checkpoint of anybody's, without what would steer a terminal."""
-    return "".join(letter if letter.isprintable() else "?" for letter in str(value))

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from recipes.cli.document import FAILED, AsJson, exits
+from recipes.cli.document import FAILED, AsJson, exits, say
 from scripts.run.problems import JobError
+from scripts.run.record import DamagedRecordError
 
 if TYPE_CHECKING:
     from recipes.experiment.store import RunFolder
@@ -33,8 +34,10 @@ def ps(
     from recipes.cli import show
     from recipes.experiment.runs import all_runs
 
-    shown = [run for run in all_runs() if everything or not run.ended or run.state in ("lost", "unreadable")]
-    show.Output(as_json=as_json).runs(shown)
+    listed = [run for run in all_runs() if everything or not run.ended or run.state in ("lost", "unreadable")]
+    show.Output(as_json=as_json).runs(listed)
+    if not listed and not as_json:
+        say("No run is recorded here." if everything else "No run goes on; those that ended: nemo experiment ps --all.")
 
 
 def status(run_id: _Id, as_json: AsJson = False) -> None:
@@ -60,13 +63,14 @@ def logs(
 
     Example: nemo experiment logs -f quantize_fp8_1795214403955-ad07
     """
-    from recipes.experiment.logs import log_of
+    from recipes.experiment.logs import log_of, refuse_rank
 
     if _left_to_nemo_run("logs", run_id):
         return
     for folder in _found([run_id]):
         try:
             with exits():
+                refuse_rank(folder, rank)
                 for piece in log_of(folder, f"rank{rank}.log", follow=follow):
                     sys.stdout.buffer.write(piece)
                     sys.stdout.buffer.flush()
@@ -90,9 +94,9 @@ def cancel(run_ids: _Ids, as_json: AsJson = False) -> None:
     for folder in _found(run_ids, as_json=as_json):
         try:
             runs.append(cancel_run(folder))
-        except JobError as error:
+        except (JobError, DamagedRecordError, OSError) as error:
             reached = False
-            print(f"{folder.id}: {error}", file=sys.stderr)
+            say(f"{folder.id}: {error}", to=sys.stderr)
     show.Output(as_json=as_json).runs(runs)
     raise typer.Exit(0 if reached and all(run.ended for run in runs) else FAILED)
 
@@ -125,7 +129,8 @@ def _left_to_nemo_run(command: str, word: str) -> bool:
 
     from recipes.experiment.store import runs_dir
 
-    if any(path.name.startswith(word) for path in runs_dir().glob("*")):
+    is_name = 0 < len(word) < 256 and "/" not in word and word.strip(".")
+    if not is_name or any(path.name.startswith(word) for path in runs_dir().glob("*")):
         return False
     experiments = f"{get_nemorun_home()}/experiments"
     title = word.rpartition("_")[0]

@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 from executors.profiles.values import masked, secrets_here
 from recipes.catalogue import RECIPES
-from recipes.cli.document import print_json
+from recipes.cli.document import print_json, say
 from recipes.experiment.job import Job
 from recipes.experiment.runs import Run
 from recipes.experiment.stage import Stage, values_of_recipe
 from recipes.experiment.submit import array_of, is_array
 from recipes.preflight.subjects import notes
 from scripts.args.meaning import Role, fields_of
+from scripts.run.files import read_limited
 from scripts.run.problems import error_line
+from scripts.run.schema import MAX_BYTES
 
 if TYPE_CHECKING:
     from recipes.catalogue import Recipe
@@ -59,7 +61,7 @@ class Output:
         if len(self._plans) > 1 and (array or not full):
             _print_preview(self._plans[0] | {"run_dir": None}, full=False)
             for job in jobs:
-                print(f"run        {job.id}  {job.name}", flush=True)
+                say(f"run        {job.id}  {job.name}")
             if array:
                 _print_text(self._array)
             return
@@ -72,7 +74,7 @@ class Output:
             place, values = {"name": stage.executor}, values_of_recipe(stage.partial)
             self._plans.append({"recipe": stage.partial.recipe, "executor": place, "values": values})
             if not self.as_json:
-                print(f"{'recipe':10} {stage.partial.recipe}\n{'executor':10} {stage.executor}\n{_yaml(values)}")
+                say(f"{'recipe':10} {stage.partial.recipe}\n{'executor':10} {stage.executor}\n{_yaml(values)}")
 
     @property
     def planned(self) -> dict[str, Any]:
@@ -101,19 +103,19 @@ class Output:
             print_json(rows[0] if len(rows) == 1 else {"runs": rows})
             return
         if runs[0].record.get("code"):
-            print(f"code       {_code_line(runs[0].record['code'])}")
+            say(f"code       {_code_line(runs[0].record['code'])}")
         for run in runs:
-            print(f"detached   {run.id}")
+            say(f"detached   {run.id}")
         one = runs[0].id
-        print(f"follow     nemo experiment logs -f {one}\nstatus     nemo experiment status {one}")
-        print(f"cancel     nemo experiment cancel {one}")
+        say(f"follow     nemo experiment logs -f {one}\nstatus     nemo experiment status {one}")
+        say(f"cancel     nemo experiment cancel {one}")
 
     def left_running(self, runs: Sequence[Run]) -> None:
         """After Ctrl-C: the jobs go on, and how to reach them."""
         for run in runs:
-            print(f"{run.id} goes on ({run.state} on {run.where}).", file=sys.stderr)
+            say(f"{run.id} goes on ({run.state} on {run.where}).", to=sys.stderr)
         one = runs[0].id
-        print(f"follow     nemo experiment logs -f {one}\ncancel     nemo experiment cancel {one}", file=sys.stderr)
+        say(f"follow     nemo experiment logs -f {one}\ncancel     nemo experiment cancel {one}", to=sys.stderr)
 
     def results(self, runs: Sequence[Run], *, verbose: bool) -> None:
         """The end of attached jobs: figures, outputs, or the cause of a failure."""
@@ -132,19 +134,19 @@ class Output:
         if report is not None and not self._told:  # the job's own log, already shown, ends with it
             from scripts.engines.hf.report import as_text
 
-            print(as_text(report))
+            say(as_text(report))
         for output in record.get("outputs", []):
-            print(f"{output['type']:20} {output['path']}  ({output['bytes'] / 1e6:.1f} MB)")
+            say(f"{output['type']:20} {output['path']}  ({output['bytes'] / 1e6:.1f} MB)")
         if record.get("code"):
-            print(f"{'code':20} {_code_line(record['code'])}")
+            say(f"{'code':20} {_code_line(record['code'])}")
         if record.get("error"):
-            print(f"{record['state']}: {error_line(record['error'])}", file=sys.stderr)
+            say(f"{record['state']}: {error_line(record['error'])}", to=sys.stderr)
             traceback = run.dir / "logs" / "traceback.txt"
             if verbose and traceback.is_file():
-                print(traceback.read_text(encoding="utf-8"), file=sys.stderr)
+                say(read_limited(traceback, MAX_BYTES).decode(errors="replace"), to=sys.stderr)
         for line in _diagnosis_lines(record):
-            print(line, file=sys.stderr)
-        print(f"{record['state']}  {run.id}\nrun dir    {record.get('run_dir', run.dir)}")
+            say(line, to=sys.stderr)
+        say(f"{record['state']}  {run.id}\nrun dir    {record.get('run_dir', run.dir)}")
 
     def status(self, run: Run) -> None:
         """One run as it stands."""
@@ -152,22 +154,22 @@ class Output:
             print_json(run.as_data())
             return
         record = run.record
-        print(f"{run.state}  {run.id}  on {run.where}")
+        say(f"{run.state}  {run.id}  on {run.where}")
         for key in ("scheduler", "phase", "submitted_at", "started_at", "finished_at"):
             if record.get(key):
-                print(f"{key:12} {record[key]}")
-        print(f"{'run dir':12} {record.get('run_dir', run.dir)}")
+                say(f"{key:12} {record[key]}")
+        say(f"{'run dir':12} {record.get('run_dir', run.dir)}")
         for output in record.get("outputs", []):
-            print(f"{output['type']:12} {output['path']}  ({output['bytes'] / 1e6:.1f} MB)")
+            say(f"{output['type']:12} {output['path']}  ({output['bytes'] / 1e6:.1f} MB)")
         for warning in record.get("warnings", []):
-            if warning["severity"] == "forced":
-                print(f"{'forced':12} {warning['name']}  {warning['key']}: {warning['cause']}")
+            if warning.get("severity") == "forced":
+                say(f"{'forced':12} {warning['name']}  {warning['key']}: {warning['cause']}")
         if record.get("error"):
-            print(f"{'cause':12} {error_line(record['error'])}")
+            say(f"{'cause':12} {error_line(record['error'])}")
         for line in _diagnosis_lines(record):
-            print(line)
+            say(line)
         if run.note:
-            print(f"{'note':12} this is the last that is known. {run.note}")
+            say(f"{'note':12} this is the last that is known. {run.note}")
 
     def catalogue(self, recipes: "list[Recipe]") -> None:
         """The catalogue, a line each."""
@@ -177,23 +179,23 @@ class Output:
             return
         width = max(len(recipe.name) for recipe in recipes)
         for recipe in recipes:
-            print(f"{recipe.name:{width}}  {recipe.summary}")
+            say(f"{recipe.name:{width}}  {recipe.summary}")
 
     def recipe(self, described: dict[str, Any]) -> None:
         """One recipe: values, meaning, consumes, produces."""
         if self.as_json:
             print_json(described)
             return
-        print(f"{described['name']}: {described['summary']}")
-        print(f"consumes   {', '.join(described['consumes'])}\nproduces   {', '.join(described['produces'])}")
-        print(f"hardware   {described['hardware'] or 'any'}\n")
+        say(f"{described['name']}: {described['summary']}")
+        say(f"consumes   {', '.join(described['consumes'])}\nproduces   {', '.join(described['produces'])}")
+        say(f"hardware   {described['hardware'] or 'any'}\n")
         for row in described["values"]:
-            print(f"{row['key']} = {json.dumps(row['value'], ensure_ascii=False)}   ({row['type']})")
+            say(f"{row['key']} = {json.dumps(row['value'], ensure_ascii=False)}   ({row['type']})")
             if row["meaning"]:
-                print(f"    {row['meaning']}")
+                say(f"    {row['meaning']}")
         for title in ("strategies", "errors", "model_cards"):
             if described[title]:
-                print(f"\n{title.replace('_', ' ')}\n" + "\n".join(f"    {line}" for line in described[title]))
+                say(f"\n{title.replace('_', ' ')}\n" + "\n".join(f"    {line}" for line in described[title]))
         self._releases(described["releases"])
 
     def _releases(self, rows: Sequence[dict[str, Any]]) -> None:
@@ -201,7 +203,8 @@ class Output:
         from itertools import groupby
 
         said = ("script", "flags", "left_out", "problems")
-        print("\nreleases" if rows else "", end="\n" if rows else "")
+        if rows:
+            say("\nreleases")
         for _, group in groupby(rows, key=lambda row: [row[key] for key in said]):
             same = list(group)
             first = same[0]
@@ -209,12 +212,12 @@ class Output:
                 row["release"] + (f" (nemo:{', nemo:'.join(row['containers'])})" if row["containers"] else "")
                 for row in same
             )
-            print(f"    {names}")
-            print(f"        {first['script']}\n        {' '.join(first['flags'])}")
+            say(f"    {names}")
+            say(f"        {first['script']}\n        {' '.join(first['flags'])}")
             for key in first["left_out"]:
-                print(f"        without {key}")
+                say(f"        without {key}")
             for problem in first["problems"]:
-                print(f"        {problem}")
+                say(f"        {problem}")
 
     def runs(self, runs: Sequence[Run]) -> None:
         """Recorded runs, a line each."""
@@ -229,9 +232,9 @@ class Output:
             made = ", ".join(output["type"] for output in record.get("outputs", []))
             cause = error_line(record["error"]) if record.get("error") and "name" in record["error"] else ""
             left = made or cause or record.get("run_dir", run.dir)
-            print(f"{run.state:10}  {run.id:{width}}  {run.where:{place}}  {since}  {left}")
+            say(f"{run.state:10}  {run.id:{width}}  {run.where:{place}}  {since}  {left}", as_line=True)
             if run.note:
-                print(f"{'':10}  {run.note}")
+                say(f"{'':10}  {run.note}")
 
 
 def _preview(job: Job, *, full: bool, sound: bool) -> dict[str, Any]:
@@ -310,30 +313,30 @@ def _print_preview(plan: dict[str, Any], *, full: bool) -> None:
     }
     for key, value in lines.items():
         if value:
-            print(f"{key:10} {value}", flush=True)
+            say(f"{key:10} {value}")
     if not full:
         for note in plan["notes"]:
             if "not used" in note and "machines" in note:
-                print(f"note: {note}")
+                say(f"note: {note}")
         return
-    print(_yaml(plan["values"]))
+    say(_yaml(plan["values"]))
     for key, value in plan["resolved"].items():
         if value != args[key]:
-            print(f"on the node: args.{key} = {value}")
+            say(f"on the node: args.{key} = {value}")
     for note in plan["notes"]:
-        print(f"note: {note}")
+        say(f"note: {note}")
     if plan["command"]:
-        print(f"{'every rank' if script else 'the job'} runs:\n{shlex.join(plan['command'])}")
+        say(f"{'every rank' if script else 'the job'} runs:\n{shlex.join(plan['command'])}")
     _print_text(plan)
 
 
 def _print_text(plan: dict[str, Any]) -> None:
     if plan["code"]:
-        print(f"code       {_code_line(plan['code'])}")
+        say(f"code       {_code_line(plan['code'])}")
     if plan["submits"] is None:
-        print(f"would submit: nothing can be made of these values ({plan['cannot']})", flush=True)
+        say(f"would submit: nothing can be made of these values ({plan['cannot']})")
     else:
-        print(f"would submit:\n{plan['submits']}", flush=True)
+        say(f"would submit:\n{plan['submits']}")
 
 
 def _code_line(code: dict[str, Any]) -> str:

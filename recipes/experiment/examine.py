@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any
 from executors import find_profile, place_of
 from executors.base import Place
 from recipes.experiment.job import Job, job_of
+from recipes.experiment.runs import Run
 from recipes.experiment.stage import Options, Stage
 from recipes.experiment.store import find_run
 from recipes.planner.gpus import gpu_problems
 from recipes.preflight.history import experiment_problems
 from recipes.preflight.subjects import preflight
 from scripts.run.problems import Problem, ProblemsError, nearest
-from scripts.run.record import read_record
+from scripts.run.record import DamagedRecordError
 
 if TYPE_CHECKING:
     import nemo_run as run
@@ -131,7 +132,7 @@ def _examine_one(
     after = []
     for name in stage.after:
         try:
-            after.append(ids[name] if name in ids else find_run(name).id)
+            after.append(ids[name] if name in ids else str(_recorded(name)["id"]))
         except ProblemsError as error:
             problems += error.problems
     stage = replace(stage, partial=partial, after=after)
@@ -146,6 +147,17 @@ def _examine_one(
     forced = (_forced(found, options.force) for found in problems)
     warnings = tuple(found for found in forced if found.severity != "error")
     return job.noting(warnings=warnings, skipped=findings.skipped), problems
+
+
+def _recorded(word: str) -> Mapping[str, Any]:
+    """The record of the run that a word names. Raises ProblemsError, also for one that cannot be read."""
+    folder = find_run(word)
+    try:
+        return {**Run.read(folder).record, "id": folder.id}
+    except DamagedRecordError as error:
+        remedy = f"Put the file right, or remove {folder.dir}."
+        wrong = Problem(name="damaged_record", key="ID", value=word, cause=str(error), remedy=remedy)
+        raise ProblemsError([wrong]) from error
 
 
 def _in_order(stages: Sequence[Stage], problems: list[Problem]) -> list[Stage]:
@@ -203,10 +215,12 @@ def _replaced(value: Any, key: str, made: Mapping[str, Outputs], problems: list[
         outputs: Outputs = made.get(name, ())
         try:
             if name not in made:  # what a run left, or is going to leave
-                record = read_record(find_run(name).dir)
+                record = _recorded(name)
                 outputs = record["outputs"] if record.get("outputs") else record.get("expects", [])
-        except ProblemsError:
+        except ProblemsError as error:
             cause, remedy = f"there is no stage or run {name}", nearest(name, made) if made else ""
+            if error.problems[0].name == "damaged_record":
+                cause, remedy = error.problems[0].cause, error.problems[0].remedy
         else:
             fitting = [output for output in outputs if kind is None or output["type"] == kind]
             if len({output["path"] for output in fitting}) == 1:

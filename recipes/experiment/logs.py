@@ -2,10 +2,13 @@
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 
-from executors.base import read_from
+from executors.base import PIECE_BYTES, read_from
 from recipes.experiment.runs import Run, Watcher, look
 from recipes.experiment.store import RunFolder
+from scripts.run.problems import Problem, ProblemsError
+from scripts.run.record import DamagedRecordError
 
 
 class LeftRunningError(Exception):
@@ -59,6 +62,16 @@ def log_piece(run: Run, name: str, offset: int) -> bytes:
     return piece if "started_at" in run.record or run.ended or place.has_one_log else b""
 
 
+def refuse_rank(folder: RunFolder, rank: int) -> None:
+    """Raise ProblemsError `no_such_rank` for a rank that the run has not, as far as its shape is known here."""
+    with suppress(DamagedRecordError):
+        job = Run.read(folder).job
+        ranks = job.nodes * job.processes if job is not None and job.ranked else 1
+        if job is not None and not 0 <= rank < ranks:
+            cause = "it has rank 0 alone" if ranks == 1 else f"it has ranks 0 to {ranks - 1}"
+            raise ProblemsError([Problem(name="no_such_rank", key="RANK", value=rank, cause=cause)])
+
+
 def log_of(folder: RunFolder, name: str, *, follow: bool) -> Iterator[bytes]:
     """A log piece by piece; with `follow` until the run has ended."""
     offset = 0
@@ -67,6 +80,8 @@ def log_of(folder: RunFolder, name: str, *, follow: bool) -> Iterator[bytes]:
         piece = log_piece(run, name, offset)
         offset += len(piece)
         yield piece
+        if len(piece) == PIECE_BYTES:  # there may be more of it
+            continue
         if not follow or (run.ended and not piece):
             return
         time.sleep(run.poll_seconds)

@@ -1,22 +1,22 @@
 """Runs: what became of jobs. Each is one record on the submitting machine, set against what its scheduler says."""
 
-import json
-import os
-import signal
+import re
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from executors.base import JobState, Place, SchedulerJob, UnreachableError
+from executors.base import JobState, Place, SchedulerJob
 from recipes.experiment.job import Job
-from recipes.experiment.store import RunFolder, runs_dir
+from recipes.experiment.store import RunFolder, run_folders
+from scripts.run import schema
 from scripts.run.diagnosis import LOG_BYTES, diagnose, is_vague
 from scripts.run.files import write_json
-from scripts.run.identity import identity, is_alive
+from scripts.run.identity import is_alive, started_with, terminate
 from scripts.run.problems import JobError, Problem, ProblemsError, error_data
 from scripts.run.record import FINAL_STATES, DamagedRecordError, Record, now, observe, read_json, read_record
 from scripts.run.session import rank_error
@@ -26,6 +26,8 @@ _REMOTE_POLL_SECONDS = 2.0
 _FLAGS = ("submitting", "supervisor", "cancel_asked", "settled")
 #: What reading a file that somebody damaged can raise.
 _DAMAGE = (OSError, ValueError, TypeError, KeyError, AttributeError, JobError)
+#: By run directory, the processes of this machine that were started for it; they are looked for when they matter.
+_Living = Callable[[], Mapping[str, Sequence[int]]]
 _Answer = tuple[JobState | None, dict[str, Any] | None, str]
 
 
@@ -46,10 +48,12 @@ class Run:
     @classmethod
     def read(cls, folder: RunFolder) -> "Run":
         """A run as it was last written down; nobody is asked. Raises DamagedRecordError."""
+        folder.refuse_planted()
         record = read_record(folder.dir)
         try:
             data = _job_file(folder, record)
-            return cls(folder=folder, record=record, job=Job.from_data(data["job"]), **_flags(data))
+            job = _own_job(folder, data)
+            return cls(folder=folder, record=record, job=job, **_flags(data, job))
         except FileNotFoundError:
             return cls(folder=folder, record=record)
         except _DAMAGE as error:
@@ -59,7 +63,7 @@ class Run:
         """The same run, read once more, of the job that is known. Raises DamagedRecordError."""
         record = read_record(self.dir)
         try:
-            return replace(self, record=record, **_flags(_job_file(self.folder, record)))
+            return replace(self, record=record, **_flags(_job_file(self.folder, record), self.job))
         except _DAMAGE as error:
             raise DamagedRecordError(f"{self.folder.job}: {error}") from error
 
@@ -89,13 +93,19 @@ class Run:
     @property
     def report(self) -> dict[str, Any] | None:
         """report/report.json: the measured quality, once there is one and it can be read from here."""
-        report: dict[str, Any] | None = read_json(Path(self.record.get("run_dir", self.dir)) / "report" / "report.json")
-        return report
+        return read_json(Path(self.record.get("run_dir", self.dir)) / "report" / "report.json")
 
     @property
     def is_elsewhere(self) -> bool:
         """Whether the job records itself in another folder than this machine's."""
         return self.job is not None and self.job.run_dir != self.dir
+
+    @property
+    def processes(self) -> Sequence[int]:
+        """Those of this machine that run its job."""
+        if self.job is None or not self.job.place.runs_here:
+            return ()
+        return started_with("NEMO_RUN_DIR").get(str(self.job.run_dir), ())
 
     @property
     def supervised(self) -> bool:
@@ -126,10 +136,10 @@ class Run:
         """Change job.json; what others have changed of it stays. Raises DamagedRecordError where it is gone."""
         with self.folder.turn():
             try:
-                data = _job_file(self.folder, self.record)
-            except FileNotFoundError:
-                raise DamagedRecordError(f"{self.folder.job}: gone") from None
-            changed = replace(self, **{**_flags(data), **fields})
+                flags = _flags(_job_file(self.folder, self.record), self.job)
+            except _DAMAGE as error:
+                raise DamagedRecordError(f"{self.folder.job}: {error}") from error
+            changed = replace(self, **{**flags, **fields})
             changed.write()
             return changed
 
@@ -137,32 +147,65 @@ class Run:
 Watcher = Callable[[Run], None]
 
 
+#: job.json, as far as somebody relies on it.
+_JOB = {
+    **dict.fromkeys(("name", "recipe", "algorithm", "executor", "run_dir"), str),
+    **{"id": schema.run_id, "engine": (str, None), "secrets": (str, None), "archive": (str, None)},
+    **{"nodes": int, "processes": int, "array": int, "ranked": bool, "force_squash": bool, "online": bool},
+    **{"profile": dict, "values": {"args": (dict, None)}, "resolved": (dict, None), "promised": [str], "given": [str]},
+    **{"after": [schema.run_id], "waits_for": [str], "warnings": [dict], "skipped": [dict]},
+}
+_JOB_FILE = {
+    **{"job": _JOB, "scheduler": (dict.fromkeys(("run_id", "id", "run_dir", "folder"), str), None)},
+    **{"submitting": bool, "supervisor": (schema.IDENTITY, None), "cancel_asked": bool, "settled": bool},
+}
+
+
 def _job_file(folder: RunFolder, record: Mapping[str, Any]) -> dict[str, Any]:
     """job.json; one that was written before it held a whole job, as today's would be."""
-    data: dict[str, Any] = json.loads(folder.job.read_text(encoding="utf-8"))
-    if "launch" not in data:
-        return data
-    launch = data["launch"]
-    same = ("nodes", "processes", "run_dir", "secrets", "archive", "array", "force_squash")
-    job = {
-        **{"id": launch["run_id"], "name": launch["task"], "recipe": launch["task"], "ranked": launch["torchrun"]},
-        **{name: launch[name] for name in same},
-        **{"executor": data["executor"], "profile": data["profile"], "after": data["after"], "waits_for": []},
-        **{"algorithm": record.get("algorithm", ""), "engine": None, "values": record.get("values"), "resolved": None},
-        **{"online": True, "promised": [], "given": [], "warnings": record.get("warnings", []), "skipped": []},
-    }
-    return {"job": job, "scheduler": data["job"], **{name: data[name] for name in _FLAGS}}
+    data = schema.read(folder.job)
+    if "launch" in data:
+        launch = data["launch"]
+        same = ("nodes", "processes", "run_dir", "secrets", "archive", "array", "force_squash")
+        job = {
+            **{"id": launch["run_id"], "name": launch["task"], "recipe": launch["task"], "ranked": launch["torchrun"]},
+            **{name: launch[name] for name in same},
+            **{"executor": data["executor"], "profile": data["profile"], "after": data["after"], "waits_for": []},
+            **{"algorithm": record.get("algorithm", ""), "engine": None, "values": record.get("values")},
+            **{"resolved": None, "online": True, "promised": [], "given": [], "skipped": []},
+            **{"warnings": record.get("warnings", [])},
+        }
+        data = {"job": job, "scheduler": data["job"], **{name: data[name] for name in _FLAGS}}
+    found: dict[str, Any] = schema.fitting(data, _JOB_FILE)
+    return found
 
 
-def _flags(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Of job.json, what changes while the run goes on."""
+def _own_job(folder: RunFolder, data: Mapping[str, Any]) -> Job:
+    """The job of job.json, which names nothing that this product would not have named. Raises ValueError."""
+    job, attempt = Job.from_data(data["job"]), re.escape(folder.id) + r"(-r\d+)?"
+    if not re.fullmatch(attempt, job.id) or not re.fullmatch(attempt, job.run_dir.name):
+        raise ValueError(f"job.id {job.id} and job.run_dir {job.run_dir} are not this run's")
+    if job.archive is not None and job.archive.name != folder.archive.name:
+        raise ValueError(f"job.archive {job.archive} is no packaged code")
+    patterns = [re.escape(path) for one in (folder.id, job.id) if (path := job.place.secrets_path(one))]
+    if array := job.place.secrets_path("ARRAY"):  # an element's lie beside those of the others
+        patterns.append(re.escape(array).replace("ARRAY", r"[\w.-]+-array") + r"\.\d+")
+    own = any(re.fullmatch(pattern, job.secrets or "") for pattern in patterns)
+    return job if own else job.noting(secrets=None)
+
+
+def _flags(data: Mapping[str, Any], job: Job | None) -> dict[str, Any]:
+    """Of job.json, what changes while the run goes on. Raises ValueError."""
     scheduled = SchedulerJob(**data["scheduler"]) if data["scheduler"] else None
+    own = scheduled is None or job is None or scheduled.run_dir == str(job.run_dir)
+    if not own or (scheduled and job and not re.fullmatch(job.place.job_ids, scheduled.id)):
+        raise ValueError(f"scheduler {data['scheduler']} is not this run's")
     return {"scheduled": scheduled, **{name: data[name] for name in _FLAGS}}
 
 
 def all_runs() -> list[Run]:
     """Every run recorded on this machine, oldest first."""
-    runs = look(RunFolder(dir=path.parent) for path in runs_dir().glob("*/run.json"))
+    runs = look(run_folders())
     return sorted(runs, key=lambda run: (run.record.get("submitted_at", ""), run.id))
 
 
@@ -174,8 +217,9 @@ def look(folders: Iterable[RunFolder], places: Mapping[str, Place] | None = None
     that a supervisor holds open: they know the jobs that it started itself.
     """
     known = [_read(folder) for folder in folders]
-    seen = _ask(known, places or {})
-    runs = [_stands(run, *seen.get(run.id, (None, None, ""))) for run in known]
+    seen = _ask([run for run in known if not run.folder.is_foreign], places or {})
+    living = cache(lambda: started_with("NEMO_RUN_DIR"))
+    runs = [_stands(run, *seen.get(run.id, (None, None, "")), living) for run in known]
     _forget_secrets(run for run in runs if run.id in seen)
     return runs
 
@@ -207,15 +251,17 @@ def _ask(runs: Iterable[Run], held: Mapping[str, Place]) -> dict[str, _Answer]:
         try:
             states, records = place.states(jobs), place.records(jobs)
             answers |= {job.run_id: (states.get(job.run_id), records.get(job.run_id), "") for job in jobs}
-        except UnreachableError as error:
+        except (JobError, OSError) as error:
             answers |= {job.run_id: (None, None, str(error)) for job in jobs}
     return answers
 
 
-def _stands(run: Run, seen: JobState | None, remote: dict[str, Any] | None, unasked: str) -> Run:
+def _stands(run: Run, seen: JobState | None, remote: dict[str, Any] | None, unasked: str, living: _Living) -> Run:
     """A run with what was found out about it, which is written down where it is new."""
     if run.state == "unreadable":
         return run
+    if run.folder.is_foreign:
+        return replace(run, note="It belongs to another user, and nobody was asked about it.")
     try:
         if run.job is None:
             return replace(run, record=observe(run.dir))
@@ -229,7 +275,7 @@ def _stands(run: Run, seen: JobState | None, remote: dict[str, Any] | None, unas
         record = record | remote | {"submitted_at": record["submitted_at"]}
     if unasked:
         return replace(run, record=record, note=unasked)
-    change, over = _settle(run, record, seen)
+    change, over = _settle(run, record, seen, living)
     if change.get("state") == "failed":
         change |= _diagnosed(run, record, change["error"], seen)
     record, note = record | change, ""
@@ -240,7 +286,7 @@ def _stands(run: Run, seen: JobState | None, remote: dict[str, Any] | None, unas
             run = run.update(settled=True)
         elif run.is_elsewhere and remote is not None:
             Record(run.dir, record).update()
-    except OSError as error:
+    except (OSError, DamagedRecordError) as error:
         note = f"It could not be written down here: {error}."
     return replace(run, record=record, note=note)
 
@@ -256,11 +302,11 @@ def _forget_secrets(runs: Iterable[Run]) -> None:
                     run.update(settled=False)
 
 
-def _settle(run: Run, record: dict[str, Any], seen: JobState | None) -> tuple[dict[str, Any], bool]:
+def _settle(run: Run, record: dict[str, Any], seen: JobState | None, living: _Living) -> tuple[dict[str, Any], bool]:
     """What to change of the recorded state, and whether the run is over for good."""
     recorded = record["state"] if record["state"] in FINAL_STATES else None
     if seen is None:
-        return _without_scheduler(run, record, recorded)
+        return _without_scheduler(run, record, recorded, living)
     word = {"scheduler": seen.detail or seen.state}
     if seen.state in ("submitted", "running"):
         # Until its scheduler is done with it, another rank may fail, and a failed one may be started again.
@@ -278,7 +324,7 @@ def _settle(run: Run, record: dict[str, Any], seen: JobState | None) -> tuple[di
         remedy = "Look at its log: nemo experiment logs."
         return word | _ended("failed", seen.name or "job_failed", seen.detail or "the job failed", remedy), True
     if seen.state == "cancelled" and recorded is None:
-        why = seen.detail or "the scheduler ended it"
+        why = seen.detail or ("somebody asked for its end" if run.cancel_asked else "the scheduler ended it")
         return word | _ended("cancelled", seen.name or "cancelled", why, ""), True
     return word, True
 
@@ -312,7 +358,9 @@ def _printed(run: Run, names: list[str]) -> dict[str, bytes]:
     return printed
 
 
-def _without_scheduler(run: Run, record: dict[str, Any], recorded: str | None) -> tuple[dict[str, Any], bool]:
+def _without_scheduler(
+    run: Run, record: dict[str, Any], recorded: str | None, living: _Living
+) -> tuple[dict[str, Any], bool]:
     """Nobody but the job, and the process that looks after it, can tell."""
     supervised = run.supervised
     if run.submitting or (run.scheduled is None and run.supervisor is None):  # then whoever submits looks after it
@@ -322,6 +370,11 @@ def _without_scheduler(run: Run, record: dict[str, Any], recorded: str | None) -
     # Whoever looks after it is about to see that the job is gone.
     if supervised or ("started_at" in record and is_alive(record["process"], _run_dir(run) / "heartbeat")):
         return {}, False
+    if run.job is not None and run.job.place.runs_here:
+        if str(run.job.run_dir) in living():  # it begins, or a rank of it goes on
+            return {}, False
+        if run.cancel_asked:
+            return _ended("cancelled", "cancelled", "somebody asked for its end", ""), True
     who = "the process that looked after it" if run.scheduled is None or run.submitting else "its job"
     message = f"{who} is gone and left no word of how it ended"
     remedy = f"Nothing half-written was published; take it up again: nemo experiment resume {run.id}"
@@ -352,16 +405,20 @@ def cancel_run(folder: RunFolder, seconds: float = 30.0) -> Run:
     if run.state == "unreadable":
         error = run.record["error"]
         raise JobError(error["name"], error["message"], error["remedy"])
-    if run.ended and run.state != "lost":
+    if folder.is_foreign:
+        raise JobError("not_your_run", f"{folder.dir} belongs to another user.", "Ask whoever submitted it.")
+    if run.ended and (run.state != "lost" or run.job is None or run.job.place.runs_here):
         return run
     if run.job is None:
-        _terminate(run.record["process"])
+        terminate(run.record["process"])
     else:
-        place, run = run.job.place, run.update(cancel_asked=True)
+        job, place, run = run.job, run.job.place, run.update(cancel_asked=True)
         if run.supervisor and run.supervised:
-            _terminate(run.supervisor)
+            terminate(run.supervisor)
         elif run.scheduled is not None:
             place.cancel(run.scheduled)
+        elif run.processes:  # whoever started it died before noting that
+            place.cancel(SchedulerJob.of(job, "", ""))
         else:  # it never got to its scheduler
             Record(folder.dir, read_record(folder.dir)).finish(
                 "cancelled", error_data("cancelled", "cancelled before it was submitted")
@@ -372,16 +429,6 @@ def cancel_run(folder: RunFolder, seconds: float = 30.0) -> Run:
     return run
 
 
-def _terminate(process: dict[str, Any]) -> None:
-    """SIGTERM to a process of this machine. Raises JobError for one of another."""
-    here = identity()
-    if any(process.get(key) != here[key] for key in ("host", "boot", "pid_namespace")):
-        cause = f"process {process.get('pid')} on {process.get('host')} looks after it, which cannot be told from here."
-        raise JobError("runs_elsewhere", cause, f"Cancel it on {process.get('host')}.")
-    with suppress(ProcessLookupError):  # it ended this moment
-        os.kill(process["pid"], signal.SIGTERM)
-
-
 def refuse_unless_ended_badly(folder: RunFolder) -> Run:
     """The run, which was lost, failed or cancelled. Raises ProblemsError `cannot_resume` for any other."""
     run = look([folder])[0]
@@ -390,8 +437,14 @@ def refuse_unless_ended_badly(folder: RunFolder) -> Run:
         if run.state == "unreadable":
             cause = run.record["error"]["message"]
         remedy = "Only a run that ended badly can be started over."
-        raise ProblemsError([Problem(name="cannot_resume", key="ID", value=folder.id, cause=cause, remedy=remedy)])
-    return run
+    elif folder.is_foreign:
+        cause, remedy = "it belongs to another user", "Submit the recipe as a run of your own."
+    elif run.processes:
+        cause = f"processes of it go on: {', '.join(map(str, run.processes))}"
+        remedy = "Wait for their end, or kill them."
+    else:
+        return run
+    raise ProblemsError([Problem(name="cannot_resume", key="ID", value=folder.id, cause=cause, remedy=remedy)])
 
 
 def reopen_run(folder: RunFolder) -> Run:
@@ -405,7 +458,7 @@ def reopen_run(folder: RunFolder) -> Run:
         Record(folder.dir, run.record).update()
         reopened = Record.reopen(folder.dir)
         attempt = f"{folder.id}-r{len(reopened.values['attempts']) + 1}"
-        job = replace(run.job, id=attempt, waits_for=(), array=0)
+        job = replace(run.job, id=attempt, secrets=run.job.place.secrets_path(folder.id), waits_for=(), array=0)
         if run.is_elsewhere:  # what the last attempt left over there cannot be moved aside from here
             job = replace(job, run_dir=job.run_dir.parent / attempt)
         run = run.update(job=job, scheduled=None, supervisor=None, cancel_asked=False, settled=False)

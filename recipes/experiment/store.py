@@ -1,11 +1,15 @@
 """What the submitting machine keeps of its runs: a folder each, below NeMo-Run's home."""
 
-from contextlib import AbstractContextManager
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
 from scripts.run.files import locked
 from scripts.run.problems import Problem, ProblemsError, nearest
+from scripts.run.record import DamagedRecordError
 
 
 def runs_dir() -> Path:
@@ -31,20 +35,48 @@ class RunFolder:
         """The folder of a run on this machine."""
         return cls(dir=runs_dir() / run_id)
 
-    def turn(self, of: Literal["job", "resume"] = "job") -> AbstractContextManager[None]:
-        """Writers of job.json take turns: a supervisor, and somebody who cancels. So do those who resume a run."""
-        return locked(self.dir / f".{of}.lock")
+    @contextmanager
+    def turn(self, of: Literal["job", "resume"] = "job") -> Iterator[None]:
+        """Writers of job.json take turns: a supervisor, and somebody who cancels. So do those who resume a run.
+
+        Raises DamagedRecordError where something else lies in the place of the lock.
+        """
+        self.refuse_planted()
+        with locked(self.dir / f".{of}.lock"):
+            yield
+
+    def refuse_planted(self) -> None:
+        """Raise DamagedRecordError where a lock is no file."""
+        for name in (".job.lock", ".resume.lock"):
+            with suppress(FileNotFoundError, NotADirectoryError):
+                if not stat.S_ISREG((self.dir / name).lstat().st_mode):
+                    raise DamagedRecordError(f"{self.dir / name}: it is no regular file")
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether it is another user's: then it is shown, and nothing is done that it asks for."""
+        return os.getuid() not in (0, self.dir.lstat().st_uid)
+
+
+def run_folders() -> list[RunFolder]:
+    """Every folder that a run has on this machine, by name; one whose files are damaged or gone has one too."""
+    try:
+        folders = sorted(runs_dir().iterdir())
+    except OSError:
+        return []
+    files = ("run.json", "job.json")
+    return [RunFolder(dir=path) for path in folders if any(os.path.lexists(path / name) for name in files)]
 
 
 def find_run(word: str) -> RunFolder:
     """The run that `word` names: its id, or the beginning of exactly one. Raises ProblemsError."""
-    folders = [path.parent for path in sorted(runs_dir().glob("*/run.json"))]
-    matches = [folder for folder in folders if folder.name == word] or [
-        folder for folder in folders if word and folder.name.startswith(word)
+    folders = run_folders()
+    matches = [folder for folder in folders if folder.id == word] or [
+        folder for folder in folders if word and folder.id.startswith(word)
     ]
     if len(matches) == 1:
-        return RunFolder(dir=matches[0])
+        return matches[0]
     cause = "several runs begin like that" if matches else "no run of that id is recorded here"
-    names = [folder.name for folder in (matches or folders)][-8:]
+    names = [folder.id for folder in (matches or folders)][-8:]
     remedy = nearest(word, names) if names else "nemo experiment ps --all lists them."
     raise ProblemsError([Problem(name="unknown_run", key="ID", value=word, cause=cause, remedy=remedy)])

@@ -21,9 +21,11 @@ from recipes.experiment.runs import Run, Watcher, look
 from recipes.experiment.store import RunFolder
 from scripts.entrypoints import current
 from scripts.run.diagnosis import diagnose_unbegun
+from scripts.run.files import read_limited, regular
 from scripts.run.identity import identity
 from scripts.run.problems import JobError, error_data
 from scripts.run.record import FINAL_STATES, Record, read_record
+from scripts.run.schema import MAX_BYTES
 from scripts.run.secrets import pack_secrets
 
 if TYPE_CHECKING:
@@ -42,7 +44,7 @@ def spawn(runs: Sequence[Run]) -> None:
     """Hand recorded runs to a process of its own session, which outlives the terminal."""
     log_file = runs[0].folder.supervisor_log
     log_file.parent.mkdir(exist_ok=True)
-    with log_file.open("ab") as log:
+    with open(log_file, "ab", opener=regular) as log:
         child = subprocess.Popen(
             [sys.executable, "-P", "-m", "recipes.experiment", *(run.id for run in runs)],
             stdin=subprocess.PIPE,
@@ -293,7 +295,7 @@ def _staged_files(runs: Sequence[Run]) -> dict[str, bytes]:
     for run in runs:
         assert run.job is not None
         if run.is_elsewhere:
-            files[f"{run.job.run_dir}/run.json"] = (run.dir / "run.json").read_bytes()
+            files[f"{run.job.run_dir}/run.json"] = read_limited(run.dir / "run.json", MAX_BYTES)
         if run.job.secrets and (secrets := pack_secrets(run.job.profile.secrets)):
             files[run.job.secrets] = secrets
     return files
@@ -316,8 +318,11 @@ def partial_of(folder: RunFolder) -> "run.Partial[Any]":
     from fiddle.experimental.serialization import load_json
 
     try:
-        document = json.loads(zlib.decompress(base64.urlsafe_b64decode(folder.partial.read_text(encoding="utf-8"))))
-        return load_json(json.dumps(current(document)))
+        unpacked = zlib.decompressobj()
+        content = unpacked.decompress(base64.urlsafe_b64decode(read_limited(folder.partial, MAX_BYTES)), MAX_BYTES)
+        if not unpacked.eof:
+            raise ValueError("it is cut short, or too large")
+        return load_json(json.dumps(current(json.loads(content))))
     except Exception as error:  # whatever a damaged file makes of itself
         cause = f"{folder.partial} cannot be read: {type(error).__name__}: {error}."
         raise JobError("damaged_recipe", cause, "Submit the recipe again, as a new run.") from error

@@ -21,10 +21,11 @@ from recipes.experiment.runs import Run
 from recipes.experiment.store import RunFolder, runs_dir
 from recipes.preflight.paths import inputs_of, overlap, real
 from scripts.args.meaning import ScriptArgs, field_of, meanings, values_of
-from scripts.checkpoints.documents import parse_json, read_bytes, read_json
+from scripts.run import schema
+from scripts.run.files import read_limited
 from scripts.run.identity import is_alive
 from scripts.run.problems import JobError, Problem
-from scripts.run.record import FINAL_STATES, DamagedRecordError
+from scripts.run.record import FINAL_STATES, DamagedRecordError, read_json
 from scripts.run.registry import check
 
 #: Algorithms whose result somebody reads as a model's quality, or ships.
@@ -81,11 +82,8 @@ class Origin:
             return not run.supervised and not is_alive(process, self.folder / "heartbeat")
         if run.settled:
             return True
-        try:  # the job's own record, where its storage is here too: nobody may have asked yet
-            own = read_json(run.job.run_dir / "run.json")
-        except JobError:
-            return False
-        return own.get("id") == self.name and own.get("state") in FINAL_STATES
+        own = read_json(run.job.run_dir / "run.json")  # where its storage is here too: nobody may have asked yet
+        return own is not None and own.get("id") == self.name and own.get("state") in FINAL_STATES
 
 
 Find = Callable[[str], Origin | None]
@@ -161,12 +159,10 @@ def _read(
 ) -> Origin | None:
     """The record in `folder`, if it is one of ours, and of the run that has `run_dir`."""
     path = folder / "run.json"
-    if not posixpath.isfile(path):
-        return None
     try:
-        content = read_bytes(path)
-        record = parse_json(content, path) if where(content) else {}
-    except JobError:
+        content = read_limited(path, schema.MAX_BYTES)
+        record = schema.parse(content) if where(content) else {}
+    except (OSError, ValueError):
         return None
     values, algorithm, state = record.get("values"), record.get("algorithm"), record.get("state")
     args = values.get("args") if isinstance(values, dict) else None
@@ -181,7 +177,7 @@ def _read(
         kind=_kind_of(algorithm, args),
         state=str(state),
         args=args,
-        extra_args=tuple(word for word in values.get("extra_args") or () if isinstance(word, str)),
+        extra_args=tuple(word for word in _listed(values.get("extra_args")) if isinstance(word, str)),
         inputs=tuple(path for path in _paths(args.values()) if path not in outputs),
         outputs=outputs,
         storage=_storage(record.get("executor")),
@@ -205,9 +201,13 @@ def _kind_of(algorithm: str, args: Mapping[str, Any]) -> type:
 
 def _outputs(record: Mapping[str, Any]) -> tuple[str, ...]:
     """What a run left, and what it was going to leave."""
-    listed = [one for key in ("outputs", "expects") if isinstance(record.get(key), list) for one in record[key]]
+    listed = [one for key in ("outputs", "expects") for one in _listed(record.get(key))]
     paths = (one.get("path") for one in listed if isinstance(one, dict))
     return tuple(dict.fromkeys(path for path in paths if isinstance(path, str)))
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _paths(values: Any) -> Iterator[str]:

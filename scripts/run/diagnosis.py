@@ -18,6 +18,7 @@ from typing import Any
 
 from configs import CONFIGS
 from scripts.run.ending import Ending
+from scripts.run.files import regular
 
 #: A log that an earlier attempt began holds this line where the next one starts.
 NEXT_ATTEMPT = "--- the next attempt of this run ---"
@@ -269,7 +270,7 @@ def _number(log: _Log, at: int) -> int | None:
     if log.path is None:
         return None
     before, left = 0, log.start
-    with suppress(OSError), log.path.open("rb") as handle:
+    with suppress(OSError), open(log.path, "rb", opener=regular) as handle:
         while left and (chunk := handle.read(min(left, 1 << 20))):
             before += chunk.count(b"\n")
             left -= len(chunk)
@@ -300,7 +301,7 @@ def _logs(folder: Path, since: float) -> Iterator[_Log]:
         return failed.get(rank, late), not rank, number, path.name.startswith("traceback"), path.name
 
     for path in sorted(files, key=order)[:_FILES]:
-        with suppress(OSError), path.open("rb") as handle:
+        with suppress(OSError), open(path, "rb", opener=regular) as handle:
             start = max(0, handle.seek(0, os.SEEK_END) - LOG_BYTES)
             handle.seek(start)
             yield _log(path.name, handle.read(LOG_BYTES), start, path)

@@ -1,5 +1,6 @@
 """Files that appear whole or not at all, and what a folder's content amounts to."""
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -7,6 +8,7 @@ import os
 import posixpath
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -23,6 +25,24 @@ is_there, is_file, is_folder = posixpath.exists, posixpath.isfile, posixpath.isd
 def expanded(path: str | Path) -> Path:
     """A path with `~` and `~name` replaced; where there is no such user it stays as it is, and will not be found."""
     return Path(os.path.expanduser(path))  # noqa: PTH111 - Path's own raises where there is no such user
+
+
+def regular(path: str, flags: int) -> int:
+    """An `opener` for `open`: a regular file, no link is followed, and no pipe is waited for. Raises OSError."""
+    handle = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "it is no regular file", path)
+    return handle
+
+
+def read_limited(path: Path, most: int) -> bytes:
+    """A regular file of at most so many bytes. Raises OSError, or ValueError where it holds more."""
+    with open(path, "rb", opener=regular) as handle:
+        content = handle.read(most + 1)
+    if len(content) > most:
+        raise ValueError(f"it holds more than {most >> 20} MiB")
+    return content
 
 
 @contextmanager
@@ -86,7 +106,7 @@ def staged(final: Path) -> Iterator[Path]:
 @contextmanager
 def locked(file: Path) -> Iterator[None]:
     """One process at a time: the others wait. The kernel drops the lock of a process that dies."""
-    with file.open("w") as held:
+    with open(file, "ab", opener=regular) as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         yield
 

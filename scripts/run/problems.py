@@ -6,6 +6,7 @@ where the same check serves both sides.
 
 import difflib
 import errno
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,6 +14,15 @@ from typing import Any, Literal
 #: A warning lets the job go on; a forced error does too, because somebody said so with `--force NAME`.
 Severity = Literal["error", "warning", "forced"]
 _WORDS = {"error": "Problem", "warning": "Warning", "forced": "Forced"}
+
+
+#: What a terminal obeys instead of showing, but for the ends of lines and tabs; and half characters.
+_COMMANDS = re.compile("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u2028-\\u202e\\u2066-\\u2069\\ud800-\\udfff]")
+
+
+def shown(text: object) -> str:
+    """A text as a terminal can be given it: what it would obey stands there as it is written in a program."""
+    return _COMMANDS.sub(lambda match: match[0].encode("unicode_escape").decode(), str(text))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,13 +16,29 @@ from pathlib import Path
 from typing import Any
 
 from scripts.run import identity as process
-from scripts.run.files import content_of, write_json
+from scripts.run import schema
+from scripts.run.files import content_of, read_limited, write_json
 from scripts.run.problems import JobError, error_data
 from scripts.run.provenance import peak_memory
 
 SCHEMA = 1
 STATES = ("submitted", "running", "succeeded", "failed", "cancelled", "lost")
 FINAL_STATES = frozenset({"succeeded", "failed", "cancelled", "lost"})
+_TIME = (schema.timestamp, None)
+#: Why a run ended, as `error_data` makes it.
+ERROR = {"name": str, "message": str, "remedy": str}
+_CODE = {"packager": str, "files": int, "bytes": int, "changed?": [str], "untracked?": [str], "withheld?": [str]}
+#: run.json, as far as somebody relies on it.
+RECORD = {
+    **{"schema": schema.one_of(SCHEMA), "state": schema.one_of(*STATES), "submitted_at": schema.timestamp},
+    **{"id?": str, "recipe?": str, "algorithm?": str, "run_dir?": str, "phase?": str, "scheduler?": str},
+    **{"started_at?": _TIME, "finished_at?": _TIME, "reopened_at?": _TIME, "process?": schema.IDENTITY},
+    **{"values?": (dict, None), "executor?": (dict, None), "timings?": dict, "after?": [schema.run_id]},
+    **{"outputs?": [{"type": str, "path": str, "bytes": int}], "expects?": [{"type": str, "path": str}]},
+    **{"error?": (ERROR, None), "attempts?": [dict], "code?": (_CODE, None)},
+    "warnings?": [{"name": str, "key": str, "cause": str, "severity?": str}],
+    "diagnosis?": ({"name": str, "remedy": str, "evidence": str, "file": (str, None), "line": (int, None)}, None),
+}
 #: What a new attempt of the same run does not inherit, in run.json and in the run directory.
 _OF_ONE_ATTEMPT = (
     *("started_at", "finished_at", "error", "outputs", "timings", "phase", "peak_memory", "process"),
@@ -51,12 +67,19 @@ def read_record(run_dir: Path) -> dict[str, Any]:
     """The record as it was last written. Raises DamagedRecordError."""
     path = run_dir / "run.json"
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        content = read_limited(path, schema.MAX_BYTES)
     except (OSError, ValueError) as error:
         raise DamagedRecordError(f"{path}: {error}") from error
-    if not isinstance(value, dict) or value.get("schema") != SCHEMA or value.get("state") not in STATES:
-        raise DamagedRecordError(f"{path}: not a run record of schema {SCHEMA}")
-    if value["state"] not in FINAL_STATES and not isinstance(value.get("process"), dict):
+    return as_record(content, path)
+
+
+def as_record(content: bytes, path: object) -> dict[str, Any]:
+    """The content of a run.json. Raises DamagedRecordError."""
+    try:
+        value: dict[str, Any] = schema.fitting(schema.parse(content), RECORD)
+    except ValueError as error:
+        raise DamagedRecordError(f"{path}: {error}") from error
+    if value["state"] not in FINAL_STATES and "process" not in value:
         raise DamagedRecordError(f"{path}: state {value['state']} without a process")
     return value
 
@@ -227,9 +250,10 @@ class Follower(Record):
     def artifact(self, kind: str, path: Path, **facts: Any) -> None: ...
 
 
-def read_json(path: Path) -> Any:
-    """Parse a JSON file; None when it is absent or half a file (a follower may come too early)."""
+def read_json(path: Path, expected: Any = dict) -> dict[str, Any] | None:
+    """A JSON object of a run directory; None where it is absent, not as expected, or half a file (as a follower may
+    come too early)."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return schema.read(path, expected)
     except (OSError, ValueError):
         return None

@@ -20,7 +20,7 @@ from scripts.run import identity as process
 from scripts.run.diagnosis import CLOCK_SKEW_SECONDS, NEXT_ATTEMPT, diagnose, is_vague
 from scripts.run.problems import JobError, error_data, error_line, is_disk_full
 from scripts.run.provenance import job_facts, versions
-from scripts.run.record import DamagedRecordError, Follower, Record, observe, read_json, read_record
+from scripts.run.record import ERROR, DamagedRecordError, Follower, Record, observe, read_json, read_record
 from scripts.run.secrets import VARIABLE as SECRETS_FILE
 from scripts.run.secrets import forget_secrets, load_secrets
 
@@ -88,7 +88,7 @@ def rank_error(logs: Path, since: float) -> dict[str, Any] | None:
     """Why another rank failed, as it wrote down after `since` (seconds since the epoch)."""
     for file in sorted(logs.glob("rank*.error.json")):
         with suppress(OSError):
-            if file.stat().st_mtime >= since - CLOCK_SKEW_SECONDS and (error := read_json(file)):
+            if file.stat().st_mtime >= since - CLOCK_SKEW_SECONDS and (error := read_json(file, ERROR)):
                 rank = file.name.removesuffix(".error.json")
                 return {**error, "message": f"{rank}: {error['message']}"}
     return None

@@ -562,7 +562,9 @@ def test_records_that_are_damaged(user: User) -> None:
     }
     for name, (file, text) in damage.items():
         shutil.copytree(runs / good, runs / name)
-        (runs / name / file).write_text(text)
+        for kept in ("run.json", "job.json"):
+            (runs / name / kept).write_text((runs / name / kept).read_text().replace(good, name))
+        (runs / name / file).write_text(text.replace(good, name))
     bad = sorted(damage.keys() - {"probe_recipe"})
     rows = {row["id"]: row["state"] for row in user("ps", "--all", "--json").json if row["state"] == "unreadable"}
     assert sorted(rows) == bad

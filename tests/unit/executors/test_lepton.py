@@ -296,9 +296,10 @@ def test_states(status: dict[str, Any], expected: str | None) -> None:
 
 
 def test_the_last_whole_record_of_the_run_is_taken() -> None:
-    good = json.dumps({"id": "r_1", "state": "succeeded"})
-    log = f'run.json: {{"id": "r_1", "state": "old"}}\nrun.json: {good}\nrun.json: {{"id": "r_2"}}\nrun.json: {{"id'
-    assert _last_record(log.encode(), "r_1") == {"id": "r_1", "state": "succeeded"}
+    good = {"schema": 1, "id": "r_1", "state": "succeeded", "submitted_at": "2026-11-26T09:27:38.571Z"}
+    lines = [json.dumps(one) for one in (good | {"state": "failed"}, good, good | {"id": "r_2"}, {"id": "r_1"})]
+    log = "".join(f"run.json: {line}\n" for line in [*lines, '{"id'])
+    assert _last_record(log.encode(), "r_1") == good
     assert _last_record(b"no run.json: here\n", "r_1") is None
 
 

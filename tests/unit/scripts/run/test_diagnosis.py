@@ -499,7 +499,7 @@ def test_a_job_that_its_scheduler_starts_again_has_none(tmp_path: Path) -> None:
     folder = silent_run(tmp_path)
     record = Record(folder.dir, read_record(folder.dir))
     record.finish("failed", FAILED)
-    record.update(diagnosis={"name": "disk_full"})
+    record.update(diagnosis={"name": "disk_full", "remedy": "", "evidence": "", "file": None, "line": None})
     waits = JobState(state="submitted", detail="PENDING (BeginTime)")
     (run,) = look([folder], {folder.id: Scheduler(waits)})  # type: ignore[dict-item]
     assert (run.state, run.record["diagnosis"]) == ("submitted", None)

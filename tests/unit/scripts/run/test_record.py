@@ -47,7 +47,16 @@ def test_a_killed_process_leaves_a_lost_run(tmp_path: Path, state: str) -> None:
 def test_another_process_with_the_same_pid_is_not_the_owner(tmp_path: Path) -> None:
     owner = process.identity()
     assert process.is_alive(owner, tmp_path / "heartbeat")
-    assert not process.is_alive(owner | {"started": owner["started"] - 100}, tmp_path / "heartbeat")
+    assert not process.is_alive(owner | {"ticks": owner["ticks"] - 1}, tmp_path / "heartbeat")
+    of_before = {key: value for key, value in owner.items() if key != "ticks"}
+    assert process.is_alive(of_before, tmp_path / "heartbeat")
+    assert not process.is_alive(of_before | {"started": owner["started"] - 100}, tmp_path / "heartbeat")
+
+
+def test_whoever_sets_the_clock_loses_no_run(tmp_path: Path) -> None:
+    """When a process started, in seconds since the epoch, is worked out from the clock as it stands."""
+    owner = process.identity()
+    assert process.is_alive(owner | {"started": owner["started"] + 3600}, tmp_path / "heartbeat")
 
 
 @pytest.mark.parametrize(("age", "alive"), [(0, True), (process.STALE_SECONDS + 5, False)])

@@ -1,0 +1,55 @@
+"""Runs that are recorded by hand, and our commands about them in this process."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import typer
+from typer.testing import CliRunner, Result
+
+from executors.base import SchedulerJob
+from executors.local import LocalProfile
+from recipes.cli import manage
+from recipes.experiment.store import RunFolder
+from scripts.run.record import Record
+from tests.jobs import submitted
+
+
+def recorded(home: Path, run_id: str) -> Path:
+    """The folder of a local run that failed."""
+    folder = RunFolder(dir=home / "runs" / run_id)
+    record = Record.submit(folder.dir, id=run_id, recipe="probe", algorithm="probe", values={"args": {}})
+    record.finish("failed", {"name": "told_to_fail", "message": "m", "remedy": "r"})
+    job = SchedulerJob(run_id=run_id, id="local_persistent://x/y", run_dir=str(folder.dir), folder="/f")
+    submitted(folder, LocalProfile(), scheduled=job, settled=True)
+    folder.partial.write_text("x")
+    (folder.dir / "logs").mkdir()
+    (folder.dir / "logs" / "rank0.log").write_text("a line\n")
+    return folder.dir
+
+
+@contextmanager
+def in_time(seconds: float = 5) -> Iterator[None]:
+    def late(*_: object) -> None:
+        raise TimeoutError(f"took longer than {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+class Shell:
+    """Our commands about runs, each of which must end soon."""
+
+    def __init__(self) -> None:
+        self._app = typer.Typer()
+        manage.register(self._app)
+
+    def __call__(self, *words: str) -> Result:
+        with in_time():
+            return CliRunner().invoke(self._app, words)
