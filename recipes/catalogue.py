@@ -291,13 +291,18 @@ def find(name: str) -> Recipe:
 # --- files -----------------------------------------------------------------------------------------------------------
 
 
+def named_config(family: Family, name: str) -> Recipe | None:
+    """The recipe of a family that a bare config name (`fp8`) stands for."""
+    return next((one for one in RECIPES.values() if one.family == family and one.file.stem == name), None)
+
+
 def config_of(family: Family, name: str, *, key: str = "--config") -> Path:
     """The file of a bare config name (`fp8`) in a family, else the path itself. Raises ProblemsError for neither."""
-    files = {recipe.file.stem: recipe.file for recipe in _catalogue()[0].values() if recipe.family == family}
-    path = files.get(name) or expanded(name)
+    named = named_config(family, name)
+    path = named.file if named else expanded(name)
     if is_file(path):
         return path
-    remedy = nearest(name, files)
+    remedy = nearest(name, [recipe.file.stem for recipe in RECIPES.values() if recipe.family == family])
     cause = "there is no such file or config"
     raise ProblemsError([Problem(name="unknown_config", key=key, value=name, cause=cause, remedy=remedy)])
 

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import re
+import unicodedata
 from collections.abc import Mapping
 from copy import deepcopy
 from functools import cache, lru_cache
@@ -70,6 +71,10 @@ def merge(partial: "run.Partial[Any]", values: Mapping[str, Any]) -> list[Proble
                 continue
             for key, value in content.items():
                 problems += set_value(partial, f"{section}.{key}", value, strict=True)
+        elif section == "executor":
+            cause = "a recipe says what is run, and not where"
+            remedy = "Write executor=NAME on the command line, or -r or -b."
+            problems.append(Problem(name="unknown_key", key=section, value=content, cause=cause, remedy=remedy))
         else:
             problems += set_value(partial, section, content, strict=True)
     return problems
@@ -152,7 +157,7 @@ def _wrong(key: str, value: Any, cause: str) -> Problem:
 class Words:
     """The `KEY=VALUE` words of a command line, sorted by whom they address."""
 
-    executor: str
+    executor: str | None  # None: nobody said
     profile: dict[str, str]
     recipe: dict[str, str]
 
@@ -162,13 +167,14 @@ def parse_words(words: list[str]) -> tuple[Words, list[Problem]]:
 
     `run.executor=` is taken like `executor=`. The last word for a key wins, as in a shell.
     """
-    executor, profile, recipe = "local", {}, {}
+    executor: str | None = None
+    profile: dict[str, str] = {}
+    recipe: dict[str, str] = {}
     problems = []
     for word in words:
-        match = re.match(r"([A-Za-z_][\w.-]*)=(.*)", word, re.DOTALL)
+        match = re.match(r"([A-Za-z_][\w.-]*)=(.*)", word, re.ASCII | re.DOTALL)
         if match is None:
-            cause = "a word of the form KEY=VALUE is expected"
-            problems.append(Problem(name="not_an_override", key=word, value=None, cause=cause))
+            problems.append(_no_override(word))
             continue
         key, value = match[1].removeprefix("run."), match[2]
         if key == "executor":
@@ -178,6 +184,21 @@ def parse_words(words: list[str]) -> tuple[Words, list[Problem]]:
         else:
             recipe[key] = value
     return Words(executor=executor, profile=profile, recipe=recipe), problems
+
+
+def _no_override(word: str) -> Problem:
+    """Why a word is none of the form KEY=VALUE, and what to write."""
+    key, equals, _ = word.partition("=")
+    foreign = next((letter for letter in key if not letter.isascii()), "")
+    cause, remedy = "a word of the form KEY=VALUE is expected", ""
+    if equals and foreign:
+        cause = f"{foreign!r} in the key is {unicodedata.name(foreign, 'no letter')}"
+        remedy = "Type the key anew: keys are letters of ASCII."
+    elif word.endswith((".yaml", ".yml")):
+        remedy = f"Write --config {word}."
+    elif not equals and word.startswith("-"):
+        remedy = "Words for the script go after --."
+    return Problem(name="not_an_override", key=word, value=None, cause=cause, remedy=remedy)
 
 
 def parse_sweep(words: list[str]) -> tuple[dict[str, list[str]], list[Problem]]:

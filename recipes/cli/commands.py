@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +17,19 @@ if TYPE_CHECKING:
     from recipes.experiment.stage import Options, Stage
 
 _PASSTHROUGH = "recipes.passthrough"
+_HELP = {"help_option_names": ["-h", "--help"]}
+Configs = Annotated[
+    list[str] | None,
+    typer.Option("-c", "--config", metavar="NAME|PATH", help="A shipped config (fp8, tiny) or a YAML file; in order."),
+]
+Attached = Annotated[
+    str | None, typer.Option("-r", metavar="PROFILE", help="Run there, attached: executor=PROFILE.", show_default=False)
+]
+Batch = Annotated[
+    str | None,
+    typer.Option("-b", metavar="PROFILE", help="Run there, detached: executor=PROFILE --detach.", show_default=False),
+]
+Profiles = Annotated[Path | None, typer.Option(help="A file of executor profiles, instead of your own.")]
 
 
 class RecipeCommand(TyperCommand):
@@ -25,16 +38,35 @@ class RecipeCommand(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         cut = args.index("--") if "--" in args else len(args)
         ctx.meta[_PASSTHROUGH] = args[cut + 1 :]
+        known = {name for one in self.params for name in (*one.opts, *one.secondary_opts)}
+        for option in (word.partition("=")[0] for word in args[:cut] if word.startswith("--")):
+            if option not in known and (instead := _word_for(option, args[:cut])):
+                ctx.fail(f"No such option: {option}. {instead}")
         parsed: list[str] = super().parse_args(ctx, args[:cut])
         return parsed
+
+
+def _word_for(option: str, words: Sequence[str]) -> str:
+    """What to type for an option that is none: values are words without hyphens in front."""
+    from recipes.catalogue import RECIPES
+
+    name = option.lstrip("-").replace("-", "_")
+    joined = next((word.partition("=")[2] for word in words if word.startswith(f"{option}=")), "VALUE")
+    value = words[words.index(option) + 1] if option in words[:-1] else joined
+    if name in ("executor", "profile"):
+        return f"Write executor={value}."
+    recipe = next((RECIPES[word] for word in words if word in RECIPES), None)
+    if recipe is not None and name in {one.name for one in fields(recipe.family.args)}:
+        return f"Write args.{name}={value}."
+    return ""
 
 
 def register(app: typer.Typer) -> None:
     """Add our commands to NeMo-Run's `experiment` group; status, logs and cancel take the place of its own."""
     from recipes.cli import executors, explain, inspect, manage
 
-    app.command("run", cls=RecipeCommand)(run)
-    app.command("plan", cls=RecipeCommand)(plan)
+    app.command("run", cls=RecipeCommand, context_settings=_HELP)(run)
+    app.command("plan", cls=RecipeCommand, context_settings=_HELP)(plan)
     app.command("recipes")(recipes)
     app.command("inspect")(inspect.inspect)
     app.command("explain")(explain.explain)
@@ -51,13 +83,17 @@ def run(
             metavar="[KEY=VALUE]...", help="executor=NAME, executor.KEY=VALUE, args.KEY=VALUE, script.KEY=VALUE ..."
         ),
     ] = None,
-    config: Annotated[str | None, typer.Option(help="A YAML file, or the name of a shipped config.")] = None,
-    profiles: Annotated[Path | None, typer.Option(help="A file of executor profiles, instead of your own.")] = None,
+    config: Configs = None,
+    attached: Attached = None,
+    batch: Batch = None,
+    profiles: Profiles = None,
     after: Annotated[list[str] | None, typer.Option(help="Begin when this run has succeeded (repeatable).")] = None,
     sweep: Annotated[
         list[str] | None, typer.Option(metavar="KEY=A,B,C", help="One run for each value; repeated: each combination.")
     ] = None,
-    dryrun: Annotated[bool, typer.Option("--dryrun", help="Check, show what would run, write nothing.")] = False,
+    dryrun: Annotated[
+        bool, typer.Option("--dryrun", "--dry-run", "-d", help="Check, show what would run, write nothing.")
+    ] = False,
     detach: Annotated[bool, typer.Option("--detach", help="Return at once; the job outlives the terminal.")] = False,
     force: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Go on in spite of this Problem (repeatable); recorded.")
@@ -70,6 +106,8 @@ def run(
     """Check a recipe, run it, and say what came of it.
 
     Example: nemo experiment run quantize_fp8 executor=slurm args.hf_model_id=Qwen/Qwen3-8B executor.nodes=2 --detach
+
+    With names of a config and a profile: nemo experiment run quantize -c fp8 -b slurm args.hf_model_id=Qwen/Qwen3-8B
 
     Exit status: 0 when every job succeeded (or was handed over with --detach), 1 when one failed, 2 when
     it was refused before anything was written, 130 after Ctrl-C. Ctrl-C ends a local or Docker job; one on
@@ -84,7 +122,9 @@ def run(
     options = Options(profiles=profiles, online=not dryrun, force_squash=force_squash, force=frozenset(force or ()))
     try:
         with exits(as_json=as_json, submits=True) as refusal:
-            asked = _asked(recipe, words or [], config, ctx.meta[_PASSTHROUGH], options)
+            asked = _asked(recipe, words or [], config or [], ctx.meta[_PASSTHROUGH], options)
+            asked = asked.at(attached, batch, detach=detach)
+            detach = detach or batch is not None
             stages, examined = _examined(replace(asked, stage=replace(asked.stage, after=after or [])), sweep or [])
             refused = bool(examined.errors)
             if dryrun and examined.jobs:
@@ -121,8 +161,10 @@ def plan(
         list[str] | None,
         typer.Argument(metavar="[KEY=VALUE]...", help="The words that `nemo experiment run` would be given."),
     ] = None,
-    config: Annotated[str | None, typer.Option(help="A YAML file, or the name of a shipped config.")] = None,
-    profiles: Annotated[Path | None, typer.Option(help="A file of executor profiles, instead of your own.")] = None,
+    config: Configs = None,
+    attached: Attached = None,
+    batch: Batch = None,
+    profiles: Profiles = None,
     force: Annotated[list[str] | None, typer.Option(metavar="NAME", help="As `run` has it (repeatable).")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document; configs/schemas/plan.json.")] = False,
 ) -> None:
@@ -137,7 +179,8 @@ def plan(
 
     options = Options(profiles=profiles, online=False, force=frozenset(force or ()))
     with exits(as_json=as_json):
-        found = plan_of(_examined(_asked(recipe, words or [], config, ctx.meta[_PASSTHROUGH], options))[1])
+        asked = _asked(recipe, words or [], config or [], ctx.meta[_PASSTHROUGH], options)
+        found = plan_of(_examined(asked.at(attached, batch))[1])
     if as_json:
         print_json(found.as_data())
     else:
@@ -154,25 +197,47 @@ class Asked:
     problems: "list[Problem]"
     whole: bool  # every file was read, and so the values are those that were meant
 
+    def at(self, attached: str | None, batch: str | None, *, detach: bool = False) -> "Asked":
+        """On the profile of -r or -b, where one of them was given."""
+        said = {"-r": attached, "-b": batch, "executor": self.stage.executor}
+        named = {key: value for key, value in said.items() if value is not None}
+        cause = ""
+        if attached is not None and (batch is not None or detach):
+            cause = "-r is an attached run, -b and --detach are a detached one"
+        elif len(set(named.values())) > 1:
+            cause = f"{' and '.join(f'{key} {value}' for key, value in named.items())}: a job runs in one place"
+        executor = next(iter(named.values()), "local")
+        problems = [*self.problems]
+        if cause:
+            key = next(iter(named))
+            problems.append(Problem(name="contradiction", key=key, value=executor, cause=cause, remedy="Give one."))
+        return replace(self, stage=replace(self.stage, executor=executor), problems=problems)
+
 
 def _asked(
-    recipe: str, words: Sequence[str], config: str | None, passthrough: Sequence[str], options: "Options"
+    recipe: str, words: Sequence[str], configs: Sequence[str], passthrough: Sequence[str], options: "Options"
 ) -> Asked:
     """Raises ProblemsError where there is no recipe of that name, with all else that is wrong."""
     from executors import load_profile
-    from recipes.catalogue import config_of, find, layers, merge_files
+    from recipes.catalogue import RECIPES, config_of, find, layers, merge_files, named_config
     from recipes.experiment.stage import Stage
     from recipes.values import parse_words, set_value
 
+    if "=" in recipe:
+        first = next((word for word in words if word in RECIPES), "RECIPE")
+        cause, remedy = "the recipe comes first", f"Write: nemo experiment run {first} {recipe} ..."
+        raise ProblemsError([Problem(name="unknown_recipe", key="recipe", value=recipe, cause=cause, remedy=remedy)])
     parsed, problems = parse_words(list(words))
     options = replace(options, overrides=parsed.profile)
     try:
         entry = find(recipe)
     except ProblemsError as error:
-        wrong = load_profile(parsed.executor, parsed.profile, files=options.profiles)[1]
+        wrong = load_profile(parsed.executor or "local", parsed.profile, files=options.profiles)[1]
         raise ProblemsError([*error.problems, *problems, *wrong]) from None
+    if configs and (named := named_config(entry.family, configs[0])) is not None:
+        entry, configs = named, configs[1:]  # `quantize -c tiny` is the recipe quantize_tiny
     partial, whole = entry.build(), True
-    if config is not None:
+    for config in configs:
         try:
             problems += merge_files(partial, layers(entry.family, config_of(entry.family, config)))
         except ProblemsError as error:
@@ -181,7 +246,7 @@ def _asked(
     for key, value in parsed.recipe.items():
         problems += set_value(partial, key, value)
     partial.extra_args = [*partial.extra_args, *passthrough]
-    stage = Stage(name=recipe, partial=partial, executor=parsed.executor)
+    stage = Stage(name=entry.name, partial=partial, executor=parsed.executor)
     return Asked(stage=stage, options=options, problems=problems, whole=whole)
 
 
@@ -199,7 +264,7 @@ def _examined(asked: Asked, sweep: Sequence[str] = ()) -> "tuple[Sequence[Stage]
             stages = [replace(asked.stage, name=one.name, partial=one.partial) for one in made]
     except ProblemsError as error:
         problems += error.problems
-    if not asked.whole:  # what could be found would be wrong with the values that a file was to replace
+    if not asked.whole or any(one.key == "executor" for one in problems):  # of another job than was meant
         return stages, Examined(jobs=(), problems=tuple(problems))
     examined = examine(stages, options=asked.options)
     errors_first = sorted(examined.problems, key=lambda problem: problem.severity != "error")

@@ -7,10 +7,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from configs import CONFIGS
 from executors.base import AnyJob, Capabilities, Place, Profile
 from executors.kinds import place_from_record
 from executors.profiles.values import secrets_here
-from recipes.catalogue import RECIPES
+from recipes.catalogue import RECIPES, Recipe
 from recipes.experiment.releases import Addressed, address
 from recipes.experiment.stage import Options, Stage
 from recipes.models import ModelFacts, facts_of
@@ -19,7 +20,7 @@ from recipes.planner.layout import ENDS, SIZES, Asked, Layout, default_ep
 from scripts.args.configuration import KEYS, of_role
 from scripts.args.interpolation import resolve_args
 from scripts.args.meaning import Role, ScriptArgs, ScriptSpec, Torchrun, field_of, fields_of, value_of, values_of
-from scripts.engines.choice import Chosen, choose_engine
+from scripts.engines.choice import Chosen, choose_engine, is_built_in
 from scripts.engines.script.command import Argv, command_words
 from scripts.engines.script.flags.tables import releases_in
 from scripts.engines.script.locate import installed
@@ -266,7 +267,15 @@ def job_of(
     given = frozenset(name for name, value, _ in values_of(args) if value != getattr(shipped, name, None))
     sizes = {name for size in SIZES for name in fields_of(args, size) if getattr(args, name) is not None}
     spread = overrides.get("nodes", "1") != "1" or torchrun.nnodes > 1 or bool(sizes & given)
-    engine = choose_engine(partial.engine, args, script, has_script=lambda: _has_script(args, place, spread=spread))
+
+    def has_script() -> bool:
+        return _has_script(args, place, spread=spread)
+
+    full_size = _full_size(args, given, recipe) if recipe and partial.engine == "auto" and not place.runs_here else {}
+    if full_size and has_script():
+        partial = copy_with(partial, args=copy_with(partial.args, **full_size))
+        args = build(partial.args)
+    engine = choose_engine(partial.engine, args, script, has_script=has_script)
     if engine == "script" and (ep := default_ep(args, torchrun)) is not None:
         args = replace(args, ep=ep)
         partial = copy_with(partial, args=copy_with(partial.args, ep=ep))
@@ -318,6 +327,17 @@ def job_of(
         wrong = Problem(name="contradiction", key="executor.nodes", value=said, cause=cause, remedy=remedy)
         problems = [wrong, *problems]
     return job, problems
+
+
+def _full_size(args: ScriptArgs, given: frozenset[str], recipe: Recipe) -> dict[str, str]:
+    """The model of the family, where a recipe that ships names a built-in one and nobody said otherwise.
+
+    A smoke test has the command that it is a test of, and NVIDIA's script knows no built-in model.
+    """
+    name = field_of(args, "model")
+    if name is None or name in given or not recipe.file.is_relative_to(CONFIGS):
+        return {}
+    return {name: getattr(RECIPES[recipe.family.name].build().args, name)} if is_built_in(getattr(args, name)) else {}
 
 
 def _has_script(args: ScriptArgs, place: Place, *, spread: bool) -> bool:

@@ -27,9 +27,14 @@ def choose_engine(
         return asked
     if not args.HF_ENGINE or script.path is not None or script.release is not None:
         return "script"
-    if str(value_of(args, "model", "")).startswith("tiny:"):
+    if is_built_in(value_of(args, "model")):
         return "hf"
     return "script" if has_script() else "hf"
+
+
+def is_built_in(model: object) -> bool:
+    """Whether that is a model which ships as code, for the hf engine."""
+    return isinstance(model, str) and model.startswith("tiny:")
 
 
 def refuse_ranks(who: str) -> None:

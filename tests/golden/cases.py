@@ -95,6 +95,7 @@ class Case:
 
 
 _RANKS = {"torchrun.nnodes": "2", "torchrun.nproc_per_node": "2"}
+_HF = {"engine": "hf"}  # one process
 _MODEL = {"args.hf_model_id": "Qwen/Qwen3-8B", "args.trust_remote_code": "true"}
 CASES = (
     Case(file="local.json", recipe="quantize_tiny", executor="local"),
@@ -103,11 +104,18 @@ CASES = (
     Case(file="slurm_quantize.sh", recipe="quantize_fp8", executor="slurm"),  # the first command of the README
     Case(file="slurm_torchrun.sh", recipe="probe", executor="cluster", values=_RANKS),
     Case(file="slurm_array.sh", recipe="probe", executor="cluster", sweep={"args.message": ("a", "b c", "$d")}),
-    Case(file="slurm_ssh_container.sh", recipe="quantize_tiny", executor="far", after=(PARENT,), force_squash=True),
+    Case(
+        file="slurm_ssh_container.sh",
+        recipe="quantize_tiny",
+        executor="far",
+        values=_HF,
+        after=(PARENT,),
+        force_squash=True,
+    ),
     Case(file="slurm_ssh_container_torchrun.sh", recipe="probe", executor="far", values=_RANKS),
-    Case(file="docker.json", recipe="quantize_tiny", executor="box"),
+    Case(file="docker.json", recipe="quantize_tiny", executor="box", values=_HF),
     Case(file="docker_torchrun.json", recipe="probe", executor="box", values={"torchrun.nproc_per_node": "2"}),
-    Case(file="lepton.txt", recipe="quantize_tiny", executor="cloud"),
+    Case(file="lepton.txt", recipe="quantize_tiny", executor="cloud", values=_HF),
     Case(file="lepton_torchrun.txt", recipe="probe", executor="cloud", values=_RANKS),
 )
 

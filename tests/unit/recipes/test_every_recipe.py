@@ -384,7 +384,7 @@ WARNED = {
         *("distill_mock", "distill_tiny", "qad_tiny", "distill_llama", "qat", "qat_tiny"),
     ],
     "tiny_calibration_used_as_quality_signal": [
-        *("quantize_vlm_tiny", "quantize_modelopt_tiny", "prune_tiny", "mlm_quantize_tiny"),
+        *("quantize_tiny", "quantize_vlm_tiny", "quantize_modelopt_tiny", "prune_tiny", "mlm_quantize_tiny"),
     ],
     "limited_run_used_as_quality_signal": ["mlm_mmlu_tiny"],
 }

@@ -95,7 +95,22 @@ def test_any_text_reaches_a_string_field_unchanged(key: str, text: str) -> None:
 def test_words_never_raise(words: list[str]) -> None:
     parsed, problems = parse_words(words)
     assert len(problems) <= len(words)
-    assert parsed.executor is not None
+    assert isinstance(parsed.recipe, dict)
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("x.yaml", "Write --config x.yaml."),
+        ("\u0430rgs.calib_size=3", "CYRILLIC SMALL LETTER A"),
+        ("args.\u0441alib_size=3", "CYRILLIC SMALL LETTER ES"),
+        ("args.calib\u2010size=3", "HYPHEN"),
+        ("fp8", "KEY=VALUE"),
+    ],
+)
+def test_a_word_that_is_no_override_says_what_to_type(word: str, said: str) -> None:
+    (problem,) = parse_words([word])[1]
+    assert problem.name == "not_an_override" and said in str(problem)
 
 
 def test_words_are_sorted_by_whom_they_address() -> None:
@@ -131,6 +146,11 @@ def test_files_that_are_no_config(tmp_path: Path, content: str) -> None:
     with pytest.raises(ProblemsError) as caught:
         load_yaml(config_of(FAMILIES["quantize"], str(path)))
     assert caught.value.problems[0].name == "unreadable_config"
+
+
+def test_a_config_says_nothing_of_places() -> None:
+    (problem,) = merge(quantize_fp8(), {"executor": "slurm"})
+    assert problem.key == "executor" and "executor=NAME" in problem.remedy
 
 
 def test_config_by_bare_name_or_path(tmp_path: Path) -> None:

@@ -1,13 +1,28 @@
 """The CLI as its users meet it: a process, its exit status, what it prints, what it leaves."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
+from typer.testing import CliRunner
 
+from recipes.cli.commands import register
+from recipes.experiment.job import Job
+from recipes.experiment.runs import Run
+from scripts.run.problems import JobError
 from tests.conftest import Done
 
 Nemo = Callable[..., Done]
+
+
+def _app() -> typer.Typer:
+    """The commands in this process, which is faster than one of their own."""
+    app = typer.Typer()
+    register(app)
+    return app
 
 
 def _files(folder: Path) -> list[Path]:
@@ -154,6 +169,84 @@ def test_refusals_as_json(nemo: Nemo) -> None:
     done = nemo("run", "quantize_fp8", "args.hf_model_id=./none", "args.calib_size=0", "--json", "--yes")
     assert done.code == 2
     assert {problem["name"] for problem in done.json["problems"]} >= {"missing_model", "out_of_range"}
+
+
+@pytest.mark.parametrize(
+    ("words", "place", "detached"),
+    [
+        (["-r", "slurm"], "slurm", False),
+        (["-b", "slurm"], "slurm", True),
+        (["-b", "slurm", "executor=slurm"], "slurm", True),
+        (["executor=docker"], "docker", False),
+        ([], "local", False),
+    ],
+)
+def test_a_profile_by_the_words_r_and_b(
+    monkeypatch: pytest.MonkeyPatch, words: list[str], place: str, detached: bool
+) -> None:
+    seen = {}
+
+    def start(jobs: list[Job], *, detach: bool, watch: object) -> list[Run]:
+        seen.update(place=jobs[0].executor, detach=detach)
+        raise JobError("stopped_here", "so far")
+
+    monkeypatch.setattr("recipes.experiment.submit.start_sweep", start)
+    done = CliRunner().invoke(_app(), ["run", "probe", *words, "--yes"])
+    assert (done.exit_code, seen) == (1, {"place": place, "detach": detached}), done.output
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["probe", "-r", "slurm", "-b", "slurm"], "-r is an attached run"),
+        (["probe", "-r", "slurm", "--detach"], "-r is an attached run"),
+        (["probe", "-r", "slurm", "executor=docker"], "a job runs in one place"),
+        (["executor=slurm", "probe"], "Write: nemo experiment run probe executor=slurm"),
+        (["probe", "--executor", "slurm"], "Write executor=slurm."),
+        (["quantize_fp8", "--calib-size=64"], "Write args.calib_size=64."),
+        (["quantize_fp8", "--calib_size", "64"], "Write args.calib_size=64."),
+    ],
+)
+def test_words_that_do_not_fit_say_what_to_type(words: list[str], said: str) -> None:
+    done = CliRunner().invoke(_app(), ["run", *words, "-d"], env={"COLUMNS": "200", "TERMINAL_WIDTH": "200"})
+    assert done.exit_code == 2 and said in done.output, done.output
+
+
+def test_configs_in_their_order(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("args: {calib_size: 7, calib_seq_length: 99}")
+    (tmp_path / "b.yaml").write_text("args: {calib_size: 8}")
+    words = ["run", "quantize", "-c", "nvfp4", "-c", str(tmp_path / "a.yaml"), "-c", str(tmp_path / "b.yaml")]
+    shown = CliRunner().invoke(_app(), [*words, "-r", "slurm", "--dry-run", "--json"])
+    args = json.loads(shown.stdout)["values"]["args"]
+    assert (args["export_quant_cfg"], args["calib_size"], args["calib_seq_length"]) == ("nvfp4", 8, 99)
+
+
+@pytest.mark.parametrize("how", [["quantize", "-c", "tiny"], ["quantize_tiny"]])
+def test_tiny_is_the_same_command_wherever_an_image_is_named(how: list[str]) -> None:
+    def shown(*words: str) -> Any:
+        return json.loads(CliRunner().invoke(_app(), ["run", *words, "--dryrun", "--json"]).stdout)
+
+    tiny, whole = shown(*how, "-b", "slurm"), shown("quantize", "-b", "slurm")
+    assert (tiny["engine"], tiny["shape"]) == (whole["engine"], whole["shape"])
+    changed = [(one, other) for one, other in zip(tiny["command"], whole["command"], strict=True) if one != other]
+    assert changed[0] == ("16", "512") and len(changed) == 2, "the other one is the run's own folder"
+    here = shown(*how)
+    assert (here["engine"], here["values"]["args"]["hf_model_id"]) == ("hf", "tiny:qwen3")
+    assert shown(*how, "-b", "slurm", "executor.image=null")["engine"] == "hf"
+    assert shown(*how, "-b", "slurm", "engine=hf")["values"]["args"]["hf_model_id"] == "tiny:qwen3"
+    mine = shown(*how, "-b", "slurm", "args.hf_model_id=Qwen/Qwen3-8B")
+    assert mine["values"]["args"]["hf_model_id"] == "Qwen/Qwen3-8B"
+
+
+@pytest.mark.parametrize(
+    ("config", "name"), [("a: [", "unreadable_config"), (None, "unknown_config"), ("executor: slurm", "unknown_key")]
+)
+def test_a_config_that_cannot_be_read_is_all_that_is_said(tmp_path: Path, config: str | None, name: str) -> None:
+    if config is not None:
+        (tmp_path / "a.yaml").write_text(config)
+    words = ["run", "export", "-c", str(tmp_path / "a.yaml"), "--json", "--dryrun"]  # which lacks what it needs
+    problems = json.loads(CliRunner().invoke(_app(), words).stdout)["problems"]
+    assert [one["name"] for one in problems] == [name]
 
 
 def test_unknown_options_are_refused(nemo: Nemo) -> None:

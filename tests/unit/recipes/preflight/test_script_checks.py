@@ -172,7 +172,8 @@ def test_the_engine_is_chosen_where_the_container_is_known(profiles: Path) -> No
         ("quantize_fp8", "slurm"): "script",
         ("quantize_fp8", "other"): "hf",
         ("quantize_fp8", "bare"): "hf",
-        ("quantize_tiny", "slurm"): "hf",
+        ("quantize_tiny", "slurm"): "script",
+        ("quantize_tiny", "bare"): "hf",
         ("prune", "bare"): "script",
         ("probe", "slurm"): None,
     }
@@ -192,6 +193,17 @@ def test_an_image_that_nobody_knows_is_checked_against_every_release(profiles: P
     assert told(profiles, "quantize_fp8", "other", engine="script", extra_args=["--newer-than-we-know"]) == []
     spec = prepare(built("quantize_fp8", engine="script"), "other", profiles=profiles)
     assert any("script.release names it" in note for note in notes(spec))
+
+
+def test_a_flag_newer_than_the_tables_can_be_insisted_on(profiles: Path) -> None:
+    partial = built("quantize_fp8", extra_args=["--my_new_flag", "value"])
+    with pytest.raises(ProblemsError, match="unknown_flag"):
+        prepare(partial, "slurm", profiles=profiles)
+    job = prepare(partial, "slurm", profiles=profiles, force=frozenset({"unknown_flag"}))
+    assert job.words is not None and job.words[-2:] == ("--my_new_flag", "value")
+    with pytest.raises(ProblemsError, match="cannot be forced"):  # a value without a flag would be lost
+        old = built("quantize_fp8", args__trust_remote_code=True)
+        prepare(old, "old", profiles=profiles, force=frozenset({"unknown_flag"}))
 
 
 def test_secrets_that_a_script_needs_are_passed_on(profiles: Path, monkeypatch: pytest.MonkeyPatch) -> None:
