@@ -1,6 +1,7 @@
 """Whether a place's GPUs can do what a job asks of them: their number, precision, formats, and memory."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from recipes.experiment.job import Job
 from recipes.planner.gpus import Gpu, gpus_per_node
@@ -20,6 +21,7 @@ _DEPLOYING = ("serve", "evaluate", "generate")
 #: What is over by less may fit all the same: the formulas leave out what an allocator wastes, and what it saves.
 _MARGIN = 1.1
 _GIB = 1 << 30
+_DEVICES = Path("/dev")  # NVIDIA's driver has nvidia0, nvidia1 ... there; under Windows dxg is all of them
 
 
 def _severity(gpu: Gpu) -> Severity:
@@ -44,6 +46,16 @@ def processes(job: Job) -> Iterator[Problem]:
             cause = f"each process takes a GPU, and a machine of {job.place.title} has {gpus}"
             remedy = f"Use {key}={gpus} and more machines, or raise executor.gpus."
             yield Problem(key=key, value=value, cause=cause, remedy=remedy)
+
+
+@check("more_processes_than_gpus", severity="warning", engines=("script",), applies=lambda job: job.place.runs_here)
+def gpus_here(job: Job) -> Iterator[Problem]:
+    """The machine that submits is the one that computes: its devices are here."""
+    here = sum(entry.name.removeprefix("nvidia").isdigit() for entry in _DEVICES.glob("nvidia*"))
+    if kind_of(job) is not None and job.processes > here and not (_DEVICES / "dxg").exists():
+        cause = f"each process takes a GPU, and this machine has {here or 'none'}"
+        remedy = "Name an executor that has them."
+        yield Problem(key="torchrun.nproc_per_node", value=job.processes, cause=cause, remedy=remedy)
 
 
 @check("tensor_parallel_across_machines", severity="warning", applies=ranked)

@@ -27,7 +27,8 @@ def inputs_of(job: Job) -> Iterator[Named]:
     """What the job reads, as it sees it; a name that may as well be a hub's is none, unless it is a folder here."""
     for field, value, meaning in values_of(job.resolved):
         kind = meaning.consumes
-        looked_for = kind == "binidx" or meaning.path == "read" or (meaning.names == "data" and job.engine != "hf")
+        plain = meaning.names == "path" and not kind.startswith("checkpoint_")
+        looked_for = plain or (meaning.names == "data" and job.engine != "hf")
         for item in value if isinstance(value, list) else [value]:
             named = meaning.reads and isinstance(item, str) and item and "\0" not in item
             if named and (posixpath.isabs(item) or (job.here and is_there(item))):

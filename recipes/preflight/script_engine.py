@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
+from typing import Literal
 
 from recipes.experiment.job import Job
 from recipes.models import hub
@@ -103,16 +104,27 @@ def of_another_engine(job: Job) -> Iterator[Problem]:
             yield Problem(key=f"args.{field}", value=value, cause=cause, remedy=remedy)
 
 
+@check("unknown_data", engines=("script",))
+def text_as_data(job: Job) -> Iterator[Problem]:
+    """Scripts read JSONL, folders and data sets; of a file of text they would find out when the model is loaded."""
+    for field, value, meaning in values_of(job.resolved):
+        if meaning.names == "data" and isinstance(value, str) and value.endswith((".txt", ".md")):
+            cause, remedy = "the script reads JSONL, and this is text", 'Write a line {"text": ...} for each document.'
+            yield Problem(key=f"args.{field}", value=value, cause=cause, remedy=remedy)
+
+
 @check("unknown_model", "missing_input", engines=("script", None))
 def inputs_given(job: Job) -> Iterator[Problem]:
     """What is not there, or is something else than what is needed."""
     for field, value, meaning in values_of(job.resolved):
-        given = isinstance(value, str) and meaning.consumes and meaning.engine != "hf" and field not in job.promised
+        named = isinstance(value, str) and (meaning.consumes or meaning.names == "model") and not meaning.produces
+        given = named and meaning.engine != "hf" and field not in job.promised
         key, cause = f"args.{field}", "built-in models are for the hf engine"
-        if given and value.startswith("tiny:") and job.engine == "script":
+        built_in = given and value.startswith("tiny:")
+        if built_in and job.engine == "script" and meaning.role != "tokenizer":
             remedy = "Name a folder or a hub model."
             yield Problem(name="unknown_model", key=key, value=value, cause=cause, remedy=remedy)
-        elif given and key not in faulty(job):
+        elif given and key not in faulty(job) and not (built_in and job.engine):
             yield from _input(job, key, value, meaning)
 
 
@@ -121,10 +133,13 @@ def _input(job: Job, key: str, value: str, meaning: Meaning) -> Iterator[Problem
     path = path_here(job, value)
     if path is None or not (job.here or is_there(path)):
         return
-    if meaning.consumes == "checkpoint_hf":
+    if meaning.names == "model":
+        needs: Literal["all", "shape", "tokenizer"] = "all" if meaning.consumes else "shape"
+        needs = needs if meaning.role != "tokenizer" else "tokenizer"
         local = not job.here or hub.is_local(value)
-        found = local_model_problem(str(path)) if local else hub.model_problem(value, online=job.online)
-        if found:
+        asks = job.online and bool(meaning.consumes)  # what is no input may be in a cache of its own
+        found = local_model_problem(str(path), needs=needs) if local else hub.model_problem(value, online=asks)
+        if found and not (found[0] == "unmerged_adapter" and not meaning.consumes):  # that is said of all of these
             yield Problem(name=found[0], key=key, value=value, cause=found[1], remedy=found[2], can_force=not job.here)
     elif meaning.consumes.startswith("checkpoint_"):
         if is_there(path):

@@ -22,7 +22,7 @@ def nul_characters(job: Any) -> Iterator[Problem]:
 def nameless_outputs(job: Any) -> Iterator[Problem]:
     """An output is made beside its place and renamed, so its path must end in a name."""
     for name, value, meaning in values_of(job.resolved):
-        if meaning.produces and isinstance(value, str) and Path(value).name in ("", ".."):
+        if meaning.names == "output" and isinstance(value, str) and Path(value).name in ("", ".."):
             cause = "it does not end in the name of a folder to make"
             remedy = "Name a folder, or null where the output is not wanted."
             yield Problem(key=f"args.{name}", value=repr(value), cause=cause, remedy=remedy)

@@ -1,7 +1,7 @@
 """Whether a model can be loaded, told by its files alone: asked where a job is submitted, and by the engine."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from scripts.checkpoints.documents import neighbour, read_json
 from scripts.checkpoints.huggingface import read_weights
@@ -14,14 +14,20 @@ _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 Trouble = tuple[str, str, str]
 
 
-def local_model_problem(name: str) -> Trouble | None:
-    """What is wrong with a folder or a built-in model as (problem, cause, remedy); None when it can be loaded."""
+def local_model_problem(name: str, *, needs: Literal["all", "shape", "tokenizer"] = "all") -> Trouble | None:
+    """What is wrong with a folder or a built-in model as (problem, cause, remedy); None when it can be loaded.
+
+    `needs` "shape" is config.json and tokenizer, without weights.
+    """
     if name in TINY_MODELS:
         return None
     if name.startswith("tiny:"):
         return "unknown_model", "there is no such built-in model", nearest(name, TINY_MODELS)
     path = expanded(name)
-    found = config_problem(path) or weights_problem(path)
+    if needs == "tokenizer" and is_folder(path):
+        found = None
+    else:
+        found = config_problem(path) or (weights_problem(path) if needs == "all" else None)
     if found is None and not any(is_file(path / file) for file in _TOKENIZERS):
         return "missing_tokenizer", "it has no tokenizer", "Copy the tokenizer's files beside config.json."
     return found

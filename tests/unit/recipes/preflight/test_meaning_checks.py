@@ -12,6 +12,7 @@ from recipes.catalogue import FAMILIES
 from recipes.experiment.examine import examine
 from recipes.experiment.stage import Options, Stage
 from recipes.planner.workload import workload_of
+from recipes.preflight import hardware
 from recipes.values import set_value
 from scripts.args.meaning import Meaning
 from scripts.run.problems import Problem
@@ -275,3 +276,26 @@ def test_a_flag_that_nobody_knows_of_yet_can_be_forced() -> None:
     assert said("quantize_fp8", "args.tp=8", extra=extra)["unknown_flag"].severity == "error"
     assert said("quantize_fp8", "args.tp=8", extra=extra, force="unknown_flag")["unknown_flag"].severity == "forced"
     assert said("quantize_fp8", "args.calib_dataset=a/b", force="unknown_flag")["unknown_flag"].severity == "error"
+
+
+def test_text_is_no_data_for_a_script(tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("One.\n\nTwo.")
+    for recipe, key in (("quantize_fp8", "calib_dataset"), ("mlm_quantize", "calib_dataset")):
+        found = said(recipe, "engine=script", f"args.{key}=./prompts.txt", executor="local")["unknown_data"]
+        assert found.key == f"args.{key}" and "JSONL" in found.cause
+    assert "unknown_data" not in said("prepare_data", "args.jsonl_paths=[./prompts.txt]", executor="local")
+    assert "unknown_data" not in said("quantize_fp8", "engine=hf", "args.calib_dataset=./prompts.txt", executor="local")
+
+
+@pytest.mark.parametrize(("devices", "warned"), [(0, True), (4, True), (8, False)])
+def test_processes_here_have_a_gpu_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, devices: int, warned: bool
+) -> None:
+    monkeypatch.setattr(hardware, "_DEVICES", tmp_path)
+    for name in ("nvidiactl", "nvidia-uvm", *(f"nvidia{number}" for number in range(devices))):
+        (tmp_path / name).touch()
+    words = ("engine=script", "torchrun.nproc_per_node=8", "args.tp=8")
+    problem = said("quantize_fp8", *words, executor="local").get("more_processes_than_gpus")
+    assert (problem is not None) is warned
+    assert problem is None or problem.severity == "warning"
+    assert "more_processes_than_gpus" not in said("hf_to_megatron", "args.device=cpu", executor="local")
