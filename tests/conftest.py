@@ -6,7 +6,7 @@ import signal
 import struct
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,14 +91,21 @@ def cold_nemo(home: Path, work: Path) -> Callable[..., Done]:
     return run
 
 
-def write_safetensors(path: Path, shapes: dict[str, list[int]]) -> None:
-    """A safetensors file of zeros in bf16, written by hand: no torch needed to test what reads headers."""
+def write_safetensors(path: Path, shapes: dict[str, list[int]], bytes_of: Mapping[str, str] | None = None) -> None:
+    """A safetensors file of zeros in bf16, written by hand: no torch needed to test what reads headers.
+
+    `bytes_of` names tensors that have another dtype, of one byte.
+    """
     header, offset = {}, 0
     for name, shape in shapes.items():
-        size = 2
+        size = 1 if name in (bytes_of or {}) else 2
         for side in shape:
             size *= side
-        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [offset, offset + size]}
+        header[name] = {
+            "dtype": (bytes_of or {}).get(name, "BF16"),
+            "shape": shape,
+            "data_offsets": [offset, offset + size],
+        }
         offset += size
     text = json.dumps(header).encode()
     path.write_bytes(struct.pack("<Q", len(text)) + text + b"\0" * offset)

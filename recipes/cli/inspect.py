@@ -72,6 +72,8 @@ def _lines(found: "Checkpoint") -> Iterator[tuple[str, object]]:
     yield "size", f"{_in_units(found.bytes)} in {found.files} file{'s' if found.files != 1 else ''}"
     for problem in found.problems:
         yield "problem", problem
+    for doubt in found.doubts:
+        yield "doubt", doubt
 
 
 def _in_units(count: float) -> str:

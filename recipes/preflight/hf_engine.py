@@ -17,6 +17,7 @@ from scripts.formats import FITS_ANY_WIDTH, FORMATS, format_error, format_proble
 from scripts.run.files import is_there
 from scripts.run.problems import JobError, Problem, Severity
 from scripts.run.registry import check
+from scripts.serving.servers import able
 
 _PARALLEL: tuple[Role, ...] = ("tp", "pp", "ep", "etp")
 _PEEKED_ROWS = 200
@@ -84,6 +85,19 @@ def exportable_by_hf(job: Job) -> Iterator[Problem]:
         severity: Severity = "error" if shared else "warning"
         key = "args.export_quant_cfg"
         yield Problem(key=key, value=value, cause=AWQ_EXPERTS, remedy=NO_AWQ, severity=severity)
+
+
+@check("unservable_checkpoint", engines=("hf",), severity="warning", applies=lambda job: job.resolved.export_dir)
+def servable(job: Job) -> Iterator[Problem]:
+    args, facts = job.resolved, FORMATS.get(job.resolved.export_quant_cfg)
+    if facts is None:
+        return
+    alone, small = args.weight_only and facts.quant_algo_weight_only, args.compress and facts.quant_algo_compressed
+    algorithm = alone or small or facts.quant_algo
+    if not able(algorithm.upper()):
+        cause = f"no server that is known here loads what it exports, {algorithm} of ModelOpt"
+        remedy = "Use fp8, or look whether your server loads it."
+        yield Problem(key="args.export_quant_cfg", value=facts.name, cause=cause, remedy=remedy)
 
 
 @check("weight_only_meaningless", "compress_unsupported", engines=("hf",))

@@ -30,6 +30,7 @@ class Checkpoint:
     training_state  whether optimizer, scheduler or random state is there as well
     bytes, files    of everything under the path
     problems        what is wrong with it, a sentence each
+    doubts          what may be, where only who made it can tell
     """
 
     path: Path
@@ -49,6 +50,7 @@ class Checkpoint:
     bytes: int = 0
     files: int = 0
     problems: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

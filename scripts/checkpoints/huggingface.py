@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.checkpoints.checkpoint import Checkpoint, Tensor, parameters, stored
+from scripts.checkpoints.consistency import contradictions, doubts
 from scripts.checkpoints.documents import read_json, reading, size_of, unreadable
 from scripts.checkpoints.pickles import mapping_of
 from scripts.checkpoints.quantization import (
@@ -56,6 +57,7 @@ def look_model(folder: Path) -> Checkpoint:
     named = listed[0] if isinstance(listed, list) and listed else said.get("model_type")
     weights = read_weights(folder, "model", "pytorch_model")
     quantization = _exported(folder, said)
+    exported = quantization.by_modelopt
     modes = _modes(folder)
     if restores_something(modes):
         quantization = of_modes(modes)
@@ -68,6 +70,8 @@ def look_model(folder: Path) -> Checkpoint:
     if not modes and any(one.of_quantizer for one in weights.tensors):
         problems.append(f"it has quantizers' values but no {_STATE}: its quantizers cannot be restored")
         quantization = replace(quantization, format=UNKNOWN)
+    if exported and not weights.problems:
+        problems += contradictions(quantization, said, _sidecar(folder), weights.tensors)
     return Checkpoint(
         path=folder,
         kind="checkpoint_modelopt" if (folder / _STATE).is_file() else "checkpoint_hf",
@@ -81,6 +85,7 @@ def look_model(folder: Path) -> Checkpoint:
         modelopt_state=restores_something(modes),
         training_state=any(next(folder.glob(pattern), None) for pattern in _TRAINING),
         problems=tuple(problems),
+        doubts=tuple(doubts(quantization, said, _sidecar(folder), weights.tensors)) if exported else (),
     )
 
 
@@ -127,10 +132,13 @@ def _parameters(weights: Weights, quantization: Quantization) -> int | None:
 
 
 def _exported(folder: Path, config: dict[str, Any]) -> Quantization:
-    sidecar = folder / _SIDECAR
-    said = read_json(sidecar) if sidecar.is_file() else None
-    with reading(folder / _CONFIG if said is None else sidecar):
+    said = _sidecar(folder)
+    with reading(folder / (_CONFIG if said is None else _SIDECAR)):
         return of_export(config, said)
+
+
+def _sidecar(folder: Path) -> dict[str, Any] | None:
+    return read_json(folder / _SIDECAR) if (folder / _SIDECAR).is_file() else None
 
 
 def _modes(folder: Path) -> Modes:

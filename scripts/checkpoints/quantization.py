@@ -54,11 +54,19 @@ def of_export(config: Mapping[str, Any], sidecar: Mapping[str, Any] | None) -> Q
         raise ValueError("its quantization_config is no object")
     method = said.get("quant_method")
     if method == "modelopt" or "quant_algo" in said:
-        return _of_words(said.get("quant_algo"), said.get("kv_cache_quant_algo"))
+        return _of_words(said.get("quant_algo"), cache_of_scheme(said))
     if not isinstance(method, str):
         return Quantization(format=UNKNOWN)
     # Another tool's word, told apart from a format of ours that has the same name.
     return Quantization(format=f"{method}{THEIRS}" if method in FORMATS else method)
+
+
+def cache_of_scheme(said: Mapping[str, Any]) -> object:
+    """`kv_cache_quant_algo`, or what `kv_cache_scheme` says in its place in a config.json: a word, or FP8 described."""
+    scheme = said.get("kv_cache_scheme")
+    if isinstance(scheme, Mapping):
+        scheme = "FP8" if (scheme.get("num_bits"), scheme.get("type")) == (8, "float") else str(dict(scheme))
+    return said.get("kv_cache_quant_algo") or scheme
 
 
 def _of_words(algo: object, cache: object) -> Quantization:

@@ -25,6 +25,7 @@ class Served:
     algorithm: str | None  # `quant_algo` of an export
     quantization: str | None  # the format, as Checkpoint says it
     method: str | None  # what the server is told of it
+    doubts: tuple[str, ...] = ()  # Checkpoint's
 
 
 @check("out_of_range", args=ServeArgs, where="both")
@@ -74,7 +75,8 @@ def check_checkpoint(args: ServeArgs, model: str) -> Served:
         raise JobError("unservable_checkpoint", f"{server.title} cannot load {algorithm} of ModelOpt.", remedy)
     told = server.formats[algorithm] if algorithm else None
     method = {"auto": told, "none": None}.get(args.quantization, args.quantization)
-    return Served(model=model, algorithm=algorithm, quantization=checkpoint.quantization, method=method)
+    found, doubts = checkpoint.quantization, checkpoint.doubts
+    return Served(model=model, algorithm=algorithm, quantization=found, method=method, doubts=doubts)
 
 
 def check_gpus(args: ServeArgs, served: Served) -> None:

@@ -49,6 +49,8 @@ def check_server(args: ScriptArgs, script: ScriptSpec, extra_args: Sequence[str]
     with record.phase("check the checkpoint"):
         served = check_checkpoint(args, model)
         record.update(inputs=[{"type": "checkpoint_hf", "name": args.checkpoint, "quantization": served.quantization}])
+        for doubt in served.doubts:
+            record.line(f"warning: {doubt}")
         check_gpus(args, served)
         port = choose_port(args.port)
     words = [*command_line(server, program, args, model=served.model, method=served.method, port=port), *extra_args]

@@ -12,6 +12,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from scripts.args.quantize import KvCacheQuant, QuantizeArgs  # noqa: E402
+from scripts.checkpoints import look  # noqa: E402
 from scripts.engines.hf import calibrate, quantizers, reference, save, verify  # noqa: E402
 from scripts.engines.hf.nvfp4 import cpu_kernels  # noqa: E402
 from scripts.formats import FORMATS  # noqa: E402
@@ -58,6 +59,7 @@ def round_trip(folder: Path, family: str = "qwen3", *, compress: bool = False, *
     save.save_restorable(model, hf_models.tokenizer(), folder / "mto")
     found = verify.verify_restorable(folder / "mto", before, PROBE, reopen)
     save.export_hf(model, hf_models.tokenizer(), folder / "hf", "bfloat16")
+    assert (look(folder / "hf").problems, look(folder / "hf").doubts) == ((), ())
     kv = values.get("export_kv_cache_quant", "none" if facts else None)
     return found + verify.verify_export(
         folder / "hf", facts, expected, kv_cache=kv, weight_only=values.get("weight_only", False), compressed=compress

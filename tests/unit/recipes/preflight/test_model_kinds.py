@@ -104,5 +104,21 @@ def test_what_the_exporter_does_not_pack_is_told(model: Make) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("recipe", "values", "warned"),
+    [
+        ("quantize_int8_sq", {}, True),
+        ("quantize_int8_sq", {"args__weight_only": True}, False),
+        ("quantize_int8_sq", {"args__export_dir": None}, False),
+        ("quantize_fp8", {}, False),
+        ("quantize_int4_awq", {}, False),
+    ],
+)
+def test_a_format_that_no_server_loads_is_told(recipe: str, values: dict[str, Any], warned: bool, model: Make) -> None:
+    job = job_of(recipe, args__hf_model_id=model(LLAMA), engine="hf", **values)
+    told = [one for one in carry_out(checks_of(hf_engine), job).problems if one.name == "unservable_checkpoint"]
+    assert [one.severity for one in told] == ["warning"] * warned
+
+
 def test_experts_are_let_through_in_fp8(model: Make) -> None:
     assert found(model(EXPERTS)) == []

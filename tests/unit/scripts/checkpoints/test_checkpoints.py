@@ -606,7 +606,7 @@ def test_inspect_says_it_in_lines_and_as_json(nemo: Callable[..., Done], fake_mo
     assert lines["parameters"] == f"{look(folder).parameters:,}"
     assert lines["quantization"] == "none"
     told = nemo("inspect", str(folder), "--json").json
-    assert Checkpoint(**{**told, "path": folder, "iterations": (), "problems": ()}) == look(folder)
+    assert Checkpoint(**{**told, "path": folder, "iterations": (), "problems": (), "doubts": ()}) == look(folder)
 
 
 @pytest.mark.parametrize("as_json", [False, True])
