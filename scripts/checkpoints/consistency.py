@@ -47,7 +47,7 @@ def doubts(
 
 
 def _between(said: Mapping[str, Any], beside: Mapping[str, Any], *, silent: bool) -> Iterator[str]:
-    """Where they differ, and where one is `silent` on what the other says: older ModelOpts wrote less into config.json."""
+    """Where they differ, or where one is `silent` on what the other says: older ModelOpts wrote less to config.json."""
     pairs = {
         "quant_algo": (said.get("quant_algo"), beside.get("quant_algo")),
         "kv_cache_quant_algo": (cache_of_scheme(said), beside.get("kv_cache_quant_algo")),
