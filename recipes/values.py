@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import posixpath
 import re
 import unicodedata
 from collections.abc import Mapping
@@ -12,12 +13,15 @@ from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
 from recipes.planner.gpus import stated_problems
 from scripts.args.meaning import Engine
-from scripts.args.typed import convert, parse_yaml
+from scripts.args.typed import convert, parse_yaml, refuse_huge
+from scripts.run.files import read_limited
 from scripts.run.problems import Problem, ProblemsError, nearest
 
 if TYPE_CHECKING:
     import nemo_run as run
 
+#: Values fill some kilobytes.
+_MAX_BYTES = 1 << 20
 #: The sections of a recipe's YAML: its values, and what is known of them.
 SECTIONS = ("engine", "script", "args", "torchrun", "extra_args")
 #: What is said of the values: a line on what they are, when to use which, what can go wrong, and what they vary.
@@ -27,8 +31,10 @@ _FACTS = {"summary": str, "extends": str, "strategies": list[str], "errors": lis
 def read_text(path: Path) -> str:
     """What a recipe's file says. Raises ProblemsError."""
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        return read_limited(Path(posixpath.realpath(path)), _MAX_BYTES).decode("utf-8")
+    except OSError as error:
+        raise _unreadable(path, error.strerror or str(error)) from error
+    except ValueError as error:
         raise _unreadable(path, str(error)) from error
 
 
@@ -123,8 +129,11 @@ def _set_below(partial: "run.Partial[Any]", mapping: str, key: str, value: Any) 
             return [_wrong(key, value, f"{part} is a value, not a section")]
     try:
         inner[last] = parse_yaml(value) if isinstance(value, str) else value
+        refuse_huge(inner[last])
     except yaml.YAMLError as error:
         return [_wrong(key, value, f"does not parse: {' '.join(str(error).split())}")]
+    except ValueError as error:
+        return [_wrong(key, value, str(error))]
     setattr(getattr(partial, section), name, whole)
     return []
 

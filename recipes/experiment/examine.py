@@ -134,8 +134,11 @@ def _examine_one(
         try:
             after.append(ids[name] if name in ids else str(_recorded(name)["id"]))
         except ProblemsError as error:
-            problems += error.problems
+            said = any(one.name == "unknown_artifact" and f":{name}" in str(one.value) for one in problems)
+            problems += [one for one in error.problems if not said or one.name != "unknown_run"]
     stage = replace(stage, partial=partial, after=after)
+    if problems and any(one.name == "unknown_artifact" for one in problems):
+        return None, problems  # what stands in the place of its path would be wrong in ways of its own
     job, unresolved = job_of(stage, ids[stage.name], executor, place, options, promised)
     problems += unresolved
     if job is None:
@@ -218,7 +221,8 @@ def _replaced(value: Any, key: str, made: Mapping[str, Outputs], problems: list[
                 record = _recorded(name)
                 outputs = record["outputs"] if record.get("outputs") else record.get("expects", [])
         except ProblemsError as error:
-            cause, remedy = f"there is no stage or run {name}", nearest(name, made) if made else ""
+            cause = f"there is no stage or run {name}"
+            remedy = nearest(name, made) if made else error.problems[0].remedy
             if error.problems[0].name == "damaged_record":
                 cause, remedy = error.problems[0].cause, error.problems[0].remedy
         else:

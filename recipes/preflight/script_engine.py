@@ -13,7 +13,7 @@ from scripts.args.meaning import Meaning, values_of
 from scripts.checkpoints.kinds import checkpoint_problems
 from scripts.checkpoints.model import local_model_problem
 from scripts.engines.script.command import flags_of
-from scripts.engines.script.flags.tables import interface_of, releases_of
+from scripts.engines.script.flags.tables import containers_with, interface_of, releases_of
 from scripts.engines.script.locate import is_module, locate
 from scripts.run.files import is_there
 from scripts.run.problems import JobError, Problem
@@ -23,7 +23,7 @@ from scripts.run.registry import check
 _FORMAT_KEYS = ("args.export_quant_cfg", "args.quant_cfg", "args.recipe")
 
 
-@check("unknown_flag", "unsupported_choice", "unsupported_quant_recipe", engines=("script",))
+@check("unknown_flag", "unsupported_choice", "unsupported_quant_recipe", "stray_word", engines=("script",))
 def words(job: Job) -> Iterator[Problem]:
     """What the script would not take, or would not be given."""
     try:
@@ -39,13 +39,32 @@ def words(job: Job) -> Iterator[Problem]:
             continue
         of_format = problem.name == "unsupported_choice" and problem.key in _FORMAT_KEYS
         name = "unsupported_quant_recipe" if of_format else problem.name
-        yield replace(problem, name=name, cause=problem.cause + (f" ({which}, by {by})" if certain else ""))
+        came = _came_with(job, problem.key) if problem.name == "unknown_flag" else ""
+        cause = problem.cause + (f" ({which}, by {by})" if certain else "")
+        yield replace(problem, name=name, cause=cause, remedy=came or problem.remedy)
     for key in argv.left_out:  # a value that somebody gave is not left out in silence
         name = key.removeprefix("args.")
         if name in job.given and certain:
             cause = f"{job.addressed.release or job.addressed.script} has no flag for it ({by})"
             value = getattr(job.args, name)
-            yield Problem(name="unknown_flag", key=key, value=value, cause=cause, remedy="Leave it out.")
+            remedy = _came_with(job, key) or "Leave it out."
+            yield Problem(name="unknown_flag", key=key, value=value, cause=cause, remedy=remedy)
+
+
+def _came_with(job: Job, key: str) -> str:
+    """The first release that has a flag for an argument, as a remedy; empty where none has."""
+    for field, _, meaning in values_of(job.args):
+        if key != f"args.{field}":
+            continue
+        for script in (one for one in job.args.SCRIPTS if not is_module(one)):
+            having = (
+                one for one in releases_of(script) if any(map(interface_of(script, one).find, flags_of(meaning, field)))
+            )
+            if (first := next(having, None)) is not None:
+                tags = containers_with(script, first)
+                where = f", the container nemo:{tags[0]}" if tags else ""
+                return f"It came with {first} of {script}{where}: use that one, or leave it out."
+    return ""
 
 
 def script_notes(job: Job) -> Iterator[str]:

@@ -9,6 +9,12 @@ from scripts.run.problems import nearest
 #: YAML 1.1 takes 6e9 and 1e-5 for texts; people mean numbers.
 _FLOAT = re.compile(r"[-+]?(?:\d[\d_]*)(?:\.[\d_]*)?[eE][-+]?\d+")
 _NULLS = ("null", "None", "~")
+_NUMBER = re.compile(r"\[?\s*(\d[\d_]*(?:\.\d*)?(?:[eE][-+]?\d+)?)\s*([kmgbt]?)\s*\]?", re.IGNORECASE)
+_SCALES = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9, "t": 1e12}
+#: No count, size or seed is larger, and arithmetic in floats overflows far above.
+_LARGEST = 1 << 63
+#: A document of values has some hundred of nodes, some levels deep; aliases count as what they stand for.
+_MOST_NODES, _DEEPEST = 100_000, 64
 
 
 def convert(kind: Any, value: Any, *, strict: bool) -> Any:
@@ -34,14 +40,44 @@ def convert(kind: Any, value: Any, *, strict: bool) -> Any:
     items = next((get_args(one) for one in get_args(kind) if get_origin(one) is list), ())
     if type(value) in items:  # one of a list that need not be, without its brackets
         value = [value]
+    refuse_huge(value)
     try:
-        return _adapter(kind).validate_python(value, strict=strict)
+        converted = _adapter(kind).validate_python(value, strict=strict)
     except ValidationError as error:
         detail = error.errors()[0]
         if detail["type"] == "literal_error":
             choices = [str(choice) for choice in get_args(kind)]
             raise ValueError(f"is not one of its choices.  {nearest(str(value), choices)}") from error
-        raise ValueError(f"{detail['msg'][0].lower()}{detail['msg'][1:]}") from error
+        meant = _meant({kind, *get_args(kind)}, value)
+        hint = f"  Write {meant}." if meant else ""
+        raise ValueError(f"{detail['msg'][0].lower()}{detail['msg'][1:]}{hint}") from error
+    refuse_huge(converted)
+    return converted
+
+
+def refuse_huge(value: Any) -> None:
+    """Raise ValueError for a whole number that nothing here can mean."""
+    if isinstance(value, int) and abs(value) > _LARGEST:
+        raise ValueError("is a number of more digits than any that is taken")
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ():
+        refuse_huge(item)
+
+
+def _meant(kinds: set[Any], value: Any) -> str:
+    """How to write what somebody may have meant: 2k, 1e3 or [8] for a number, a,b for a list; empty: nobody knows."""
+    if isinstance(value, list) and len(value) == 1:
+        value = str(value[0])
+    if not isinstance(value, str):
+        return ""
+    if any(get_origin(kind) is list for kind in kinds):
+        return f"[{value}]" if "," in value and "\n" not in value else ""
+    found = _NUMBER.fullmatch(value.strip()) if {int, float} & kinds else None
+    if found is None or len(value) > 40:
+        return ""
+    number = float(found[1].replace("_", "")) * _SCALES[found[2].lower()]
+    if not number < _LARGEST:
+        return ""
+    return f"{number:g}" if int not in kinds else str(int(number))
 
 
 @cache
@@ -52,21 +88,83 @@ def _adapter(kind: Any) -> Any:
 
 
 def parse_yaml(text: str) -> Any:
-    """A YAML document, in which 6e9 is a number. Raises yaml.YAMLError."""
+    """A YAML document, in which 6e9 is a number. Raises yaml.YAMLError, also for a key that stands there twice, and
+    for a document that is too deep, or too large with what its aliases stand for."""
     import yaml
 
+    loader = None
     try:
-        return yaml.load(text, Loader=_loader())
+        _refuse_endless(text)
+        loader = _loader()(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _refuse_twice(node, set())
+        return loader.construct_document(node)
     except (ValueError, KeyError, AttributeError, RecursionError) as error:
         # Half of a surrogate pair, 2024-13-45, 0b_, `!!int x`: PyYAML lets what it calls fail in its own way.
         raise yaml.YAMLError(f"{type(error).__name__}: {error}") from error
+    finally:
+        if loader is not None:
+            loader.dispose()
+
+
+def _refuse_endless(text: str) -> None:
+    """Raise yaml.YAMLError by the events of a document, before anything is made of it."""
+    import yaml
+
+    sizes: dict[str, int] = {}  # nodes below each anchor, itself included
+    open_: list[tuple[str | None, int]] = [(None, 0)]
+    for event in yaml.parse(text, Loader=_base()):
+        anchor, size, cause = getattr(event, "anchor", None), 0, ""
+        if isinstance(event, yaml.AliasEvent):
+            size = sizes.get(str(anchor), 0)
+            cause = "" if size else f"*{anchor} stands for nothing, or for what it is in"
+        elif isinstance(event, (yaml.MappingStartEvent, yaml.SequenceStartEvent)):
+            open_.append((anchor, 1))
+            cause = f"it is nested more than {_DEEPEST} deep" if len(open_) > _DEEPEST else ""
+        elif isinstance(event, (yaml.MappingEndEvent, yaml.SequenceEndEvent)):
+            anchor, size = open_.pop()
+        elif isinstance(event, yaml.ScalarEvent):
+            size = 1
+        if anchor is not None and size:
+            sizes[str(anchor)] = size
+        open_[-1] = (open_[-1][0], open_[-1][1] + size)
+        if open_[-1][1] > _MOST_NODES:
+            cause = f"it has more than {_MOST_NODES:,} values, with what its aliases stand for"
+        if cause:
+            mark: Any = event.start_mark
+            raise yaml.YAMLError(f"line {mark.line + 1}: {cause}")
+
+
+def _refuse_twice(node: Any, seen: set[int]) -> None:
+    """Raise yaml.YAMLError for a key that a mapping has twice; PyYAML takes the last one."""
+    import yaml
+
+    if id(node) in seen or isinstance(node, yaml.ScalarNode):
+        return
+    seen.add(id(node))
+    lines: dict[str, int] = {}
+    for item in node.value:
+        key, value = item if isinstance(node, yaml.MappingNode) else (None, item)
+        if isinstance(key, yaml.ScalarNode):
+            line = key.start_mark.line + 1
+            if key.value in lines:
+                cause = f"the key {key.value[:80]} stands at line {lines[key.value]} and at line {line}"
+                raise yaml.MarkedYAMLError(problem=cause, problem_mark=key.start_mark)
+            lines[key.value] = line
+        _refuse_twice(value, seen)
+
+
+def _base() -> Any:
+    import yaml
+
+    return getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where PyYAML was built with it
 
 
 @cache
 def _loader() -> Any:
-    import yaml
-
-    base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where PyYAML was built with it
+    base: Any = _base()
 
     class Loader(base):  # type: ignore[misc]
         """SafeLoader with the floats of YAML 1.2."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from scripts.run.problems import JobError, Problem, nearest
 
 #: What a key/value cache format means to a script of the time when there was no other.
 _SWITCHED_ON = "fp8"
+#: How many words after a flag are its own; a switch has none.
+_ROOM = {"value": 1, "append": 1, "list": math.inf}
 #: As argparse decides it: not -1 and -0.5, but -1e-5.
 _TAKEN_FOR_A_FLAG = re.compile(r"-(?!(?:\d+|\d*\.\d+)\Z)")
 
@@ -246,3 +249,21 @@ def _extra_problems(values: Sequence[_Value], interface: Interface, extra_args: 
             # They are there for flags that nobody knows of yet.
             unknown = Problem(name="unknown_flag", key="extra_args", value=name, cause=cause, remedy=remedy)
             yield dataclasses.replace(unknown, can_force=True)
+    if interface.closed:
+        yield from _stray(known, extra_args)
+
+
+def _stray(known: Mapping[str, Flag], extra_args: Sequence[str]) -> Iterator[Problem]:
+    """Words that belong to no flag: argparse refuses them, after minutes in a queue."""
+    last, room = "", 0.0  # how many values the last flag still takes; one that nobody knows may take any number
+    for word in extra_args:
+        if _TAKEN_FOR_A_FLAG.match(word):
+            last, joined, _ = word.partition("=")
+            flag = known.get(plain(last)) or known.get(plain(last).removeprefix("no_"))
+            room = 0 if joined or last == "--" else math.inf if flag is None else _ROOM.get(flag.kind, 0)
+        elif room:
+            room -= 1
+        else:
+            cause = f"{last} takes no value, or has one already" if last.strip("-") else "no flag stands before it"
+            remedy = "Leave it out, or write the flag that it is for."
+            yield Problem(name="stray_word", key="extra_args", value=word, cause=cause, remedy=remedy)

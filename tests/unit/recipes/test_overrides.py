@@ -1,3 +1,5 @@
+import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +153,83 @@ def test_files_that_are_no_config(tmp_path: Path, content: str) -> None:
 def test_a_config_says_nothing_of_places() -> None:
     (problem,) = merge(quantize_fp8(), {"executor": "slurm"})
     assert problem.key == "executor" and "executor=NAME" in problem.remedy
+
+
+def test_a_key_that_stands_twice_is_refused_with_both_lines(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("summary: x\nargs:\n  calib_size: 3\n  tp: 1\n  calib_size: 4\n")
+    with pytest.raises(ProblemsError, match="calib_size stands at line 3 and at line 5"):
+        load_yaml(path)
+    path.write_text("a: &a {x: 1, y: 2}\nargs: {<<: *a, x: 3}\nextra: [{x: 1}, {x: 1}]\n")
+    assert load_yaml(path)["args"] == {"x": 3, "y": 2}, "a merged key may be said anew"
+
+
+ENDLESS = {
+    "aliases": "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 9)),
+    "brackets": "a: " + "[" * 50_000,
+    "braces": "a: " + "{a: " * 50_000,
+    "steps": "\n".join(" " * n + "a:" for n in range(900)),
+    "itself": "a: &a [*a]",
+    "large": "a: '" + "x" * 60_000_000 + "'",
+    "values": "a: [" + "x," * 400_000 + "]",
+}
+
+
+@pytest.mark.parametrize("kind", ENDLESS)
+def test_a_file_that_is_too_much_is_refused_at_once(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(ENDLESS[kind])
+    began = time.monotonic()
+    with pytest.raises(ProblemsError) as caught:
+        load_yaml(path)
+    assert caught.value.problems[0].name == "unreadable_config"
+    assert len(str(caught.value)) < 1000 and time.monotonic() - began < 5
+
+
+def test_a_recipe_that_is_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "mine.yaml")
+    with pytest.raises(ProblemsError, match="no regular file"):
+        load_yaml(tmp_path / "mine.yaml")
+    (tmp_path / "whole.yaml").write_text("summary: x")
+    (tmp_path / "link.yaml").symlink_to("whole.yaml")
+    assert load_yaml(tmp_path / "link.yaml") == {"summary": "x"}
+
+
+@pytest.mark.parametrize("digits", [20, 400, 5000])
+@pytest.mark.parametrize(
+    "key", ["args.calib_size", "torchrun.nnodes", "args.prune_target_params", "args.config.train.lr"]
+)
+def test_a_number_of_many_digits(digits: int, key: str) -> None:
+    name = {"args.prune_target_params": "prune", "args.config.train.lr": "qat"}.get(key, "quantize_fp8")
+    number = "9" * digits
+    text = set_value(find(name).build(), key, number)
+    if key == "args.prune_target_params" and digits == 20:
+        assert text == [], "a float"
+        return
+    assert [one.name for one in text] == ["wrong_value"]
+    if digits < 4000:  # Python itself refuses to write more
+        assert [one.name for one in set_value(find(name).build(), key, int(number), strict=True)] == ["wrong_value"]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "key", "text", "meant"),
+    [
+        ("quantize_fp8", "args.calib_size", "1e3", "Write 1000."),
+        ("quantize_fp8", "args.calib_size", "2k", "Write 2000."),
+        ("quantize_fp8", "args.calib_size", "64.5", "Write 64."),
+        ("quantize_fp8", "args.calib_size", "[8]", "Write 8."),
+        ("quantize_fp8", "args.calib_size", "", ""),
+        ("quantize_fp8", "args.calib_size", "many", ""),
+        ("prune", "args.prune_target_params", "6B", "Write 6e+09."),
+        ("prune", "args.prune_target_params", "1.5b", "Write 1.5e+09."),
+        ("evaluate", "args.tasks", "mmlu,gsm8k", "Write [mmlu,gsm8k]."),
+        ("quantize_fp8", "extra_args", "--a,--b", "Write [--a,--b]."),
+    ],
+)
+def test_a_value_of_another_type_says_how_to_write_it(recipe: str, key: str, text: str, meant: str) -> None:
+    (problem,) = set_value(find(recipe).build(), key, text)
+    assert problem.name == "wrong_value" and problem.cause.endswith(meant)
+    assert bool(meant) == ("Write" in problem.cause)
 
 
 def test_config_by_bare_name_or_path(tmp_path: Path) -> None:

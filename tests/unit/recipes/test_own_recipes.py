@@ -86,6 +86,14 @@ def test_a_file_that_cannot_be_read_troubles_no_other_recipe(folder: Path, text:
     assert find("quantize_fp8").build().recipe == "quantize_fp8"
 
 
+def test_a_pipe_is_no_recipe_and_is_not_waited_for(folder: Path) -> None:
+    put(folder, "quantize/mine")
+    os.mkfifo(folder / "quantize" / "pipe.yaml")
+    (problem,) = RECIPES.problems()
+    assert problem.name == "unreadable_config" and "no regular file" in problem.cause
+    assert "quantize_mine" in RECIPES
+
+
 def test_the_variable_names_folders_like_path(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put(tmp_path / "a", "quantize/first")
     put(tmp_path / "b", "serve/second", "extends: default\nargs: {checkpoint: /models/x}\n")

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from recipes import ProblemsError, Stage, chain, find
-from recipes.experiment.examine import prepare_all
+from recipes.experiment.examine import examine, prepare_all
 from recipes.experiment.stage import Options
 
 PROFILES = """
@@ -108,3 +108,10 @@ def test_a_reference_to_nothing_names_the_nearest(options: Options, reference: s
     with pytest.raises(ProblemsError, match="unknown_artifact") as caught:
         prepare_all(stages, "slurm", options)
     assert any(remedy in str(problem) for problem in caught.value.problems)
+
+
+def test_an_artifact_of_nobody_is_one_problem() -> None:
+    partial = find("export").build()
+    partial.args.megatron_load_path = "${artifact:nosuch}"
+    problems = examine([Stage(name="export", partial=partial)], "local", Options(online=False)).problems
+    assert [problem.name for problem in problems] == ["unknown_artifact"]

@@ -206,6 +206,14 @@ def test_a_flag_newer_than_the_tables_can_be_insisted_on(profiles: Path) -> None
         prepare(old, "old", profiles=profiles, force=frozenset({"unknown_flag"}))
 
 
+def test_a_flag_of_a_newer_release_names_that_release(profiles: Path) -> None:
+    with pytest.raises(ProblemsError) as refused:
+        prepare(built("prune_active"), "slurm", {"image": "nvcr.io/nvidia/nemo:26.04"}, profiles=profiles)
+    problems = [one for one in refused.value.problems if one.key == "args.prune_target_active_params"]
+    assert [one.name for one in problems] == ["unknown_flag"]
+    assert problems[0].remedy.startswith("It came with 0.") and "Did you mean" not in problems[0].remedy
+
+
 def test_secrets_that_a_script_needs_are_passed_on(profiles: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     assert told(profiles, "distill_mock", args__wandb_project="p") == [("wandb_not_inherited", "args.wandb_project")]

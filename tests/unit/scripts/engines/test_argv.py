@@ -289,6 +289,27 @@ def test_a_flag_given_twice() -> None:
     assert problems(Args(), extra_args=["--no-sync"]) == []
 
 
+@pytest.mark.parametrize(
+    ("extra", "stray"),
+    [
+        (["fp8"], ["fp8"]),
+        (["--sync", "true"], ["true"]),
+        (["--size=2", "3"], ["3"]),
+        (["--size", "2", "3"], ["3"]),
+        (["--size", "-2"], []),
+        (["--names", "a", "b", "c"], []),
+        (["--newer", "a", "b"], []),
+        (["--", "x"], ["x"]),
+        (["--no-sync", "--size", "2"], []),
+    ],
+)
+def test_a_word_that_belongs_to_no_flag(extra: list[str], stray: list[str]) -> None:
+    found = composed(Args(), extra_args=extra).problems
+    assert [problem.value for problem in found if problem.name == "stray_word"] == stray
+    opened = dataclasses.replace(INTERFACE, closed=False)
+    assert not [one for one in composed(Args(), opened, extra_args=extra).problems if one.name == "stray_word"]
+
+
 def test_an_unknown_flag_names_its_neighbour() -> None:
     (problem,) = composed(Args(), extra_args=["--modle", "x"]).problems
     assert (problem.name, problem.key, problem.value) == ("unknown_flag", "extra_args", "--modle")
