@@ -152,7 +152,8 @@ _JOB = {
     **dict.fromkeys(("name", "recipe", "algorithm", "executor", "run_dir"), str),
     **{"id": schema.run_id, "engine": (str, None), "secrets": (str, None), "archive": (str, None)},
     **{"nodes": int, "processes": int, "array": int, "ranked": bool, "force_squash": bool, "online": bool},
-    **{"profile": dict, "values": {"args": (dict, None)}, "resolved": (dict, None), "promised": [str], "given": [str]},
+    "values": {"args": (dict, None), "script": (dict, None), "torchrun": (dict, None), "extra_args": [str]},
+    **{"profile": dict, "resolved": (dict, None), "promised": [str], "given": [str]},
     **{"after": [schema.run_id], "waits_for": [str], "warnings": [dict], "skipped": [dict]},
 }
 _JOB_FILE = {

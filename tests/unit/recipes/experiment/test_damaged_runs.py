@@ -160,10 +160,10 @@ def test_whatever_lies_in_a_run_folder(home: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("recipes.experiment.submit.spawn", lambda runs: None)
     (home.parent / "outside").write_text("secret outside\n")
     recorded(home, GOOD)
-    as_it_was = recorded(home.parent / "kept", BAD)
+    kept = [recorded(home.parent / str(ended), BAD, ended=ended) for ended in (True, False)]
     shell, found, tried = Shell(), [], 0
     for name, damage in damages():
-        folder = home / "runs" / BAD
+        folder, as_it_was = home / "runs" / BAD, kept[tried % 2]
         shutil.copytree(as_it_was, folder)
         for file in ("run.json", "job.json"):
             (folder / file).write_text((folder / file).read_text().replace(str(as_it_was), str(folder)))

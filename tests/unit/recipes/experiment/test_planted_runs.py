@@ -20,10 +20,8 @@ from scripts.run.identity import identity
 from scripts.run.problems import JobError, ProblemsError
 from scripts.run.record import Record
 from tests.jobs import submitted
-from tests.runs import Shell, recorded
+from tests.runs import GONE, Shell, recorded
 from tests.testbed.waiting import until
-
-GONE = {**identity(), "pid": 2**22 + 1}
 
 
 def edited(file: Path, **values: Any) -> None:
