@@ -52,6 +52,7 @@ benchmark: $(VENV)/.ready-dev
 	$(BIN)/python tests/benchmarks/startup.py
 	$(BIN)/python tests/benchmarks/submission.py
 	$(BIN)/python tests/benchmarks/engine.py
+	$(BIN)/python tests/benchmarks/evidence.py
 
 # Writes the scripts that the executors would submit anew, after a change that was meant.
 golden: $(VENV)/.ready-dev

@@ -262,7 +262,9 @@ def _phases(args: QuantizeArgs, sizes: Sizes) -> Iterator[tuple[str, dict[str, i
         yield "score after", running | {"logits": scored, "allocator": sizes.retained}
     quantizing = {"activations": sizes.activations, "work": _QUANTIZED * largest}
     yield "calibrate", running | quantizing | {"allocator": sizes.retained_calibrating}
-    yield "layer noise", running | {"work": _COMPARED * largest, "allocator": sizes.retained}
+    if args.layer_noise != "none":
+        looked = "score after" if args.eval_size else "layer noise"
+        yield looked, running | {"work": _COMPARED * largest, "allocator": sizes.retained}
     spent = always | {"weights": sizes.weights_left, "packed weights": sizes.packed, "reference": sizes.reference}
     if args.export_dir:
         work = _UNPACKED * largest if sizes.host else 0

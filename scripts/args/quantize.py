@@ -8,6 +8,7 @@ from scripts.args.shared import PROMPTS, Precision, Sizes, hub_model, remote_cod
 from scripts.formats import CONFIG_NAMES, FORMATS
 
 KvCacheQuant = Literal["none", "fp8", "fp8_affine", "nvfp4", "nvfp4_affine", "nvfp4_rotate"]
+NoiseOf = Literal["none", "sampled", "all"]
 _FORMATS = ", ".join(FORMATS)
 
 
@@ -57,6 +58,11 @@ class QuantizeArgs(_BridgeArgs):
     )
     eval_size: int = doc(
         "samples scored before and after; 0 skips the comparison", 64, engine="hf", role="eval_samples"
+    )
+    layer_noise: NoiseOf = doc(
+        "layers whose signal-to-noise ratio is measured; sampled: four, with the first and the last",
+        "sampled",
+        engine="hf",
     )
     prompts: str = doc("prompts to continue before and after, separated by |", PROMPTS, role="prompts")
     dtype: Precision = doc("precision the model is loaded and exported in", "bfloat16", engine="hf", role="precision")

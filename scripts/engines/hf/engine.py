@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     import torch
 
 _PROBE_TOKENS = 64
-_NOISE_SAMPLES = 4
 _NEW_TOKENS = 32
 #: A forward pass holds this many tokens at most: activations of a wide layer stay below a few GB.
 _MAX_TOKENS = 16384
@@ -115,13 +114,13 @@ def _measure_and_quantize(state: _State) -> dict[str, Any]:
         quantizers.quantize(state.model, config, loop)
         record.update(quantizers=quantizers.summary(state.model))
     scores = None
-    if base is not None:
-        with record.phase("score after"), bf16_products():
+    if base is None:
+        with record.phase("layer noise"), bf16_products():
+            noise = sqnr.layer_noise(state.model, samples.calibration[0], args.layer_noise)
+    else:
+        with record.phase("score after"), bf16_products(), sqnr.watched(state.model, args.layer_noise) as noise:
             advance = _counter(record, len(samples.held_out))
             scores = evaluate.score(state.model, base, advance=advance, **limits)
-    with record.phase("layer noise"):
-        probes = (samples.held_out or samples.calibration)[:_NOISE_SAMPLES]
-        layers = [{"name": name, **asdict(noise)} for name, noise in sqnr.layer_noise(state.model, probes).items()]
     with record.phase("generate after"):
         after = _generate(state, prompts)
     rows = zip(prompts, before, after, strict=True)
@@ -131,7 +130,7 @@ def _measure_and_quantize(state: _State) -> dict[str, Any]:
         "format": report.format_name(args),
         "calibration": report.calibration_figures(samples, record.values["timings"]["calibrate"]),
         "evaluation": report.evaluation_figures(scores, samples),
-        "layers": layers,
+        "layers": [{"name": name, **asdict(each)} for name, each in noise.items()],
         "generations": [{"prompt": prompt, "before": old, "after": new} for prompt, old, new in rows],
         "warnings": report.warnings(args, samples),
     }

@@ -68,7 +68,8 @@ def write_report(folder: Path, report: dict[str, Any]) -> None:
     """Write report.json, the PNG plots and index.html into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "report.json", report)
-    plots = {"sqnr_by_depth.png": _plot_depth(report["layers"]), "worst_layers.png": _plot_worst(report["layers"])}
+    layers = report["layers"]
+    plots = {"sqnr_by_depth.png": _plot_depth(layers), "worst_layers.png": _plot_worst(layers)} if layers else {}
     for name, png in plots.items():
         (folder / name).write_bytes(png)
     write_text(folder / "index.html", as_html(report, plots))

@@ -90,7 +90,7 @@ def test_logits_that_are_not_the_heads_are_refused() -> None:
 
 
 def noise(**values: Any) -> dict[str, sqnr.LayerNoise]:
-    return sqnr.layer_noise(quantize(hf_models.build("qwen3"), **values), HELD_OUT[:2])
+    return sqnr.layer_noise(quantize(hf_models.build("qwen3"), **values), HELD_OUT[0])
 
 
 def test_noise_orders_formats_as_their_bits_do() -> None:
@@ -108,7 +108,7 @@ def test_smoothed_weights_are_compared_with_the_original_ones(fmt: str) -> None:
     model = hf_models.build("qwen3")
     original = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     quantize(model, export_quant_cfg=fmt)
-    for name, layer in sqnr.layer_noise(model, HELD_OUT[:2]).items():
+    for name, layer in sqnr.layer_noise(model, HELD_OUT[0]).items():
         module = model.get_submodule(name)
         weight = original[f"{name}.weight"].float()
         scale = module.input_quantizer.pre_quant_scale.float()
@@ -123,16 +123,31 @@ def test_smoothed_weights_are_compared_with_the_original_ones(fmt: str) -> None:
 def test_noise_of_a_broken_scale_shows() -> None:
     model = quantize(hf_models.build("qwen3"), export_quant_cfg="fp8")
     layer = "model.layers.1.mlp.up_proj"
-    before = sqnr.layer_noise(model, HELD_OUT[:1])[layer]
+    before = sqnr.layer_noise(model, HELD_OUT[0])[layer]
     model.get_submodule(layer).weight_quantizer._amax.div_(8)
-    after = sqnr.layer_noise(model, HELD_OUT[:1])[layer]
+    after = sqnr.layer_noise(model, HELD_OUT[0])[layer]
     assert after.weight_db < before.weight_db - 10  # type: ignore[operator]
     assert after.output_db < before.output_db - 10  # type: ignore[operator]
     assert after.input_db == before.input_db
 
 
+def test_sampled_noise_is_of_four_layers_and_costs_no_pass_of_its_own() -> None:
+    model = quantize(hf_models.build("llama", num_hidden_layers=8), export_quant_cfg="fp8")
+    passes: list[Any] = []
+    model.base_model.register_forward_hook(lambda *_: passes.append(1))
+    with torch.no_grad(), sqnr.watched(model, "sampled") as found:
+        model(input_ids=torch.tensor([HELD_OUT[0]]))
+        model(input_ids=torch.tensor([HELD_OUT[1]]))
+    assert len(passes) == 2
+    assert {name.split(".")[2] for name in found} == {"0", "2", "5", "7"}
+    every = sqnr.layer_noise(model, HELD_OUT[0], "all")
+    assert len(every) == 2 * len(found) == 56
+    assert {name: every[name] for name in found} == found, "of the first pass"
+    assert sqnr.layer_noise(model, HELD_OUT[0], "none") == {}
+
+
 def test_noise_names_experts() -> None:
-    found = sqnr.layer_noise(quantize(hf_models.build("mixtral"), export_quant_cfg="fp8"), HELD_OUT[:1])
+    found = sqnr.layer_noise(quantize(hf_models.build("mixtral"), export_quant_cfg="fp8"), HELD_OUT[0])
     experts = [name for name in found if ".experts." in name]
     assert len(experts) == 16
     assert all(found[name].weight_db for name in experts)
