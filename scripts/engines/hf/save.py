@@ -118,6 +118,8 @@ def keep_source_files(source: Path, folder: Path) -> None:
     config, said = read_json(folder / "config.json"), read_json(source / "config.json")
     if config.get("model_type") == said.get("model_type"):
         write_json(folder / "config.json", _with_keys_of(said, config))
+    for file in folder.glob("*.safetensors"):  # which safetensors writes for its owner alone, whatever the umask
+        file.chmod((folder / "config.json").stat().st_mode & 0o777)
 
 
 def _with_keys_of(said: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:

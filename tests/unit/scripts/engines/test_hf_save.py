@@ -54,6 +54,16 @@ def test_files_of_the_source_go_along_as_they_are(tmp_path: Path) -> None:
     assert (tmp_path / "export" / "tokenizer_config.json").read_text() == "the source's tokenizer_config.json"
 
 
+def test_who_may_read_the_config_may_read_the_weights(tmp_path: Path) -> None:
+    (tmp_path / "export").mkdir()
+    (tmp_path / "export" / "config.json").write_text("{}")
+    (tmp_path / "export" / "config.json").chmod(0o640)
+    (tmp_path / "export" / "model.safetensors").touch(0o600)
+    (tmp_path / "config.json").write_text('{"model_type": "other"}')
+    keep_source_files(tmp_path, tmp_path / "export")
+    assert (tmp_path / "export" / "model.safetensors").stat().st_mode & 0o777 == 0o640
+
+
 def test_what_was_calibrated_outlives_a_failed_verification(tmp_path: Path) -> None:
     for kept in ("mto.unverified", "mto.unverified-2"):
         with (
