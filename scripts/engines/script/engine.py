@@ -84,12 +84,14 @@ def run_script(args: ScriptArgs, script: ScriptSpec, extra_args: Sequence[str], 
 
 
 def refuse_drift(argv: Argv, located: Located, releases: Sequence[str]) -> None:
-    """Raise JobError `script_drift` where the job's words do not fit the script that is here."""
-    problems = [problem for problem in argv.problems if not problem.can_force]  # those somebody may have forced
-    if not problems:
+    """Raise JobError `script_drift` where the job's words do not fit the script that is here.
+
+    A flag that somebody forced against a table has to be one of this script's all the same.
+    """
+    if not argv.problems:
         return
     which = f" (release {' or '.join(releases)})" if releases else ""
-    parts = [f"{problem.key}: {problem.cause}. {problem.remedy}".strip() for problem in problems]
+    parts = [f"{problem.key}: {problem.cause}. {problem.remedy}".strip() for problem in argv.problems]
     remedy = "Name the container's release with script.release, and submit again: it will be written for that one."
     raise JobError("script_drift", f"{located.file}{which} does not take this job. {' '.join(parts)}", remedy)
 

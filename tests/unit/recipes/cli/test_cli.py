@@ -144,7 +144,7 @@ def test_a_user_s_file_lies_between_recipe_and_command_line(nemo: Nemo, tmp_path
         (["quantize_fp8", "--config", "./none.yaml"], ["unknown_config"]),
         (["quantize_fp8", "executor="], ["unknown_executor"]),
         (["quantize_fp8", "--config", "~nobody-here/x.yaml"], ["unknown_config"]),
-        (["quantize_fp8", "args.calib_dataset=~nobody-here/x.jsonl"], ["missing_data"]),
+        (["quantize_fp8", "args.calib_dataset=~nobody-here/x.jsonl"], ["there is no user nobody-here"]),
         (["quantize_fp8", "--sweep", "args.calib_size=1,2", "--sweep", "args.calib_size=3"], ["not_a_sweep", "twice"]),
         (["quantize_fp8", "--sweep", "args.calib_size=1\n2,3"], ["not_a_sweep"]),
         (["nope", "executor=nope", "word"], ["unknown_recipe", "unknown_executor", "not_an_override", "3 problems"]),
