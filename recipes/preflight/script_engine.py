@@ -9,7 +9,8 @@ from recipes.experiment.job import Job
 from recipes.models import hub
 from recipes.preflight.paths import path_here
 from recipes.preflight.references import faulty
-from scripts.args.meaning import Meaning, values_of
+from scripts.args.configuration import SECTIONS, misspelled
+from scripts.args.meaning import Meaning, field_of, values_of
 from scripts.checkpoints.kinds import checkpoint_problems
 from scripts.checkpoints.model import local_model_problem
 from scripts.engines.script.command import flags_of
@@ -49,6 +50,17 @@ def words(job: Job) -> Iterator[Problem]:
             value = getattr(job.args, name)
             remedy = _came_with(job, key) or "Leave it out."
             yield Problem(name="unknown_flag", key=key, value=value, cause=cause, remedy=remedy)
+
+
+@check("unknown_key", engines=("script",), roles=("config",), can_force=True)
+def configuration(job: Job) -> Iterator[Problem]:
+    """Keys of a training's configuration that Megatron-Bridge has not: it would stop at them, on the node."""
+    field, config = field_of(job.resolved, "config"), job.get("config")
+    for key, near in misspelled(config, job.extra_args):
+        section, _, name = key.partition(".")
+        where = f"args.{field}.{key}" if name in config.get(section, ()) else key
+        remedy = f"Did you mean {near}?" if near else f"Sections: {', '.join(sorted(SECTIONS))}."
+        yield Problem(key=where, value=None, cause="Megatron-Bridge has no such key", remedy=remedy)
 
 
 def _came_with(job: Job, key: str) -> str:

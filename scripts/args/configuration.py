@@ -1,7 +1,8 @@
 """Values that a script takes from a configuration instead of from flags: Megatron-Bridge's training recipes."""
 
+import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -26,6 +27,30 @@ KEYS: Mapping[Role, tuple[str, int | str]] = MappingProxyType(
         "distributed_optimizer": ("ddp.use_distributed_optimizer", False),
     }
 )
+
+#: The sections of Megatron-Bridge's ConfigContainer, of any release up to 0.6.
+SECTIONS = frozenset({
+    "checkpoint", "comm_overlap", "dataset", "ddp", "dist", "ft", "inprocess_restart", "logger", "mixed_precision",
+    "model", "nvrx_straggler", "optimizer", "optimizer_config_override_provider", "peft", "profiling",
+    "rerun_state_machine", "rng", "scheduler", "straggler", "tensor_inspect", "tokenizer", "train", "validation",
+})  # fmt: skip
+#: How like a key that is known another one is that is a slip of it: train_iter, seq_lenght.
+_SLIP = 0.9
+
+
+def misspelled(config: Mapping[str, Any], words: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Dotted keys of a configuration and of `a.b=c` words that nothing reads, each with the nearest that is read."""
+    stated = [f"{section}.{name}" for section, values in config.items() if isinstance(values, dict) for name in values]
+    said = [word.partition("=")[0].lstrip("+~") for word in words if "=" in word and not word.startswith("-")]
+    known = [key for key, _ in KEYS.values()]
+    for key in [*stated, *(one for one in said if "." in one)]:
+        section, _, name = key.partition(".")
+        if section not in SECTIONS:
+            yield key, next(iter(difflib.get_close_matches(section, sorted(SECTIONS), n=1)), "")
+        elif key not in known:
+            names = [one.partition(".")[2] for one in known if one.startswith(f"{section}.")]
+            for near in difflib.get_close_matches(name, names, n=1, cutoff=_SLIP):
+                yield key, f"{section}.{near}"
 
 
 def of_role(config: Mapping[str, Any], words: Sequence[str], role: Role) -> Any:

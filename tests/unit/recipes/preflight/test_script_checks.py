@@ -6,9 +6,12 @@ from typing import Any
 
 import pytest
 
-from recipes import ProblemsError, find, prepare
+from recipes import ProblemsError, Stage, find, prepare
+from recipes.experiment.examine import examine
+from recipes.experiment.stage import Options
 from recipes.planner.layout import has_experts
 from recipes.preflight.subjects import notes
+from recipes.values import set_value
 from scripts.run.problems import Problem
 from tests.testbed.standin import write_standin
 
@@ -212,6 +215,25 @@ def test_a_flag_of_a_newer_release_names_that_release(profiles: Path) -> None:
     problems = [one for one in refused.value.problems if one.key == "args.prune_target_active_params"]
     assert [one.name for one in problems] == ["unknown_flag"]
     assert problems[0].remedy.startswith("It came with 0.") and "Did you mean" not in problems[0].remedy
+
+
+@pytest.mark.parametrize(
+    ("key", "extra", "said"),
+    [
+        ("trian.train_iters", [], ("args.config.trian.train_iters", "Did you mean train?")),
+        ("train.train_iter", [], ("args.config.train.train_iter", "Did you mean train.train_iters?")),
+        ("train.eval_interval", ["model.seq_lenght=4096"], ("model.seq_lenght", "Did you mean model.seq_length?")),
+        ("model.num_layers", ["train.eval_iters=3", "+dist.x=1"], None),
+    ],
+)
+def test_a_slip_in_a_training_s_configuration(
+    profiles: Path, key: str, extra: list[str], said: tuple[str, str] | None
+) -> None:
+    partial = built("qat", args__pretrained_checkpoint="/lustre/me/c", extra_args=extra)
+    assert set_value(partial, f"args.config.{key}", "5") == []
+    problems = examine([Stage(name="q", partial=partial)], "slurm", Options(profiles=profiles, online=False)).problems
+    slips = [(one.key, one.remedy) for one in problems if one.name == "unknown_key"]
+    assert slips == ([said] if said else [])
 
 
 def test_secrets_that_a_script_needs_are_passed_on(profiles: Path, monkeypatch: pytest.MonkeyPatch) -> None:
