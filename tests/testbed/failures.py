@@ -272,7 +272,7 @@ def _log_of(failure: Failure, folder: Path) -> str:
     )
     assert done.returncode, f"it did not fail: {failure.source}"
     text = (
-        done.stdout.replace(str(folder), "/work")
+        done.stdout.replace(str(folder), "/job")
         .replace(f"{sys.prefix}/", "/opt/venv/")
         .replace(sys.prefix, "/opt/venv")
     )
