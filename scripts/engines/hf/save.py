@@ -56,7 +56,21 @@ def save_restorable(model: Any, tokenizer: Any, folder: Path) -> None:
         raise JobError("not_written", f"{folder} cannot be written: {error}.", "Check the disk.") from error
     if not (folder / STATE).is_file():
         raise JobError("not_written", f"ModelOpt wrote no {STATE} into {folder}.", "The model has no quantizers.")
+    _rewrite_in_order(folder / STATE)
     tokenizer.save_pretrained(folder)
+
+
+def _rewrite_in_order(state: Path) -> None:
+    """ModelOpt fills mappings of its state from sets: the same run would leave other bytes, and another digest."""
+    import torch
+
+    torch.save(_in_order(torch.load(state, weights_only=True)), state)
+
+
+def _in_order(value: Any) -> Any:
+    if type(value) is dict:
+        return {key: _in_order(value[key]) for key in sorted(value, key=str)}
+    return type(value)(map(_in_order, value)) if type(value) in (list, tuple) else value
 
 
 def export_hf(model: Any, tokenizer: Any, folder: Path, dtype: str) -> None:

@@ -3,7 +3,7 @@
 import functools
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, get_args
 
@@ -327,6 +327,21 @@ def test_undamaged_shards_pass(tmp_path: Path) -> None:
     folder = Path(shutil.copytree(exported("nvfp4")[0], tmp_path / "hf"))
     rewrite(folder, keep)
     assert dict(check("nvfp4", folder))["shards"].startswith("2, ")
+
+
+def test_equal_runs_leave_equal_states(tmp_path: Path) -> None:
+    """ModelOpt fills mappings from sets, whose order differs from process to process, and with it the bytes."""
+    save.save_restorable(quantized(export_quant_cfg="int8_sq"), hf_models.tokenizer(), tmp_path)
+
+    def mappings(value: Any) -> Iterator[dict[str, Any]]:
+        if isinstance(value, dict):
+            yield value
+        for each in value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ():
+            yield from mappings(each)
+
+    found = list(mappings(torch.load(tmp_path / "modelopt_state.pth", weights_only=True)))
+    assert len(found) > 50
+    assert all(list(each) == sorted(each, key=str) for each in found)
 
 
 def test_a_restorable_checkpoint_that_changed_is_refused(tmp_path: Path) -> None:
