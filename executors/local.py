@@ -24,7 +24,7 @@ from executors.base import (
     own_variables,
     read_from,
 )
-from scripts.run.identity import is_alive, terminate, terminate_started_with
+from scripts.run.identity import is_alive, started_with, terminate, terminate_started_with
 from scripts.run.record import DamagedRecordError, read_record
 
 if TYPE_CHECKING:
@@ -82,6 +82,8 @@ class LocalPlace(Place):
     def submit(self, experiment: Any, job: AnyJob) -> SchedulerJob:
         try:
             experiment.run()
+        except OSError:
+            raise  # it has a name of its own: a disk that is full, a folder that may not be written
         except Exception as error:
             raise SubmitError("launch_failed", f"{type(error).__name__}: {error}") from error
         self._experiments[job.id] = experiment
@@ -95,13 +97,32 @@ class LocalPlace(Place):
         experiment = self._experiments.get(job.run_id)
         if experiment is None:
             return None
-        state = experiment.jobs[0].status(experiment._runner).name
         known: dict[str, JobState] = {
             "SUCCEEDED": JobState(state="succeeded"),
             "FAILED": JobState(state="failed", name="job_died", detail=_DIED),
             "CANCELLED": JobState(state="cancelled"),
         }
-        return known.get(state, JobState(state="running"))
+
+        def said() -> JobState | None:
+            return known.get(experiment.jobs[0].status(experiment._runner).name)
+
+        # Where NeMo-Run cannot write down an end, as on a full disk, it takes the job for running for ever.
+        return said() or (JobState(state="running") if self._lives(job) else said() or self._left(job))
+
+    def _lives(self, job: SchedulerJob) -> bool:
+        with suppress(DamagedRecordError):
+            record = read_record(Path(job.run_dir))
+            if "started_at" in record and is_alive(record["process"], Path(job.run_dir) / "heartbeat"):
+                return True
+        return job.run_dir in started_with("NEMO_RUN_DIR")
+
+    def _left(self, job: SchedulerJob) -> JobState:
+        """How a job has ended that is gone, by its own word if it left one."""
+        with suppress(DamagedRecordError):
+            state = read_record(Path(job.run_dir))["state"]
+            if state in ("succeeded", "cancelled"):
+                return JobState(state=state)
+        return JobState(state="failed", name="job_died", detail=_DIED)
 
     def log(self, job: SchedulerJob, name: str, offset: int) -> bytes:
         own = Path(job.run_dir) / "logs" / name

@@ -64,14 +64,16 @@ def carry_out(runs: Sequence[Run], watch: Watcher | None = None) -> None:
     """Bring recorded runs to their places, one after another, each after those it waits for.
 
     A job that nobody else looks after is seen to its end here. Whatever happens, every record ends
-    in a final state, or its job is with its scheduler. Ctrl-C and SIGTERM cancel.
+    in a final state, or its job is with its scheduler. Ctrl-C and SIGTERM cancel. Raises JobError
+    where that cannot be written down: the disk is full.
     """
     with _sigterm_stops(), cancelled_where_stopped(runs):
         for run in runs:
             try:
                 _submit(run, watch)
             except JobError as error:
-                close(run, error)
+                if not close(run, error):
+                    raise
 
 
 @contextmanager
@@ -204,25 +206,35 @@ def _see_to_its_end(run: Run, place: Place, job: SchedulerJob, watch: Watcher | 
         watch(run)
 
 
-def finish(run: Run, state: str, name: str, cause: str, remedy: str = "") -> None:
-    """Record how a run ended that has no job to do so; one that has ended already stays as it is."""
+def finish(run: Run, state: str, name: str, cause: str, remedy: str = "") -> bool:
+    """Record how a run ended that has no job to do so; one that has ended already stays as it is.
+
+    Returns whether that could be written; else `look` finds that nobody looks after it.
+    """
     record = read_record(run.dir)
     if record["state"] in FINAL_STATES:
-        return
+        return True
     error = error_data(name, cause, remedy)
     found = diagnose_unbegun(error)
-    with suppress(OSError):  # a full disk: then `look` finds that nobody looks after it
+    try:
         ended = Record(run.dir, record)
         ended.finish(state, error)
         if found is not None:
             ended.update(diagnosis=asdict(found))
         run.update(settled=True)
+    except OSError:
+        return False
+    return True
 
 
-def close(run: Run, error: JobError) -> None:
-    """Record why a run was not submitted; one that perhaps was stays open, and `look` finds out."""
-    if not (isinstance(error, SubmitError) and error.job is not None):
-        finish(run, "failed", error.name, error.cause, error.remedy)
+def close(run: Run, error: JobError) -> bool:
+    """Record why a run was not submitted; one that perhaps was stays open, and `look` finds out.
+
+    Returns False where it could not be written.
+    """
+    if isinstance(error, SubmitError) and error.job is not None:
+        return True
+    return finish(run, "failed", error.name, error.cause, error.remedy)
 
 
 def _beat(run: Run) -> None:

@@ -489,6 +489,14 @@ def small_disk(folder: Path, kib: int) -> Iterator[Callable[[int], None]]:
         subprocess.run(["umount", "--lazy", folder], check=True, timeout=20)
 
 
+@pytest.mark.parametrize("kib", [24, 60])
+def test_a_run_that_is_followed_ends_on_a_full_disk_too(user: User, kib: int) -> None:
+    """Where the run cannot be recorded, and where its job cannot; NeMo-Run takes the latter for running."""
+    with small_disk(user.home, kib):
+        line = user.refused("executor=here")
+        assert line.startswith(("failed: disk_full: ", "failed: job_died: "))
+
+
 @pytest.mark.parametrize("executor, free", [("here", 0), ("near", 0), ("near", 260)])
 def test_a_full_disk_here(near: User, cluster: Cluster, executor: str, free: int) -> None:
     with small_disk(near.home, 2048) as leave:
