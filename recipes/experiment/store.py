@@ -3,13 +3,16 @@
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
 from scripts.run.files import locked
 from scripts.run.problems import Problem, ProblemsError, nearest
 from scripts.run.record import DamagedRecordError
+
+#: Whoever writes job.json is done in a moment, on a slow disk in seconds.
+LOCK_SECONDS = 30.0
 
 
 def runs_dir() -> Path:
@@ -39,10 +42,14 @@ class RunFolder:
     def turn(self, of: Literal["job", "resume"] = "job") -> Iterator[None]:
         """Writers of job.json take turns: a supervisor, and somebody who cancels. So do those who resume a run.
 
-        Raises DamagedRecordError where something else lies in the place of the lock.
+        Raises DamagedRecordError where something else lies in the place of the lock, or nobody ever gives it back.
         """
         self.refuse_planted()
-        with locked(self.dir / f".{of}.lock"):
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(locked(self.dir / f".{of}.lock", seconds=LOCK_SECONDS))
+            except TimeoutError as error:
+                raise DamagedRecordError(str(error)) from error
             yield
 
     def refuse_planted(self) -> None:

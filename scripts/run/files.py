@@ -9,6 +9,7 @@ import posixpath
 import secrets
 import shutil
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -104,11 +105,28 @@ def staged(final: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def locked(file: Path) -> Iterator[None]:
-    """One process at a time: the others wait. The kernel drops the lock of a process that dies."""
+def locked(file: Path, *, seconds: float | None = None) -> Iterator[None]:
+    """One process at a time: the others wait, at most `seconds`. The kernel drops the lock of a process that dies.
+
+    Raises TimeoutError.
+    """
     with open(file, "ab", opener=regular) as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
+        if seconds is None:
+            fcntl.flock(held, fcntl.LOCK_EX)
+        else:
+            _lock_within(held, seconds)
         yield
+
+
+def _lock_within(held: IO[bytes], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"another process has held {held.name} for {seconds:g} s") from None
+        time.sleep(0.02)
 
 
 def publish(partial: Path, final: Path) -> None:

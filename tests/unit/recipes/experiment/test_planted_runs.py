@@ -14,11 +14,13 @@ from executors.base import JobState, SchedulerJob
 from executors.local import LocalProfile
 from executors.slurm.jobs import job_states
 from executors.slurm.profile import SlurmProfile
+from recipes.experiment import store
 from recipes.experiment.runs import Run, cancel_run, look, refuse_unless_ended_badly
 from recipes.experiment.store import RunFolder
+from scripts.run.files import locked
 from scripts.run.identity import identity
 from scripts.run.problems import JobError, ProblemsError
-from scripts.run.record import Record
+from scripts.run.record import DamagedRecordError, Record
 from tests.jobs import submitted
 from tests.runs import GONE, Shell, recorded
 from tests.testbed.waiting import until
@@ -58,6 +60,20 @@ def test_a_process_that_has_the_number_of_another_by_now_is_not_ended(
     assert child.poll() is None
     cancel_run(folder, seconds=0)
     assert child.wait(10) == -15, "and its own process is"
+
+
+def test_a_lock_that_is_never_given_back_stops_nobody_else(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "LOCK_SECONDS", 0.2)
+    held, other = waiting(home), RunFolder(dir=home / "runs" / "probe_2-b")
+    Record.submit(other.dir, id=other.id)
+    with locked(held.dir / ".job.lock"):
+        found = {run.id: run for run in look([held, other])}
+        with pytest.raises(DamagedRecordError, match="another process has held"), held.turn():
+            pass
+    assert found[other.id].state == "submitted"
+    assert found[held.id].id == held.id
+    with held.turn():
+        pass
 
 
 @pytest.mark.parametrize("pid", [-1, 0, "1", 2.0, 10**30, None])
