@@ -8,7 +8,7 @@ TORCH  ?= torch==2.13.0
 INSTALL = $(BIN)/python -m pip install --quiet --config-settings editable_mode=compat
 JOBS   ?= $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: demo test lint types unit models testbed integration covered benchmark golden clean
+.PHONY: demo test lint types unit models testbed integration covered benchmark architectures golden clean
 
 demo: $(VENV)/.ready
 	$(BIN)/nemo experiment run quantize_fp8 executor=local args.hf_model_id=tiny:qwen3 --yes
@@ -53,6 +53,10 @@ benchmark: $(VENV)/.ready-dev
 	$(BIN)/python tests/benchmarks/submission.py
 	$(BIN)/python tests/benchmarks/engine.py
 	$(BIN)/python tests/benchmarks/evidence.py
+
+# Tries every architecture of transformers, tiny, in each format; hours on two cores.
+architectures: $(VENV)/.ready-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.architectures
 
 # Writes the scripts that the executors would submit anew, after a change that was meant.
 golden: $(VENV)/.ready-dev

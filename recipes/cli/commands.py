@@ -280,18 +280,26 @@ def exit_status(states: Sequence[str]) -> int:
 
 def recipes(
     name: Annotated[str | None, typer.Argument(help="One recipe: its values and what they mean.")] = None,
+    models: Annotated[
+        bool,
+        typer.Option("--models", help="Instead, the architectures that the hf engine was tried with in its format."),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """List the recipes, or describe one.
 
-    Example: nemo experiment recipes quantize_fp8
+    Example: nemo experiment recipes quantize_fp8 --models
     """
     from recipes.catalogue import RECIPES, describe, find
     from recipes.cli import show
 
     out = show.Output(as_json=as_json)
     with exits(as_json=as_json):
-        if name is None:
+        if models:
+            values = describe(find(name))["values"] if name else []
+            formats = [row["value"] for row in values if row["key"] == "args.export_quant_cfg"]
+            out.architectures(formats[0] if formats else None)
+        elif name is None:
             out.catalogue([recipe for recipe in RECIPES.values() if not recipe.problems()])
             print_problems(RECIPES.problems())
         else:

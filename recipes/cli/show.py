@@ -17,6 +17,7 @@ from recipes.experiment.stage import Stage, values_of_recipe
 from recipes.experiment.submit import array_of, is_array
 from recipes.preflight.subjects import notes
 from scripts.args.meaning import Role, fields_of
+from scripts.checkpoints.causal import architectures
 from scripts.run.files import read_limited
 from scripts.run.problems import error_line
 from scripts.run.schema import MAX_BYTES
@@ -180,6 +181,19 @@ class Output:
         width = max(len(recipe.name) for recipe in recipes)
         for recipe in recipes:
             say(f"{recipe.name:{width}}  {recipe.summary}")
+
+    def architectures(self, fmt: str | None) -> None:
+        """What became of each architecture that was tried, in one format or in all."""
+        table = architectures()
+        rows = {kind: {f: said for f, said in of.items() if fmt in (None, f)} for kind, of in table["tried"].items()}
+        if self.as_json:
+            print_json(table | {"tried": rows})
+            return
+        say(f"tried, tiny, with transformers {table['transformers']} and ModelOpt {table['modelopt']}:")
+        width = max(map(len, rows))
+        for kind, of in rows.items():
+            for name, said in of.items():
+                say(f"{kind:{width}}  {name:13}  {said}")
 
     def recipe(self, described: dict[str, Any]) -> None:
         """One recipe: values, meaning, consumes, produces."""

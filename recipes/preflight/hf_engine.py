@@ -9,7 +9,15 @@ from recipes.models.weights import folder_of, linear_shapes
 from recipes.preflight.paths import path_here
 from recipes.preflight.references import faulty
 from scripts.args.meaning import Role, field_of
-from scripts.checkpoints.causal import AWQ_EXPERTS, NO_AWQ, NOT_EXPORTED, NOT_PACKED, refused
+from scripts.checkpoints.causal import (
+    AWQ_EXPERTS,
+    NO_AWQ,
+    NOT_EXPORTED,
+    NOT_PACKED,
+    architectures,
+    late_failure,
+    refused,
+)
 from scripts.checkpoints.model import local_model_problem, read_config
 from scripts.data.texts import read, source_of
 from scripts.engines.hf.quantizers import refuse_compress, refuse_weight_only
@@ -80,6 +88,11 @@ def exportable_by_hf(job: Job) -> Iterator[Problem]:
     if lost:
         key, name = "args.hf_model_id", job.resolved.hf_model_id
         yield Problem(key=key, value=name, cause=lost, remedy=NOT_EXPORTED, can_force=not job.in_this_python)
+    elif model and (said := late_failure(model.model_type, value)):
+        versions = " and ".join(f"{name} {architectures()[name]}" for name in ("transformers", "modelopt"))
+        cause = f"a small {model.model_type} in {value} was tried with {versions}: {said}"
+        key, name = "args.hf_model_id", job.resolved.hf_model_id
+        yield Problem(key=key, value=name, cause=cause, remedy=NOT_EXPORTED, can_force=True)
     elif model and model.experts and "awq" in value.lower():
         shared = job.in_this_python and version("transformers") >= "5"
         severity: Severity = "error" if shared else "warning"

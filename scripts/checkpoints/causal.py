@@ -1,10 +1,12 @@
 """Whether a config.json describes what the hf engine quantizes: a causal language model with plain weights in linear
 layers. Asked where a job is submitted, and by the engine before it loads anything."""
 
+import functools
 import re
 from collections.abc import Mapping
 from typing import Any
 
+from configs import CONFIGS
 from scripts.checkpoints.model import Trouble
 from scripts.checkpoints.quantization import THEIRS
 from scripts.formats import FORMATS
@@ -58,3 +60,21 @@ def packed(found: str | None) -> Trouble | None:
         return None
     cause = f"it is quantized already, in {found}, which the hf engine cannot undo"
     return "already_quantized", cause, "Name the model that it was made of, in BF16."
+
+
+@functools.cache
+def architectures() -> dict[str, Any]:
+    """What became of each architecture, tiny, by model type and format, with the versions that it was tried with.
+
+    Made by tests/architectures.py: `right`, or the name under which it ended and why.
+    """
+    import yaml
+
+    found: dict[str, Any] = yaml.safe_load((CONFIGS / "models" / "architectures.yaml").read_text(encoding="utf-8"))
+    return found
+
+
+def late_failure(kind: str | None, fmt: str) -> str:
+    """Of an architecture that ended badly in this format after the work had begun: how; else empty."""
+    said = str(architectures()["tried"].get(kind, {}).get(fmt, "right"))
+    return "" if said == "right" or " before the work: " in said else said

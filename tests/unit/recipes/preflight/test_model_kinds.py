@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 
 from recipes.preflight import formats, hf_engine
+from scripts.checkpoints.causal import architectures, late_failure
+from scripts.formats import FORMATS
 from scripts.run.problems import Problem
 from scripts.run.registry import carry_out, checks_of
 from tests.jobs import job_of
@@ -102,6 +104,27 @@ def test_what_the_exporter_does_not_pack_is_told(model: Make) -> None:
     assert ("format_not_exportable", "args.hf_model_id") in [
         (one.name, one.key) for one in problems_here(folder, "quantize_fp8")
     ]
+
+
+def test_architectures_that_ended_badly_when_they_were_tried_are_told(model: Make) -> None:
+    folder = model(LLAMA, model_type="aria_text", architectures=["AriaTextForCausalLM"])
+    (told_of,) = (one for one in problems_here(folder, "quantize_fp8") if one.name == "format_not_exportable")
+    assert (told_of.key, told_of.severity, told_of.can_force) == ("args.hf_model_id", "error", True)
+    assert "a small aria_text in fp8 was tried with transformers 5" in told_of.cause
+    assert "AriaExperts" in told_of.cause
+
+
+def test_the_table_of_architectures() -> None:
+    """Nothing that came out wrong, or broke off after the work, is let through without a word."""
+    tried = architectures()["tried"]
+    outcomes = [(kind, fmt, said) for kind, of in tried.items() for fmt, said in of.items()]
+    assert len(tried) > 100
+    for kind, fmt, said in outcomes:
+        early = said == "right" or " before the work: " in said
+        assert bool(late_failure(kind, fmt)) is not early, (kind, fmt)
+        assert fmt in FORMATS
+    assert tried["llama"]["fp8"] == tried["nemotron_h"]["fp8"] == "right"
+    assert late_failure("no_such_type", "fp8") == late_failure(None, "fp8") == ""
 
 
 @pytest.mark.parametrize(
