@@ -21,11 +21,7 @@ FakeModel = Callable[..., Path]
 MISMATCH = "teacher_student_or_tokenizer_mismatch"
 
 
-@pytest.fixture(autouse=True)
-def _away(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf-home"))
-    monkeypatch.setattr("nemo_run.config._NEMORUN_HOME", str(tmp_path / "nemo-home"))  # read once, at import
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("away")
 
 
 @pytest.fixture

@@ -28,10 +28,7 @@ TRAINED = ("args.train_iters=100", "args.use_mock_data=true", "script.release=0.
 
 
 @pytest.fixture(autouse=True)
-def _away(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf-home"))
-    monkeypatch.setattr("nemo_run.config._NEMORUN_HOME", str(tmp_path / "nemo-home"))  # read once, at import
-    monkeypatch.chdir(tmp_path)
+def _site(away: None, tmp_path: Path) -> None:
     (tmp_path / "executors.yaml").write_text(SITE)
 
 

@@ -20,11 +20,7 @@ ELSEWHERE = ["site", "far", "box", "cloud", "bare"]
 LONG = ["/" + "x" * 300, "x" * 300, "a/" + "x" * 300, "/" + "ab/" * 1700, "x" * 5000]
 
 
-@pytest.fixture(autouse=True)
-def _away(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf-home"))
-    monkeypatch.setattr("nemo_run.config._NEMORUN_HOME", str(tmp_path / "nemo-home"))  # read once, at import
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("away")
 
 
 @pytest.fixture
