@@ -28,6 +28,7 @@ OWN_FOLDER = Path(OWN_CODE).name
 OWN_PACKAGES = ("configs", "executors", "recipes", "scripts")
 LARGE_BYTES = 200_000_000
 _OWN_ROOT = CONFIGS.parent
+_NOT_RUN = (".pyc", ".md")  # of our own files; a Lepton job has a megabyte for everything
 _LEVEL = 4
 _TIME = 946684800  # the year 2000: tar warns about older files, and clocks that are behind about newer ones
 _LISTED = 5
@@ -169,7 +170,7 @@ def _own_files() -> Iterator[tuple[str, Path]]:
         for file in folder.rglob("*"):
             inner = file.relative_to(_OWN_ROOT)
             hidden = any(part.startswith(".") or part == "__pycache__" for part in inner.parts)
-            if file.is_file() and not hidden and file.suffix != ".pyc":
+            if file.is_file() and not hidden and file.suffix not in _NOT_RUN:
                 yield f"{OWN_FOLDER}/{inner.as_posix()}", file
 
 

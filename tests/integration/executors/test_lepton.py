@@ -18,9 +18,9 @@ import pytest
 
 from executors.base import SchedulerJob, SubmitError, UnreachableError
 from executors.lepton.api import LeptonApi
-from executors.lepton.job import job_name, job_specification, readable
+from executors.lepton.job import PACKAGE_LIMIT, job_name, job_specification, readable
 from executors.lepton.place import LeptonPlace, LeptonProfile
-from executors.packaging.code import package
+from executors.packaging.code import package, plan
 from tests.jobs import PlainJob
 from tests.testbed.lepton import NODE_GROUP, LeptonWorkspace
 
@@ -390,7 +390,8 @@ def test_a_package_too_large_is_refused_before_anything_is_asked(workspace: Lept
 def test_a_package_of_several_pieces_arrives_whole(workspace: LeptonWorkspace, tmp_path: Path) -> None:
     code = tmp_path / "code"
     code.mkdir()
-    (code / "data.bin").write_bytes(os.urandom(300_000))
+    left = PACKAGE_LIMIT * 3 // 4 - plan(code, packager="none", include=[]).bytes
+    (code / "data.bin").write_bytes(os.urandom(left // 2))
     archive = package(code, tmp_path / "code.tar.gz", packager="pattern", include=["*"]).archive
     where = place(pre_launch=["cp /nemo_run/code/data.bin /mnt/shared/data.bin"])
     job = submit(where, launch(where, archive=archive), tmp_path / "home")

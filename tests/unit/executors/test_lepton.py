@@ -25,6 +25,7 @@ from executors.lepton.job import (
 )
 from executors.lepton.place import LeptonPlace, LeptonProfile, _last_record, _state
 from executors.lepton.profile import PRIORITIES
+from executors.packaging.code import package
 from scripts.run.problems import ProblemsError
 from tests.jobs import PlainJob
 
@@ -199,6 +200,14 @@ def test_a_package_too_large_is_refused(tmp_path: Path) -> None:
         pack(tmp_path, "")
     assert error.value.name == "package_too_large"
     assert "packager: pattern" in error.value.remedy
+
+
+def test_our_own_code_leaves_a_third_to_the_user(tmp_path: Path) -> None:
+    code = package(tmp_path, tmp_path / "code.tgz", packager="none", include=[])
+    assert code.archive
+    with tarfile.open(code.archive) as tar:
+        tar.extractall(tmp_path / "code", filter="data")
+    assert len(base64.b64encode(pack(tmp_path, ""))) < PACKAGE_LIMIT * 2 // 3
 
 
 def test_the_specification_carries_the_profile(tmp_path: Path) -> None:

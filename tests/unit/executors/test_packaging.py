@@ -102,7 +102,8 @@ def test_none_packs_our_packages_alone(folder: Path) -> None:
     assert {path.name for path in (unpacked / ".recipes").iterdir()} == set(OWN_PACKAGES)
     assert (unpacked / ".recipes/executors/packaging/code.py").read_bytes() == Path(packaging.__file__).read_bytes()
     assert (unpacked / ".recipes/configs/quantize/fp8.yaml").is_file()
-    assert not list(unpacked.rglob("__pycache__")) and not list(unpacked.rglob("*.pyc"))
+    kinds = {path.suffix for path in unpacked.rglob("*") if path.is_file()}
+    assert kinds == {".py", ".yaml", ".json", ".j2"}  # what runs, and nothing else
     assert code.digest == code.own_digest
     assert (code.commit, code.largest) == (None, ())
     assert code.notes() == []
