@@ -45,7 +45,7 @@ integration: $(VENV)/.ready-dev models testbed
 
 # Lines and branches, of both runs together.
 covered: unit integration
-	$(BIN)/coverage report --fail-under=95
+	$(BIN)/python -m coverage report --fail-under=95
 
 benchmark: $(VENV)/.ready-dev
 	$(BIN)/python tests/benchmarks/calibration.py

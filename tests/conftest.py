@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.testbed.warm import Warm, warm_nemo
+from tests.unmeasured import sweep
 
 #: The script itself: what an entry point, a shell or another program starts. Costs seconds; `nemo` does not.
 NEMO = str(Path(sys.executable).with_name("nemo"))
@@ -21,6 +22,14 @@ NEMO = str(Path(sys.executable).with_name("nemo"))
 # A shell starts background jobs with SIGINT ignored, and so would every command that a test interrupts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(wrapper=True, trylast=True)  # inside that of pytest-cov, which then combines
+def pytest_runtestloop(session: pytest.Session) -> Iterator[None]:
+    done = yield
+    if not hasattr(session.config, "workerinput"):
+        sweep(session.config.rootpath)
+    return done
 
 
 @dataclass(frozen=True)
