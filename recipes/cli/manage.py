@@ -106,7 +106,8 @@ def resume(run_ids: _Ids, as_json: AsJson = False) -> None:
 
     Example: nemo experiment resume quantize_fp8_1795214403955-ad07
 
-    What the ended attempt left is moved to attempts/ in the run directory.
+    What the ended attempt left is moved to attempts/ in the run directory. What the hf engine calibrated from the same
+    model, samples and values is gone on from; a training goes on from its last checkpoint.
     """
     from recipes.cli import show
     from recipes.experiment.submit import take_up

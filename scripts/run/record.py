@@ -152,6 +152,19 @@ class Record:
         record.update(attempts=attempts, reopened_at=now(), process=process.identity())
         return record
 
+    @property
+    def earlier(self) -> list[Path]:
+        """Where this run's ended attempts left their files, the newest first."""
+        aside = [self.dir / "attempts" / str(number) for number in range(len(self.values.get("attempts", [])), 0, -1)]
+        name, _, number = self.dir.name.rpartition("-r")  # elsewhere each attempt has a directory of its own
+        if not name or not number.isdecimal() or len(number) > 3:
+            return aside
+        return [
+            *aside,
+            *(self.dir.with_name(f"{name}-r{one}") for one in range(int(number) - 1, 1, -1)),
+            self.dir.with_name(name),
+        ]
+
     def update(self, **fields: Any) -> None:
         """Merge `fields` and replace run.json."""
         self.values.update(fields)

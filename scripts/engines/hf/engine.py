@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scripts.args.quantize import QuantizeArgs
-from scripts.engines.hf import calibrate, evaluate, load, quantizers, reference, report, save, sqnr, verify
+from scripts.engines.hf import calibrate, evaluate, kept, load, quantizers, reference, report, save, sqnr, verify
 from scripts.engines.hf.nvfp4 import cpu_kernels
 from scripts.engines.hf.samples import Samples, choose_samples
 from scripts.formats import FITS_ANY_WIDTH, FORMATS, format_problems
@@ -108,11 +108,18 @@ def _measure_and_quantize(state: _State) -> dict[str, Any]:
             advance = _counter(record, len(samples.held_out))
             base = evaluate.remember(state.model, samples.held_out, advance=advance, **limits)
     algorithm = quantizers.algorithm_name(config)
-    with record.phase("calibrate"), bf16_products():
-        advance = _counter(record, len(samples.calibration))
-        loop = calibrate.calibration_loop(samples.calibration, advance=advance, algorithm=algorithm, **limits)
-        quantizers.quantize(state.model, config, loop)
+    device, model = str(state.loaded.device), record.values["inputs"][0]["digest"]
+    batch = str(args.calib_batch_size)
+    of = kept.depends_on(config, samples.calibration, model=model, dtype=args.dtype, device=device, batch_size=batch)
+    with record.phase("calibrate"), bf16_products(), kept.rescaling(state.model) as noted:
+        if (seconds := kept.take_up(record, state.model, of)) is None:
+            advance = _counter(record, len(samples.calibration))
+            loop = calibrate.calibration_loop(samples.calibration, advance=advance, algorithm=algorithm, **limits)
+            quantizers.quantize(state.model, config, loop)
         record.update(quantizers=quantizers.summary(state.model))
+    if seconds is None:
+        seconds = record.values["timings"]["calibrate"]
+        kept.keep(record, state.model, of, noted, seconds)
     scores = None
     if base is None:
         with record.phase("layer noise"), bf16_products():
@@ -128,7 +135,7 @@ def _measure_and_quantize(state: _State) -> dict[str, Any]:
         "schema": report.SCHEMA,
         "model": args.hf_model_id,
         "format": report.format_name(args),
-        "calibration": report.calibration_figures(samples, record.values["timings"]["calibrate"]),
+        "calibration": report.calibration_figures(samples, seconds),
         "evaluation": report.evaluation_figures(scores, samples),
         "layers": [{"name": name, **asdict(each)} for name, each in noise.items()],
         "generations": [{"prompt": prompt, "before": old, "after": new} for prompt, old, new in rows],
@@ -198,6 +205,7 @@ def _record_results(state: _State, results: dict[str, Any]) -> None:
         if args.export_dir:
             record.artifact("checkpoint_hf", Path(args.export_dir), **made_of)
         record.artifact("eval_results", record.dir / "report")
+        kept.forget(record)
         record.line(report.as_text(results))
 
 

@@ -6,6 +6,7 @@ the place of the model's own; nothing may be computed with the model afterwards.
 
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,15 +62,20 @@ def save_restorable(model: Any, tokenizer: Any, folder: Path) -> None:
 
 
 def _rewrite_in_order(state: Path) -> None:
-    """ModelOpt fills mappings of its state from sets: the same run would leave other bytes, and another digest."""
+    """ModelOpt fills mappings of its state from sets: the same run would leave other bytes, and another digest.
+
+    So it would where one text is two objects: a pickle refers to what it has written before.
+    """
     import torch
 
     torch.save(_in_order(torch.load(state, weights_only=True)), state)
 
 
 def _in_order(value: Any) -> Any:
+    if type(value) is str:
+        return sys.intern(value)
     if type(value) is dict:
-        return {key: _in_order(value[key]) for key in sorted(value, key=str)}
+        return {_in_order(key): _in_order(value[key]) for key in sorted(value, key=str)}
     return type(value)(map(_in_order, value)) if type(value) in (list, tuple) else value
 
 

@@ -212,6 +212,20 @@ def test_a_killed_job_is_told_and_can_be_run_again(
     assert [path.name for path in out.parent.iterdir()] == ["hf"], "leftovers of the killed run are gone"
 
 
+def test_a_job_killed_in_its_export_goes_on_from_what_it_calibrated(
+    attached: Callable[..., Attached], nemo: Nemo
+) -> None:
+    run = attached("args.modelopt_save_path=null")
+    os.kill(run.reaches("export")["process"]["pid"], signal.SIGKILL)
+    assert run.end()[0] == 1
+    run_id = run.record()["id"]
+    assert nemo("resume", run_id).code == 0
+    until(lambda: nemo("status", run_id, "--json").json["state"] == "succeeded")
+    printed = nemo("logs", run_id).out
+    assert "calibrated by an earlier attempt" in printed
+    assert "calibrate: " not in printed.partition("calibrated by an earlier attempt")[2]
+
+
 def test_a_killed_submitter_before_the_job_began(attached: Callable[..., Attached], nemo: Nemo) -> None:
     run = attached()
     run.reaches("submitted")

@@ -1,0 +1,170 @@
+"""What calibration found, kept in the run folder until its checkpoints stand: a later attempt goes on from it.
+
+ModelOpt's state, which is read with weights_only=True, and what the quantizers hold, as safetensors: some MB of any
+model. Weights that SmoothQuant and AWQ rescale are rescaled again from the source, by the factors that are kept.
+"""
+
+import hashlib
+import shutil
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import reduce
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scripts.engines.hf.packing import replaced
+from scripts.engines.hf.samples import Tokens
+from scripts.run import schema
+from scripts.run.files import content_of, is_folder, staged, write_json
+from scripts.run.provenance import versions
+from scripts.run.record import Record
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+FOLDER = "calibrated"
+_FACTS, _STATE, _VALUES = "calibration.json", "modelopt_state.pth", "quantizers.safetensors"
+#: `of`: what scales depend on. `weights`: a sum over the bits of each weight that calibration rescaled.
+_SCHEMA = {"of": dict, "seconds": float, "weights": dict, "files": {_STATE: str, _VALUES: str}}
+
+
+def depends_on(config: dict[str, Any], samples: list[Tokens], **facts: str) -> dict[str, str]:
+    """What scales follow from, as digests and words: those that were kept are of use where all of it is the same."""
+    given = {"format": config, "samples": samples}
+    found = {name: hashlib.sha256(repr(value).encode()).hexdigest() for name, value in given.items()}
+    used = {name: str(versions().get(name)) for name in ("torch", "transformers", "nvidia-modelopt")}
+    return {**found, **facts, **used}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rescaling:
+    """What calibration does to weights: their sums before it, and the layers with the factors, in order."""
+
+    before: dict[str, int]
+    factors: "list[tuple[nn.Module, torch.Tensor]]" = field(default_factory=list)
+
+
+@contextmanager
+def rescaling(model: "nn.Module") -> Iterator[Rescaling]:
+    """Note what ModelOpt does to weights while the block runs."""
+    from modelopt.torch.quantization import model_calib
+
+    rescale, noted = model_calib._apply_weight_pre_quant_scale, Rescaling(before=_sums(model))
+
+    def note(linear: "nn.Module", factor: "torch.Tensor") -> None:
+        noted.factors.append((linear, factor.detach().clone()))
+        rescale(linear, factor)
+
+    with replaced([model_calib], "_apply_weight_pre_quant_scale", note):
+        yield noted
+
+
+def _sums(model: "nn.Module") -> dict[str, int]:
+    return {name: _sum(weight) for name, weight in model.named_parameters()}
+
+
+def _sum(weight: "torch.Tensor") -> int:
+    """Over the bits, as integers: one that was rounded otherwise shows."""
+    import torch
+
+    bits = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[weight.element_size()]
+    return int(weight.detach().view(bits).sum(dtype=torch.int64))
+
+
+def _rescaled(weight: "torch.Tensor", factor: "torch.Tensor") -> "torch.Tensor":
+    """As ModelOpt does it."""
+    return (weight * factor.to(weight.device).squeeze()[None, :]).to(weight.dtype)
+
+
+def keep(record: Record, model: "nn.Module", of: dict[str, str], noted: Rescaling, seconds: float) -> None:
+    """Write down what calibration found; where that cannot be, the log says so and the run goes on."""
+    import modelopt.torch.opt as mto
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    changed = {name: now for name, now in _sums(model).items() if noted.before.get(name) != now}
+    names = {module: name for name, module in model.named_modules()}
+    rescaled = [(f"{names.get(layer)}.weight", factor) for layer, factor in noted.factors]
+    if other := changed.keys() - dict(rescaled).keys():
+        record.line(f"what was calibrated is not kept: ModelOpt changed {min(other)}, too")
+        return
+    factors = {f"{number:06} {name}": factor for number, (name, factor) in enumerate(rescaled)}
+    tensors = {name: value.detach().cpu().clone() for name, value in {**_held(model), **factors}.items()}
+    try:
+        with staged(record.dir / FOLDER) as folder:
+            torch.save(mto.modelopt_state(model), folder / _STATE)
+            save_file(tensors, folder / _VALUES)
+            files = {name: content_of(folder / name).digest for name in (_STATE, _VALUES)}
+            write_json(folder / _FACTS, {"of": of, "seconds": seconds, "weights": changed, "files": files})
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch's writer raises RuntimeError on a full disk
+        record.line(f"what was calibrated is not kept: {error}")
+
+
+def _held(model: "nn.Module") -> "dict[str, torch.Tensor]":
+    """What quantizers hold, by its name in the model."""
+    from modelopt.torch.quantization.nn import TensorQuantizer
+
+    quantizers = ((name, module) for name, module in model.named_modules() if isinstance(module, TensorQuantizer))
+    return {f"{name}.{key}": value for name, module in quantizers for key, value in module.state_dict().items()}
+
+
+def take_up(record: Record, model: "nn.Module", of: dict[str, str]) -> float | None:
+    """Give `model` what an ended attempt of this run calibrated; returns the seconds of that, None where nothing fits.
+
+    What is of other values, or damaged, is told in the log and left alone.
+    """
+    import modelopt.torch.opt as mto
+
+    for left in (place / FOLDER for place in record.earlier if is_folder(str(place / FOLDER))):
+        try:
+            facts = schema.read(left / _FACTS, _SCHEMA)
+            state, values = _read(left, facts)
+        except (OSError, ValueError) as error:
+            record.line(f"{left} cannot be gone on from: {error}")
+            continue
+        others = [name for name in of if facts["of"].get(name) != of[name]]
+        others = others or _rescale(model, values, facts["weights"])
+        if others:
+            record.line(f"{left} is of other values ({', '.join(others)}): calibrating anew")
+            continue
+        record.line(f"calibrated by an earlier attempt: {left}")
+        left.rename(record.dir / FOLDER)
+        mto.restore_from_modelopt_state(model, state)
+        model.load_state_dict(values, strict=False)
+        return float(facts["seconds"])
+    return None
+
+
+def _read(folder: Path, facts: dict[str, Any]) -> "tuple[Any, dict[str, torch.Tensor]]":
+    import torch
+    from safetensors.torch import load_file
+
+    for name, digest in facts["files"].items():
+        if content_of(folder / name).digest != digest:
+            raise ValueError(f"{name} is not as it was written")
+    return torch.load(folder / _STATE, weights_only=True), load_file(folder / _VALUES)
+
+
+def _rescale(model: "nn.Module", values: "dict[str, torch.Tensor]", sums: dict[str, int]) -> list[str]:
+    """Rescale weights by the factors among `values`, if all come out as they were; returns those that do not."""
+    weights, factors = dict(model.named_parameters()), defaultdict(list)
+    for key in sorted(key for key in values if " " in key):
+        factors[key.partition(" ")[2]].append(values.pop(key))
+
+    def made(name: str) -> "torch.Tensor":
+        return reduce(_rescaled, factors[name], weights[name].detach())
+
+    wrong = [name for name, expected in sums.items() if name not in weights or _sum(made(name)) != expected]
+    for name in [] if wrong else sums:
+        weights[name].data.copy_(made(name))
+    return wrong
+
+
+def forget(record: Record) -> None:
+    """Remove what is of no more use: the checkpoints stand."""
+    for place in (record.dir, *record.earlier):
+        shutil.rmtree(place / FOLDER, ignore_errors=True)
