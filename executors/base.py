@@ -211,10 +211,12 @@ class UnreachableError(JobError):
 class SubmitError(JobError):
     """A submission that failed. Nothing of it is left at the scheduler, unless the cause says so.
 
-    `job` is set when nobody knows: the place went silent, and will find the job by its name, if it is there.
+    `job` is set when nobody knows: the place went silent, and will find the job by its name, if it is there. `text`
+    is what would have been sent, where the place refuses it as it is: a dry run shows both.
     """
 
     job: "SchedulerJob | None" = None
+    text: str = ""
 
 
 class Place(ABC):

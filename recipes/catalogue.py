@@ -8,7 +8,7 @@ is a recipe at once. What is wrong with a user's file is a Problem that names it
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, ValuesView
 from dataclasses import MISSING, dataclass, fields, replace
 from functools import cache, lru_cache
 from pathlib import Path
@@ -20,6 +20,7 @@ from recipes.experiment.releases import releases
 from recipes.serialization import adapt
 from recipes.values import field_types, load_yaml, merge, read_text
 from scripts.args.meaning import ScriptArgs, ScriptSpec, Torchrun, meanings
+from scripts.checkpoints.documents import neighbour
 from scripts.engines.script.cards import cards
 from scripts.entrypoints import ALGORITHMS, entrypoint
 from scripts.run.files import expanded, is_file
@@ -198,6 +199,10 @@ class Catalogue(Mapping[str, Recipe]):
     def __len__(self) -> int:
         return len(_catalogue()[0])
 
+    def values(self) -> ValuesView[Recipe]:
+        """The folders are looked at once, and not for each of them."""
+        return _catalogue()[0].values()
+
     def problems(self) -> list[Problem]:
         """What is wrong with the folders and files that users added; the recipes of sound files work all the same."""
         recipes, problems = _catalogue()
@@ -303,6 +308,8 @@ def config_of(family: Family, name: str, *, key: str = "--config") -> Path:
     if is_file(path):
         return path
     remedy = nearest(name, [recipe.file.stem for recipe in RECIPES.values() if recipe.family == family])
+    if path.suffix in (".yaml", ".yml"):
+        remedy = neighbour(path, remedy, like=lambda file: file.suffix == path.suffix)
     cause = "there is no such file or config"
     raise ProblemsError([Problem(name="unknown_config", key=key, value=name, cause=cause, remedy=remedy)])
 

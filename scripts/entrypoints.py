@@ -232,13 +232,16 @@ def _carry_out(
 
 
 def tool_command(
-    name: str, args: ScriptArgs, script: ScriptSpec, extra_args: Sequence[str], run_dir: Path
+    name: str, args: ScriptArgs, script: ScriptSpec, extra_args: Sequence[str], run_dir: Path, *, here: bool
 ) -> tuple[str, ...] | None:
-    """What an algorithm's tool is going to run, of resolved `args`; `<...>` is known on the node only."""
+    """What an algorithm's tool is going to run, of resolved `args`; `<...>` is known on the node only.
+
+    `here`: on this machine, in this Python.
+    """
     algorithm = ALGORITHMS[name]
     if not algorithm.command or not isinstance(args, algorithm.args):
         return None
-    return tuple(_loaded(algorithm.command)(args, script, extra_args, run_dir))
+    return tuple(_loaded(algorithm.command)(args, script, extra_args, run_dir, here=here))
 
 
 def _loaded(work: str) -> Callable[..., Any]:

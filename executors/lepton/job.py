@@ -107,10 +107,7 @@ def launch_script(profile: LeptonProfile, job: AnyJob, env: Mapping[str, str], c
 
 
 def pack(folder: Path, script: str) -> bytes:
-    """launch.sh, and code/ and configs/ of what NeMo-Run made for the job, as .tar.gz; equal content, equal bytes.
-
-    Raises SubmitError `package_too_large`.
-    """
+    """launch.sh, and code/ and configs/ of what NeMo-Run made for the job, as .tar.gz; equal content, equal bytes."""
     buffer = io.BytesIO()
     with gzip.GzipFile(fileobj=buffer, mode="wb", mtime=0) as packed, tarfile.open(fileobj=packed, mode="w") as tar:
         member = tarfile.TarInfo("launch.sh")
@@ -119,14 +116,20 @@ def pack(folder: Path, script: str) -> bytes:
         for name in ("code", "configs"):
             (folder / name).mkdir(exist_ok=True)  # the job starts in code/, packaged or not
             tar.add(folder / name, name, filter=_needed)
-    size = len(base64.b64encode(buffer.getvalue()))
+    return buffer.getvalue()
+
+
+def refuse_large(package: bytes, text: str = "") -> None:
+    """Raise SubmitError `package_too_large` for one that no job can carry; `text` is its own."""
+    size = len(base64.b64encode(package))
     if size > PACKAGE_LIMIT:
         cause = f"The packaged code has {size:,} bytes in base64; a Lepton job carries at most {PACKAGE_LIMIT:,}."
         remedy = (
             "Use packager: pattern with the files that the job needs, or packager: none with the code in the image."
         )
-        raise SubmitError("package_too_large", cause, remedy)
-    return buffer.getvalue()
+        error = SubmitError("package_too_large", cause, remedy)
+        error.text = text
+        raise error
 
 
 def job_specification(

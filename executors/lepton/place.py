@@ -27,7 +27,15 @@ from executors.base import (
     job_variables,
 )
 from executors.lepton.api import LeptonApi, NameTakenError, NotThereError, may_have_happened
-from executors.lepton.job import job_name, job_specification, launch_script, pack, readable, stock_rendezvous
+from executors.lepton.job import (
+    job_name,
+    job_specification,
+    launch_script,
+    pack,
+    readable,
+    refuse_large,
+    stock_rendezvous,
+)
 from executors.lepton.probes import probe_workspace
 from executors.lepton.profile import LeptonProfile, secret_references
 from executors.packaging.code import packager_of
@@ -128,7 +136,9 @@ class LeptonPlace(Place):
                 shutil.rmtree(executor.experiment_dir, ignore_errors=True)
         group = f"<id of node group {self.profile.node_group}>"
         specification = job_specification(self.profile, job, self._environment(job), package, group)
-        return f"{json.dumps(readable(specification), indent=2)}\n\n# launch.sh, in the package:\n{script}"
+        text = f"{json.dumps(readable(specification), indent=2)}\n\n# launch.sh, in the package:\n{script}"
+        refuse_large(package, text)
+        return text
 
     def expected(self, experiment: Any, job: AnyJob) -> SchedulerJob:
         return SchedulerJob.of(job, job_name(job.id), "/nemo_run")
@@ -139,6 +149,7 @@ class LeptonPlace(Place):
 
         def launch(name: str, cmd: list[str]) -> tuple[str, str]:
             package = pack(Path(executor.job_dir), self._script(job, cmd))
+            refuse_large(package)
             created.append(str(self._create(job, package).metadata.id_))
             return created[0], "Starting"
 

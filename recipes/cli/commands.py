@@ -131,9 +131,9 @@ def run(
                 out.plan(examined.jobs, full=True, sound=not refused)
             elif dryrun and asked.whole:
                 out.values(stages)
-            if refused:
+            if refused or out.problems:
                 refusal |= out.planned if dryrun else {}
-                raise ProblemsError(examined.problems)
+                raise ProblemsError([*examined.problems, *out.problems])
             print_problems(examined.problems)
             if dryrun:
                 if as_json:
@@ -239,7 +239,9 @@ def _asked(
     partial, whole = entry.build(), True
     for config in configs:
         try:
-            problems += merge_files(partial, layers(entry.family, config_of(entry.family, config)))
+            found = merge_files(partial, layers(entry.family, config_of(entry.family, config)))
+            whole = whole and not any(one.name == "unknown_key" and "." not in one.key for one in found)
+            problems += found
         except ProblemsError as error:
             problems += error.problems
             whole = False

@@ -19,7 +19,7 @@ from recipes.preflight.subjects import notes
 from scripts.args.meaning import Role, fields_of
 from scripts.checkpoints.causal import architectures
 from scripts.run.files import read_limited
-from scripts.run.problems import error_line
+from scripts.run.problems import Problem, error_line
 from scripts.run.schema import MAX_BYTES
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ class Output:
         self._plans: list[dict[str, Any]] = []
         self._array: dict[str, Any] = {}  # of a dry run: the one job that all of them would be
         self._told = False
+        self.problems: list[Problem] = []  # of what was to be sent, which the place would refuse
 
     def plan(self, jobs: Sequence[Job], *, full: bool, sound: bool = True) -> None:
         """What would run, where, and where it leaves its outputs; with `full`, every value and the exact text sent.
@@ -57,6 +58,8 @@ class Output:
         self._plans = [_preview(job, full=full and not array, sound=sound) for job in jobs]
         if array:
             self._array = _text(array_of(jobs)[0], sound=sound)
+        refusals = (plan.pop("problem", None) for plan in (*self._plans, self._array))
+        self.problems = list(dict.fromkeys(filter(None, refusals)))
         if self.as_json:
             return
         if len(self._plans) > 1 and (array or not full):

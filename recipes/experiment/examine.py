@@ -28,6 +28,8 @@ from scripts.run.record import DamagedRecordError
 if TYPE_CHECKING:
     import nemo_run as run
 
+#: Stands for what an unknown artifact would be, so that the rest of the job can be looked at.
+_NOTHING = "/unknown-artifact"
 _REFERENCE = re.compile(r"\$\{artifact:([^.}]+)(?:\.(\w+))?\}")
 Outputs = Sequence[Mapping[str, str]]  # {"type": ..., "path": ...}
 
@@ -137,14 +139,13 @@ def _examine_one(
             said = any(one.name == "unknown_artifact" and f":{name}" in str(one.value) for one in problems)
             problems += [one for one in error.problems if not said or one.name != "unknown_run"]
     stage = replace(stage, partial=partial, after=after)
-    if problems and any(one.name == "unknown_artifact" for one in problems):
-        return None, problems  # what stands in the place of its path would be wrong in ways of its own
+    lost = {one.key for one in problems if one.name == "unknown_artifact"}
     job, unresolved = job_of(stage, ids[stage.name], executor, place, options, promised)
     problems += unresolved
     if job is None:
         return None, problems
     findings = preflight(job)
-    problems += findings.problems
+    problems += [one for one in findings.problems if not (one.key in lost or (lost and _NOTHING in str(one)))]
     if not findings.usable:
         return None, problems
     forced = (_forced(found, options.force) for found in problems)
@@ -233,6 +234,6 @@ def _replaced(value: Any, key: str, made: Mapping[str, Outputs], problems: list[
             cause = f"{name} leaves {types or 'nothing'}" + ("" if fitting or kind is None else f", no {kind}")
             remedy = f"Say which: ${{artifact:{name}.TYPE}}." if fitting else ""
         problems.append(Problem(name="unknown_artifact", key=key, value=match[0], cause=cause, remedy=remedy))
-        return match[0]
+        return _NOTHING
 
     return _REFERENCE.sub(path, value)

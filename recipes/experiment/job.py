@@ -170,7 +170,8 @@ class Job(AnyJob):
         None where it starts no program, or names a model card that there is not.
         """
         if self.addressed is None:
-            return tool_command(self.algorithm, self.resolved, self.script, self.extra_args, self.run_dir)
+            values = (self.resolved, self.script, self.extra_args, self.run_dir)
+            return tool_command(self.algorithm, *values, here=self.in_this_python)
         try:
             return ("python", *self.addressed.path.split(" ", 1), *self.command.words)
         except JobError:

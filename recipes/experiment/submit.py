@@ -12,6 +12,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from executors.base import SubmitError
 from executors.packaging.code import Code, package
 from recipes.experiment.examine import prepare, prepare_all
 from recipes.experiment.job import Job
@@ -32,7 +33,7 @@ from recipes.experiment.supervisor import (
 )
 from scripts.run.files import write_text
 from scripts.run.identity import identity
-from scripts.run.problems import JobError
+from scripts.run.problems import JobError, Problem
 from scripts.run.provenance import git_state, versions
 from scripts.run.record import Record
 from scripts.run.session import run_element
@@ -220,8 +221,8 @@ def take_up(folders: Sequence[RunFolder]) -> list[Run]:
 def rehearse(job: Job) -> dict[str, Any]:
     """The script or request that this job would send, and the code that would travel with it.
 
-    NeMo-Run writes while it makes one; it does so in a folder that does not stay. Raises
-    ProblemsError for code that cannot be packaged.
+    NeMo-Run writes while it makes one; it does so in a folder that does not stay. `problem` is why the place would
+    refuse it all the same. Raises ProblemsError for code that cannot be packaged.
     """
     from nemo_run.config import get_nemorun_home
 
@@ -234,8 +235,18 @@ def rehearse(job: Job) -> dict[str, Any]:
             opened_experiment(job, job.partial, base_dir=folder) as experiment,
         ):
             experiment.dryrun(log=False, delete_exp_dir=False)
-            text = job.place.text(experiment, job).replace(folder, get_nemorun_home())
-    return {"code": code.as_record() if code else None, "submits": text}
+            text, problem = _rehearsed(experiment, job)
+    submits = text.replace(folder, get_nemorun_home())
+    return {"code": code.as_record() if code else None, "submits": submits} | ({"problem": problem} if problem else {})
+
+
+def _rehearsed(experiment: Any, job: Job) -> tuple[str, Problem | None]:
+    try:
+        return job.place.text(experiment, job), None
+    except SubmitError as error:
+        if not error.text:
+            raise
+        return error.text, error.as_problem("executor.packager", job.profile.packager)
 
 
 def _waits_for(job: Job) -> tuple[str, ...]:

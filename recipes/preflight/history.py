@@ -15,7 +15,7 @@ from typing import Any
 
 from executors.base import is_below
 from executors.kinds import place_from_record
-from recipes.catalogue import RECIPES
+from recipes.catalogue import FAMILIES
 from recipes.experiment.job import Job
 from recipes.experiment.runs import Run
 from recipes.experiment.store import RunFolder, runs_dir
@@ -195,7 +195,7 @@ def _storage(executor: Any) -> tuple[Any, ...]:
 
 def _kind_of(algorithm: str, args: Mapping[str, Any]) -> type:
     """Of the classes of an algorithm the one that has most of these arguments; a record does not say which it was."""
-    kinds = dict.fromkeys(one.family.args for one in RECIPES.values() if one.algorithm == algorithm)
+    kinds = [family.args for family in FAMILIES.values() if family.algorithm == algorithm]
     return max(kinds, key=lambda kind: len(args.keys() & {field.name for field in fields(kind)}), default=ScriptArgs)
 
 

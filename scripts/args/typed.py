@@ -48,6 +48,8 @@ def convert(kind: Any, value: Any, *, strict: bool) -> Any:
         if detail["type"] == "literal_error":
             choices = [str(choice) for choice in get_args(kind)]
             raise ValueError(f"is not one of its choices.  {nearest(str(value), choices)}") from error
+        if value in ("", None, *_NULLS) and (expected := _expected(kind)):
+            raise ValueError(f"is empty.  Write {expected}, or leave the key out.") from error
         meant = _meant({kind, *get_args(kind)}, value)
         hint = f"  Write {meant}." if meant else ""
         raise ValueError(f"{detail['msg'][0].lower()}{detail['msg'][1:]}{hint}") from error
@@ -61,6 +63,14 @@ def refuse_huge(value: Any) -> None:
         raise ValueError("is a number of more digits than any that is taken")
     for item in value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ():
         refuse_huge(item)
+
+
+def _expected(kind: Any) -> str:
+    """What may be written for a field; empty where that is not said in a word."""
+    words = {int: "a whole number", float: "a number", bool: "true or false", list: "a list, [a, b]"}
+    words |= {dict: "a mapping, {key: value}", type(None): "null"}
+    named = (words.get(get_origin(one) or one, "") for one in get_args(kind) or (kind,))
+    return " or ".join(filter(None, named)) if get_origin(kind) not in (list, dict) else words[get_origin(kind)]
 
 
 def _meant(kinds: set[Any], value: Any) -> str:

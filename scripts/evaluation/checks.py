@@ -5,21 +5,30 @@ What cannot score a checkpoint as it is, must not score it at all.
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import util
 from pathlib import Path
 from typing import Any
 
+from configs import CONFIGS
 from scripts.args.evaluate import Backend, EvaluateArgs
 from scripts.checkpoints import look
 from scripts.checkpoints.huggingface import exported_algorithm
 from scripts.formats import FORMATS
-from scripts.run.files import is_folder
-from scripts.run.problems import JobError, Problem
+from scripts.run.files import is_folder, read_limited
+from scripts.run.problems import JobError, Problem, nearest
 from scripts.run.provenance import compute_capabilities
-from scripts.run.registry import check
+from scripts.run.registry import Skipped, check
 
 _BATCH = re.compile(r"auto(?::[1-9]\d*)?|[1-9]\d*")
+#: A pattern, a file, or a task with a format (`mmlu@...`).
+_FOUND_BY_HARNESS = re.compile(r"[*?\[/@]|\.ya?ml$")
+_NAME = re.compile(rb"[\w.+-]*\w[\w.+-]*")
+_NAMED = re.compile(
+    rb"^[ \t-]*(?:task|group|tag):[ \t]*(?:(\S[^#\n]*)|((?:\n[ \t]*-[ \t]*[\w.+-]+[ \t]*(?=\n|\Z))+))", re.MULTILINE
+)
+_MOST_BYTES = 1 << 20
 #: What each backend has no use for, and its own way to use several GPUs.
 _UNUSED = {"vllm": ("parallelize", "tensor_parallel_size=2"), "hf": ("tensor_parallel_size", "parallelize=true")}
 
@@ -34,6 +43,41 @@ def tasks(job: Any) -> Iterator[Problem]:
             cause = "the harness takes a comma for the end of a task's name"
             remedy = "Make each task an entry of its own; for a YAML file whose path has a comma use args.include_path."
             yield Problem(name="wrong_value", key="args.tasks", value=task, cause=cause, remedy=remedy)
+
+
+@check("unknown_task", args=EvaluateArgs, where="both")
+def tasks_of_the_harness(job: Any) -> Iterator[Problem | Skipped]:
+    """It has them, and so has `include_path`; a pattern or a file is for the harness to find."""
+    own, include = CONFIGS / "evaluate" / "tasks", job.resolved.include_path
+    folders = [Path(include) if include else own]
+    asked = {task for task in job.resolved.tasks if not _FOUND_BY_HARNESS.search(task)} - _tasks_in(folders[0])
+    if not asked:
+        return
+    harness = util.find_spec("lm_eval")
+    if harness is None or (include and not is_folder(include)):
+        yield Skipped(missing=("the tasks of the lm-evaluation-harness",))
+        return
+    root = Path(next(iter(harness.submodule_search_locations or ()))) / "tasks"
+    known = set[str]()
+    # Ten thousand files: those of a folder that a name begins with first (arc_easy: arc), and no more if it is there.
+    for folder in sorted(root.iterdir(), key=lambda one: not any(task.startswith(one.name) for task in asked)):
+        known |= _tasks_in(folder)
+        if asked <= known:
+            return
+    for task in sorted(asked - known):
+        cause = "the installed lm-evaluation-harness has no task of that name"
+        remedy = nearest(task, sorted(known))
+        yield Problem(key="args.tasks", value=task, cause=cause, remedy=remedy, can_force=not job.in_this_python)
+
+
+def _tasks_in(folder: Path) -> set[str]:
+    """What the YAML files below a folder call their tasks, groups and tags; read as lines: parsing takes minutes."""
+    found = set[str]()
+    for file in folder.rglob("*.yaml"):
+        with suppress(OSError, ValueError):
+            for one, several in _NAMED.findall(read_limited(file, _MOST_BYTES)):
+                found |= {name.decode() for name in _NAME.findall(one or several)}
+    return found
 
 
 @check("not_of_this_backend", args=EvaluateArgs, where="both")

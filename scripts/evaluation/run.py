@@ -20,6 +20,7 @@ from scripts.evaluation.scores import SCHEMA, Baseline, as_rows, compare, read_b
 from scripts.processor import bf16_is_slow
 from scripts.run.files import expanded, staged
 from scripts.run.problems import JobError
+from scripts.run.provenance import compute_capabilities
 from scripts.run.record import Record
 from scripts.run.registry import refuse
 from scripts.tiny.model import local_model
@@ -46,12 +47,17 @@ def score_checkpoint(args: ScriptArgs, script: ScriptSpec, extra_args: Sequence[
     record.line(f"backend: {loading.backend}{how}; quantization: {loading.quantization or 'none'}")
     if not args.include_path:
         write_tasks(record.dir / _TASKS)
-    if (args.dtype, loading.backend, loading.restored) == ("auto", "hf", False) and bf16_is_slow():
+    if _widens(args, loading) and bf16_is_slow():
         args = dataclasses.replace(args, dtype="float32")  # holds every bfloat16 value, and is 50 times faster here
     harness, script = _harness(args, script, loading, model, record.dir)
     run_script(harness, script, [*extra_args, *closing_words(args)], record)
     with record.phase("report"):
         _report(args, loading, baseline, Path(harness.output_path).parent, record)
+
+
+def _widens(args: EvaluateArgs, loading: Loading) -> bool:
+    """Whether weights in bfloat16 become float32 where the processor multiplies bfloat16 slowly."""
+    return (args.dtype, loading.backend, loading.restored) == ("auto", "hf", False)
 
 
 def _harness(
@@ -65,12 +71,17 @@ def _harness(
     return harness, dataclasses.replace(script, path=path, flag_style="underscore")
 
 
-def expected_command(args: ScriptArgs, script: ScriptSpec, extra_args: Sequence[str], run_dir: Path) -> list[str]:
+def expected_command(
+    args: ScriptArgs, script: ScriptSpec, extra_args: Sequence[str], run_dir: Path, *, here: bool
+) -> list[str]:
     """The harness's command before anybody has looked at a checkpoint that is not here."""
     assert isinstance(args, EvaluateArgs)
     loading = Loading(backend="vllm" if args.backend == "vllm" else "hf", quantization=None, restored=False)
     with suppress(JobError):  # it is not here, or what is to load it is not
         loading = loading_of(args, args.checkpoint)
+    if here and _widens(args, loading) and not compute_capabilities():
+        settled = {"dtype": "<float32 where the processor multiplies bfloat16 slowly, else auto>"}
+        args = dataclasses.replace(args, model_args=settled | args.model_args)
     harness, script = _harness(args, script, loading, args.checkpoint, run_dir)
     (name,) = harness.SCRIPTS
     words = [*extra_args, *closing_words(args)]

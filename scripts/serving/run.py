@@ -73,7 +73,9 @@ def check_server(args: ScriptArgs, script: ScriptSpec, extra_args: Sequence[str]
         _report(args, report, answers, record)
 
 
-def expected_command(args: ScriptArgs, script: ScriptSpec, extra_args: Sequence[str], _run_dir: Path) -> list[str]:
+def expected_command(
+    args: ScriptArgs, script: ScriptSpec, extra_args: Sequence[str], _run_dir: Path, *, here: bool
+) -> list[str]:
     """The server's command before it is started; what only its node knows is in angle brackets."""
     assert isinstance(args, ServeArgs)
     server, model = SERVERS[args.server], args.checkpoint or "<checkpoint>"

@@ -120,7 +120,8 @@ def _check_head(model: Any, base: Base) -> None:
     error = float((found - expected).norm() / expected.norm().clamp(min=1e-12))
     if not error <= 16 * torch.finfo(base.hidden[shortest].dtype).eps:
         cause = f"The logits of {type(model).__name__} are not its head's product (off by {error:.1%})."
-        raise JobError("evaluation_unsupported", cause, "Set args.eval_size=0.")
+        remedy = "Set args.eval_size=0, which leaves the scores out and nothing else; evaluate scores what was written."
+        raise JobError("evaluation_unsupported", cause, remedy)
 
 
 def _base_logits(base: Base, hidden: "torch.Tensor") -> "torch.Tensor":

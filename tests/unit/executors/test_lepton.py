@@ -21,6 +21,7 @@ from executors.lepton.job import (
     launch_script,
     pack,
     readable,
+    refuse_large,
     stock_rendezvous,
 )
 from executors.lepton.place import LeptonPlace, LeptonProfile, _last_record, _state
@@ -194,11 +195,11 @@ def test_a_package_too_large_is_refused(tmp_path: Path) -> None:
     (tmp_path / "code").mkdir()
     data = tmp_path / "code" / "data"
     data.write_bytes(os.urandom(PACKAGE_LIMIT * 3 // 4 - 20_000))
-    assert len(base64.b64encode(pack(tmp_path, ""))) <= PACKAGE_LIMIT
+    refuse_large(pack(tmp_path, ""))
     data.write_bytes(os.urandom(PACKAGE_LIMIT * 3 // 4))
     with pytest.raises(SubmitError) as error:
-        pack(tmp_path, "")
-    assert error.value.name == "package_too_large"
+        refuse_large(pack(tmp_path, ""), "the text")
+    assert (error.value.name, error.value.text) == ("package_too_large", "the text")
     assert "packager: pattern" in error.value.remedy
 
 

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from configs import CONFIGS
-from recipes import RECIPES, find
+from recipes import RECIPES, catalogue, find
 from recipes.catalogue import describe
+from recipes.preflight import history
 from recipes.values import SECTIONS, field_types, load_yaml, set_value
 from scripts.args.meaning import ScriptSpec, Torchrun
 from scripts.args.quantize import QuantizeArgs
@@ -110,6 +111,15 @@ def test_importing_the_node_side_imports_nothing_heavy(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_folders_of_recipes_are_looked_at_once_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked = []
+    as_it_is = catalogue._catalogue
+    monkeypatch.setattr(catalogue, "_catalogue", lambda: looked.append(1) or as_it_is())
+    assert len(list(RECIPES.values())) > 40 and len(looked) == 1
+    assert history._kind_of("quantize", {"calib_size": 1, "dtype": "x"}) is QuantizeArgs
+    assert len(looked) == 1, "what class a recorded run had, no folder tells"
 
 
 HOSTILE = [

@@ -43,6 +43,22 @@ def test_text_becomes_the_field_s_type(key: str, text: str, value: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    ("recipe", "key", "right"),
+    [
+        ("quantize_fp8", "args.calib_size", "a whole number"),
+        ("quantize_fp8", "torchrun.nnodes", "a whole number"),
+        ("quantize_fp8", "args.compress", "true or false"),
+        ("evaluate", "args.tasks", "a list, [a, b]"),
+        ("probe", "args.seconds", "a number"),
+    ],
+)
+@pytest.mark.parametrize("value", ["", "null", None])
+def test_what_is_left_empty_is_told_what_would_be_right(recipe: str, key: str, right: str, value: str | None) -> None:
+    (problem,) = set_value(find(recipe).build(), key, value, strict=value is None)
+    assert problem.cause == f"is empty.  Write {right}, or leave the key out."
+
+
+@pytest.mark.parametrize(
     ("key", "text", "remedy"),
     [
         ("args.calib_sze", "64", "args.calib_size"),
@@ -218,7 +234,6 @@ def test_a_number_of_many_digits(digits: int, key: str) -> None:
         ("quantize_fp8", "args.calib_size", "2k", "Write 2000."),
         ("quantize_fp8", "args.calib_size", "64.5", "Write 64."),
         ("quantize_fp8", "args.calib_size", "[8]", "Write 8."),
-        ("quantize_fp8", "args.calib_size", "", ""),
         ("quantize_fp8", "args.calib_size", "many", ""),
         ("prune", "args.prune_target_params", "6B", "Write 6e+09."),
         ("prune", "args.prune_target_params", "1.5b", "Write 1.5e+09."),
@@ -234,6 +249,9 @@ def test_a_value_of_another_type_says_how_to_write_it(recipe: str, key: str, tex
 
 def test_config_by_bare_name_or_path(tmp_path: Path) -> None:
     assert config_of(FAMILIES["quantize"], "nvfp4").name == "nvfp4.yaml"
+    (tmp_path / "my_values.yaml").touch()
+    with pytest.raises(ProblemsError, match=r"unknown_config .*Did you mean .*/my_values.yaml\?"):
+        config_of(FAMILIES["quantize"], str(tmp_path / "my_value.yaml"))
     with pytest.raises(ProblemsError, match="nvfp4"):
         config_of(FAMILIES["quantize"], "nvfp")
 

@@ -118,7 +118,7 @@ def test_the_variable_names_folders_like_path(folder: Path, tmp_path: Path, monk
         ("quantize/broken", "a: [", "unreadable_config", ""),
         ("quantize/broken", "- 1", "unreadable_config", "a mapping with the sections"),
         ("quantize/broken", "args: {calib_sze: 1}", "unknown_key", "Did you mean args.calib_size?"),
-        ("quantize/broken", "argz: {}", "unknown_key", "there is no such key"),
+        ("quantize/broken", "argz: {}", "unknown_key", "Did you mean args?"),
         ("quantize/broken", "args: {calib_size: many}", "wrong_value", "valid integer"),
         ("quantize/broken", "summary: [1]", "wrong_value", "valid string"),
         ("quantize/broken", "extends: fp9", "unknown_config", "Did you mean fp8?"),

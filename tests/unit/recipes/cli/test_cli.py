@@ -57,6 +57,27 @@ def test_a_dry_run_shows_everything_of_a_job_that_is_refused(nemo: Nemo, home: P
     assert _files(home) == []
 
 
+def test_a_package_that_no_job_can_carry_is_told_after_everything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import os
+
+    (tmp_path / "weights.bin").write_bytes(os.urandom(900_000))
+    monkeypatch.chdir(tmp_path)
+    mount = "{path: /p, mount_path: /mnt/shared, from: node-nfs:s}"
+    profile = (
+        f"cloud: {{extends: lepton, node_group: g, resource_shape: gpu.8xh100, mounts: [{mount}], packager: pattern"
+    )
+    (tmp_path / "executors.yaml").write_text(f"{profile}, include: ['*.bin'], nemo_run_dir: /mnt/shared}}\n")
+    words = ["run", "probe", "executor=cloud", "--dryrun"]
+    done = CliRunner().invoke(_app(), words)
+    assert done.exit_code == 2, done.output
+    assert "# launch.sh, in the package:" in done.stdout
+    assert "Problem package_too_large   executor.packager=pattern: " in done.stderr
+    document = json.loads(CliRunner().invoke(_app(), [*words, "--json"]).stdout)
+    assert "launch.sh" in document["submits"] and document["problems"][-1]["name"] == "package_too_large"
+
+
 @pytest.mark.parametrize(
     ("words", "shown"),
     [
@@ -239,7 +260,14 @@ def test_tiny_is_the_same_command_wherever_an_image_is_named(how: list[str]) -> 
 
 
 @pytest.mark.parametrize(
-    ("config", "name"), [("a: [", "unreadable_config"), (None, "unknown_config"), ("executor: slurm", "unknown_key")]
+    ("config", "name"),
+    [
+        ("a: [", "unreadable_config"),
+        (None, "unknown_config"),
+        ("executor: slurm", "unknown_key"),
+        ("arsg: {tp: 1}", "unknown_key"),
+        ("extends: fp9", "unknown_config"),
+    ],
 )
 def test_a_config_that_cannot_be_read_is_all_that_is_said(tmp_path: Path, config: str | None, name: str) -> None:
     if config is not None:

@@ -110,8 +110,20 @@ def test_a_reference_to_nothing_names_the_nearest(options: Options, reference: s
     assert any(remedy in str(problem) for problem in caught.value.problems)
 
 
-def test_an_artifact_of_nobody_is_one_problem() -> None:
-    partial = find("export").build()
-    partial.args.megatron_load_path = "${artifact:nosuch}"
-    problems = examine([Stage(name="export", partial=partial)], "local", Options(online=False)).problems
-    assert [problem.name for problem in problems] == ["unknown_artifact"]
+@pytest.mark.parametrize(
+    ("recipe", "field"),
+    [("export", "megatron_load_path"), ("evaluate", "checkpoint"), ("qat", "pretrained_checkpoint")],
+)
+def test_an_artifact_of_nobody_is_one_problem_among_the_others(recipe: str, field: str, options: Options) -> None:
+    def problems(**values: Any) -> list[tuple[str, str]]:
+        partial = find(recipe).build()
+        for name, value in values.items():
+            setattr(partial.args, name, value)
+        partial.torchrun.nnodes = -1
+        found = examine([Stage(name="it", partial=partial)], "slurm", options).problems
+        return [(one.name, one.key) for one in found if one.severity == "error"]
+
+    of_nobody = problems(**{field: "${artifact:nosuch}"})
+    assert of_nobody[0] == ("unknown_artifact", f"args.{field}")
+    assert ("out_of_range", "torchrun.nnodes") in of_nobody
+    assert set(of_nobody[1:]) <= set(problems(**{field: "/lustre/there"}))

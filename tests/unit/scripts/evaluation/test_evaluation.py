@@ -8,9 +8,11 @@ import pytest
 
 from scripts.args import constraints
 from scripts.args.evaluate import EvaluateArgs
+from scripts.args.meaning import ScriptSpec
 from scripts.engines.script.command import compose
 from scripts.engines.script.flags.interface import Interface
 from scripts.evaluation import checks
+from scripts.evaluation import run as evaluation
 from scripts.evaluation.harness import HarnessArgs, closing_words, harness_args, write_tasks
 from scripts.evaluation.report import as_text, verdict, write_report
 from scripts.evaluation.scores import (
@@ -119,6 +121,69 @@ def test_values_that_do_not_go_together_are_named(values: dict[str, Any], key: s
 def test_values_that_go_together_have_no_problem() -> None:
     for values in ({}, {"backend": "hf", "parallelize": True}, {"backend": "vllm", "tensor_parallel_size": 8}):
         assert not told(EvaluateArgs(**values))
+
+
+@pytest.fixture
+def harness(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A lm_eval that can be imported, with tasks, groups and tags as the harness writes them."""
+    files = {
+        "hellaswag/hellaswag.yaml": "tag:\n  - multiple_choice\ntask: hellaswag\n",
+        "arc/arc_easy.yaml": 'task: arc_easy\ntag: [ai2_arc, "reasoning"]\n',
+        "mmlu/default/_mmlu.yaml": "group: mmlu\ntask:\n  - mmlu_stem\n  - group: mmlu_other\n    task:\n    - law",
+        "broken/x.yaml": "task: [",
+    }
+    for name, text in files.items():
+        (file := tmp_path / "lm_eval" / "tasks" / name).parent.mkdir(parents=True)
+        file.write_text(text)
+    (tmp_path / "lm_eval" / "__init__.py").write_text("raise ImportError('slow')")
+    (tmp_path / "lm_eval" / "tasks" / "no.py").touch()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return tmp_path
+
+
+@pytest.mark.usefixtures("harness")
+def test_tasks_that_the_harness_has_not_are_told_with_the_nearest() -> None:
+    has = ["hellaswag", "arc_easy", "ai2_arc", "reasoning", "multiple_choice", "mmlu", "mmlu_stem", "mmlu_other"]
+    for right in (has, ["tiny_text", "law"], ["mmlu_*", "/own/x.yaml", "x.yml", "mmlu@gen"]):
+        assert not told(EvaluateArgs(tasks=right))
+    wrong = told(EvaluateArgs(tasks=["mmlu", "helaswag", "arc-easy"]))
+    assert [(one.name, one.value, one.remedy.partition("?")[0]) for one in wrong] == [
+        ("unknown_task", "arc-easy", "Did you mean arc_easy"),
+        ("unknown_task", "helaswag", "Did you mean hellaswag"),
+    ]
+    assert not any(one.can_force for one in wrong), "it is this harness that will run"
+
+
+def test_own_tasks_take_the_place_of_those_that_ship(harness: Path) -> None:
+    (harness / "own").mkdir()
+    (harness / "own" / "mine.yaml").write_text("task: mine\n")
+    args = EvaluateArgs(tasks=["mine", "mmlu", "tiny_text"], include_path=str(harness / "own"))
+    assert [one.value for one in told(args)] == ["tiny_text"]
+
+
+def test_tasks_are_not_checked_without_the_harness(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks.util, "find_spec", lambda name: None)
+    found = carry_out(checks_of(checks), OnNode(resolved=EvaluateArgs(tasks=["helaswag"]))).skipped
+    assert [str(one) for one in found] == [
+        "not checked: unknown_task (not known: the tasks of the lm-evaluation-harness)"
+    ]
+    assert not carry_out(checks_of(checks), OnNode(resolved=EvaluateArgs())).skipped
+
+
+@pytest.mark.parametrize(
+    ("here", "gpus", "shown"),
+    [
+        (True, [], "<float32 where the processor multiplies bfloat16 slowly, else auto>"),
+        (True, [90], "auto"),
+        (False, [], "auto"),
+    ],
+)
+def test_a_dry_run_shows_the_precision_that_the_job_will_use(
+    here: bool, gpus: list[int], shown: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluation, "compute_capabilities", lambda: gpus)
+    command = evaluation.expected_command(EvaluateArgs(checkpoint="a/b"), ScriptSpec(), [], Path("/run"), here=here)
+    assert model_args(command)["dtype"] == shown
 
 
 def test_results_become_rows() -> None:
