@@ -12,6 +12,9 @@ from typing import Any
 import psutil
 import pytest
 
+from recipes import find, prepare
+from recipes.planner.disk import outputs_bytes
+from scripts.run.diagnosis import diagnose
 from scripts.run.files import content_of
 from scripts.run.record import observe, read_record
 from tests.conftest import Done
@@ -29,6 +32,16 @@ def only_run(home: Path) -> Path:
     return run_dir
 
 
+def assert_written_as_predicted(record: dict[str, Any]) -> None:
+    partial = find(record["recipe"]).build()
+    for name, value in record["values"]["args"].items():
+        setattr(partial.args, name, value)
+    sizes = outputs_bytes(prepare(partial, online=False))
+    written = {output["type"]: output["bytes"] for output in record["outputs"]}
+    assert sizes["args.export_dir"] == pytest.approx(written["checkpoint_hf"], rel=0.02)
+    assert sizes["args.modelopt_save_path"] == pytest.approx(written["checkpoint_modelopt"], rel=0.02)
+
+
 @pytest.mark.parametrize(
     ("format_", "within"),
     [
@@ -40,16 +53,9 @@ def only_run(home: Path) -> Path:
         ("w4a8_awq", 1.25),
     ],
 )
+@pytest.mark.usefixtures("unmeasured")
 def test_every_format_for_real(nemo: Nemo, home: Path, format_: str, within: float) -> None:
-    done = nemo(
-        "run",
-        f"quantize_{format_}",
-        "executor=local",
-        "args.hf_model_id=tiny:qwen3",
-        "args.calib_size=64",
-        "--json",
-        "--yes",
-    )
+    done = nemo("run", f"quantize_{format_}", "executor=local", *SMALL, "--json", "--yes")
     assert done.code == 0, done.err
     record = done.json
     assert record["state"] == "succeeded"
@@ -58,6 +64,11 @@ def test_every_format_for_real(nemo: Nemo, home: Path, format_: str, within: flo
     assert scores["perplexity_quantized"] != scores["perplexity_base"], "nothing was quantized"
     assert 0 < scores["kl_divergence"] < 0.5
     assert 0.6 < scores["top1_agreement"] < 1
+    assert_written_as_predicted(record)
+    assert "diagnosis" not in record
+    assert diagnose(only_run(home) / "logs", since=0, error={"name": "script_failed", "message": ""}) is None, (
+        "nothing looks bad"
+    )
     by_type = {output["type"]: output for output in record["outputs"]}
     assert set(by_type) == {"checkpoint_modelopt", "checkpoint_hf", "eval_results"}
     for output in record["outputs"]:
@@ -84,22 +95,15 @@ def test_the_result_for_a_person(nemo: Nemo, home: Path) -> None:
     assert status.out.startswith("succeeded  quantize_tiny_")
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        ["quantize", "args.export_quant_cfg=INT8_DEFAULT_CFG"],
-        ["quantize", "args.export_quant_cfg=general/ptq/fp8_default-kv_fp8"],
-        ["quantize_fp8", "args.weight_only=true", "args.eval_size=0"],
-        ["quantize_nvfp4", "args.export_kv_cache_quant=nvfp4_rotate"],
-        ["quantize_fp8", "args.compress=true"],
-    ],
-)
-def test_variants(nemo: Nemo, words: list[str]) -> None:
-    done = nemo("run", words[0], *SMALL, *words[1:], "--json", "--yes")
+def test_a_compressed_export_of_weights_alone(nemo: Nemo) -> None:
+    words = ["args.compress=true", "args.weight_only=true", "args.export_kv_cache_quant=fp8", "args.eval_size=0"]
+    done = nemo("run", "quantize_fp8", *SMALL, *words, "--json", "--yes")
     assert done.code == 0, done.err
     assert done.json["state"] == "succeeded"
+    assert_written_as_predicted(done.json)
 
 
+@pytest.mark.usefixtures("unmeasured")
 def test_a_user_s_model_and_prompts(nemo: Nemo, tmp_path: Path) -> None:
     from scripts.tiny.model import default_cache_root, ensure_tiny_model
 
@@ -115,6 +119,8 @@ def test_a_user_s_model_and_prompts(nemo: Nemo, tmp_path: Path) -> None:
         f"args.hf_model_id={model}",
         f"args.calib_dataset={prompts}",
         f"args.export_dir={out}",
+        "args.export_kv_cache_quant=nvfp4_rotate",
+        *SMALL[1:],
         "args.prompts=$(touch pwned)|`id`; rm -rf x|'\"\\ ünï\ncode",
         "--json",
         "--yes",
@@ -157,10 +163,11 @@ class Attached:
     def __init__(self, warm: Warm, home: Path, work: Path, *words: str) -> None:
         env = {**os.environ, "NEMORUN_HOME": str(home), "HF_HUB_OFFLINE": "1"}
         self.home = home
+        self._before = set(home.glob("runs/*"))
         self.process = warm.begin(["experiment", "run", "quantize_fp8", *SMALL, *words, "--yes"], env, work)
 
     def record(self) -> dict[str, Any]:
-        paths = list(self.home.glob("runs/*/run.json"))
+        paths = [path for path in self.home.glob("runs/*/run.json") if path.parent not in self._before]
         return observe(paths[0].parent) if paths else {"state": "none"}
 
     def reaches(self, phase: str) -> dict[str, Any]:
@@ -194,22 +201,24 @@ def attached(warm: Warm, home: Path, tmp_path: Path) -> Iterator[Callable[..., A
         one.process.kill()
 
 
-@pytest.mark.parametrize("phase", ["running", "load", "calibrate", "save", "export"])
+@pytest.mark.usefixtures("unmeasured")
 def test_a_killed_job_is_told_and_can_be_run_again(
-    attached: Callable[..., Attached], nemo: Nemo, tmp_path: Path, phase: str
+    attached: Callable[..., Attached], nemo: Nemo, tmp_path: Path
 ) -> None:
+    """Killed in each phase, one run after the other into the same folder; then one that is left alone."""
     out = tmp_path / "out" / "hf"
-    run = attached(f"args.export_dir={out}")
-    record = run.reaches(phase)
-    os.kill(record["process"]["pid"], signal.SIGKILL)
-    code, text = run.end()
-    assert code == 1
-    assert "failed: job_died: its process ended without recording how" in text
-    assert (run.record()["state"], run.record()["error"]["name"]) == ("failed", "job_died")
-    assert not out.exists(), "nothing half-written is published"
-    again = nemo("run", "quantize_fp8", *SMALL, f"args.export_dir={out}", "--yes")
+    for phase in ("running", "load", "calibrate", "save", "export"):
+        run = attached(f"args.export_dir={out}", "args.eval_size=0")
+        record = run.reaches(phase)
+        os.kill(record["process"]["pid"], signal.SIGKILL)
+        code, text = run.end()
+        assert code == 1
+        assert "failed: job_died: its process ended without recording how" in text
+        assert (run.record()["state"], run.record()["error"]["name"]) == ("failed", "job_died"), phase
+        assert not out.exists(), f"nothing half-written is published: {phase}"
+    again = nemo("run", "quantize_fp8", *SMALL, f"args.export_dir={out}", "args.eval_size=0", "--yes")
     assert again.code == 0, again.err
-    assert [path.name for path in out.parent.iterdir()] == ["hf"], "leftovers of the killed run are gone"
+    assert [path.name for path in out.parent.iterdir()] == ["hf"], "leftovers of the killed runs are gone"
 
 
 def test_a_job_killed_in_its_export_goes_on_from_what_it_calibrated(
@@ -251,7 +260,7 @@ def test_ctrl_c_cancels(attached: Callable[..., Attached], phase: str) -> None:
 
 
 def test_detached_returns_at_once_and_outlives_the_terminal(nemo: Nemo, home: Path) -> None:
-    done = nemo("run", "quantize_fp8", *SMALL, "--detach", "--json")
+    done = nemo("run", "probe", "--detach", "--json")
     assert done.code == 0, done.err
     run_dir = Path(done.json["run_dir"])
     (row,) = nemo("ps", "--json").json
@@ -263,7 +272,7 @@ def test_detached_returns_at_once_and_outlives_the_terminal(nemo: Nemo, home: Pa
 
 
 def test_a_detached_run_whose_supervisor_dies_before_it_begins(nemo: Nemo) -> None:
-    run_dir = Path(nemo("run", "quantize_fp8", *SMALL, "--detach", "--json").json["run_dir"])
+    run_dir = Path(nemo("run", "probe", "--detach", "--json").json["run_dir"])
     handle = json.loads((run_dir / "job.json").read_text())
     os.kill(handle["supervisor"]["pid"], signal.SIGKILL)
     (row,) = nemo("ps", "--json").json
@@ -281,6 +290,7 @@ from recipes import quantize_tiny
 if __name__ == "__main__":
     recipe = quantize_tiny()
     recipe.args.calib_size = 8
+    recipe.args.export_quant_cfg = "general/ptq/fp8_default-kv_fp8"
     with run.Experiment("mine") as experiment:
         experiment.add(recipe, executor=run.LocalExecutor(), name="quantize")
         experiment.run()
@@ -315,7 +325,7 @@ if __name__ == "__main__":
         submit(recipe)
     except ProblemsError as error:
         assert [problem.name for problem in error.problems] == ["unsupported_quant_recipe"], error
-    recipe.args.export_quant_cfg = "int8_sq"
+    recipe.args.export_quant_cfg = "INT8_DEFAULT_CFG"
     job = submit(recipe, "local")
     print(job.state, job.report["evaluation"]["top1_agreement"], job.record["outputs"][0]["path"])
 """

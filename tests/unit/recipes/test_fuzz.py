@@ -20,9 +20,9 @@ from recipes.planner.plan import plan_of
 from recipes.values import field_types, load_yaml, merge, set_value
 from scripts.run.problems import ProblemsError
 
-#: 4 x 200 jobs and 3 x 80 files in each run of the tests, and FUZZ times as many where that variable says so:
-#: `FUZZ=12 make unit` after a change of the checks. Inputs differ from run to run; a failure prints how to repeat it.
-JOBS, FILES = (count * int(os.environ.get("FUZZ", "1")) for count in (200, 80))
+#: 4 x 100 jobs and 3 x 80 files in each run of the tests, and FUZZ times as many where that variable says so:
+#: `FUZZ=24 make unit` after a change of the checks. Inputs differ from run to run; a failure prints how to repeat it.
+JOBS, FILES = (count * int(os.environ.get("FUZZ", "1")) for count in (100, 80))
 RELAXED = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
 #: What a wrong layout may be called; jobs with other errors as well count too.
 LAYOUT = {"world_size_not_divisible", "invalid_parallel_divisibility", "heads_not_divisible", "out_of_range"}
