@@ -13,9 +13,9 @@ from scripts.checkpoints.causal import (
     AWQ_EXPERTS,
     NO_AWQ,
     NOT_EXPORTED,
-    NOT_PACKED,
     architectures,
     late_failure,
+    not_packed,
     refused,
 )
 from scripts.checkpoints.model import local_model_problem, read_config
@@ -84,7 +84,7 @@ def format_of_hf(job: Job) -> Iterator[Problem]:
 def exportable_by_hf(job: Job) -> Iterator[Problem]:
     """Transformers 4, which somewhere else may have, keeps experts apart."""
     value, model = job.resolved.export_quant_cfg, job.model
-    lost = NOT_PACKED.get(model.model_type or "") if model else None
+    lost = not_packed(model.model_type) if model else None
     if lost:
         key, name = "args.hf_model_id", job.resolved.hf_model_id
         yield Problem(key=key, value=name, cause=lost, remedy=NOT_EXPORTED, can_force=not job.in_this_python)

@@ -7,6 +7,7 @@ as they come; Megatron-Bridge makes each as wide as its config.json says, withou
 
 import json
 from collections.abc import Iterator, Mapping
+from importlib import util
 from pathlib import Path
 
 from recipes.experiment.job import Job
@@ -89,13 +90,25 @@ def tower(job: Job) -> Iterator[Problem]:
 
 @check("remote_code_not_trusted", applies=lambda job: job.get("remote_code") is False)
 def code_of_models(job: Job) -> Iterator[Problem]:
-    """Models whose repositories bring code that is needed to load them (`auto_map`)."""
+    """Models whose repositories bring code that is needed to load them (`auto_map`).
+
+    What hub.yaml says of one may be out of date: then the Transformers that is here must not have it either.
+    """
     key = job.key("remote_code")
     for field, facts in job.models.items():
-        if facts.remote_code and facts.source != hub.SOURCE:  # by then it may have come to Transformers
+        listed = facts.source == hub.SOURCE
+        if facts.remote_code and not (listed and _may_be_built(facts.model_type or "")):
             cause = "its repository brings Python code of its own, which is not run unless it is trusted"
-            remedy = f"Read that code, then set {key}=true."
-            yield Problem(key=f"args.{field}", value=getattr(job.resolved, field), cause=cause, remedy=remedy)
+            remedy, value = f"Read that code, then set {key}=true.", getattr(job.resolved, field)
+            yield Problem(key=f"args.{field}", value=value, cause=cause, remedy=remedy, can_force=listed)
+
+
+def _may_be_built(model_type: str) -> bool:
+    """Whether Transformers may have the architecture: the one that is here has, or there is none."""
+    found = util.find_spec("transformers")
+    return found is None or any(
+        (Path(one) / "models" / model_type).is_dir() for one in found.submodule_search_locations or ()
+    )
 
 
 @check("unmerged_adapter")

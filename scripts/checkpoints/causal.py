@@ -26,11 +26,11 @@ _CONV1D = "its linear layers are Conv1D, whose weights ModelOpt transposes: no l
 #: Models whose linear layers are none of torch's, and what comes of it.
 OWN_LINEARS = dict.fromkeys(("gpt2", "openai-gpt", "imagegpt", "decision_transformer"), _CONV1D)
 PLAIN_LINEARS = "Name a model of torch.nn.Linear."
-#: Models whose layers ModelOpt quantizes, but does not pack.
-NOT_PACKED = {"falcon": "its linear layers are FalconLinear, which ModelOpt's exporter does not pack"}
 NOT_EXPORTED = "Name another model, or use args.export_dir=null and the ModelOpt checkpoint."
 AWQ_EXPERTS = "ModelOpt's exporter cannot write AWQ of experts that share one tensor, as transformers 5 keeps them"
 NO_AWQ = "Use fp8, nvfp4 or fp8_blockwise."
+#: How ModelOpt's exporter fails at a layer, whatever the format.
+NOT_PACKED = "which ModelOpt's exporter does not pack"
 _PLAIN = "Name a causal language model."
 
 
@@ -78,3 +78,10 @@ def late_failure(kind: str | None, fmt: str) -> str:
     """Of an architecture that ended badly in this format after the work had begun: how; else empty."""
     said = str(architectures()["tried"].get(kind, {}).get(fmt, "right"))
     return "" if said == "right" or " before the work: " in said else said
+
+
+def not_packed(kind: str | None) -> str:
+    """Of an architecture with layers that ModelOpt quantizes and does not pack in any format: which; else empty."""
+    said = map(str, architectures()["tried"].get(kind, {}).values())
+    found = (text.partition(" before the work: ")[2] for text in said if text.endswith(f"{NOT_PACKED}."))
+    return next(found, "").rstrip(".")

@@ -3,13 +3,14 @@
 import difflib
 import json
 import os
+import posixpath
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from scripts.run.files import is_folder
+from scripts.run.files import is_folder, regular
 from scripts.run.problems import JobError
 
 #: The most that is read of one file at a time.
@@ -42,7 +43,8 @@ def read_bytes(path: Path, length: int | None = None, *, offset: int = 0) -> byt
     if wanted < 0 or offset + wanted > size:
         raise unreadable(path, f"it is cut short: {size} bytes, {offset + wanted} expected")
     try:
-        with path.open("rb") as handle:
+        # What is there may be a link, as in the hub's cache; since it was measured it may have become a pipe.
+        with open(posixpath.realpath(path), "rb", opener=regular) as handle:
             handle.seek(offset)
             return handle.read(wanted)
     except OSError as error:

@@ -37,6 +37,14 @@ def regular(path: str, flags: int) -> int:
     return handle
 
 
+def opened(path: Path, mode: str = "a", **how: Any) -> IO[Any]:
+    """A file of a run folder to write to; a link or a pipe in its place is taken away. Raises OSError."""
+    with suppress(FileNotFoundError):
+        if stat.S_ISLNK(kind := path.lstat().st_mode) or stat.S_ISFIFO(kind) or stat.S_ISSOCK(kind):
+            path.unlink()
+    return open(path, mode, opener=regular, **how)
+
+
 def read_limited(path: Path, most: int) -> bytes:
     """A regular file of at most so many bytes. Raises OSError, or ValueError where it holds more."""
     with open(path, "rb", opener=regular) as handle:

@@ -17,7 +17,7 @@ from typing import Any
 
 from scripts.run import identity as process
 from scripts.run import schema
-from scripts.run.files import content_of, read_limited, write_json
+from scripts.run.files import content_of, opened, read_limited, write_json
 from scripts.run.problems import JobError, error_data
 from scripts.run.provenance import peak_memory
 
@@ -181,7 +181,8 @@ class Record:
                 with suppress(OSError):  # a full disk must not kill the run; observers here ask the kernel
                     beat.touch()
 
-        beat.write_bytes(bytes(_ROOM_BYTES))
+        with opened(beat, "wb") as handle:
+            handle.write(bytes(_ROOM_BYTES))
         self.update(state="running", started_at=now(), process=process.identity())
         thread = threading.Thread(target=pulse, name="heartbeat", daemon=True)
         thread.start()
@@ -230,7 +231,7 @@ class Record:
     def metric(self, name: str, value: float, **tags: Any) -> None:
         """Append one number to metrics.jsonl."""
         row = json.dumps({"time": now(), "name": name, "value": value, **tags})
-        with (self.dir / "metrics.jsonl").open("a", encoding="utf-8") as handle:
+        with opened(self.dir / "metrics.jsonl", encoding="utf-8") as handle:
             handle.write(row + "\n")
 
     def artifact(self, kind: str, path: Path, **facts: Any) -> None:

@@ -18,6 +18,7 @@ from typing import Any, TextIO
 
 from scripts.run import identity as process
 from scripts.run.diagnosis import CLOCK_SKEW_SECONDS, NEXT_ATTEMPT, diagnose, is_vague
+from scripts.run.files import opened, write_text
 from scripts.run.problems import JobError, error_data, error_line, is_disk_full
 from scripts.run.provenance import job_facts, versions
 from scripts.run.record import ERROR, DamagedRecordError, Follower, Record, observe, read_json, read_record
@@ -57,7 +58,7 @@ def run_job(*, name: str, algorithm: str, values: dict[str, Any], job: Callable[
         except Exception as error:
             traces = record.dir / "logs" / (f"traceback.rank{rank}.txt" if rank else "traceback.txt")
             with suppress(OSError):  # a full disk, which may be the error itself
-                traces.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+                write_text(traces, "".join(traceback.format_exception(error)))
             cause = _cause(error)
             record.line(f"failed: {error_line(cause)}")
             _finish(record, "failed", cause)
@@ -196,7 +197,7 @@ def _logged(logs: Path, rank: int) -> Iterator[None]:
     """Copy standard output and error of this rank to logs/rank<N>.log, wherever else they go."""
     logs.mkdir(exist_ok=True)
     before = sys.stdout, sys.stderr
-    with (logs / f"rank{rank}.log").open("a", encoding="utf-8", errors="backslashreplace", buffering=1) as log:
+    with opened(logs / f"rank{rank}.log", encoding="utf-8", errors="backslashreplace", buffering=1) as log:
         if log.tell():
             log.write(f"{NEXT_ATTEMPT}\n")
         sys.stdout, sys.stderr = _Tee(before[0], log), _Tee(before[1], log)
@@ -210,7 +211,7 @@ def _logged(logs: Path, rank: int) -> Iterator[None]:
 @contextmanager
 def _warnings_to(path: Path) -> Iterator[None]:
     """Python warnings of the libraries go to a file of their own, each once."""
-    with warnings.catch_warnings(), path.open("a", encoding="utf-8") as log:
+    with warnings.catch_warnings(), opened(path, encoding="utf-8") as log:
 
         def write(message: Any, category: Any, filename: str, lineno: int, file: Any = None, line: Any = None) -> None:
             log.write(warnings.formatwarning(message, category, filename, lineno, line))

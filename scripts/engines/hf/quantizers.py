@@ -8,7 +8,7 @@ from io import StringIO
 from typing import TYPE_CHECKING, Any
 
 from scripts.args.quantize import QuantizeArgs
-from scripts.checkpoints.causal import AWQ_EXPERTS, NO_AWQ, NOT_EXPORTED, OWN_LINEARS, PLAIN_LINEARS
+from scripts.checkpoints.causal import AWQ_EXPERTS, NO_AWQ, NOT_EXPORTED, NOT_PACKED, OWN_LINEARS, PLAIN_LINEARS
 from scripts.engines.hf.nvfp4 import cpu_kernels
 from scripts.engines.hf.packing import replaced
 from scripts.engines.hf.reference import quantized_linears
@@ -142,7 +142,7 @@ def rehearse(model: "nn.Module", config: dict[str, Any], *, exported: bool) -> N
         if not is_quantlinear(module)
     ]
     if exported and lost:
-        cause = f"{lost[0]}, which ModelOpt's exporter does not pack."
+        cause = f"{lost[0]}, {NOT_PACKED}."
         raise JobError("format_not_exportable", cause, NOT_EXPORTED)
     method = algorithm_name(config) or ""
     if exported and "awq" in method and any("weight_quantizers." in name for name, _ in model.named_modules()):

@@ -242,6 +242,48 @@ def test_blocks_of_fp8_become_plain_weights_and_stay_so(folder: Path, tmp_path: 
     assert "quantization_config" not in json.loads((tmp_path / "again" / "config.json").read_text(encoding="utf-8"))
 
 
+def mxfp4_experts(held: dict[str, Any]) -> dict[str, Any]:
+    """Put random MXFP4 in the place of experts: two codes a byte, the first below, a power of two for 32. Their values."""
+    table = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])
+    table, values = torch.cat([table, -table]), {}
+    draw = torch.Generator().manual_seed(0)
+    for name in [name for name in held if name.endswith("experts.gate_up_proj") or name.endswith("experts.down_proj")]:
+        experts, columns, rows = held.pop(name).shape
+        codes = torch.randint(16, (experts, rows, columns // 32, 16, 2), generator=draw, dtype=torch.uint8)
+        scales = torch.randint(120, 125, (experts, rows, columns // 32), generator=draw, dtype=torch.uint8)
+        held[f"{name}_blocks"], held[f"{name}_scales"] = codes[..., 0] + 16 * codes[..., 1], scales
+        plain = table[codes.long()] * (2.0 ** (scales.float() - 127))[..., None, None]
+        values[name] = plain.reshape(experts, rows, columns).transpose(1, 2).to(torch.bfloat16)
+    return values
+
+
+def test_mxfp4_becomes_plain_weights_and_stays_so(tmp_path: Path) -> None:
+    import transformers
+    from safetensors.torch import load_file
+
+    sizes = {
+        "hidden_size": 64,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "head_dim": 32,
+    }
+    sizes |= {"num_key_value_heads": 1, "num_local_experts": 4, "num_experts_per_tok": 2, "vocab_size": hf_models.VOCAB}
+    ends: dict[str, Any] = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 3}
+    model = transformers.GptOssForCausalLM(transformers.GptOssConfig(**sizes, **ends)).to(torch.bfloat16)
+    folder, values = hf_models.save(model, tmp_path / "source"), {}
+    whole = load_file(folder / "model.safetensors")
+    tensors(folder, lambda held: values.update(mxfp4_experts(held)))
+    configured(folder, quantization_config={"quant_method": "mxfp4"})
+    loaded = load(folder).model  # type: ignore[attr-defined]
+    assert len(values) == 2
+    for name, expected in values.items():
+        assert torch.equal(loaded.get_parameter(name).cpu(), expected), name
+    loaded.save_pretrained(tmp_path / "again")
+    assert load_file(tmp_path / "again" / "model.safetensors").keys() == whole.keys()
+    assert "quantization_config" not in json.loads((tmp_path / "again" / "config.json").read_text(encoding="utf-8"))
+
+
 def test_text_is_refused_that_has_no_embedding() -> None:
     with pytest.raises(JobError, match="tokenizer_larger_than_vocabulary"):
         choose_samples(QuantizeArgs(hf_model_id="tiny:llama", calib_size=4), hf_models.tokenizer(), 100)

@@ -12,7 +12,7 @@ from recipes.catalogue import FAMILIES
 from recipes.experiment.examine import examine
 from recipes.experiment.stage import Options, Stage
 from recipes.planner.workload import workload_of
-from recipes.preflight import hardware
+from recipes.preflight import hardware, inputs
 from recipes.values import set_value
 from scripts.args.meaning import Meaning
 from scripts.run.problems import Problem
@@ -237,6 +237,21 @@ def test_code_that_a_repository_brings_is_refused_before_it_is_submitted(fake_mo
         found = said(recipe, *words, executor="local")["remote_code_not_trusted"]
         assert found.key == f"args.{key}" and "args.trust_remote_code=true" in found.remedy
         assert "remote_code_not_trusted" not in said(recipe, *words, "args.trust_remote_code=true", executor="local")
+
+
+@pytest.mark.parametrize("recipe", ["quantize_fp8", "hf_to_megatron", "evaluate"])
+def test_code_of_a_model_that_is_not_here_is_asked_for_where_it_is_known(
+    recipe: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = {"hf_to_megatron": "hf_model", "evaluate": "checkpoint"}.get(recipe, "hf_model_id")
+    kimi, nemotron = (
+        f"args.{key}={name}" for name in ("moonshotai/Kimi-K2-Instruct", "nvidia/NVIDIA-Nemotron-Nano-9B-v2")
+    )
+    assert said(recipe, kimi)["remote_code_not_trusted"].can_force
+    assert "remote_code_not_trusted" not in said(recipe, kimi, "args.trust_remote_code=true")
+    assert "remote_code_not_trusted" not in said(recipe, nemotron), "this Transformers has it"
+    monkeypatch.setattr(inputs.util, "find_spec", lambda name: None)
+    assert "remote_code_not_trusted" not in said(recipe, kimi), "nobody can tell"
 
 
 # --- refused though right --------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from scripts.run.files import write_private
 from scripts.run.problems import JobError
 from scripts.run.record import Record, observe
 from scripts.run.session import run_job
+from tests.runs import in_time
 
 
 @pytest.fixture
@@ -34,6 +35,36 @@ def _raise(error: BaseException) -> Callable[[Record], None]:
         raise error
 
     return job
+
+
+@pytest.mark.parametrize(
+    "name", ["logs/rank0.log", "logs/warnings.log", "logs/traceback.txt", "metrics.jsonl", "heartbeat"]
+)
+@pytest.mark.parametrize(
+    "make",
+    [
+        os.mkfifo,
+        lambda path: path.symlink_to(next(one for one in path.parents if (one / "outside").exists()) / "outside"),
+    ],
+)
+def test_what_was_planted_where_a_job_writes_is_taken_away(
+    run_dir: Path, tmp_path: Path, name: str, make: Callable[[Path], object]
+) -> None:
+    outside = tmp_path / "outside"
+    outside.write_text("as it was")
+    outside.chmod(0o600)
+    (run_dir / "logs").mkdir(parents=True)
+    make(run_dir / name)
+
+    def job(record: Record) -> None:
+        record.metric("loss", 1.0)
+        raise JobError("bad_thing", "it broke")
+
+    with in_time(), pytest.raises(SystemExit):
+        _run(job)
+    assert observe(run_dir)["error"]["name"] == "bad_thing"
+    assert outside.read_text() == "as it was"
+    assert (run_dir / name).is_file() and not (run_dir / name).is_symlink()
 
 
 @pytest.mark.parametrize(
