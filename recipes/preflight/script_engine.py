@@ -9,7 +9,7 @@ from recipes.experiment.job import Job
 from recipes.models import hub
 from recipes.preflight.paths import path_here
 from recipes.preflight.references import faulty
-from scripts.args.configuration import SECTIONS, misspelled
+from scripts.args.configuration import SECTIONS, misspelled, mistyped
 from scripts.args.meaning import Meaning, field_of, values_of
 from scripts.checkpoints.kinds import checkpoint_problems
 from scripts.checkpoints.model import local_model_problem
@@ -52,15 +52,23 @@ def words(job: Job) -> Iterator[Problem]:
             yield Problem(name="unknown_flag", key=key, value=value, cause=cause, remedy=remedy)
 
 
-@check("unknown_key", engines=("script",), roles=("config",), can_force=True)
+@check("unknown_key", "wrong_value", engines=("script",), roles=("config",), can_force=True)
 def configuration(job: Job) -> Iterator[Problem]:
-    """Keys of a training's configuration that Megatron-Bridge has not: it would stop at them, on the node."""
+    """Keys of a training's configuration that Megatron-Bridge has not, or of another type: it would stop at them, on
+    the node."""
     field, config = field_of(job.resolved, "config"), job.get("config")
-    for key, near in misspelled(config, job.extra_args):
+
+    def where(key: str) -> str:
         section, _, name = key.partition(".")
-        where = f"args.{field}.{key}" if name in config.get(section, ()) else key
+        held = config.get(section)
+        stated = section in config and (not name or (isinstance(held, dict) and name in held))
+        return f"args.{field}.{key}" if stated else key
+
+    for key, value, expected in mistyped(config, job.extra_args):
+        yield Problem(name="wrong_value", key=where(key), value=value, cause=f"{expected} is expected")
+    for key, near in misspelled(config, job.extra_args):
         remedy = f"Did you mean {near}?" if near else f"Sections: {', '.join(sorted(SECTIONS))}."
-        yield Problem(key=where, value=None, cause="Megatron-Bridge has no such key", remedy=remedy)
+        yield Problem(key=where(key), value=None, cause="Megatron-Bridge has no such key", remedy=remedy)
 
 
 def _came_with(job: Job, key: str) -> str:

@@ -28,6 +28,17 @@ KEYS: Mapping[Role, tuple[str, int | str]] = MappingProxyType(
     }
 )
 
+#: Others that people set, and a value of the type of each.
+_OTHERS: Mapping[str, int | float | str] = {
+    **dict.fromkeys(("train.eval_iters", "train.eval_interval", "logger.log_interval", "checkpoint.save_interval"), 0),
+    **dict.fromkeys(("scheduler.lr_warmup_iters", "scheduler.lr_decay_iters", "rng.seed", "dataset.num_workers"), 0),
+    **dict.fromkeys(("optimizer.lr", "optimizer.min_lr", "optimizer.weight_decay", "optimizer.clip_grad"), 0.0),
+    **dict.fromkeys(("checkpoint.save", "checkpoint.load", "checkpoint.pretrained_checkpoint"), ""),
+    **{"checkpoint.finetune": False, "model.gradient_accumulation_fusion": False},
+}
+_TYPES = {**dict(KEYS.values()), **_OTHERS}
+_EXPECTED = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+
 #: The sections of Megatron-Bridge's ConfigContainer, of any release up to 0.6.
 SECTIONS = frozenset({
     "checkpoint", "comm_overlap", "dataset", "ddp", "dist", "ft", "inprocess_restart", "logger", "mixed_precision",
@@ -42,8 +53,9 @@ def misspelled(config: Mapping[str, Any], words: Sequence[str]) -> Iterator[tupl
     """Dotted keys of a configuration and of `a.b=c` words that nothing reads, each with the nearest that is read."""
     stated = [f"{section}.{name}" for section, values in config.items() if isinstance(values, dict) for name in values]
     said = [word.partition("=")[0].lstrip("+~") for word in words if "=" in word and not word.startswith("-")]
-    known = [key for key, _ in KEYS.values()]
-    for key in [*stated, *(one for one in said if "." in one)]:
+    known = [*_TYPES]
+    stray = [section for section, values in config.items() if section not in SECTIONS and not isinstance(values, dict)]
+    for key in [*stray, *stated, *(one for one in said if "." in one)]:
         section, _, name = key.partition(".")
         if section not in SECTIONS:
             yield key, next(iter(difflib.get_close_matches(section, sorted(SECTIONS), n=1)), "")
@@ -51,6 +63,25 @@ def misspelled(config: Mapping[str, Any], words: Sequence[str]) -> Iterator[tupl
             names = [one.partition(".")[2] for one in known if one.startswith(f"{section}.")]
             for near in difflib.get_close_matches(name, names, n=1, cutoff=_SLIP):
                 yield key, f"{section}.{near}"
+
+
+def mistyped(config: Mapping[str, Any], words: Sequence[str]) -> Iterator[tuple[str, Any, str]]:
+    """Keys of a configuration and of `a.b=c` words whose value is of another type, with what is expected."""
+    for section, values in config.items():
+        if section in SECTIONS and values is not None and not isinstance(values, dict):
+            yield section, values, "a section with keys below it"
+    said = [word.lstrip("+").partition("=") for word in words if "=" in word and not word.startswith("-")]
+    for key, like in _TYPES.items():
+        section, _, name = key.partition(".")
+        held = config.get(section)
+        stated = [held[name]] if isinstance(held, dict) and name in held else []
+        for value in stated:
+            fits = type(value) is type(like) or (type(like) is float and type(value) is int)
+            if value is not None and not fits and "${" not in str(value):
+                yield key, value, _EXPECTED[type(like)]
+        for text in (text for one, _, text in said if one == key and text not in ("null", "None") and "${" not in text):
+            if _parsed(text, type(like)) is None:
+                yield key, text, _EXPECTED[type(like)]
 
 
 def of_role(config: Mapping[str, Any], words: Sequence[str], role: Role) -> Any:
@@ -82,6 +113,8 @@ def _found(config: Mapping[str, Any], words: Sequence[str], key: str, kind: type
 def _parsed(text: str, kind: type) -> Any:
     if kind is bool:
         return {"true": True, "false": False}.get(text.lower())
+    if kind is float:
+        return float(text) if re.fullmatch(r"-?(\d+\.?\d*|\.\d+)(e[+-]?\d{1,3})?", text, re.IGNORECASE) else None
     if kind is int:
         return int(text) if re.fullmatch(r"-?[0-9]{1,18}", text) else None
     return text

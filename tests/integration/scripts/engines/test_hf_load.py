@@ -243,7 +243,7 @@ def test_blocks_of_fp8_become_plain_weights_and_stay_so(folder: Path, tmp_path: 
 
 
 def mxfp4_experts(held: dict[str, Any]) -> dict[str, Any]:
-    """Put random MXFP4 in the place of experts: two codes a byte, the first below, a power of two for 32. Their values."""
+    """Put random MXFP4 in the place of experts: two codes a byte, a power of two for 32. Returns their values."""
     table = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])
     table, values = torch.cat([table, -table]), {}
     draw = torch.Generator().manual_seed(0)

@@ -223,6 +223,8 @@ def test_a_flag_of_a_newer_release_names_that_release(profiles: Path) -> None:
         ("trian.train_iters", [], ("args.config.trian.train_iters", "Did you mean train?")),
         ("train.train_iter", [], ("args.config.train.train_iter", "Did you mean train.train_iters?")),
         ("train.eval_interval", ["model.seq_lenght=4096"], ("model.seq_lenght", "Did you mean model.seq_length?")),
+        ("optimizer.weight_decy", [], ("args.config.optimizer.weight_decy", "Did you mean optimizer.weight_decay?")),
+        ("trian", [], ("args.config.trian", "Did you mean train?")),
         ("model.num_layers", ["train.eval_iters=3", "+dist.x=1"], None),
     ],
 )
@@ -234,6 +236,29 @@ def test_a_slip_in_a_training_s_configuration(
     problems = examine([Stage(name="q", partial=partial)], "slurm", Options(profiles=profiles, online=False)).problems
     slips = [(one.key, one.remedy) for one in problems if one.name == "unknown_key"]
     assert slips == ([said] if said else [])
+
+
+@pytest.mark.parametrize(
+    ("config", "extra", "said"),
+    [
+        ({"train": 5}, [], ("args.config.train", "a section with keys below it is expected")),
+        ({"train": {"train_iters": "1k"}}, [], ("args.config.train.train_iters", "a whole number is expected")),
+        ({"train": {"train_iters": 1.5}}, [], ("args.config.train.train_iters", "a whole number is expected")),
+        ({"optimizer": {"lr": "small"}}, [], ("args.config.optimizer.lr", "a number is expected")),
+        ({"model": {"sequence_parallel": 1}}, [], ("args.config.model.sequence_parallel", "true or false is expected")),
+        ({}, ["train.train_iters=abc"], ("train.train_iters", "a whole number is expected")),
+        ({}, ["optimizer.lr=1e-5x"], ("optimizer.lr", "a number is expected")),
+        ({"train": {"train_iters": 5}, "optimizer": {"lr": 1}, "model": None}, ["optimizer.min_lr=1e-6"], None),
+        ({"model": {"recompute_granularity": None}}, ["train.train_iters=${oc.env:N}", "rng.seed=3"], None),
+    ],
+)
+def test_a_value_of_another_type_in_a_training_s_configuration(
+    profiles: Path, config: dict[str, Any], extra: list[str], said: tuple[str, str] | None
+) -> None:
+    partial = built("qat", args__pretrained_checkpoint="/lustre/me/c", args__config=config, extra_args=extra)
+    problems = examine([Stage(name="q", partial=partial)], "slurm", Options(profiles=profiles, online=False)).problems
+    wrong = [(one.key, one.cause) for one in problems if one.name == "wrong_value"]
+    assert wrong == ([said] if said else [])
 
 
 def test_secrets_that_a_script_needs_are_passed_on(profiles: Path, monkeypatch: pytest.MonkeyPatch) -> None:
