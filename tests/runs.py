@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 from executors.base import SchedulerJob
 from executors.local import LocalProfile
 from recipes import find
-from recipes.cli import manage
+from recipes.cli import commands
 from recipes.experiment.job import serialized
 from recipes.experiment.store import RunFolder
 from scripts.run.identity import identity
@@ -59,12 +59,12 @@ def _recipe() -> str:
 
 
 class Shell:
-    """Our commands about runs, each of which must end soon."""
+    """Our commands, each of which must end soon."""
 
     def __init__(self) -> None:
         self._app = typer.Typer()
-        manage.register(self._app)
+        commands.register(self._app)
 
-    def __call__(self, *words: str) -> Result:
-        with in_time():
+    def __call__(self, *words: str, seconds: float = 5) -> Result:
+        with in_time(seconds):
             return CliRunner().invoke(self._app, words)

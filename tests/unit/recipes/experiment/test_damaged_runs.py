@@ -1,7 +1,12 @@
-"""A run folder is data: whatever lies in it, every command says so by name, soon, and shows all other runs."""
+"""A run folder is data: whatever lies in it, every command says so by name, soon, and shows all other runs.
+
+Commands about other things that look at recorded runs are slower: they are tried on one folder of DAMAGED, by chance
+(SEED); DAMAGED=1 is all.
+"""
 
 import json
 import os
+import random
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,11 +21,15 @@ from tests.runs import Shell, in_time, recorded
 Damage = Callable[[Path], None]
 GOOD, BAD = "probe_1-good", "probe_2-bad"
 FILES = ("run.json", "job.json", ".job.lock", ".resume.lock", "partial.zlib", "logs/rank0.log")
+SHOWN = ("report/report.json", "progress.json", "heartbeat", "logs/launcher.log", "logs/rank0.error.json")
+DAMAGED = int(os.environ.get("DAMAGED", "20"))
+SEED = int(os.environ.get("SEED", str(random.SystemRandom().randrange(10**6))))
 ESCAPE = "\x1b]0;owned\x07\x1b[2J"
 
 
 def instead(name: str, make: Callable[[Path], object]) -> Damage:
     def damage(folder: Path) -> None:
+        (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).unlink(missing_ok=True)
         make(folder / name)
 
@@ -64,7 +73,7 @@ def damages() -> Iterator[tuple[str, Damage]]:
         "zero": lambda path: path.symlink_to("/dev/zero"),
         "link": lambda path: path.symlink_to(path.parents[3] / "outside"),
     }
-    for file in FILES:
+    for file in (*FILES, *SHOWN):
         for kind, make in kinds.items():
             yield f"{file} {kind}", instead(file, make)
     texts = {
@@ -129,13 +138,24 @@ def damages() -> Iterator[tuple[str, Damage]]:
         yield f"{file} without {key}", without(file, key)
 
 
-def faults(shell: Shell, name: str, home: Path) -> Iterator[str]:
+def commands(folder: Path, *, all_nine: bool) -> Iterator[list[str]]:
+    yield ["ps", "--all", "--json"]
+    yield from ([word, BAD] for word in ("status", "logs", "cancel", "resume"))
+    yield ["ps", "--all"]
+    if all_nine:
+        yield ["status", BAD, "--json"]
+        yield ["inspect", str(folder)]
+        yield ["plan", "export", "executor=slurm", f"args.megatron_load_path={folder}/optimize/x"]
+        yield ["run", "probe", "args.message=${artifact:" + BAD + "}", "--dryrun", "--json"]
+        yield ["run", "probe", "--after", BAD, "--dryrun", "--json"]
+
+
+def faults(shell: Shell, name: str, home: Path, *, all_nine: bool) -> Iterator[str]:
     """What a damaged folder does to the commands."""
     outside = (home.parent / "outside").read_bytes()
-    about = ([word, BAD] for word in ("status", "logs", "cancel", "resume"))
-    for command in (["ps", "--all", "--json"], *about, ["ps", "--all"]):
+    for command in commands(home / "runs" / BAD, all_nine=all_nine):
         try:
-            done = shell(*command)
+            done = shell(*command, seconds=5 if command[0] in ("ps", "status", "logs", "cancel", "resume") else 30)
         except TimeoutError as error:
             yield f"{name}: {command} {error}"
             continue
@@ -161,18 +181,20 @@ def test_whatever_lies_in_a_run_folder(home: Path, monkeypatch: pytest.MonkeyPat
     (home.parent / "outside").write_text("secret outside\n")
     recorded(home, GOOD)
     kept = [recorded(home.parent / str(ended), BAD, ended=ended) for ended in (True, False)]
-    shell, found, tried = Shell(), [], 0
+    shell, found, tried, nine, draw = Shell(), [], 0, 0, random.Random(SEED)
     for name, damage in damages():
         folder, as_it_was = home / "runs" / BAD, kept[tried % 2]
         shutil.copytree(as_it_was, folder)
         for file in ("run.json", "job.json"):
             (folder / file).write_text((folder / file).read_text().replace(str(as_it_was), str(folder)))
         damage(folder)
-        found += list(faults(shell, name, home))
+        nine += (all_nine := draw.randrange(DAMAGED) == 0)
+        found += list(faults(shell, name, home, all_nine=all_nine))
         shutil.rmtree(folder)
         tried += 1
-    assert tried > 200
-    assert not found, f"{len(found)} of {tried}\n" + "\n".join(found[:40])
+    print(f"SEED={SEED}: {tried} folders, {nine} of them with all commands")
+    assert tried > 300 and nine
+    assert not found, f"SEED={SEED}: {len(found)} of {tried}\n" + "\n".join(found[:40])
 
 
 @pytest.mark.parametrize("file", ["run.json", "job.json", ".job.lock"])
