@@ -49,7 +49,8 @@ class LocalPlace(Place):
 
     def __init__(self, profile: LocalProfile) -> None:
         self.profile: LocalProfile = profile
-        self._experiments: dict[str, Any] = {}  # only the process that started a job can ask NeMo-Run about it
+        #: By run directory, which every attempt of a run has: only who started a job can ask NeMo-Run about it.
+        self._experiments: dict[str, Any] = {}
 
     def secret(self, name: str) -> Literal["given", "unset"]:
         return "given" if os.environ.get(name) else "unset"
@@ -86,7 +87,7 @@ class LocalPlace(Place):
             raise  # it has a name of its own: a disk that is full, a folder that may not be written
         except Exception as error:
             raise SubmitError("launch_failed", f"{type(error).__name__}: {error}") from error
-        self._experiments[job.id] = experiment
+        self._experiments[str(job.run_dir)] = experiment
         return SchedulerJob.of(job, experiment.jobs[0].handle, str(Path(experiment._exp_dir) / job.recipe))
 
     def states(self, jobs: Sequence[SchedulerJob]) -> dict[str, JobState | None]:
@@ -94,7 +95,7 @@ class LocalPlace(Place):
         return {job.run_id: self._state(job) for job in jobs}
 
     def _state(self, job: SchedulerJob) -> JobState | None:
-        experiment = self._experiments.get(job.run_id)
+        experiment = self._experiments.get(job.run_dir)
         if experiment is None:
             return None
         known: dict[str, JobState] = {
@@ -110,11 +111,16 @@ class LocalPlace(Place):
         return said() or (JobState(state="running") if self._lives(job) else said() or self._left(job))
 
     def _lives(self, job: SchedulerJob) -> bool:
+        return self._owner(job) is not None or job.run_dir in started_with("NEMO_RUN_DIR")
+
+    def _owner(self, job: SchedulerJob) -> dict[str, Any] | None:
+        """The process that records the job, if it lives. Until the job has begun the record is its submitter's."""
         with suppress(DamagedRecordError):
             record = read_record(Path(job.run_dir))
-            if "started_at" in record and is_alive(record["process"], Path(job.run_dir) / "heartbeat"):
-                return True
-        return job.run_dir in started_with("NEMO_RUN_DIR")
+            owner: dict[str, Any] = record["process"]
+            if "started_at" in record and is_alive(owner, Path(job.run_dir) / "heartbeat"):
+                return owner
+        return None
 
     def _left(self, job: SchedulerJob) -> JobState:
         """How a job has ended that is gone, by its own word if it left one."""
@@ -131,16 +137,13 @@ class LocalPlace(Place):
 
     def cancel(self, job: SchedulerJob) -> None:
         """SIGTERM to the job's process; it records that it was cancelled."""
-        experiment = self._experiments.get(job.run_id)
+        experiment, owner = self._experiments.get(job.run_dir), self._owner(job)
         if experiment is not None:
             experiment.cancel(experiment.jobs[0].id)
-            return
-        with suppress(DamagedRecordError):
-            owner = read_record(Path(job.run_dir))["process"]
-            if is_alive(owner, Path(job.run_dir) / "heartbeat"):
-                terminate(owner)
-                return
-        terminate_started_with("NEMO_RUN_DIR", job.run_dir)  # it has not begun to record itself
+        elif owner is not None:
+            terminate(owner)
+        else:
+            terminate_started_with("NEMO_RUN_DIR", job.run_dir)  # it has not begun to record itself
 
     def probes(self) -> Iterator[Probe]:
         missing = [name for name in _PACKAGES if util.find_spec(name) is None]

@@ -37,7 +37,7 @@ def regular(path: str, flags: int) -> int:
     return handle
 
 
-def opened(path: Path, mode: str = "a", **how: Any) -> IO[Any]:
+def opened(path: Path, mode: str = "a", **how: Any) -> Any:
     """A file of a run folder to write to; a link or a pipe in its place is taken away. Raises OSError."""
     with suppress(FileNotFoundError):
         if stat.S_ISLNK(kind := path.lstat().st_mode) or stat.S_ISFIFO(kind) or stat.S_ISSOCK(kind):

@@ -154,7 +154,7 @@ class Started:
 
 
 def start(place: LocalPlace, _: Any, job: Any) -> SchedulerJob:
-    place._experiments[job.id] = Started(job)
+    place._experiments[str(job.run_dir)] = Started(job)
     return SchedulerJob.of(job, "local_persistent://cheap/job", str(job.run_dir))
 
 

@@ -1,9 +1,14 @@
 """This machine as a place."""
 
+import signal
 from pathlib import Path
+from types import SimpleNamespace
 
-from executors.base import AnyJob, SchedulerJob
+import pytest
+
+from executors.base import AnyJob, JobState, SchedulerJob
 from executors.local import LocalPlace, LocalProfile
+from scripts.run.record import Record
 
 
 def test_a_job_that_never_began_shows_what_its_launcher_printed(tmp_path: Path) -> None:
@@ -24,3 +29,38 @@ def test_a_job_that_never_began_shows_what_its_launcher_printed(tmp_path: Path) 
 def test_folders_of_common_names_where_somebody_works_are_not_taken_for_ours(tmp_path: Path) -> None:
     job = AnyJob(id="probe_1-a", recipe="probe", run_dir=tmp_path)
     assert LocalPlace(LocalProfile()).executor(job).env_vars["PYTHONSAFEPATH"] == "1"
+
+
+@pytest.mark.parametrize("attempt", ["probe_1-a", "probe_1-a-r2"])
+@pytest.mark.parametrize(
+    ("word", "state"), [("FAILED", "failed"), ("CANCELLED", "cancelled"), ("SUCCEEDED", "succeeded")]
+)
+def test_who_started_a_job_sees_its_end_in_every_attempt(tmp_path: Path, attempt: str, word: str, state: str) -> None:
+    """One that was killed left no word of its own, and nobody else would ever say so."""
+    asked = []
+    task = SimpleNamespace(id="t", handle="local_persistent://x/y", status=lambda _: SimpleNamespace(name=word))
+    experiment = SimpleNamespace(jobs=[task], run=lambda: None, _exp_dir=tmp_path, _runner=None, cancel=asked.append)
+    place = LocalPlace(LocalProfile())
+    submitted = place.submit(experiment, AnyJob(id=attempt, recipe="probe", run_dir=tmp_path / "probe_1-a"))
+    noted = SchedulerJob(run_id="probe_1-a", id=submitted.id, run_dir=submitted.run_dir, folder=submitted.folder)
+    found: JobState | None = place.states([noted])["probe_1-a"]
+    assert found is not None and found.state == state
+    place.cancel(noted)
+    assert asked == ["t"]
+
+
+def test_who_submitted_a_job_that_has_not_begun_is_not_ended_in_its_place(
+    tmp_path: Path,
+) -> None:
+    """Until the job has begun, its record names the process that submitted it: a notebook, say, which cancels."""
+    ended: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: ended.append(number))
+    try:
+        record = Record.submit(tmp_path / "run")
+        LocalPlace(LocalProfile()).cancel(SchedulerJob(run_id="r", id="h", run_dir=str(record.dir), folder="/f"))
+        assert not ended
+        with record.running():
+            LocalPlace(LocalProfile()).cancel(SchedulerJob(run_id="r", id="h", run_dir=str(record.dir), folder="/f"))
+        assert ended, "it is the job that is ended"
+    finally:
+        signal.signal(signal.SIGTERM, before)
