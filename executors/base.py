@@ -245,6 +245,10 @@ class Place(ABC):
     def text(self, experiment: Any, job: AnyJob) -> str:
         """Exactly what would be submitted, of an experiment that was added to but not run."""
 
+    def refused_code(self, archive: bytes) -> JobError | None:
+        """Why no job here can be given this packaged code."""
+        return None
+
     @abstractmethod
     def expected(self, experiment: Any, job: AnyJob) -> SchedulerJob | None:
         """What a submission is going to return, or how its job will be found; None where only NeMo-Run decides.

@@ -119,17 +119,14 @@ def pack(folder: Path, script: str) -> bytes:
     return buffer.getvalue()
 
 
-def refuse_large(package: bytes, text: str = "") -> None:
-    """Raise SubmitError `package_too_large` for one that no job can carry; `text` is its own."""
+def too_large(package: bytes) -> SubmitError | None:
+    """Why no job can carry this package."""
     size = len(base64.b64encode(package))
-    if size > PACKAGE_LIMIT:
-        cause = f"The packaged code has {size:,} bytes in base64; a Lepton job carries at most {PACKAGE_LIMIT:,}."
-        remedy = (
-            "Use packager: pattern with the files that the job needs, or packager: none with the code in the image."
-        )
-        error = SubmitError("package_too_large", cause, remedy)
-        error.text = text
-        raise error
+    if size <= PACKAGE_LIMIT:
+        return None
+    cause = f"The packaged code has {size:,} bytes in base64; a Lepton job carries at most {PACKAGE_LIMIT:,}."
+    remedy = "Use packager: pattern with the files that the job needs, or packager: none with the code in the image."
+    return SubmitError("package_too_large", cause, remedy)
 
 
 def job_specification(

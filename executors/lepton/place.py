@@ -27,15 +27,7 @@ from executors.base import (
     job_variables,
 )
 from executors.lepton.api import LeptonApi, NameTakenError, NotThereError, may_have_happened
-from executors.lepton.job import (
-    job_name,
-    job_specification,
-    launch_script,
-    pack,
-    readable,
-    refuse_large,
-    stock_rendezvous,
-)
+from executors.lepton.job import job_name, job_specification, launch_script, pack, readable, stock_rendezvous, too_large
 from executors.lepton.probes import probe_workspace
 from executors.lepton.profile import LeptonProfile, secret_references
 from executors.packaging.code import packager_of
@@ -137,8 +129,13 @@ class LeptonPlace(Place):
         group = f"<id of node group {self.profile.node_group}>"
         specification = job_specification(self.profile, job, self._environment(job), package, group)
         text = f"{json.dumps(readable(specification), indent=2)}\n\n# launch.sh, in the package:\n{script}"
-        refuse_large(package, text)
+        if error := too_large(package):
+            error.text = text
+            raise error
         return text
+
+    def refused_code(self, archive: bytes) -> SubmitError | None:
+        return too_large(archive)  # what a job carries holds the same, and its scripts
 
     def expected(self, experiment: Any, job: AnyJob) -> SchedulerJob:
         return SchedulerJob.of(job, job_name(job.id), "/nemo_run")
@@ -149,7 +146,8 @@ class LeptonPlace(Place):
 
         def launch(name: str, cmd: list[str]) -> tuple[str, str]:
             package = pack(Path(executor.job_dir), self._script(job, cmd))
-            refuse_large(package)
+            if error := too_large(package):
+                raise error
             created.append(str(self._create(job, package).metadata.id_))
             return created[0], "Starting"
 

@@ -33,7 +33,7 @@ from recipes.experiment.supervisor import (
 )
 from scripts.run.files import write_text
 from scripts.run.identity import identity
-from scripts.run.problems import JobError, Problem
+from scripts.run.problems import JobError, Problem, ProblemsError
 from scripts.run.provenance import git_state, versions
 from scripts.run.record import Record
 from scripts.run.session import run_element
@@ -157,7 +157,7 @@ def needs_supervisor(jobs: Sequence[Job]) -> bool:
 
 
 def record_all(jobs: Sequence[Job]) -> list[Run]:
-    """Make the folders of jobs: code, record, recipe, and how to ask about them."""
+    """Make the folders of jobs: code, record, recipe, and how to ask about them. Raises ProblemsError for the code."""
     facts = {"versions": versions(), "git": git_state(Path.cwd()), "cwd": str(Path.cwd())}
     codes: dict[str, Code | None] = {}
     runs = []
@@ -167,6 +167,7 @@ def record_all(jobs: Sequence[Job]) -> list[Run]:
             key = repr((job.place.runs_here, job.profile.packager, job.profile.include))
             if key not in codes:
                 codes[key] = package_for(job, folder.archive)
+                _refuse_code(job, codes[key])
             runs.append(_record(job, folder, codes[key], facts))
     except BaseException:
         for job in jobs:  # nothing was submitted, and nothing is left
@@ -180,6 +181,12 @@ def package_for(job: Job, into: Path) -> Code | None:
     if job.place.runs_here:
         return None
     return package(Path.cwd(), into, packager=job.profile.packager, include=job.profile.include)
+
+
+def _refuse_code(job: Job, code: Code | None) -> None:
+    archive = code.archive if code is not None else None
+    if archive is not None and (error := job.place.refused_code(archive.read_bytes())) is not None:
+        raise ProblemsError([error.as_problem("executor.packager", job.profile.packager)])
 
 
 def _record(job: Job, folder: RunFolder, code: Code | None, facts: Mapping[str, Any]) -> Run:

@@ -13,7 +13,7 @@ from scripts.args.quantize import QuantizeArgs  # noqa: E402
 from scripts.engines.hf import calibrate, nvfp4, quantizers, reference, save, verify  # noqa: E402
 from scripts.engines.hf.engine import quantize_checkpoint  # noqa: E402
 from scripts.formats import FORMATS  # noqa: E402
-from scripts.run.record import Record  # noqa: E402
+from scripts.run.record import Record, observe  # noqa: E402
 from tests import hf_models  # noqa: E402
 
 pytestmark = pytest.mark.gpu
@@ -60,6 +60,23 @@ def test_round_trip(fmt: str, tmp_path: Path) -> None:
     assert verify.verify_export(tmp_path / "hf", FORMATS[fmt], expected, kv_cache="none")
 
 
+def test_a_later_attempt_goes_on_from_what_was_calibrated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = hf_models.save(hf_models.build("qwen3"), tmp_path / "model")
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise KeyError("exporter")
+
+    with monkeypatch.context() as during:
+        during.setattr(save, "export_hf", fail)
+        with pytest.raises(KeyError):
+            run_engine(model, "fp8", tmp_path, "cuda", export_kv_cache_quant="fp8")
+    ended = Record(tmp_path / "run", observe(tmp_path / "run"))
+    ended.finish("failed")
+    monkeypatch.setattr(calibrate, "calibration_loop", fail)
+    record = run_engine(model, "fp8", tmp_path, "cuda", Record.reopen(ended.dir), export_kv_cache_quant="fp8")
+    assert record.values["state"] == "succeeded"
+
+
 @pytest.fixture(scope="module")
 def billion(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Llama of 1.04 billion parameters on disk."""
@@ -78,10 +95,12 @@ def test_the_whole_engine_on_a_billion_parameters(fmt: str, billion: Path, tmp_p
     assert weights < record.values["peak_memory"]["cuda_bytes"] < 6 * weights
 
 
-def run_engine(model: Path, fmt: str, folder: Path, device: Literal["cpu", "cuda"]) -> Record:
+def run_engine(
+    model: Path, fmt: str, folder: Path, device: Literal["cpu", "cuda"], record: Record | None = None, **values: Any
+) -> Record:
     """One quantization in this process, with evaluation, export and verification."""
     (folder / "text.txt").write_text("\n".join(f"Sentence number {n} of {n * n} has words." for n in range(200)))
-    record = Record.submit(folder / "run", id="engine")
+    record = record or Record.submit(folder / "run", id="engine")
     args = QuantizeArgs(
         hf_model_id=str(model),
         export_quant_cfg=fmt,
@@ -90,6 +109,7 @@ def run_engine(model: Path, fmt: str, folder: Path, device: Literal["cpu", "cuda
         device=device,
         export_dir=str(folder / "hf"),
         modelopt_save_path=str(folder / "modelopt"),
+        **values,
     )
     with record.running():
         quantize_checkpoint(args, record)

@@ -132,9 +132,11 @@ def take_up(record: Record, model: "nn.Module", of: dict[str, str]) -> float | N
             record.line(f"{left} is of other values ({', '.join(others)}): calibrating anew")
             continue
         record.line(f"calibrated by an earlier attempt: {left}")
+        place = next(model.parameters()).device
         left.rename(record.dir / FOLDER)
         mto.restore_from_modelopt_state(model, state)
         model.load_state_dict(values, strict=False)
+        model.to(place)  # ModelOpt makes buffers of quantizers without weights on the CPU
         return float(facts["seconds"])
     return None
 

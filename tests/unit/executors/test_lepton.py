@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from executors.base import SubmitError
 from executors.kinds import executor_of
 from executors.lepton.job import (
     PACKAGE_LIMIT,
@@ -21,8 +20,8 @@ from executors.lepton.job import (
     launch_script,
     pack,
     readable,
-    refuse_large,
     stock_rendezvous,
+    too_large,
 )
 from executors.lepton.place import LeptonPlace, LeptonProfile, _last_record, _state
 from executors.lepton.profile import PRIORITIES
@@ -195,12 +194,11 @@ def test_a_package_too_large_is_refused(tmp_path: Path) -> None:
     (tmp_path / "code").mkdir()
     data = tmp_path / "code" / "data"
     data.write_bytes(os.urandom(PACKAGE_LIMIT * 3 // 4 - 20_000))
-    refuse_large(pack(tmp_path, ""))
+    assert too_large(pack(tmp_path, "")) is None
     data.write_bytes(os.urandom(PACKAGE_LIMIT * 3 // 4))
-    with pytest.raises(SubmitError) as error:
-        refuse_large(pack(tmp_path, ""), "the text")
-    assert (error.value.name, error.value.text) == ("package_too_large", "the text")
-    assert "packager: pattern" in error.value.remedy
+    error = too_large(pack(tmp_path, ""))
+    assert error is not None and error.name == "package_too_large"
+    assert "packager: pattern" in error.remedy
 
 
 def test_our_own_code_leaves_a_third_to_the_user(tmp_path: Path) -> None:

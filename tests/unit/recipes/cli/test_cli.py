@@ -58,9 +58,13 @@ def test_a_dry_run_shows_everything_of_a_job_that_is_refused(nemo: Nemo, home: P
 
 
 def test_a_package_that_no_job_can_carry_is_told_after_everything(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import os
+
+    import nemo_run.config
+
+    monkeypatch.setattr(nemo_run.config, "_NEMORUN_HOME", str(home))
 
     (tmp_path / "weights.bin").write_bytes(os.urandom(900_000))
     monkeypatch.chdir(tmp_path)
@@ -76,6 +80,9 @@ def test_a_package_that_no_job_can_carry_is_told_after_everything(
     assert "Problem package_too_large   executor.packager=pattern: " in done.stderr
     document = json.loads(CliRunner().invoke(_app(), [*words, "--json"]).stdout)
     assert "launch.sh" in document["submits"] and document["problems"][-1]["name"] == "package_too_large"
+    done = CliRunner().invoke(_app(), [*words[:-1], "--detach", "--yes"])
+    assert done.exit_code == 2 and "1 problem; nothing was submitted." in done.stderr
+    assert _files(home) == []
 
 
 @pytest.mark.parametrize(
