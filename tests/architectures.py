@@ -1,12 +1,15 @@
 """Every architecture that transformers builds as a causal language model, tiny, through the hf engine, and read back.
 
     python -m tests.architectures          # make architectures: writes configs/models/architectures.yaml anew
+    python -m tests.architectures --missing                  # goes on where it was stopped
     python -m tests.architectures --formats fp8 --kinds llama,bloom --print
 
-A model of random weights is saved, quantized and exported by the engine, in a process of its own. What was exported is
-then read by the code below, which shares nothing with the engine or with ModelOpt: dequantized, loaded into the same
-architecture, and compared with the source's file, tensor by tensor and by the logits. The outcome is `right`, the name
-under which the engine refused, `wrong` with what differs, or `defect` for a traceback.
+A model of random weights is saved, then quantized and exported by the engine once for each format, in processes of
+their own (a second or two each). What was exported is then read by the code below, which shares nothing with the engine
+or with ModelOpt: dequantized, loaded into the same architecture, and compared with the source's file, tensor by tensor
+and by the logits. The outcome is `right`, the name under which the engine refused (and that it did so before weights
+were loaded), `wrong` with what differs, or `defect` for a traceback. Of a kind that cannot be built, the engine gets
+config.json alone.
 """
 
 import argparse
@@ -21,7 +24,7 @@ import tempfile
 import textwrap
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +33,9 @@ import yaml
 from configs import CONFIGS
 
 TABLE = CONFIGS / "models" / "architectures.yaml"
+EARLY = " before the work"
 FORMATS = ("fp8", "nvfp4", "int4_awq", "int8_sq", "fp8_blockwise")
-_SECONDS = 180
+_SECONDS = 120
 _WORDS = 160
 _VOCABULARY = 1024
 #: What a field of a configuration is made, where an architecture has it: blocks of 128 fit all of them.
@@ -56,6 +60,73 @@ _WIDTHS = {
     _VOCABULARY: "vocab_size vocab_size_per_layer_input",
 }
 _FIELDS = {name: width for width, names in _WIDTHS.items() for name in names.split()}
+_SMALL = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4}
+_LOCAL = {**_SMALL, "num_key_value_heads": 4, "head_dim": 32, "hidden_size_global": 128}
+#: What an architecture needs beside or instead of those.
+_OWN: dict[str, dict[str, Any]] = {
+    "blt": {
+        "vocab_size": 260,
+        "encoder_hash_byte_group_vocab": 512,
+        **dict.fromkeys(("patcher_config", "encoder_config", "decoder_config", "global_config"), _LOCAL),
+    },
+    "dbrx": {
+        "attn_config": {"kv_n_heads": 4, "rope_theta": 10000.0, "clip_qkv": 8.0},
+        "ffn_config": {"hidden_size": 128, "ffn_hidden_size": 256, "moe_top_k": 2},
+    },
+    "deepseek_v3": {"head_dim": 16},
+    "dots1": {"n_shared_experts": 1, "n_routed_experts": 4},
+    "falcon_h1": {"mamba_d_ssm": 256, "mamba_n_heads": 8, "mamba_d_head": 32},
+    "gemma3": {"vision_config": _SMALL},
+    "gemma3n_text": {
+        "layer_types": ["sliding_attention", "full_attention"],
+        "intermediate_size": [256, 256],
+        "num_kv_shared_layers": 0,
+        "activation_sparsity_pattern": [0.0, 0.0],
+        "laurel_rank": 32,
+    },
+    "git": {"vision_config": _SMALL},
+    "glm4_moe_lite": {"head_dim": 16},
+    "got_ocr2": {"vision_config": {**_SMALL, "output_channels": 32, "mlp_dim": 256}},
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
+    "longcat_flash": {"ffn_hidden_size": 256, "zero_expert_num": 2, "qk_head_dim": 32, "head_dim": 16, "num_layers": 1},
+    "mamba2": {"num_heads": 8, "head_dim": 32},
+    "mimo_v2_flash": {"head_dim": 32, "v_head_dim": 32, "swa_head_dim": 32, "swa_num_key_value_heads": 4},
+    "musicgen": {"text_encoder": {"model_type": "t5"}, "audio_encoder": {"model_type": "encodec"}, "decoder": {}},
+    "reformer": {
+        "is_decoder": True,
+        "attn_layers": ["local", "lsh"],
+        "axial_pos_shape": [16, 32],
+        "axial_pos_embds_dim": [64, 64],
+        "attention_head_size": 32,
+        "feed_forward_size": 256,
+    },
+    "xmod": {"default_language": "en_XX"},
+    "youtu": {"head_dim": 16},
+    "zamba": {
+        "use_mamba_kernels": False,
+        "num_hidden_layers": 4,
+        "layers_block_type": ["linear_attention", "hybrid"] * 2,
+        "attention_head_dim": 64,
+        "attention_hidden_size": 256,
+        "mamba_dt_rank": 16,
+    },
+    "zamba2": {
+        "layers_block_type": ["linear_attention", "hybrid"],
+        "hybrid_layer_ids": [1],
+        "attention_hidden_size": 256,
+        "attention_head_dim": 64,
+        "mamba_headdim": 32,
+        "n_mamba_heads": 8,
+        "num_query_groups": 4,
+    },
+    "zaya": {"num_experts_per_tok": 1},
+}
+_OWN["musicgen_melody"] = _OWN["musicgen"]
+#: What a process says that has nothing to say; a dead one says less.
+_NOTHING = "-"
+#: Whose weights torch can initialize in 32 bits alone.
+_ROUNDED_LATER = ("rwkv",)
 _SCALE = re.compile(r".*(?:scale|scale_2|scale_inv)$")
 _E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 #: The most that a weight may differ from its source, as a part of its norm; smoothing moves weights, so logits decide.
@@ -78,7 +149,11 @@ def kinds() -> list[str]:
 def tiny_config(kind: str) -> Any:
     """A configuration of that type with two small layers."""
     from transformers import AutoConfig
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+    own = _OWN.get(kind, {})
+    if kind.startswith("musicgen"):  # which has no values of its own
+        return CONFIG_MAPPING[kind](**own)
     base = AutoConfig.for_model(kind)
     text = base.get_text_config()
     values = {
@@ -86,42 +161,57 @@ def tiny_config(kind: str) -> Any:
         for name, value in _FIELDS.items()
         if hasattr(text, name) and not isinstance(getattr(type(text), name, None), property)
     }
-    if text is base:
-        return type(base)(**values)
-    inner = next(name for name in ("text_config", "llm_config", "decoder") if getattr(base, name, None) is text)
-    return type(base)(**{inner: values})
+    inner = [name for name in ("text_config", "llm_config", "decoder") if getattr(base, name, None) is text]
+    return type(base)(**({inner[0]: values} if inner else values) | own)
 
 
-def write_model(kind: str, folder: Path) -> None:
-    """A model of random weights, with a tokenizer and text for it."""
+def _built(kind: str, config: Any) -> Any:
+    """That model, of random weights. Raises ValueError where it is large, and whatever transformers raises."""
     import torch
     from transformers import AutoModelForCausalLM
 
+    with torch.device("meta"):
+        size = sum(weight.numel() for weight in AutoModelForCausalLM.from_config(config).parameters())
+    if size > 60e6:
+        raise ValueError("it cannot be made small")
+    torch.manual_seed(0)
+    kept = torch.float32 if kind in _ROUNDED_LATER else torch.bfloat16
+    model = AutoModelForCausalLM.from_config(config, dtype=kept).to(torch.bfloat16 if kind in _ROUNDED_LATER else None)
+    with torch.no_grad():
+        model.eval()(input_ids=torch.tensor([[5, 6, 7, 8]]), use_cache=False)
+    return model
+
+
+def write_model(kind: str, folder: Path) -> str:
+    """A model of random weights, with a tokenizer and text for it; of one that cannot be built, all but the weights,
+    and why."""
     from tests import hf_models
 
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(tiny_config(kind), dtype=torch.bfloat16).eval()
-    if sum(weight.numel() for weight in model.parameters()) > 60e6:
-        raise ValueError("it cannot be made small")
-    with torch.no_grad():
-        model(input_ids=torch.tensor([[5, 6, 7, 8]]), use_cache=False)
-    hf_models.save(model, folder)
+    folder.mkdir(parents=True)
     rows = [{"text": f"{number:04d} a sentence of some length, of no sense."} for number in range(20)]
     (folder / "text.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    hf_models.tokenizer().save_pretrained(folder)
+    config: Any = None
+    try:
+        config = tiny_config(kind)
+        hf_models.save(_built(kind, config), folder)
+    except Exception as error:
+        (folder / "config.json").write_text(json.dumps({"model_type": kind}))
+        if config is not None:
+            config.save_pretrained(folder)
+        return f"{type(error).__name__}: {error}"
+    return ""
 
 
-def outcome(kind: str, fmt: str, folder: Path) -> str:
-    """What becomes of that architecture in that format: `right`, a problem's name, `wrong: ...`, `defect: ...`."""
+def outcome(folder: Path, fmt: str) -> str:
+    """What becomes of the model of `write_model` there in that format: `right`, a problem's name, `wrong: ...`,
+    `defect: ...`."""
     from scripts.args.quantize import QuantizeArgs
     from scripts.engines.hf.engine import quantize_checkpoint
     from scripts.run.problems import JobError
     from scripts.run.record import Record
 
-    source, export = folder / "model", folder / "export"
-    try:
-        write_model(kind, source)
-    except Exception as error:
-        return f"not built: {type(error).__name__}: {error}"
+    source, export = folder / "model", folder / fmt
     args = QuantizeArgs(
         hf_model_id=str(source),
         export_quant_cfg=fmt,
@@ -134,13 +224,13 @@ def outcome(kind: str, fmt: str, folder: Path) -> str:
         modelopt_save_path=None,
         export_dir=str(export),
     )
-    record = Record.submit(folder / "run")
+    record = Record.submit(folder / f"{fmt}.run")
     try:
         with record.running():
             quantize_checkpoint(args, record)
         compare(source, export, fmt)
     except JobError as error:
-        when = "" if "calibrate" in record.values.get("timings", {}) else " before the work"
+        when = "" if "load" in record.values.get("timings", {}) else EARLY
         return f"{error.name}{when}: {error.cause}"
     except WrongError as error:
         return f"wrong: {error}"
@@ -252,8 +342,8 @@ def _compare_lists(export: Path, packed: set[str]) -> None:
             raise WrongError(f"{name} is quantized, and on the list of what is not")
 
 
-def tried(kind: str, fmt: str) -> str:
-    """`outcome` in a process of its own, so that whatever it does to transformers or to itself ends with it."""
+def apart(work: Callable[..., str], *values: Any) -> str:
+    """What `work` says in a process of its own, so that whatever it does to transformers or to itself ends with it."""
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
@@ -262,17 +352,31 @@ def tried(kind: str, fmt: str) -> str:
         os.dup2(nothing, 1)
         os.dup2(nothing, 2)
         signal.alarm(_SECONDS)
-        with tempfile.TemporaryDirectory() as folder:
-            os.write(write, outcome(kind, fmt, Path(folder)).encode()[:1000])
-        os._exit(0)
+        try:
+            os.write(write, (work(*values) or _NOTHING).encode()[:1000])
+        finally:
+            os._exit(0)
     os.close(write)
     with os.fdopen(read, "rb") as pipe:
         said = pipe.read().decode(errors="replace")
     _, status = os.waitpid(child, 0)
+    if said == _NOTHING:
+        return ""
     return (
         textwrap.shorten(said, _WORDS, placeholder=" ...")
         or f"defect: it ended with {os.waitstatus_to_exitcode(status)}"
     )
+
+
+def tried(kind: str, formats: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """What becomes of one architecture, by format."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        broken = apart(write_model, kind, folder / "model")
+        for fmt in formats:
+            said = apart(outcome, folder, fmt)
+            yield fmt, f"not built: {broken}" if broken and EARLY not in said.partition(":")[0] else said
+            shutil.rmtree(folder / fmt, ignore_errors=True)
 
 
 def main() -> None:
@@ -281,22 +385,30 @@ def main() -> None:
     parser.add_argument("--formats", default=",".join(FORMATS))
     parser.add_argument("--kinds", help="model types; all of them")
     parser.add_argument("--only", help="pairs: llama:fp8,bloom:nvfp4")
+    parser.add_argument("--missing", action="store_true", help="those that the table does not have")
     parser.add_argument("--print", action="store_true", help="write nothing")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     os.environ["HF_HUB_OFFLINE"] = "1"
     import modelopt
+    import modelopt.torch.export
     import modelopt.torch.quantization
     import transformers
 
+    import scripts.engines.hf.engine  # noqa: F401 - once for all processes
+    import tests.hf_models  # noqa: F401
+
     table = yaml.safe_load(TABLE.read_text(encoding="utf-8")) if TABLE.is_file() else {"tried": {}}
     table |= {"transformers": transformers.__version__, "modelopt": modelopt.__version__}
+    wanted: dict[str, list[str]] = {}
     names = options.kinds.split(",") if options.kinds else kinds()
-    pairs = [(kind, fmt) for kind in names for fmt in options.formats.split(",")]
-    for kind, fmt in [tuple(pair.split(":")) for pair in options.only.split(",")] if options.only else pairs:
-        said = tried(kind, fmt)
-        print(kind, fmt, said, flush=True)
-        if not said.startswith("not built"):
+    every = [f"{kind}:{fmt}" for kind in names for fmt in options.formats.split(",")]
+    for kind, _, fmt in (pair.partition(":") for pair in (options.only.split(",") if options.only else every)):
+        if not options.missing or fmt not in table["tried"].get(kind, {}):
+            wanted.setdefault(kind, []).append(fmt)
+    for kind, formats in wanted.items():
+        for fmt, said in tried(kind, formats):
+            print(kind, fmt, said, flush=True)
             table["tried"].setdefault(kind, {})[fmt] = said
         if not options.print:
             write(table)
