@@ -54,7 +54,7 @@ benchmark: $(VENV)/.ready-dev
 	$(BIN)/python tests/benchmarks/engine.py
 	$(BIN)/python tests/benchmarks/evidence.py
 
-# Tries every architecture of transformers, tiny, in each format; hours on two cores.
+# Tries every architecture of transformers, tiny, in each format; half an hour on one core.
 architectures: $(VENV)/.ready-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.architectures
 

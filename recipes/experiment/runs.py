@@ -121,10 +121,6 @@ class Run:
         """As JSON has it."""
         return self.record | {"dir": str(self.dir), "where": self.where, "note": self.note}
 
-    def refreshed(self) -> "Run":
-        """The same run as it stands now."""
-        return look([self.folder])[0]
-
     def write(self) -> None:
         """Replace job.json."""
         assert self.job is not None, self.dir

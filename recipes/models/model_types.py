@@ -8,6 +8,9 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+import yaml
+
+from configs import CONFIGS
 from recipes.models.architecture import Block
 
 #: Larger than any figure of a model, and small enough that products of a few fit a float.
@@ -297,38 +300,7 @@ TEXT_OF: Mapping[str, str] = {
 # Vision towers and their projectors.
 
 #: What transformers takes for keys that are absent, by the type of the whole model.
-_ABSENT: Mapping[str, Mapping[str, int | str]] = {
-    "qwen3_vl": {
-        "depth": 27,
-        "hidden_size": 1152,
-        "intermediate_size": 4304,
-        "in_channels": 3,
-        "patch_size": 16,
-        "spatial_merge_size": 2,
-        "temporal_patch_size": 2,
-        "out_hidden_size": 3584,
-        "num_position_embeddings": 2304,
-    },
-    "llama4": {
-        "hidden_size": 768,
-        "num_hidden_layers": 34,
-        "num_channels": 3,
-        "intermediate_size": 5632,
-        "vision_output_dim": 7680,
-        "image_size": 448,
-        "patch_size": 14,
-        "projector_input_dim": 4096,
-        "projector_output_dim": 4096,
-    },
-    "gemma3": {
-        "hidden_size": 768,
-        "intermediate_size": 3072,
-        "num_hidden_layers": 12,
-        "num_channels": 3,
-        "image_size": 224,
-        "patch_size": 16,
-    },
-}
+_ABSENT: Mapping[str, Mapping[str, int | str]] = yaml.safe_load((CONFIGS / "models" / "vision.yaml").read_text("utf-8"))
 
 
 def vision_parameters(model_type: str | None, section: Mapping[str, object], hidden: int | None) -> int | None:

@@ -7,9 +7,11 @@ memory is short. On a GPU it is what tensors take, peak_memory.cuda_bytes.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Literal
 
+import yaml
+
+from configs import CONFIGS
 from recipes.experiment.job import Job
 from recipes.models import ModelFacts
 from recipes.models.weights import Matrices
@@ -42,22 +44,7 @@ _INNER = 5  # of the widest layer's outputs: gate, up, activation, product, and 
 _LIBRARIES = 670 * _MIB  # the interpreter with all that a job of the local executor imports
 
 
-SOURCES: Mapping[str, str] = MappingProxyType(
-    {
-        "libraries": "interpreter, torch, transformers, modelopt and matplotlib: measured",
-        "weights": "every parameter in args.dtype; on the CPU the mapped safetensors (scripts/engines/hf/load.py)",
-        "source": "the checkpoint's own files, mapped while they are converted to args.dtype (engines/hf/load.py)",
-        "experts": "copies in one tensor of experts that files hold one by one (transformers' loading)",
-        "hidden states": "the last ones of the samples that are scored (scripts/engines/hf/evaluate.py)",
-        "activations": "one layer's tensors for the tokens of a forward pass (scripts/engines/hf/calibrate.py)",
-        "logits": "in float32, of the model before and after, with their softmax (scripts/engines/hf/evaluate.py)",
-        "work": "float32 copies of the largest weight while it is quantized, compared or unpacked (engines/hf/sqnr.py)",
-        "packed weights": "what the export puts in the place of weights (configs/formats.yaml)",
-        "reference": "float32 copies of a few layers' weights, to verify the export (scripts/engines/hf/reference.py)",
-        "reopened": "the ModelOpt checkpoint, opened again to compare its logits (scripts/engines/hf/verify.py)",
-        "allocator": "freed memory that glibc keeps: measured",
-    }
-)
+SOURCES: Mapping[str, str] = yaml.safe_load((CONFIGS / "memory.yaml").read_text("utf-8"))["hf"]
 
 
 @dataclass(frozen=True, kw_only=True)

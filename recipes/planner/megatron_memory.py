@@ -12,6 +12,9 @@ from functools import cached_property, lru_cache
 from itertools import accumulate
 from math import ceil
 
+import yaml
+
+from configs import CONFIGS
 from recipes.experiment.job import Job
 from recipes.models import ModelFacts
 from recipes.models.architecture import Weight
@@ -34,22 +37,7 @@ _CROSS_ENTROPY, _DISTILLATION = 6, 36
 _SEARCH_COPIES = 2
 
 #: What each part is, and where its formula is from; in the order in which they are shown.
-SOURCES: Mapping[str, str] = {
-    "weights": "this rank's share, in bf16",
-    "teacher": "this rank's share of its weights, in bf16",
-    "gradients": "float32 (Megatron Core, distributed optimizer: 6 + 12/d bytes a parameter with the weights)",
-    "optimizer": "weights and two moments in float32, over d copies (Megatron Core, distributed optimizer)",
-    "activations": "Korthikanti et al. 2022 (arXiv:2205.05198), without dropout, with FlashAttention",
-    "teacher's activations": "of one layer at a time",
-    "attention mask": "a byte for each pair of tokens (ModelOpt's megatron_generate)",
-    "logits": "bf16: this rank's, gathered, transposed (ModelOpt's megatron_generate)",
-    "loss": "6 bytes a logit, with distillation 36 (counted in Megatron-Core and ModelOpt)",
-    "quantized weights": "fake quantization multiplies with a copy",
-    "importance scores": "activations of a layer in float32, and their magnitudes (ModelOpt's mcore_minitron)",
-    "key/value cache": "bf16 keys and values of every token",
-    "tensors on the way": "the largest one, as it is read and as it is written",
-    "context": "CUDA, its libraries and NCCL; stated, not derived",
-}
+SOURCES: Mapping[str, str] = yaml.safe_load((CONFIGS / "memory.yaml").read_text("utf-8"))["megatron"]
 
 
 _Sized = tuple[str, float]

@@ -1,7 +1,8 @@
 """What can be wrong with a quantize job, as far as the submitting machine can tell."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
+from typing import Any
 
 from recipes.experiment.job import Job
 from recipes.models import hub
@@ -12,10 +13,8 @@ from scripts.args.meaning import Role, field_of
 from scripts.checkpoints.causal import (
     AWQ_EXPERTS,
     NO_AWQ,
-    NOT_EXPORTED,
     architectures,
-    late_failure,
-    not_packed,
+    failure,
     refused,
 )
 from scripts.checkpoints.model import local_model_problem, read_config
@@ -84,20 +83,16 @@ def format_of_hf(job: Job) -> Iterator[Problem]:
 def exportable_by_hf(job: Job) -> Iterator[Problem]:
     """Transformers 4, which somewhere else may have, keeps experts apart."""
     value, model = job.resolved.export_quant_cfg, job.model
-    lost = not_packed(model.model_type) if model else None
-    if lost:
-        key, name = "args.hf_model_id", job.resolved.hf_model_id
-        yield Problem(key=key, value=name, cause=lost, remedy=NOT_EXPORTED, can_force=not job.in_this_python)
-    elif model and (said := late_failure(model.model_type, value)):
-        versions = " and ".join(f"{name} {architectures()[name]}" for name in ("transformers", "modelopt"))
-        cause = f"a small {model.model_type} in {value} was tried with {versions}: {said}"
-        key, name = "args.hf_model_id", job.resolved.hf_model_id
-        yield Problem(key=key, value=name, cause=cause, remedy=NOT_EXPORTED, can_force=True)
-    elif model and model.experts and "awq" in value.lower():
+    if model and model.experts and "awq" in value.lower():
         shared = job.in_this_python and version("transformers") >= "5"
         severity: Severity = "error" if shared else "warning"
         key = "args.export_quant_cfg"
         yield Problem(key=key, value=value, cause=AWQ_EXPERTS, remedy=NO_AWQ, severity=severity)
+    elif model and not refused(_config(job) or {}) and (said := failure(model.model_type, value, model.experts))[0]:
+        versions = " and ".join(f"{name} {architectures()[name]}" for name in ("transformers", "modelopt"))
+        cause = f"a small {model.model_type} in {value} was tried with {versions}: {said[0]}"
+        key, name = "args.hf_model_id", job.resolved.hf_model_id
+        yield Problem(key=key, value=name, cause=cause, remedy=said[1], can_force=True)
 
 
 @check("unservable_checkpoint", engines=("hf",), severity="warning", applies=lambda job: job.resolved.export_dir)
@@ -145,11 +140,16 @@ def model_of_hf(job: Job) -> Iterator[Problem]:
         yield Problem(name=found[0], key="args.hf_model_id", value=name, cause=found[1], remedy=found[2])
 
 
-@check("unsupported_model", engines=("hf",))
-def kind_of_hf(job: Job) -> Iterator[Problem]:
+def _config(job: Job) -> Mapping[str, Any] | None:
+    """config.json of the model, where it is here or known of the hub."""
     name = job.resolved.hf_model_id
     folder = folder_of(name)
-    config = read_config(folder) if folder else hub.published().configs.get(name)
+    return read_config(folder) if folder else hub.published().configs.get(name)
+
+
+@check("unsupported_model", engines=("hf",))
+def kind_of_hf(job: Job) -> Iterator[Problem]:
+    name, config = job.resolved.hf_model_id, _config(job)
     found = refused(config) if config else None
     if found and "hf_model_id" not in job.promised:
         yield Problem(name=found[0], key="args.hf_model_id", value=name, cause=found[1], remedy=found[2])

@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import yaml
+
 from configs import CONFIGS
 from scripts.checkpoints.model import Trouble
 from scripts.checkpoints.quantization import THEIRS
@@ -14,24 +16,20 @@ from scripts.formats import FORMATS
 #: Sections of configurations that have an encoder for other things than text.
 _OTHER_SENSES = ("vision_config", "audio_config", "mm_vision_tower")
 #: Of those, what transformers' AutoModelForCausalLM builds all the same.
-WITH_TEXT = frozenset(
-    {"emu3", "fuyu", "gemma3", "gemma3n", "gemma4", "gemma4_unified", "git", "got_ocr2", "llama4", "mllama", "qwen3_5"}
-    | {"qwen3_5_moe"}
-)
+WITH_TEXT = frozenset({"fuyu", "gemma3", "gemma3n", "gemma4", "gemma4_unified", "llama4", "qwen3_5", "qwen3_5_moe"})
 #: Heads that predict something else than the next token.
 _OTHER_HEAD = re.compile(r"For(?!CausalLM|ConditionalGeneration)\w+$")
 #: Other tools' formats of which transformers makes plain weights.
 UNPACKED = ("fp8", "mxfp4")
-_CONV1D = "its linear layers are Conv1D, whose weights ModelOpt transposes: no loader could read the export"
+_REFUSED: dict[str, dict[str, str]] = yaml.safe_load((CONFIGS / "models" / "refused.yaml").read_text(encoding="utf-8"))
 #: Models whose linear layers are none of torch's, and what comes of it.
-OWN_LINEARS = dict.fromkeys(("gpt2", "openai-gpt", "imagegpt", "decision_transformer"), _CONV1D)
+OWN_LINEARS = _REFUSED["own_linears"]
 PLAIN_LINEARS = "Name a model of torch.nn.Linear."
 NOT_EXPORTED = "Name another model, or use args.export_dir=null and the ModelOpt checkpoint."
 AWQ_EXPERTS = "ModelOpt's exporter cannot write AWQ of experts that share one tensor, as transformers 5 keeps them"
 NO_AWQ = "Use fp8, nvfp4 or fp8_blockwise."
-#: How ModelOpt's exporter fails at a layer, whatever the format.
-NOT_PACKED = "which ModelOpt's exporter does not pack"
 _PLAIN = "Name a causal language model."
+_OF_THE_TRIAL = ("format_does_not_fit", "unknown_model", "not built")
 
 
 def refused(config: Mapping[str, Any]) -> Trouble | None:
@@ -41,6 +39,8 @@ def refused(config: Mapping[str, Any]) -> Trouble | None:
     built = str(listed[0]) if isinstance(listed, list) and listed else ""
     if isinstance(own, Mapping) and "AutoModelForCausalLM" in own:
         return None
+    if kind in _REFUSED["no_language_model"]:
+        return name, f"it is no language model by itself ({kind}): {_REFUSED['no_language_model'][kind]}", _PLAIN
     if any(section in config for section in _OTHER_SENSES) and kind not in WITH_TEXT:
         remedy = "Use quantize_vlm, which runs NVIDIA's script for them."
         return name, f"it is a vision-language model ({kind}), and the hf engine takes text alone", remedy
@@ -68,20 +68,17 @@ def architectures() -> dict[str, Any]:
 
     Made by tests/architectures.py: `right`, or the name under which it ended and why.
     """
-    import yaml
-
-    found: dict[str, Any] = yaml.safe_load((CONFIGS / "models" / "architectures.yaml").read_text(encoding="utf-8"))
-    return found
+    return dict(yaml.safe_load((CONFIGS / "models" / "architectures.yaml").read_text(encoding="utf-8")))
 
 
-def late_failure(kind: str | None, fmt: str) -> str:
-    """Of an architecture that ended badly in this format after the work had begun: how; else empty."""
-    said = str(architectures()["tried"].get(kind, {}).get(fmt, "right"))
-    return "" if said == "right" or " before the work: " in said else said
+def failure(kind: str | None, fmt: str, experts: int | None) -> tuple[str, str]:
+    """How an architecture ended that came out badly in this format, and what to do; else empty.
 
-
-def not_packed(kind: str | None) -> str:
-    """Of an architecture with layers that ModelOpt quantizes and does not pack in any format: which; else empty."""
-    said = map(str, architectures()["tried"].get(kind, {}).values())
-    found = (text.partition(" before the work: ")[2] for text in said if text.endswith(f"{NOT_PACKED}."))
-    return next(found, "").rstrip(".")
+    Widths and libraries of the trial alone do not count, nor experts where a model has 0.
+    """
+    said = str((tried := architectures()["tried"].get(kind, {})).get(fmt, "right"))
+    if said == "right" or said.startswith(_OF_THE_TRIAL) or (experts == 0 and "expert" in said):
+        return "", ""
+    right = [name for name, outcome in tried.items() if outcome == "right"]
+    remedy = f"Use {' or '.join(sorted(right))}, which came out right." if right else ""
+    return said, remedy or (NOT_EXPORTED if said.startswith(("export", "format", "wrong")) else _PLAIN)

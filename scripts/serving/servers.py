@@ -14,8 +14,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import util
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
+import yaml
+
+from configs import CONFIGS
 from scripts.args.serve import ServeArgs, ServerName
 from scripts.engines.script.child import Output
 from scripts.formats import FORMATS
@@ -57,45 +60,15 @@ class Server:
         return [path or self.program, *self.command]
 
 
-def _loads(server: ServerName, **others: str) -> Mapping[str, str]:
-    """What a server is told of each `quant_algo`: of the named formats, and of `others` that ModelOpt exports."""
-    named = {algo: word for facts in FORMATS.values() for algo, word in facts.servers.get(server, {}).items()}
-    return named | others
+def _server(name: ServerName, facts: dict[str, Any]) -> Server:
+    """What configs/servers.yaml says of it, and the formats that configs/formats.yaml says it loads."""
+    named = {algo: word for each in FORMATS.values() for algo, word in each.servers.get(name, {}).items()}
+    values: dict[str, Any] = {key: tuple(of) if isinstance(of, list) else of for key, of in facts.items()}
+    return Server(**values | {"formats": named | facts["formats"]})
 
 
 SERVERS: Mapping[ServerName, Server] = {
-    "vllm": Server(
-        title="vLLM",
-        program="vllm",
-        command=("serve",),
-        tensor_parallel="--tensor-parallel-size",
-        longest="--max-model-len",
-        trust="--trust-remote-code",
-        quantization="--quantization",
-        formats=_loads(
-            "vllm", FP8_PER_CHANNEL_PER_TOKEN="modelopt", MXFP8="modelopt_mxfp8", MIXED_PRECISION="modelopt_mixed"
-        ),
-    ),
-    "trtllm": Server(
-        title="TensorRT-LLM",
-        program="trtllm-serve",
-        tensor_parallel="--tp_size",
-        longest="--max_seq_len",
-        trust="--trust_remote_code",
-        quantization=None,
-        fixed=("--backend", "pytorch"),
-        formats=_loads("trtllm", FP8_PER_CHANNEL_PER_TOKEN="", MIXED_PRECISION=""),
-    ),
-    "sglang": Server(
-        title="SGLang",
-        program="-m sglang.launch_server",
-        model="--model-path",
-        tensor_parallel="--tp-size",
-        longest="--context-length",
-        trust="--trust-remote-code",
-        quantization="--quantization",
-        formats=_loads("sglang", MIXED_PRECISION="modelopt_mixed"),
-    ),
+    name: _server(name, facts) for name, facts in yaml.safe_load((CONFIGS / "servers.yaml").read_text("utf-8")).items()
 }
 
 

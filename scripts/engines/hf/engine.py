@@ -57,11 +57,11 @@ def quantize_checkpoint(args: QuantizeArgs, record: Record) -> None:
     source = _source(args, record)
     _silence_bars()
     bare = load.without_weights(str(source), args.trust_remote_code)
+    quantizers.rehearse(bare, quantizers.build_config(args), exported=bool(args.export_dir))
     if args.export_quant_cfg in FORMATS:
         misfits = format_problems(args.export_quant_cfg, load.linear_shapes(bare))
         if misfits:
             raise JobError("format_does_not_fit", " ".join(misfits), FITS_ANY_WIDTH)
-    quantizers.rehearse(bare, quantizers.build_config(args), exported=bool(args.export_dir))
     del bare
     with record.phase("load"):
         loaded = load.load_model(
@@ -116,6 +116,9 @@ def _measure_and_quantize(state: _State) -> dict[str, Any]:
             advance = _counter(record, len(samples.calibration))
             loop = calibrate.calibration_loop(samples.calibration, advance=advance, algorithm=algorithm, **limits)
             quantizers.quantize(state.model, config, loop)
+        left = quantizers.leave_unreached(state.model)
+        if left:
+            record.line(f"left alone, as no text goes through them: {len(left)} layers, such as {left[0]}")
         record.update(quantizers=quantizers.summary(state.model))
     if seconds is None:
         seconds = record.values["timings"]["calibrate"]
@@ -167,6 +170,7 @@ def _publish(state: _State, results: dict[str, Any]) -> None:
         if exported:
             with record.phase("export"):
                 save.export_hf(state.model, state.loaded.tokenizer, exported, args.dtype)
+                save.exclude_left(exported, expected)
                 save.keep_source_files(state.source, exported)
         state.loaded = replace(state.loaded, model=None)
         with record.phase("verify"):
@@ -178,7 +182,6 @@ def _publish(state: _State, results: dict[str, Any]) -> None:
                     kv_cache=args.export_kv_cache_quant if facts else None,
                     weight_only=args.weight_only,
                     compressed=args.compress,
-                    dtype=args.dtype,
                 )
                 whole[exported] = Path(args.export_dir or "")
             if restorable:
@@ -219,8 +222,16 @@ def _probe(state: _State) -> "tuple[torch.Tensor, torch.Tensor]":
 
 
 def _require_numbers(state: _State) -> None:
-    """What is not finite before quantization would become scales. Raises JobError('weights_not_finite')."""
-    if not _probe(state)[1].isfinite().all():
+    """What is not finite would become scales. Raises JobError: weights_not_finite, unsupported_model."""
+    try:
+        logits = _probe(state)[1]
+    except Exception as error:  # each architecture has errors of its own
+        if "out of memory" in str(error):
+            raise
+        cause = f"transformers cannot compute it in {state.args.dtype} on {state.loaded.device}: "
+        remedy = "Set another args.dtype or args.device; another release of transformers may compute it."
+        raise JobError("unsupported_model", f"{cause}{load.first_line(error)}", remedy) from error
+    if not logits.isfinite().all():
         cause = f"The model computes NaN or infinity in {state.args.dtype}, from weights that are finite."
         raise JobError("weights_not_finite", cause, "Set args.dtype=bfloat16 or float32, whose range is wider.")
 

@@ -61,7 +61,8 @@ def _as_job_error(path: str, error: Exception) -> JobError:
         cause = f"{path} is of a kind of which transformers builds no causal language model."
         return JobError("unsupported_model", cause, "Name a causal language model.")
     cause = f"{path} cannot be built: {first_line(error)}"
-    return JobError("unknown_model", cause, "A newer transformers may know this model.")
+    remedy = "Install that." if isinstance(error, ImportError) else "A newer transformers may know this model."
+    return JobError("unknown_model", cause, remedy)
 
 
 def without_weights(path: str, trust_remote_code: bool) -> Any:
@@ -73,7 +74,7 @@ def without_weights(path: str, trust_remote_code: bool) -> Any:
     try:
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-    except (ValueError, KeyError) as error:
+    except Exception as error:  # each architecture has errors of its own; all mean that it cannot be built
         raise _as_job_error(path, error) from error
 
 
@@ -81,14 +82,15 @@ def linear_shapes(model: Any) -> dict[str, tuple[int, int]]:
     """(outputs, inputs) of each linear layer that a format would quantize.
 
     Experts that Transformers keeps as one 3-D tensor count as the linear layers they are. Output heads are left out,
-    as ModelOpt leaves them unquantized.
+    as ModelOpt leaves them unquantized, and so is what has a quantizer that is off.
     """
     from torch import nn
 
     head = model.get_output_embeddings()
     shapes: dict[str, tuple[int, int]] = {}
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and module is not head:
+        taken = getattr(getattr(module, "weight_quantizer", None), "is_enabled", module is not head)
+        if isinstance(module, nn.Linear) and taken:
             shapes[name] = (module.out_features, module.in_features)
         elif name.endswith("experts"):
             for key, weight in module.named_parameters(recurse=False):

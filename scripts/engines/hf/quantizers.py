@@ -8,10 +8,11 @@ from io import StringIO
 from typing import TYPE_CHECKING, Any
 
 from scripts.args.quantize import QuantizeArgs
-from scripts.checkpoints.causal import AWQ_EXPERTS, NO_AWQ, NOT_EXPORTED, NOT_PACKED, OWN_LINEARS, PLAIN_LINEARS
+from scripts.checkpoints.causal import AWQ_EXPERTS, NO_AWQ, NOT_EXPORTED, OWN_LINEARS, PLAIN_LINEARS
+from scripts.engines.hf.load import first_line
 from scripts.engines.hf.nvfp4 import cpu_kernels
 from scripts.engines.hf.packing import replaced
-from scripts.engines.hf.reference import quantized_linears
+from scripts.engines.hf.reference import joined_names, quantized_linears
 from scripts.formats import CACHES, FORMATS, FormatRef, resolve_format
 from scripts.run.problems import JobError
 
@@ -133,8 +134,14 @@ def rehearse(model: "nn.Module", config: dict[str, Any], *, exported: bool) -> N
 
     if any(isinstance(module, Conv1D) for module in model.modules()):
         raise JobError("unsupported_model", f"{type(model).__name__}: {OWN_LINEARS['gpt2']}.", PLAIN_LINEARS)
-    with redirect_stdout(StringIO()):
-        mtq.quantize(model, {**config, "algorithm": None})
+    try:
+        with redirect_stdout(StringIO()):
+            mtq.quantize(model, {**config, "algorithm": None})
+    except JobError:
+        raise
+    except Exception as error:  # of ModelOpt's plugins, which take an architecture's own layers apart
+        cause = f"ModelOpt cannot insert its quantizers into {type(model).__name__}: {first_line(error)}."
+        raise JobError("unsupported_model", cause, "Name another model; a newer ModelOpt may take this one.") from error
     _require_weights(model)
     lost = [
         f"{name} is a {type(module).__name__}"
@@ -142,11 +149,41 @@ def rehearse(model: "nn.Module", config: dict[str, Any], *, exported: bool) -> N
         if not is_quantlinear(module)
     ]
     if exported and lost:
-        cause = f"{lost[0]}, {NOT_PACKED}."
+        cause = f"{lost[0]}, which ModelOpt's exporter does not pack."
         raise JobError("format_not_exportable", cause, NOT_EXPORTED)
     method = algorithm_name(config) or ""
-    if exported and "awq" in method and any("weight_quantizers." in name for name, _ in model.named_modules()):
+    if exported and "awq" in method and any("_weight_quantizer" in name for name, _ in model.named_modules()):
         raise JobError("format_not_exportable", f"{AWQ_EXPERTS}.", NO_AWQ)
+    if exported:
+        _refuse_unnamed(model)
+
+
+def _refuse_unnamed(model: "nn.Module") -> None:
+    """Raise JobError for layers of which no loader finds what ModelOpt's exporter writes.
+
+    Of experts it writes one each, which transformers joins by rules, if the source's files are like that.
+    """
+    tied, joined = getattr(model, "all_tied_weights_keys", None) or {}, joined_names(model)
+    lost = [f"{name} shares its weight" for name in quantized_linears(model)[0] if f"{name}.weight" in tied]
+    for name in (name for name, _ in model.named_modules() if name.endswith("_weight_quantizers")):
+        if joined is not None and not (tensor := name.removesuffix("_weight_quantizers")).endswith(joined):
+            lost.append(f"the model's files have {tensor} in one tensor of all experts")
+    for cause in lost:
+        raise JobError("format_not_exportable", f"{cause}; no loader finds what ModelOpt writes of it.", NOT_EXPORTED)
+
+
+def leave_unreached(model: "nn.Module") -> list[str]:
+    """Leave linear layers as they are that no text went through (attention to an encoder): their inputs have no scale.
+
+    Returns their names. Experts get their neighbours' scales.
+    """
+    linears = {name: module for name, module in quantized_linears(model)[0].items() if "expert" not in name}
+    scaled = {name for name, module in linears.items() if module.input_quantizer.amax is not None}
+    left = [name for name in linears if scaled and linears[name].input_quantizer.is_enabled and name not in scaled]
+    for name in left:
+        linears[name].input_quantizer.disable()
+        linears[name].weight_quantizer.disable()
+    return left
 
 
 def summary(model: "nn.Module") -> dict[str, Any]:

@@ -18,14 +18,15 @@ LAYER = re.compile(r"^(.*?\.\d+)\.")
 @dataclass(frozen=True, kw_only=True)
 class Reference:
     """`modules`: the linear layers with quantized weights. `experts`: how many linear layers of experts besides them,
-    whose names the export chooses. `plain`: linear layers left alone, by name, with their shape. `weights`: original
-    weights [out, in] in float32 of a few of `modules`. `norms`: the norms of the same layers, which may take up scales.
-    `hub`: tensors' names in the source's files by those in memory, where they differ.
+    whose names the export chooses. `plain`: linear layers left alone, by name, with the type of their weights, which
+    some models keep in 32 bits. `weights`: original weights [out, in] in float32 of a few of `modules`. `norms`: the
+    norms of the same layers, which may take up scales. `hub`: tensors' names in the source's files by those in memory,
+    where they differ.
     """
 
     modules: dict[str, tuple[int, int]]
     experts: int
-    plain: dict[str, tuple[int, int]]
+    plain: dict[str, str]
     weights: "dict[str, torch.Tensor]"
     norms: "dict[str, torch.Tensor]"
     hub: dict[str, str] = field(default_factory=dict)
@@ -100,19 +101,33 @@ def _stored(folder: Path) -> dict[str, Path]:
     return {name: file for file in sorted(folder.glob("*.safetensors")) for name in read_header(file)}
 
 
-def _hub_names(model: Any, stored: Iterable[str]) -> dict[str, str]:
-    """By name in memory, for the tensors that are as they were stored: several that became one are left out."""
+def _rules(model: Any) -> tuple[list[Any], list[Any]] | None:
+    """How transformers renames a model's tensors when it loads them, and what it makes of several: None before 5."""
     try:
         from transformers.conversion_mapping import get_model_conversion_mapping
-        from transformers.core_model_loading import WeightConverter, rename_source_key
-    except ImportError:  # transformers 4
-        return {name: name for name in stored}
+        from transformers.core_model_loading import WeightConverter
+    except ImportError:
+        return None
     rules = getattr(model, "_weight_conversions", None)
-    rules = get_model_conversion_mapping(model, add_legacy=False) if rules is None else rules
-    makers = [rule for rule in rules or [] if isinstance(rule, WeightConverter)]
-    renamed = {
-        name: rename_source_key(name, [rule for rule in rules or [] if rule not in makers], makers) for name in stored
-    }
+    rules = (get_model_conversion_mapping(model, add_legacy=False) if rules is None else rules) or []
+    makers = [rule for rule in rules if isinstance(rule, WeightConverter)]
+    return [rule for rule in rules if rule not in makers], makers
+
+
+def joined_names(model: Any) -> tuple[str, ...] | None:
+    """How the names of those tensors end that transformers makes of several; None where it makes none of any model."""
+    rules = _rules(model)
+    return None if rules is None else tuple(name for rule in rules[1] for name in rule.target_patterns)
+
+
+def _hub_names(model: Any, stored: Iterable[str]) -> dict[str, str]:
+    """By name in memory, for the tensors that are as they were stored: several that became one are left out."""
+    rules = _rules(model)
+    if rules is None:
+        return {name: name for name in stored}
+    from transformers.core_model_loading import rename_source_key
+
+    renamed = {name: rename_source_key(name, *rules) for name in stored}
     return {now: name for name, (now, made) in renamed.items() if made is None}
 
 
@@ -153,7 +168,7 @@ def reference(model: Any, source: Path | None = None, limit: int = 24) -> Refere
     return Reference(
         modules={name: (module.out_features, module.in_features) for name, module in quantized.items()},
         experts=_experts(model),
-        plain={name: (module.out_features, module.in_features) for name, module in plain.items()},
+        plain={name: str(module.weight.dtype).removeprefix("torch.") for name, module in plain.items()},
         weights={name: weight(name) for name in names},
         norms=norms,
         hub={now: name for now, name in hub.items() if now != name},

@@ -9,12 +9,16 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from scripts.checkpoints.documents import read_json
+from scripts.checkpoints.safetensors import read_header
 from scripts.engines.hf.load import first_line
 from scripts.engines.hf.nvfp4 import cpu_kernels
+from scripts.engines.hf.packing import replaced
+from scripts.engines.hf.reference import Reference
 from scripts.run.files import write_json, write_text
 from scripts.run.problems import JobError
 
@@ -29,6 +33,7 @@ _OF_THE_SOURCE = ("quantization_config", "transformers_version", "_name_or_path"
 #: As JSON has it.
 _MARKER = re.compile(r"\.\\u0000[\w.]*?_name_sentinel")
 STATE = "modelopt_state.pth"
+_GUARD, _IGNORED = "_assert_experts_pre_expanded", ("quantization_config", "ignore")
 
 
 def enable_checkpointing() -> None:
@@ -85,14 +90,16 @@ def export_hf(model: Any, tokenizer: Any, folder: Path, dtype: str) -> None:
     Spends the model (see above). `dtype` is that of the weights left unquantized.
     """
     import torch
-    from modelopt.torch.export import export_hf_checkpoint
+    from modelopt.torch.export import export_hf_checkpoint, quant_aware_conversion
 
     _settle_generation(model)
     enable_checkpointing()  # the exporter passes save_pretrained an argument that only the patched version takes
     try:
-        with cpu_kernels():
+        with cpu_kernels(), replaced([quant_aware_conversion], _GUARD, _of_weights(quant_aware_conversion)):
             export_hf_checkpoint(model, dtype=getattr(torch, dtype), export_dir=folder)
-    except (NotImplementedError, AssertionError, ValueError, TypeError, RuntimeError) as error:
+    except (OSError, JobError):
+        raise
+    except Exception as error:  # each architecture has errors of its own
         cause = f"ModelOpt's exporter cannot write this model in this format: {first_line(error)}"
         remedy = "Take another format, or args.export_dir=null and the ModelOpt checkpoint."
         raise JobError("export_failed", cause, remedy) from error
@@ -103,6 +110,16 @@ def export_hf(model: Any, tokenizer: Any, folder: Path, dtype: str) -> None:
     tokenizer.save_pretrained(folder)
 
 
+def _of_weights(exporter: Any) -> Any:
+    """ModelOpt's look for stacked experts, which takes scales [rows, 1, columns, 1] for some, and renames nothing."""
+    look = getattr(exporter, _GUARD)
+
+    def without_scales(tensors: dict[str, Any], names: list[str]) -> None:
+        look({name: value for name, value in tensors.items() if not name.endswith("_scale")}, names)
+
+    return without_scales
+
+
 def _mend_names(folder: Path) -> None:
     r"""Take out of the module lists what ModelOpt 0.47 leaves in them: its marker "\0modelopt_name_sentinel", which it
     no longer finds where the model's own renaming (model. to backbone.) has changed it too."""
@@ -111,6 +128,18 @@ def _mend_names(folder: Path) -> None:
             text = file.read_text(encoding="utf-8")
             if (mended := _MARKER.sub("", text)) != text:
                 write_text(file, mended)
+
+
+def exclude_left(folder: Path, reference: Reference) -> None:
+    """Exclude what ModelOpt lists under names that no file has: it renames by rules for tensors (Phi-3.5-MoE)."""
+    names = {name for file in folder.glob("*.safetensors") for name in read_header(file)}
+    plain = [module for module in sorted(reference.as_in(names).plain) if f"{module}.weight" in names]
+    for file, section, key in (("hf_quant_config", "quantization", "exclude_modules"), ("config", *_IGNORED)):
+        said = read_json(folder / f"{file}.json")
+        listed = said.get(section, {}).get(key) or []
+        missing = [name for name in plain if not any(fnmatchcase(name, pattern) for pattern in listed)]
+        if section in said and missing and not said[section].get("quantized_layers"):
+            write_json(folder / f"{file}.json", said | {section: said[section] | {key: [*listed, *missing]}})
 
 
 def _settle_generation(model: Any) -> None:

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 Fact = tuple[str, str]
 INDEX = "model.safetensors.index.json"
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
-#: How the last part of a name ends that is a scale.
-SCALES = ("scale", "scale_2", "scale_inv")
+#: How the names of scales end; models have parameters of their own that are called scales.
+SCALES = ("weight_scale", "weight_scale_2", "scale_inv", "input_scale", "pre_quant_scale", "k_scale", "v_scale")
 PLAIN = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 
 
@@ -194,13 +194,14 @@ def _check_scales(export: Export) -> Fact:
     return "scales", f"{len(names)}, all finite and positive"
 
 
-def _check_plain(export: Export, reference: Reference, dtype: str) -> Fact:
+def _check_plain(export: Export, reference: Reference) -> Fact:
     """A head that is tied to the embedding is not stored."""
-    found = {name: export.header[name][0] for one in reference.plain if (name := f"{one}.weight") in export.header}
-    for name, header in found.items():
+    stored = {module: dtype for module, dtype in reference.plain.items() if f"{module}.weight" in export.header}
+    for module, dtype in stored.items():
+        header = export.header[f"{module}.weight"][0]
         if header != PLAIN[dtype]:
-            refuse("export_wrong_type", f"{name} is {header}, but was to stay {PLAIN[dtype]}.")
-    return "layers left alone", f"{len(found)} in {dtype}"
+            refuse("export_wrong_type", f"{module}.weight is {header}, but was to stay {PLAIN[dtype]}.")
+    return "layers left alone", f"{len(stored)} in {' and '.join(sorted(set(stored.values()))) or 'none'}"
 
 
 def _check_excluded(folder: Path, reference: Reference, export: Export) -> None:
@@ -301,7 +302,6 @@ def verify_export(
     kv_cache: KvCacheQuant | None,
     weight_only: bool = False,
     compressed: bool = False,
-    dtype: str = "bfloat16",
 ) -> list[Fact]:
     """Check an exported folder; returns what was found, for the report.
 
@@ -325,7 +325,7 @@ def verify_export(
         elif f"{module}.weight" not in export.header:
             refuse("export_incomplete", f"{module}.weight is missing.")
     _check_experts(export, reference)
-    plain = _check_plain(export, reference, dtype)
+    plain = _check_plain(export, reference)
     _check_excluded(folder, reference, export)
     _check_kv(export, kv_cache or "none")
     scales = _check_scales(export)

@@ -16,6 +16,7 @@ from scripts.engines.hf import calibrate, load, quantizers, reference, save, ver
 from scripts.formats import FORMATS  # noqa: E402
 from scripts.run.problems import JobError  # noqa: E402
 from tests import hf_models  # noqa: E402
+from tests.architectures import tiny_config  # noqa: E402
 
 pytestmark = pytest.mark.integration
 
@@ -132,14 +133,25 @@ def test_sampling_values_without_do_sample_are_written_all_the_same(tmp_path: Pa
         ("nemotron_h", "fp8", True, None),
         ("qwen3_moe", "fp8", True, None),
         ("qwen3", "int4_awq", True, None),
+        ("bloom", "fp8", True, "cannot insert its quantizers into BloomForCausalLM"),
+        ("gpt_oss", "fp8", True, None),
+        ("gpt_oss", "int4_awq", True, "format_not_exportable"),
+        ("granitemoe", "fp8", True, "in one tensor of all experts"),
+        ("granitemoe", "fp8", False, None),
+        ("zamba", "fp8", True, "model.layers.3.* shares its weight"),
     ],
 )
 def test_what_cannot_come_out_right_is_refused_before_loading(
     model: str, fmt: str, exported: bool, name: str | None
 ) -> None:
+    from transformers import AutoModelForCausalLM
+
     own = {"gpt2": gpt2, "falcon": falcon, "nemotron_h": nemotron_h}
     with torch.device("meta"):
-        bare = own[model]() if model in own else hf_models.build(model)
+        if model in own or model in hf_models.FAMILIES:
+            bare = own[model]() if model in own else hf_models.build(model)
+        else:
+            bare = AutoModelForCausalLM.from_config(tiny_config(model))
     config = quantizers.build_config(QuantizeArgs(export_quant_cfg=fmt))
     if name is None:
         quantizers.rehearse(bare, config, exported=exported)

@@ -1,12 +1,14 @@
 """What the hf engine cannot quantize is told by config.json, before anything is loaded or sent."""
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from recipes.preflight import formats, hf_engine
-from scripts.checkpoints.causal import architectures, late_failure
+from scripts.checkpoints.causal import architectures, failure
 from scripts.formats import FORMATS
 from scripts.run.problems import Problem
 from scripts.run.registry import carry_out, checks_of
@@ -36,6 +38,10 @@ def found(model: str, recipe: str = "quantize_fp8", engine: str = "hf") -> list[
         ({"architectures": ["LlamaForSequenceClassification"]}, "does not predict the next token"),
         ({"architectures": ["LlamaModel"], "tie_word_embeddings": False}, "has no language-model head"),
         ({"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}, "Conv1D"),
+        ({"model_type": "dbrx", "architectures": ["DbrxForCausalLM"]}, "its experts are one matrix"),
+        ({"model_type": "git", "vision_config": {}}, "no language model by itself (git): it describes images"),
+        ({"model_type": "musicgen", "is_encoder_decoder": True}, "it predicts codes of sounds"),
+        ({"model_type": "gemma4_assistant"}, "it drafts for another model"),
     ],
 )
 def test_models_of_another_kind_are_refused(config: dict[str, Any], cause: str, model: Make) -> None:
@@ -114,17 +120,34 @@ def test_architectures_that_ended_badly_when_they_were_tried_are_told(model: Mak
     assert "AriaExperts" in told_of.cause
 
 
+def test_what_came_out_right_instead_is_named(model: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = {"nvfp4": "right", "int8_sq": "right", "fp8": "wrong: missing_keys"}
+    monkeypatch.setitem(architectures()["tried"], "own", said)
+    folder = model(LLAMA, model_type="own", architectures=["OwnForCausalLM"])
+    (told_of,) = (one for one in problems_here(folder, "quantize_fp8") if one.name == "format_not_exportable")
+    assert told_of.remedy == "Use int8_sq or nvfp4, which came out right."
+    assert [one for one in problems_here(folder, "quantize_nvfp4") if one.name == "format_not_exportable"] == []
+
+
+@pytest.mark.parametrize("experts", [0, 4])
+def test_what_is_wrong_with_experts_is_not_told_of_a_model_without(experts: int, model: Make) -> None:
+    folder = model(LLAMA, model_type="granitemoehybrid", num_local_experts=experts)
+    told_of = [one for one in problems_here(folder, "quantize_fp8") if "was tried with" in one.cause]
+    assert len(told_of) == bool(experts)
+
+
 def test_the_table_of_architectures() -> None:
     """Nothing that came out wrong, or broke off after the work, is let through without a word."""
     tried = architectures()["tried"]
     outcomes = [(kind, fmt, said) for kind, of in tried.items() for fmt, said in of.items()]
     assert len(tried) > 100
     for kind, fmt, said in outcomes:
-        early = said == "right" or " before the work: " in said
-        assert bool(late_failure(kind, fmt)) is not early, (kind, fmt)
+        of_the_trial = said.startswith(("format_does_not_fit before", "unknown_model before"))
+        assert bool(failure(kind, fmt, 8)[0]) is not (said == "right" or of_the_trial), (kind, fmt)
+        assert all(failure(kind, fmt, 8)) or not any(failure(kind, fmt, 8)), (kind, fmt)
         assert fmt in FORMATS
     assert tried["llama"]["fp8"] == tried["nemotron_h"]["fp8"] == "right"
-    assert late_failure("no_such_type", "fp8") == late_failure(None, "fp8") == ""
+    assert failure("no_such_type", "fp8", None) == failure(None, "fp8", None) == ("", "")
 
 
 @pytest.mark.parametrize(
@@ -145,3 +168,19 @@ def test_a_format_that_no_server_loads_is_told(recipe: str, values: dict[str, An
 
 def test_experts_are_let_through_in_fp8(model: Make) -> None:
     assert found(model(EXPERTS)) == []
+
+
+def test_all_that_did_not_come_out_right_is_refused_when_it_is_submitted(tmp_path: Path) -> None:
+    """Widths and missing libraries of the trial apart, every pair has a Problem of its own."""
+    let_through = []
+    for kind, outcomes in architectures()["tried"].items():
+        bad = [fmt for fmt, said in outcomes.items() if failure(kind, fmt, 8)[0]]
+        folder = tmp_path / kind
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps(EXPERTS | {"model_type": kind}))
+        for fmt in bad:
+            job = job_of("quantize_fp8", args__hf_model_id=str(folder), args__export_quant_cfg=fmt, engine="hf")
+            names = {one.name for one in carry_out(checks_of(hf_engine), job).problems if one.severity == "error"}
+            if not names & {"format_not_exportable", "unsupported_model"}:
+                let_through.append((kind, fmt))
+    assert let_through == []
