@@ -31,16 +31,6 @@ def detached(nemo: Nemo, *words: str) -> Path:
     return Path(done.json["run_dir"])
 
 
-def test_a_run_begins_after_its_parent_succeeded(nemo: Nemo) -> None:
-    parent = detached(nemo, "args.seconds=15")
-    child = detached(nemo, "--after", parent.name)
-    assert state(nemo, child.name) == "submitted"
-    until(lambda: read_record(child)["state"] == "succeeded")
-    ended, began = read_record(parent)["finished_at"], read_record(child)["started_at"]
-    assert ended < began
-    assert read_record(child)["after"] == [parent.name]
-
-
 def test_a_run_never_begins_when_its_parent_failed(nemo: Nemo) -> None:
     parent = detached(nemo, "args.seconds=4", "args.exit_code=3")
     done = nemo("run", "probe", "--after", parent.name, "--json")
@@ -93,27 +83,21 @@ def test_stages_in_python(home: Path, tmp_path: Path) -> None:
     ]
 
 
-def test_exit_status_of_the_job_is_not_lost(nemo: Nemo) -> None:
-    done = nemo("run", "probe", "args.exit_code=7", "--json")
-    assert done.code == 1
-    assert done.json["error"]["message"] == "rank 0 was told to fail with 7 (attempt 1)."
-
-
-def test_ranks_and_their_logs(nemo: Nemo) -> None:
-    done = nemo("run", "probe", "torchrun.nproc_per_node=3", "--json")
-    assert done.code == 0, done.err
+def test_a_rank_that_fails_is_the_cause_and_all_are_started_over(nemo: Nemo) -> None:
+    words = ["torchrun.nproc_per_node=2", "args.exit_code=9", "args.fail_rank=1", "args.fail_attempts=1"]
+    done = nemo("run", "probe", *words, "--json")
+    assert (done.code, done.json["state"]) == (1, "failed")
+    assert done.json["error"]["message"] == "rank1: rank 1 was told to fail with 9 (attempt 1)."
     folder = Path(done.json["dir"])
+    assert nemo("resume", folder.name).code == 0
+    until(lambda: read_record(folder)["state"] == "succeeded")
+    record = read_record(folder)
+    assert [attempt["error"]["name"] for attempt in record["attempts"]] == ["told_to_fail"]
+    assert "outputs" in record
     ranks = json.loads((folder / "report" / "probe.json").read_text())["ranks"]
-    assert [(row["rank"], row["world"], row["sum_of_ranks"]) for row in ranks] == [(n, 3, 3) for n in range(3)]
-    assert "rank 2 of 3" in nemo("logs", folder.name, "2").out
-    assert "rank 0 of 3" in nemo("logs", folder.name).out
-
-
-def test_a_rank_that_fails_is_the_cause(nemo: Nemo) -> None:
-    done = nemo("run", "probe", "torchrun.nproc_per_node=2", "args.exit_code=9", "args.fail_rank=1", "--json")
-    assert done.code == 1
-    assert done.json["state"] == "failed"
-    assert done.json["error"]["message"].startswith("rank1: rank 1 was told to fail with 9")
+    assert [(row["rank"], row["world"], row["sum_of_ranks"]) for row in ranks] == [(n, 2, 1) for n in range(2)]
+    assert "rank 1 of 2" in nemo("logs", folder.name, "1").out
+    assert "rank 0 of 2" in nemo("logs", folder.name).out
 
 
 def test_cancel_a_running_and_a_waiting_run(nemo: Nemo) -> None:
@@ -138,7 +122,7 @@ def _is_gone(pid: int) -> bool:
 
 
 def test_a_supervisor_that_dies_leaves_a_job_that_goes_on(nemo: Nemo) -> None:
-    run_dir = detached(nemo, "args.seconds=30")
+    run_dir = detached(nemo, "args.seconds=20")
     until(lambda: read_record(run_dir)["state"] == "running")
     waiting = detached(nemo, "--after", run_dir.name)
     for folder in (run_dir, waiting):
@@ -151,17 +135,6 @@ def test_a_supervisor_that_dies_leaves_a_job_that_goes_on(nemo: Nemo) -> None:
     refused = nemo("resume", run_dir.name)
     assert refused.code == 2
     assert "cannot_resume" in refused.err
-
-
-def test_a_failed_run_is_started_over_in_its_own_directory(nemo: Nemo) -> None:
-    done = nemo("run", "probe", "args.exit_code=4", "args.fail_attempts=1", "--json")
-    folder = Path(done.json["dir"])
-    assert nemo("resume", folder.name).code == 0
-    until(lambda: read_record(folder)["state"] == "succeeded")
-    record = read_record(folder)
-    assert [attempt["error"]["name"] for attempt in record["attempts"]] == ["told_to_fail"]
-    assert (folder / "report" / "probe.json").is_file()
-    assert "outputs" in record
 
 
 def test_a_sweep_runs_each_combination(nemo: Nemo) -> None:
@@ -180,13 +153,18 @@ def test_a_sweep_with_a_mistake_is_refused_whole(nemo: Nemo, home: Path) -> None
     assert not (home / "runs").exists()
 
 
-def test_logs_follow_until_the_end(nemo: Nemo, home: Path, tmp_path: Path) -> None:
-    run_dir = detached(nemo, "args.seconds=4")
-    done = nemo("logs", "-f", run_dir.name)
+def test_logs_follow_until_the_end_and_then_a_run_after_it_begins(nemo: Nemo) -> None:
+    parent = detached(nemo, "args.seconds=10")
+    child = detached(nemo, "--after", parent.name)
+    assert state(nemo, child.name) == "submitted"
+    done = nemo("logs", "-f", parent.name)
     assert done.code == 0
     assert "rank 0 of 1" in done.out
-    assert f"succeeded: {run_dir}" in done.out
-    assert nemo("logs", run_dir.name[:-2]).out == done.out, "and afterwards, by the beginning of its id"
+    assert f"succeeded: {parent}" in done.out
+    assert nemo("logs", parent.name[:-2]).out == done.out, "and afterwards, by the beginning of its id"
+    until(lambda: read_record(child)["state"] == "succeeded")
+    assert read_record(parent)["finished_at"] < read_record(child)["started_at"]
+    assert read_record(child)["after"] == [parent.name]
 
 
 def test_secrets_stay_where_they_are(nemo: Nemo, home: Path, tmp_path: Path) -> None:
