@@ -82,8 +82,7 @@ def test_out_of_memory_on_one_rank(user: User, words: list[str]) -> None:
 def test_a_run_that_succeeds_has_no_diagnosis_and_its_logs_show_none(user: User, words: list[str]) -> None:
     healthy = "import os, warnings\nwarnings.warn('trust_remote_code=True is set')\n"
     healthy += "from torch import distributed\ndistributed.init_process_group('gloo')\ndistributed.barrier()\n"
-    tiny = user.run("quantize_tiny")
-    for ran in (user.run("quantize_fp8", *words, TROUBLE=healthy), user.run("probe"), tiny):
+    for ran in (user.run("quantize_fp8", *words, TROUBLE=healthy), user.run("probe")):
         assert ran.record["state"] == "succeeded", ran.record["error"]
         assert "diagnosis" not in ran.record
         assert diagnose(ran.dir / "logs", since=0, error=FAILED) is None
@@ -230,17 +229,17 @@ def test_jobs_that_slurm_ends(near: User, cluster: Cluster) -> None:
     found = shown(near, yields)
     assert found["name"] == "preempted"
     assert "PREEMPT" in found["evidence"]
-    found = shown(near, late)
-    assert found["name"] == "walltime"
-    assert "DUE TO TIME LIMIT" in found["evidence"] and found["file"]
-
-    down = begin(near, "down", nodelist="n2")
+    down = begin(near, "down", nodelist="n1")
     until(lambda: "phase" in down.record)
-    cluster.run("scontrol", "update", "NodeName=n2", "State=DOWN", "Reason=test")
+    cluster.run("scontrol", "update", "NodeName=n1", "State=DOWN", "Reason=test")
     try:
         assert shown(near, down)["name"] == "node_failure"
     finally:
-        cluster.run("scontrol", "update", "NodeName=n2", "State=RESUME", check=False)  # it may have come back itself
+        cluster.run("scontrol", "update", "NodeName=n1", "State=RESUME", check=False)  # it may have come back itself
+
+    found = shown(near, late)
+    assert found["name"] == "walltime"
+    assert "DUE TO TIME LIMIT" in found["evidence"] and found["file"]
 
 
 def test_an_image_that_is_not_there(near: User) -> None:
