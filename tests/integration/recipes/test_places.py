@@ -167,7 +167,7 @@ def test_attached_to_success_and_to_failure(site: Site, kind: str) -> None:
     assert f"rank 0 of {world}" in log.out
     assert word in log.out
 
-    if kind in ("slurm", "remote", "docker"):
+    if kind in ("remote", "docker"):
         again = own.nemo("resume", ids[1])
         assert again.code == 0, again
         assert f"detached   {ids[1]}" in again.out
@@ -491,6 +491,7 @@ def _git(folder: Path, *words: str) -> str:
     return done.stdout.strip()
 
 
+@pytest.mark.usefixtures("unmeasured")
 def test_another_attempt_a_real_job_and_a_rehearsal(site: Site) -> None:
     from scripts.tiny.model import default_cache_root, ensure_tiny_model
 
