@@ -1,7 +1,6 @@
 """Files of a checkpoint, read with limits: bytes, JSON, single values of YAML without building what it describes."""
 
 import difflib
-import json
 import os
 import posixpath
 import stat
@@ -10,11 +9,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from scripts.run import schema
 from scripts.run.files import is_folder, regular
 from scripts.run.problems import JobError
 
 #: The most that is read of one file at a time.
 MAX_BYTES = 256 << 20
+#: Of an integer: tokenizers write 10**30 for no limit.
+_DIGITS = 40
 
 
 def unreadable(path: Path, reason: object) -> JobError:
@@ -65,12 +67,9 @@ def size_of(path: Path) -> int:
 def parse_json(content: bytes, path: Path) -> dict[str, Any]:
     """The JSON object that `content` of the file `path` is. Raises JobError `unreadable_checkpoint`."""
     try:
-        value = json.loads(content)
-    except (ValueError, RecursionError) as error:
+        return schema.parse(content, digits=_DIGITS, halves=True)
+    except ValueError as error:
         raise unreadable(path, f"no JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise unreadable(path, "no JSON object")
-    return value
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -159,11 +159,8 @@ class Record:
         name, _, number = self.dir.name.rpartition("-r")  # elsewhere each attempt has a directory of its own
         if not name or not number.isdecimal() or len(number) > 3:
             return aside
-        return [
-            *aside,
-            *(self.dir.with_name(f"{name}-r{one}") for one in range(int(number) - 1, 1, -1)),
-            self.dir.with_name(name),
-        ]
+        beside = [*(f"{name}-r{one}" for one in range(int(number) - 1, 1, -1)), name]
+        return [*aside, *map(self.dir.with_name, beside)]
 
     def update(self, **fields: Any) -> None:
         """Merge `fields` and replace run.json."""

@@ -22,10 +22,19 @@ _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _NAMES = {str: "a text", int: "an integer", float: "a number", bool: "true or false", dict: "an object", list: "a list"}
 
 
-def parse(content: bytes) -> dict[str, Any]:
-    """A JSON object that can be shown and written again. Raises ValueError."""
+def parse(content: bytes, *, digits: int = _MAX_DIGITS, halves: bool = False) -> dict[str, Any]:
+    """A JSON object, with integers of so many digits. Raises ValueError.
+
+    It can be written again, unless `halves` of characters, which nothing can print or encode, may be in it.
+    """
+
+    def integer(text: str) -> int:
+        if len(text) > digits:
+            raise ValueError(f"{text[:40]} is no number that is written there")
+        return int(text)
+
     try:
-        value = json.loads(content, parse_int=_integer)
+        value = json.loads(content, parse_int=integer)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     if not isinstance(value, dict):
@@ -36,7 +45,7 @@ def parse(content: bytes) -> dict[str, Any]:
         level = [inner for part in parts for inner in part if isinstance(inner, (dict, list))]
     if level:
         raise ValueError("it is nested too deeply")
-    if _SURROGATE.search(content):  # half of a pair: nothing can print it, or write it down again
+    if not halves and _SURROGATE.search(content):
         json.dumps(value, ensure_ascii=False).encode()
     return value
 
@@ -76,12 +85,6 @@ def misfit(value: Any, schema: Any, where: str) -> str | None:
         if said := said or (misfit(value[name], inner, inside) if name in value else None):
             return said
     return None
-
-
-def _integer(text: str) -> int:
-    if len(text) > _MAX_DIGITS:
-        raise ValueError(f"{text[:40]} is no number that a run has")
-    return int(text)
 
 
 def one_of(*choices: object) -> Callable[[Any], bool]:

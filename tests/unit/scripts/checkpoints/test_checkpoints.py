@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scripts.checkpoints import Checkpoint, concrete_iteration, look
+from scripts.checkpoints import Checkpoint, concrete_iteration, documents, look
 from scripts.checkpoints.checkpoint import parameters, tensor
 from scripts.checkpoints.pickles import (
     Call,
@@ -664,3 +664,20 @@ def test_looking_needs_no_torch(fake_model: Callable[..., Path], tmp_path: Path)
     words = [sys.executable, "-c", code, str(fake_model()), str(tmp_path / "data")]
     done = subprocess.run(words, capture_output=True, text=True, check=True, cwd=tmp_path)
     assert done.stdout.split() == ["checkpoint_hf", "binidx"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"a": ' + "[" * 100_000, "no JSON: it is nested too deeply"),
+        ('{"a":' + "[" * 500 + "]" * 500 + "}", "no JSON: it is nested too deeply"),
+        ('{"a": ' + "9" * 6000 + "}", "no JSON: 9"),
+        ("[]", "no JSON: it is no JSON object"),
+    ],
+)
+def test_documents_are_read_with_the_limits_of_run_files(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(JobError, match=f"unreadable_checkpoint: .*{said}"):
+        documents.read_json(tmp_path / "config.json")
+    (tmp_path / "config.json").write_text('{"model_max_length": 1000000000000000019884624838656}')
+    assert documents.read_json(tmp_path / "config.json")["model_max_length"] > 10**29
