@@ -26,7 +26,8 @@ _BATCH = re.compile(r"auto(?::[1-9]\d*)?|[1-9]\d*")
 _FOUND_BY_HARNESS = re.compile(r"[*?\[/@]|\.ya?ml$")
 _NAME = re.compile(rb"[\w.+-]*\w[\w.+-]*")
 _NAMED = re.compile(
-    rb"^[ \t-]*(?:task|group|tag):[ \t]*(?:(\S[^#\n]*)|((?:\n[ \t]*-[ \t]*[\w.+-]+[ \t]*(?=\n|\Z))+))", re.MULTILINE
+    rb"(?m)(?:^[ \t-]*|[{,][ \t]*)[\"']?(?:task|group|tag)[\"']?:[ \t]*"
+    rb"(?:(\S[^#\n]*)|((?:\n[ \t]*-[ \t]*[\w.+-]+[ \t]*(?=\n|\Z))+))",
 )
 _MOST_BYTES = 1 << 20
 #: What each backend has no use for, and its own way to use several GPUs.
@@ -49,8 +50,8 @@ def tasks(job: Any) -> Iterator[Problem]:
 def tasks_of_the_harness(job: Any) -> Iterator[Problem | Skipped]:
     """It has them, and so has `include_path`; a pattern or a file is for the harness to find."""
     own, include = CONFIGS / "evaluate" / "tasks", job.resolved.include_path
-    folders = [Path(include) if include else own]
-    asked = {task for task in job.resolved.tasks if not _FOUND_BY_HARNESS.search(task)} - _tasks_in(folders[0])
+    known = _tasks_in(Path(include) if include else own)
+    asked = {task for task in job.resolved.tasks if not _FOUND_BY_HARNESS.search(task)} - known
     if not asked:
         return
     harness = util.find_spec("lm_eval")
@@ -58,7 +59,6 @@ def tasks_of_the_harness(job: Any) -> Iterator[Problem | Skipped]:
         yield Skipped(missing=("the tasks of the lm-evaluation-harness",))
         return
     root = Path(next(iter(harness.submodule_search_locations or ()))) / "tasks"
-    known = set[str]()
     # Ten thousand files: those of a folder that a name begins with first (arc_easy: arc), and no more if it is there.
     for folder in sorted(root.iterdir(), key=lambda one: not any(task.startswith(one.name) for task in asked)):
         known |= _tasks_in(folder)

@@ -64,9 +64,8 @@ class Job:
 Start = Callable[..., "subprocess.Popen[str]"]
 
 
-@pytest.fixture
-def start(tmp_path: Path) -> Start:
-    """Start an entrypoint as a node does: a process with a run directory of its own."""
+def starting(folder: Path) -> Start:
+    """What starts an entrypoint as a node does: a process with a run directory of its own."""
     number = 0
 
     def begin(
@@ -77,26 +76,36 @@ def start(tmp_path: Path) -> Start:
         module, name = _CLASSES[algorithm]
         code = _JOB.format(module=module, args=name, algorithm=algorithm)
         variables = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | dict(env or {})
-        variables["NEMO_RUN_DIR"] = str(tmp_path / RUNS / f"{algorithm}-{number}")
+        variables["NEMO_RUN_DIR"] = str(folder / RUNS / f"{algorithm}-{number}")
         words = [sys.executable, "-P", "-c", code, json.dumps({"args": dict(args), **values})]
         return subprocess.Popen(
-            words, env=variables, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            words, env=variables, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
 
     return begin
 
 
-@pytest.fixture
-def run(start: Start, tmp_path: Path) -> Callable[..., Job]:
-    """Run an entrypoint to its end."""
+def running(folder: Path) -> "Run":
+    """What runs an entrypoint to its end."""
+    start = starting(folder)
 
     def finish(algorithm: str, args: Mapping[str, Any], **values: Any) -> Job:
         process = start(algorithm, args, **values)
         out, _ = process.communicate(timeout=300)
-        run_dir = max((tmp_path / RUNS).glob(f"{algorithm}-*"), key=lambda folder: int(folder.name.rpartition("-")[2]))
+        run_dir = max((folder / RUNS).glob(f"{algorithm}-*"), key=lambda one: int(one.name.rpartition("-")[2]))
         return Job(code=process.returncode, out=out, run_dir=run_dir, record=observe(run_dir))
 
     return finish
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Start:
+    return starting(tmp_path)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> "Run":
+    return running(tmp_path)
 
 
 Run = Callable[..., Job]
@@ -262,7 +271,7 @@ def core() -> dict[str, str]:
     return on_path(packages.installed(packages.MEGATRON_CORE))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def harness() -> dict[str, str]:
     """The variables under which a job has the lm-evaluation-harness."""
     return on_path(packages.installed(packages.LM_EVAL))
@@ -397,9 +406,18 @@ def values_of(job: Job) -> dict[tuple[str, str], float]:
     return {(row["score"]["task"], row["score"]["metric"]): row["score"]["value"] for row in rows}
 
 
-def test_a_quantization_is_scored_before_and_after(run: Run, harness: dict[str, str], quantized: Path) -> None:
-    before = run("evaluate", {"checkpoint": "tiny:qwen3", "batch_size": 8}, env=harness)
-    assert (before.code, before.error) == (0, None), before.out
+@pytest.fixture(scope="module")
+def before(harness: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Job:
+    """The built-in model, scored."""
+    run = running(tmp_path_factory.mktemp("before"))
+    done = run("evaluate", {"checkpoint": "tiny:qwen3", "batch_size": 8}, env=harness)
+    assert (done.code, done.error) == (0, None), done.out
+    return done
+
+
+def test_a_quantization_is_scored_before_and_after(
+    run: Run, harness: dict[str, str], before: Job, quantized: Path
+) -> None:
     scores = values_of(before)
     assert 2 < scores["tiny_text", "byte_perplexity"] < 6  # an untrained model has 256 at least
     assert 0.25 <= scores["tiny_choice", "acc"] < 0.6
@@ -435,42 +453,22 @@ def test_an_export_is_never_scored_as_something_else(run: Run, harness: dict[str
     assert job.error == "script_unused", job.out
 
 
-def test_a_limited_run_is_no_baseline_for_a_whole_one(run: Run, harness: dict[str, str]) -> None:
-    args = {"checkpoint": "tiny:qwen3", "tasks": ["tiny_text"], "batch_size": 8}
-    limited = run("evaluate", args | {"limit": 4}, env=harness)
-    assert limited.code == 0, limited.out
-    (warning,) = limited.report("report.json")["warnings"]
-    assert warning.startswith("limited_run_used_as_quality_signal")
-    whole = run("evaluate", args | {"baseline": str(limited.run_dir / "report")}, env=harness)
-    report = whole.report("report.json")
+@pytest.mark.usefixtures("unmeasured")
+def test_a_limited_run_is_not_compared_with_a_whole_one(run: Run, harness: dict[str, str], before: Job) -> None:
+    args = {"checkpoint": "tiny:qwen3", "tasks": ["tiny_text"], "batch_size": 8, "limit": 2}
+    job = run("evaluate", args | {"baseline": str(before.run_dir / "report")}, env=harness)
+    assert job.code == 0, job.out
+    report = job.report("report.json")
     assert [row["before"] for row in report["scores"]] == [None] * 3
-    assert report["warnings"] == [
-        "baseline_not_comparable: tiny_text was asked otherwise: 4 questions with 0 examples, version 1.0 then, "
-        "34 questions with 0 examples, version 1.0 now."
-    ]
+    otherwise, limited = report["warnings"]
+    assert otherwise == (
+        "baseline_not_comparable: tiny_text was asked otherwise: 34 questions with 0 examples, version 1.0 then, "
+        "2 questions with 0 examples, version 1.0 now."
+    )
+    assert limited.startswith("limited_run_used_as_quality_signal")
 
 
-def test_a_model_that_says_no_number_has_no_scores(run: Run, harness: dict[str, str], tmp_path: Path) -> None:
-    import torch
-    from safetensors.torch import load_file, save_file
-
-    broken = tmp_path / "broken"
-    shutil.copytree(ensure_tiny_model("tiny:qwen3", default_cache_root()), broken)
-    tensors = load_file(broken / "model.safetensors")
-    tensors["model.norm.weight"] = torch.full_like(tensors["model.norm.weight"], float("nan"))
-    save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
-    args = {"checkpoint": str(broken), "tasks": ["tiny_text"], "batch_size": 8, "limit": 4}
-    job = run("evaluate", args, env=harness)
-    assert (job.code, job.error) == (1, "no_scores"), job.out
-    assert "outputs" not in job.record
-
-
-def test_a_task_that_is_not_there_is_named(run: Run, harness: dict[str, str]) -> None:
-    job = run("evaluate", {"checkpoint": "tiny:qwen3", "tasks": ["tiny_test"]}, env=harness)
-    assert job.error == "script_failed"
-    assert "Tasks not found: tiny_test" in job.record["error"]["message"]
-
-
+@pytest.mark.usefixtures("unmeasured")
 def test_a_task_of_the_user_is_asked(run: Run, harness: dict[str, str], tmp_path: Path) -> None:
     own = tmp_path / HOSTILE
     own.mkdir()
@@ -491,6 +489,33 @@ def test_a_task_of_the_user_is_asked(run: Run, harness: dict[str, str], tmp_path
     job = run("evaluate", args, env=harness)
     assert job.code == 0, job.out
     assert values_of(job) == {("own_task", "acc"): 0.0}
+
+
+@pytest.mark.usefixtures("unmeasured")
+def test_a_model_that_says_no_number_has_no_scores(run: Run, harness: dict[str, str], tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    broken = tmp_path / "broken"
+    shutil.copytree(ensure_tiny_model("tiny:qwen3", default_cache_root()), broken)
+    tensors = load_file(broken / "model.safetensors")
+    tensors["model.norm.weight"] = torch.full_like(tensors["model.norm.weight"], float("nan"))
+    save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
+    args = {"checkpoint": str(broken), "tasks": ["tiny_text"], "batch_size": 8, "limit": 2}
+    job = run("evaluate", args, env=harness)
+    assert (job.code, job.error) == (1, "no_scores"), job.out
+    assert "outputs" not in job.record
+
+
+@pytest.mark.usefixtures("unmeasured")
+def test_a_task_that_is_not_there_is_named(run: Run, harness: dict[str, str]) -> None:
+    job = run("evaluate", {"checkpoint": "tiny:qwen3", "tasks": ["tiny_test"]}, env=harness)
+    assert job.error == "unknown_task"
+    assert "args.tasks=tiny_test" in job.record["error"]["message"]
+    assert "Did you mean tiny_text?" in job.record["error"]["remedy"]
+    job = run("evaluate", {"checkpoint": "tiny:qwen3", "tasks": ["tiny_test@x"]}, env=harness)  # left to the harness
+    assert job.error == "script_failed"
+    assert "Tasks not found: tiny_test@x" in job.record["error"]["message"]
 
 
 def test_the_harness_and_the_baseline_are_looked_for_first(run: Run, harness: dict[str, str], tmp_path: Path) -> None:

@@ -157,8 +157,14 @@ def test_tasks_that_the_harness_has_not_are_told_with_the_nearest() -> None:
 def test_own_tasks_take_the_place_of_those_that_ship(harness: Path) -> None:
     (harness / "own").mkdir()
     (harness / "own" / "mine.yaml").write_text("task: mine\n")
-    args = EvaluateArgs(tasks=["mine", "mmlu", "tiny_text"], include_path=str(harness / "own"))
-    assert [one.value for one in told(args)] == ["tiny_text"]
+    (harness / "own" / "json.yaml").write_text('{"output_type": "x", "task": "as_json", "tag": ["all_mine"]}')
+    args = EvaluateArgs(
+        tasks=["mine", "as_json", "all_mine", "mmlu", "tiny_text", "mine_"], include_path=str(harness / "own")
+    )
+    assert [(one.value, "Did you mean mine?" in one.remedy) for one in told(args)] == [
+        ("mine_", True),
+        ("tiny_text", False),
+    ]
 
 
 def test_tasks_are_not_checked_without_the_harness(monkeypatch: pytest.MonkeyPatch) -> None:
