@@ -89,8 +89,8 @@ def linear_shapes(model: Any) -> dict[str, tuple[int, int]]:
     head = model.get_output_embeddings()
     shapes: dict[str, tuple[int, int]] = {}
     for name, module in model.named_modules():
-        taken = getattr(getattr(module, "weight_quantizer", None), "is_enabled", module is not head)
-        if isinstance(module, nn.Linear) and taken:
+        left = module is head or type(module) is not nn.Linear  # such as a router with a class of its own
+        if isinstance(module, nn.Linear) and getattr(getattr(module, "weight_quantizer", None), "is_enabled", not left):
             shapes[name] = (module.out_features, module.in_features)
         elif name.endswith("experts"):
             for key, weight in module.named_parameters(recurse=False):
