@@ -164,7 +164,8 @@ def _refuse_unnamed(model: "nn.Module") -> None:
     Of experts it writes one each, which transformers joins by rules, if the source's files are like that.
     """
     tied, joined = getattr(model, "all_tied_weights_keys", None) or {}, joined_names(model)
-    lost = [f"{name} shares its weight" for name in quantized_linears(model)[0] if f"{name}.weight" in tied]
+    names = dict.fromkeys(f"{name}.weight" for name in quantized_linears(model)[0])
+    lost = [f"{name.removesuffix('.weight')} shares its weight" for name in names if tied.get(name) in names]
     for name in (name for name, _ in model.named_modules() if name.endswith("_weight_quantizers")):
         if joined is not None and not (tensor := name.removesuffix("_weight_quantizers")).endswith(joined):
             lost.append(f"the model's files have {tensor} in one tensor of all experts")
