@@ -2,18 +2,22 @@
 PYTHON ?= $(shell for p in python3.11 python3.12 python3; do $$p -c 'import sys; assert sys.version_info >= (3, 11)' 2>/dev/null && echo $$p && break; done)
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+# Megatron-Bridge needs 3.12: one on the path that runs, one of pyenv's, or one of uv's.
+PYTHON312 ?= $(shell for p in python3.12 "$$(dirname "$$(command -v python3.12)")"/../versions/3.12*/bin/python3.12 \
+  "$$(uv python find 3.12 2>/dev/null)"; do "$$p" -c 'import sys; assert sys.version_info[:2] == (3, 12)' 2>/dev/null && echo "$$p" && break; done)
+BRIDGE_VENV ?= .venv-bridge
 # A machine that offers a CPU build of this release gets it; ask for another with make TORCH=...
 TORCH  ?= torch==2.13.0
 # On Python's path as a folder, so that a `configs` of the folder where somebody works is not taken for ours.
 INSTALL = $(BIN)/python -m pip install --quiet --config-settings editable_mode=compat
 JOBS   ?= $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: demo test lint types unit models testbed integration covered benchmark architectures golden clean
+.PHONY: bridge bridge-tests bridged demo test lint types unit models testbed integration covered benchmark architectures golden clean
 
 demo: $(VENV)/.ready
 	$(BIN)/nemo experiment run quantize_fp8 executor=local args.hf_model_id=tiny:qwen3 --yes
 
-test: lint types unit integration covered
+test: lint types unit integration bridged covered
 
 lint: $(VENV)/.ready-dev
 	$(BIN)/ruff check .
@@ -44,7 +48,7 @@ integration: $(VENV)/.ready-dev models testbed
 	$(PYTEST) --cov-append tests/integration tests/gpu
 
 # Lines and branches, of both runs together.
-covered: unit integration
+covered: unit integration bridged
 	$(BIN)/python -m coverage report --fail-under=95
 
 benchmark: $(VENV)/.ready-dev
@@ -61,6 +65,28 @@ architectures: $(VENV)/.ready-dev
 # Writes the scripts that the executors would submit anew, after a change that was meant.
 golden: $(VENV)/.ready-dev
 	$(BIN)/python -m tests.golden.regenerate
+
+# Megatron-Bridge in .venv; without CUDA, without what only GPUs need. Its own `lm` commands of `nemo` would be imported by each
+# of ours: its entry point is taken out.
+bridge: PYTHON = $(or $(PYTHON312),$(error Megatron-Bridge needs Python 3.12, and none is here: uv python install 3.12))
+bridge: $(VENV)/.ready-bridge
+
+$(VENV)/.ready-bridge: pyproject.toml configs/bridge-without-cuda.txt
+	test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
+	@$(BIN)/python -c 'import sys; v = sys.version_info; sys.exit(v[:2] != (3, 12) and f"$(VENV) has Python {v[0]}.{v[1]}, and Megatron-Bridge needs 3.12: make clean bridge")'
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --config-settings editable_mode=compat "$(TORCH)" -e ".[hf,bridge]" \
+	  $(if $(shell nvidia-smi -L 2>/dev/null),,--overrides configs/bridge-without-cuda.txt)
+	$(BIN)/python -m scripts.engines.bridge.quiet_nemo
+	touch $(VENV)/.ready $@
+
+# The tests of the bridge engine, in an environment of their own: Python 3.12, and the releases that Megatron-Bridge takes.
+bridged: integration
+	@$(if $(PYTHON312)$(REQUIRE_TESTBED),$(MAKE) VENV=$(BRIDGE_VENV) bridge-tests,echo "tests/bridge skipped: no Python 3.12 here (uv python install 3.12)")
+
+bridge-tests: bridge
+	$(BIN)/uv pip install --quiet --python $(BIN)/python coverage pytest pytest-cov pytest-timeout hypothesis
+	REQUIRE_BRIDGE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --cov --cov-report= --cov-append tests/bridge
 
 $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -25,6 +25,7 @@ from scripts.args.probe import ProbeArgs
 from scripts.args.prune import PruneArgs
 from scripts.args.quantize import QuantizeArgs, QuantizeModelOptArgs, QuantizeVlmArgs
 from scripts.args.serve import ServeArgs
+from scripts.engines.bridge.engine import run_bridge
 from scripts.engines.choice import TITLES, choose_engine, refuse_ranks
 from scripts.engines.script.engine import run_script
 from scripts.engines.script.locate import installed
@@ -213,11 +214,16 @@ def _carry_out(
         refuse_ranks(f"{name}, which spreads over the GPUs by itself,")
         _loaded(algorithm.tool)(resolved, script, extra_args, record)
         return
+    if engine == "bridge" and not args.BRIDGE:
+        raise JobError("engine_cannot", f"{name} is not an algorithm of the bridge engine.", "Use engine=auto.")
     chosen = choose_engine(engine, args, script, has_script=lambda: installed(args.SCRIPTS)) or "script"
     record.update(engine=chosen)
     record.line(f"engine: {TITLES[chosen]}")
     if chosen == "script":
         run_script(resolved, script, extra_args, record)
+        return
+    if chosen == "bridge":
+        run_bridge(resolved, script, record)
         return
     # The checks of preflight that a recipe in somebody's own experiment has not been through.
     refuse_ranks("the hf engine")

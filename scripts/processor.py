@@ -1,12 +1,21 @@
-"""What the processor of this machine multiplies fast, and what to do where that is not bfloat16."""
+"""What this machine computes with: its GPUs, what its processor multiplies fast, and what to do if not bfloat16."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 #: So few rows, one token as a rule, torch multiplies without widening the matrix first, which takes longer.
 _FEW_ROWS = 4
 _ROWS = 1024
+_DEVICES = Path("/dev")  # NVIDIA's driver has nvidia0, nvidia1 ... there; under Windows dxg is all of them
+
+
+def gpus_here() -> int | None:
+    """The NVIDIA GPUs of this machine, without asking the driver; None: some, and their number is not known."""
+    if (_DEVICES / "dxg").exists():
+        return None
+    return sum(entry.name.removeprefix("nvidia").isdigit() for entry in _DEVICES.glob("nvidia*"))
 
 
 def multiplies_bf16() -> bool:

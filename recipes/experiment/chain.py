@@ -103,7 +103,7 @@ def _made(partial: "run.Partial[Any]") -> set[str]:
 def _writes(partial: "run.Partial[Any]", meaning: Meaning) -> bool:
     """Whether the engine that is to be used writes it; where that is open, the script's outputs count."""
     hf = partial.engine == "hf" or any(str(getattr(partial.args, name)).startswith("tiny:") for name in _bases(partial))
-    return meaning.engine in ("any", "hf" if hf else "script")
+    return meaning.used_by("hf" if hf and partial.engine != "bridge" else "script")
 
 
 def _taken(partial: "run.Partial[Any]") -> list[tuple[str, str]]:

@@ -16,15 +16,26 @@ from recipes.experiment.releases import Addressed, address
 from recipes.experiment.stage import Options, Stage
 from recipes.models import ModelFacts, facts_of
 from recipes.planner.gpus import Gpu, gpu_of
-from recipes.planner.layout import ENDS, SIZES, Asked, Layout, default_ep
+from recipes.planner.layout import ENDS, SIZES, Asked, Layout, default_ep, fewest
 from scripts.args.configuration import KEYS, of_role
 from scripts.args.interpolation import resolve_args
-from scripts.args.meaning import Role, ScriptArgs, ScriptSpec, Torchrun, field_of, fields_of, value_of, values_of
+from scripts.args.meaning import (
+    MEGATRON,
+    Role,
+    ScriptArgs,
+    ScriptSpec,
+    Torchrun,
+    field_of,
+    fields_of,
+    value_of,
+    values_of,
+)
 from scripts.engines.choice import Chosen, choose_engine, is_built_in
 from scripts.engines.script.command import Argv, command_words
 from scripts.engines.script.flags.tables import releases_in
 from scripts.engines.script.locate import installed
 from scripts.entrypoints import tool_command
+from scripts.processor import gpus_here
 from scripts.run.problems import JobError, Problem
 from scripts.run.registry import Skipped
 
@@ -142,7 +153,7 @@ class Job(AnyJob):
         return tuple(
             (f"args.{field}", meaning.produces, Path(value) / meaning.within)
             for field, value, meaning in values_of(self.resolved)
-            if meaning.produces and meaning.engine in ("any", self.engine) and value
+            if meaning.produces and meaning.used_by(self.engine) and value
         )
 
     @property
@@ -277,7 +288,13 @@ def job_of(
         partial = copy_with(partial, args=copy_with(partial.args, **full_size))
         args = build(partial.args)
     engine = choose_engine(partial.engine, args, script, has_script=has_script)
-    if engine == "script" and (ep := default_ep(args, torchrun)) is not None:
+    if engine == "bridge" and place.runs_here and gpus_here() == 0:  # this very machine, and it has none
+        script = replace(script, runtime="cpu")
+        partial = copy_with(partial, script=copy_with(partial.script, runtime="cpu"))
+        if recipe and torchrun == build(recipe.build().torchrun):  # nobody asked for a number: as few as the sizes need
+            torchrun = replace(torchrun, nproc_per_node=fewest(args))
+            partial = copy_with(partial, torchrun=copy_with(partial.torchrun, nproc_per_node=fewest(args)))
+    if engine in MEGATRON and (ep := default_ep(args, torchrun)) is not None:
         args = replace(args, ep=ep)
         partial = copy_with(partial, args=copy_with(partial.args, ep=ep))
     try:

@@ -9,7 +9,7 @@ hybrids).
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from math import gcd
+from math import gcd, lcm
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -112,6 +112,12 @@ def default_ep(args: Any, torchrun: Torchrun) -> int | None:
     if field_of(args, "ep") is None or value_of(args, "ep") is not None:
         return None
     return gcd(torchrun.nproc_per_node, _MOST) if has_experts(value_of(args, "model")) else 1
+
+
+def fewest(args: Any) -> int:
+    """The fewest ranks that the sizes of `args` divide."""
+    tp, pp, cp, ep, etp = (int(value_of(args, size, 1)) for size in ("tp", "pp", "cp", "ep", "etp"))
+    return lcm(tp * pp * cp, etp * ep * pp)
 
 
 def has_experts(model: str) -> bool:

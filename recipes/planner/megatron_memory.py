@@ -21,7 +21,7 @@ from recipes.models.architecture import Weight
 from recipes.planner.activations import PerToken, Spread, alive, cached, kept
 from recipes.planner.layout import EVEN, Layout, Stages, layers_fit
 from recipes.planner.workload import Workload, workload_of
-from scripts.args.meaning import Work
+from scripts.args.meaning import MEGATRON, Work
 
 _BF16, _FLOAT = 2, 4
 #: The CUDA context, kernels of the libraries and cuBLAS's workspace; and NCCL's buffers for the groups that Megatron
@@ -62,11 +62,11 @@ class RankMemory:
 
 
 def memory_of(job: Job) -> RankMemory | None:
-    """What a job of the script engine needs of each GPU.
+    """What a job of Megatron needs of each GPU.
 
     None where it needs none, its layout does not divide, or nothing at all is known of its model.
     """
-    work = workload_of(job) if job.engine == "script" else None
+    work = workload_of(job) if job.engine in MEGATRON else None
     return None if work is None else rank_memory(work, job.layout)
 
 

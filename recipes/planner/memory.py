@@ -7,6 +7,7 @@ from typing import Any, Literal
 from recipes.experiment.job import Job
 from recipes.planner import hf_memory
 from recipes.planner.megatron_memory import memory_of
+from scripts.args.meaning import MEGATRON
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +36,7 @@ class Need:
 def need_of(job: Job) -> Need | None:
     """None where nothing of the kind can be told: a tool, an unknown model, a layout that does not divide."""
     room = job.gpu.usable if job.gpu else None
-    if job.engine == "script":
+    if job.engine in MEGATRON:
         memory = memory_of(job)
         if memory is None or memory.unknown:
             return None

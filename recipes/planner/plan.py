@@ -22,6 +22,7 @@ from recipes.planner.search import Proposal, smallest
 from recipes.planner.workload import workload_of
 from recipes.preflight.paths import model_folder
 from recipes.preflight.subjects import notes
+from scripts.args.meaning import MEGATRON
 from scripts.run.problems import Problem, ProblemsError
 from scripts.run.registry import Skipped
 
@@ -161,7 +162,7 @@ def plan_of(examined: Examined, others: Sequence[Problem] = ()) -> Plan:
         release=job.addressed.release if job.addressed else None,
         command=job.words,
         layout=layout,
-        ranks=_ranks(job, layout) if job.engine == "script" else (),
+        ranks=_ranks(job, layout) if job.engine in MEGATRON else (),
         gpu=job.gpu if on_gpus else None,
         models=tuple(_models(job)),
         memory=memory,

@@ -13,6 +13,7 @@ from recipes.planner.gpus import gpus_per_node
 from recipes.planner.layout import EVEN, SIZES, Layout, Size, violations
 from recipes.planner.megatron_memory import RankMemory, rank_memory, unknown_of
 from recipes.planner.workload import Workload, workload_of
+from scripts.args.meaning import MEGATRON
 
 #: GPUs of a machine where its profile does not say, as in every HGX and DGX of eight; and machines that are tried.
 _MACHINE, _MACHINES = 8, 16
@@ -187,7 +188,7 @@ def is_valid(layout: Layout, models: Sequence[ModelFacts]) -> bool:
 
 
 def _search(job: Job) -> _Search | None:
-    work = workload_of(job) if job.engine == "script" else None
+    work = workload_of(job) if job.engine in MEGATRON else None
     if work is None or job.gpu is None or unknown_of(work):
         return None
     args = job.resolved

@@ -63,7 +63,8 @@ def kind_of(job: Job) -> Work | None:
     """What its ranks do on GPUs; None where that is nothing, or cannot be told."""
     kind: Work | None = job.resolved.WORK
     by_one = job.addressed is not None and job.addressed.script in job.resolved.ONE_PROCESS  # in the machine's memory
-    return None if by_one or job.get("device") == "cpu" or job.get("cpu") is True else kind
+    without = job.script.runtime == "cpu" or job.get("device") == "cpu" or job.get("cpu") is True
+    return None if by_one or without else kind
 
 
 def facts_in(job: Job, role: Role) -> ModelFacts | None:

@@ -81,20 +81,23 @@ def container(job: Job) -> Iterator[Problem]:
     )
 
 
-@check("engine_cannot", engines=("hf",), decisive=True)
+@check("engine_cannot", engines=("hf", "bridge"), decisive=True)
 def engine_of_algorithm(job: Job) -> Iterator[Problem]:
-    """ModelOpt on a Transformers model does what one algorithm asks for."""
-    if not job.resolved.HF_ENGINE:
-        cause = f"the hf engine cannot do {job.recipe}"
-        yield Problem(key="engine", value="hf", cause=cause, remedy="Use engine=script, or leave it out.")
+    """ModelOpt on a Transformers model does what one algorithm asks for; Megatron-Bridge does some."""
+    if not (job.resolved.HF_ENGINE if job.engine == "hf" else job.resolved.BRIDGE):
+        cause = f"the {job.engine} engine cannot do {job.recipe}"
+        yield Problem(key="engine", value=job.engine, cause=cause, remedy="Use engine=script, or leave it out.")
 
 
-@check("engine_not_installed", engines=("hf",))
+@check("engine_not_installed", engines=("hf", "bridge"))
 def engine_installed(job: Job) -> Iterator[Problem]:
     if not job.place.runs_here:
         return  # `executors check` looks at the place itself
-    missing = [name for name in ENGINE_PACKAGES if util.find_spec(name) is None]
+    needed = (*ENGINE_PACKAGES, "megatron") if job.engine == "bridge" else ENGINE_PACKAGES
+    missing = [name for name in needed if util.find_spec(name) is None]
     if missing:
         cause = f"the job runs in this environment, which lacks {', '.join(missing)}"
         remedy = 'Install them: pip install "modelopt-recipes[hf]", or ".[hf]" in a checkout.'
-        yield Problem(key="engine", value="hf", cause=cause, remedy=remedy)
+        if job.engine == "bridge":
+            remedy = "In a checkout, with Python 3.12: `make bridge`."
+        yield Problem(key="engine", value=job.engine, cause=cause, remedy=remedy)

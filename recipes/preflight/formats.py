@@ -8,7 +8,7 @@ from recipes.models import ModelFacts
 from recipes.models.architecture import PARTS, Side, Weight
 from recipes.planner.layout import Layout, Size
 from recipes.preflight.layout import divided
-from scripts.args.meaning import Role, meanings
+from scripts.args.meaning import MEGATRON, Role, meanings
 from scripts.checkpoints.causal import packed
 from scripts.formats import CACHES, EXPORTABLE, FITS_ANY_WIDTH, FORMATS, Cache, Format, builtin_recipes, config_names
 from scripts.run.problems import Problem, nearest
@@ -54,7 +54,7 @@ def read_formats(job: Job) -> Iterator[tuple[str, Format]]:
 
 
 def _quantizes_by_script(job: Job) -> bool:
-    return job.engine == "script" and made_format(job) is not None
+    return job.engine in MEGATRON and made_format(job) is not None
 
 
 @check(

@@ -1,7 +1,6 @@
 """Whether a place's GPUs can do what a job asks of them: their number, precision, formats, and memory."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 from recipes.experiment.job import Job
 from recipes.planner.gpus import Gpu, gpus_per_node
@@ -10,7 +9,9 @@ from recipes.planner.search import smallest
 from recipes.planner.workload import kind_of
 from recipes.preflight.formats import made_format, named_format, read_formats
 from recipes.preflight.layout import ranked
+from scripts.args.meaning import MEGATRON
 from scripts.formats import FORMATS, Format
+from scripts.processor import gpus_here
 from scripts.run.problems import Problem, Severity
 from scripts.run.registry import Skipped, check
 
@@ -21,7 +22,6 @@ _DEPLOYING = ("serve", "evaluate", "generate")
 #: What is over by less may fit all the same: the formulas leave out what an allocator wastes, and what it saves.
 _MARGIN = 1.1
 _GIB = 1 << 30
-_DEVICES = Path("/dev")  # NVIDIA's driver has nvidia0, nvidia1 ... there; under Windows dxg is all of them
 
 
 def _severity(gpu: Gpu) -> Severity:
@@ -48,11 +48,11 @@ def processes(job: Job) -> Iterator[Problem]:
             yield Problem(key=key, value=value, cause=cause, remedy=remedy)
 
 
-@check("more_processes_than_gpus", severity="warning", engines=("script",), applies=lambda job: job.place.runs_here)
-def gpus_here(job: Job) -> Iterator[Problem]:
+@check("more_processes_than_gpus", severity="warning", engines=MEGATRON, applies=lambda job: job.place.runs_here)
+def enough_gpus(job: Job) -> Iterator[Problem]:
     """The machine that submits is the one that computes: its devices are here."""
-    here = sum(entry.name.removeprefix("nvidia").isdigit() for entry in _DEVICES.glob("nvidia*"))
-    if kind_of(job) is not None and job.processes > here and not (_DEVICES / "dxg").exists():
+    here = gpus_here()
+    if kind_of(job) is not None and here is not None and job.processes > here:
         cause = f"each process takes a GPU, and this machine has {here or 'none'}"
         remedy = "Name an executor that has them."
         yield Problem(key="torchrun.nproc_per_node", value=job.processes, cause=cause, remedy=remedy)
@@ -140,7 +140,7 @@ def _fitting(gpu: Gpu) -> str:
 
 def _needs_memory(job: Job) -> bool:
     """Jobs that compute; where a layout is impossible, other checks say so, and there is nothing to count."""
-    return job.engine == "hf" or (job.engine == "script" and kind_of(job) is not None and job.layout.divides)
+    return job.engine == "hf" or (job.engine in MEGATRON and kind_of(job) is not None and job.layout.divides)
 
 
 @check("does_not_fit", "may_not_fit", can_force=True, applies=_needs_memory)

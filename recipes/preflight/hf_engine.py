@@ -10,6 +10,7 @@ from recipes.models.weights import folder_of, linear_shapes
 from recipes.preflight.paths import path_here
 from recipes.preflight.references import faulty
 from scripts.args.meaning import Role, field_of
+from scripts.args.quantize import QuantizeArgs
 from scripts.checkpoints.causal import (
     AWQ_EXPERTS,
     NO_AWQ,
@@ -46,25 +47,25 @@ def quantize_notes(job: Job) -> Iterator[str]:
         yield f"args.hf_model_id={job.args.hf_model_id} is looked for where the job runs, and was not checked here"
 
 
-@check("engine_has_no_parallelism", "script_unused", "extra_args_unused", engines=("hf",))
+@check("engine_has_no_parallelism", "script_unused", "extra_args_unused", engines=("hf", "bridge"))
 def unused_by_hf(job: Job) -> Iterator[Problem]:
-    for role in _PARALLEL:
+    for role in _PARALLEL if job.engine == "hf" else ():
         value, name = job.get(role, 1), field_of(job.resolved, role)
         if value != 1 and name in job.given:
             cause = "the hf engine runs as one process, without parallelism"
             yield Problem(key=f"args.{name}", value=value, cause=cause, remedy=f"Use args.{name}=1.")
     if job.script.path is not None:
-        cause = "the hf engine runs ModelOpt itself, no script"
+        cause = f"the {job.engine} engine runs ModelOpt itself, no script"
         remedy = "Use script.path=null."
         yield Problem(name="script_unused", key="script.path", value=job.script.path, cause=cause, remedy=remedy)
     if job.extra_args:
-        cause = "they go to an upstream script, and the hf engine runs none"
+        cause = f"they go to an upstream script, and the {job.engine} engine runs none"
         yield Problem(
             name="extra_args_unused", key="extra_args", value=job.extra_args, cause=cause, remedy="Remove them."
         )
 
 
-@check("unsupported_quant_recipe", "format_does_not_fit", engines=("hf",))
+@check("unsupported_quant_recipe", "format_does_not_fit", engines=("hf", "bridge"), args=QuantizeArgs)
 def format_of_hf(job: Job) -> Iterator[Problem]:
     value = job.resolved.export_quant_cfg
     error = format_error(value)
@@ -108,7 +109,7 @@ def servable(job: Job) -> Iterator[Problem]:
         yield Problem(key="args.export_quant_cfg", value=facts.name, cause=cause, remedy=remedy)
 
 
-@check("weight_only_meaningless", "compress_unsupported", engines=("hf",))
+@check("weight_only_meaningless", "compress_unsupported", engines=("hf", "bridge"), args=QuantizeArgs)
 def combinations_of_hf(job: Job) -> Iterator[Problem]:
     if format_error(job.resolved.export_quant_cfg):
         return
@@ -124,7 +125,7 @@ def combinations_of_hf(job: Job) -> Iterator[Problem]:
                 yield error.as_problem(f"args.{key}", True)
 
 
-@check("unknown_model", engines=("hf",))
+@check("unknown_model", engines=("hf", "bridge"), args=QuantizeArgs)
 def model_of_hf(job: Job) -> Iterator[Problem]:
     name = job.resolved.hf_model_id
     if "hf_model_id" in job.promised or "args.hf_model_id" in faulty(job):
@@ -155,7 +156,7 @@ def kind_of_hf(job: Job) -> Iterator[Problem]:
         yield Problem(name=found[0], key="args.hf_model_id", value=name, cause=found[1], remedy=found[2])
 
 
-@check("too_little_text", engines=("hf",))
+@check("too_little_text", engines=("hf", "bridge"), args=QuantizeArgs)
 def data_of_hf(job: Job) -> Iterator[Problem]:
     if not job.here:
         return

@@ -24,7 +24,7 @@ from recipes.planner.layout import (
     uneven_stages,
 )
 from recipes.planner.search import alternatives
-from scripts.args.meaning import Role, meanings
+from scripts.args.meaning import MEGATRON, Role, meanings
 from scripts.run.problems import Problem
 from scripts.run.registry import Skipped, check
 
@@ -42,7 +42,7 @@ _OFFERED = 4096
 
 def ranked(job: Job) -> bool:
     """Whether ranks share a model at all, by sizes that are sizes."""
-    return job.engine == "script" and job.args.RANKED and bool(job.asked.keys) and next(sizes(job), None) is None
+    return job.engine in MEGATRON and job.args.RANKED and bool(job.asked.keys) and next(sizes(job), None) is None
 
 
 def divided(job: Job) -> bool:
@@ -50,7 +50,7 @@ def divided(job: Job) -> bool:
     return ranked(job) and job.asked.layout.divides
 
 
-@check("out_of_range", engines=("script",))
+@check("out_of_range", engines=MEGATRON)
 def sizes(job: Job) -> Iterator[Problem]:
     """Sizes and counts below 1."""
     numbers = {key: getattr(job.asked.layout, size) for size, key in job.asked.keys.items()}
@@ -131,7 +131,7 @@ def _stages_offer(job: Job, facts: ModelFacts) -> str:
     return f"Try {' '.join(f'{key}={end}' for key, end in zip(keys, ends, strict=True))}." if ends else ""
 
 
-@check("export_needs_tp1", engines=("script",), algorithms=("export",))
+@check("export_needs_tp1", engines=MEGATRON, algorithms=("export",))
 def exporter(job: Job) -> Iterator[Problem]:
     """ModelOpt's exporter writes each rank's shard of a tensor as if it were the whole, without an error; Megatron-
     Bridge's own, of plain checkpoints, gathers shards."""

@@ -17,7 +17,7 @@ from recipes.experiment.job import Job
 from recipes.planner.disk import outputs_bytes
 from recipes.preflight.history import unfinished_runs
 from recipes.preflight.paths import inputs_of, overlap, path_here
-from scripts.args.meaning import values_of
+from scripts.args.meaning import MEGATRON, values_of
 from scripts.run.files import is_there
 from scripts.run.problems import Problem
 from scripts.run.registry import check
@@ -152,11 +152,13 @@ def outputs(job: Job) -> Iterator[Problem]:
                 yield Problem(name=name, key=key, value=path, cause=cause, remedy="Name a folder of its own.")
 
 
-@check("no_output", engines=("script",), can_force=True)
+@check("no_output", engines=MEGATRON, can_force=True)
 def something_left(job: Job) -> Iterator[Problem]:
     """A job that could write something is told to."""
     keys = [
-        f"args.{name}" for name, _, meaning in values_of(job.resolved) if meaning.produces and meaning.engine != "hf"
+        f"args.{name}"
+        for name, _, meaning in values_of(job.resolved)
+        if meaning.produces and meaning.used_by(job.engine)
     ]
     required = any(meaning.produces and meaning.required for _, _, meaning in values_of(job.resolved))
     if keys and not job.outputs and not required and job.algorithm != "prune":  # which has a name for that of its own
@@ -164,7 +166,7 @@ def something_left(job: Job) -> Iterator[Problem]:
         yield Problem(key=keys[0], value=None, cause=cause, remedy=f"Set {' or '.join(keys)} to a folder.")
 
 
-@check("not_enough_disk", engines=("script", "hf"), can_force=True)
+@check("not_enough_disk", engines=(*MEGATRON, "hf"), can_force=True)
 def disk(job: Job) -> Iterator[Problem]:
     """Too little room where the outputs go, those on one disk counted together."""
     sizes = outputs_bytes(job)

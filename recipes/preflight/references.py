@@ -59,7 +59,7 @@ def faulty(job: Job) -> set[str]:
 def _texts(job: Job) -> Iterator[tuple[str, str, Meaning]]:
     """The texts that name something the engine uses, each with its key; but for what another run leaves."""
     for field, value, meaning in values_of(job.resolved):
-        if meaning.engine not in ("any", job.engine or "script") or field in job.promised:
+        if not meaning.used_by(job.engine) or field in job.promised:
             continue
         for text in value if isinstance(value, list) else [value]:
             if not isinstance(text, str) or is_below(text, str(job.run_dir)):

@@ -10,7 +10,7 @@ from recipes.models import hub
 from recipes.preflight.paths import path_here
 from recipes.preflight.references import faulty
 from scripts.args.configuration import SECTIONS, misspelled, mistyped
-from scripts.args.meaning import Meaning, field_of, values_of
+from scripts.args.meaning import MEGATRON, Meaning, field_of, values_of
 from scripts.checkpoints.kinds import checkpoint_problems
 from scripts.checkpoints.model import local_model_problem
 from scripts.engines.script.command import flags_of
@@ -102,7 +102,7 @@ def script_notes(job: Job) -> Iterator[str]:
         for key in job.command.left_out:
             yield f"{key} is left out: {release or by} has no such flag"
     for field, value, meaning in values_of(job.args):
-        if meaning.engine == "hf" and meaning.produces and field not in job.given and value is not None:
+        if not meaning.used_by("script") and meaning.produces and field not in job.given and value is not None:
             yield f"args.{field} is the hf engine's; the script does not write it"
 
 
@@ -134,11 +134,12 @@ def _fits_some_release(problem: Problem, job: Job) -> bool:
     return False
 
 
-@check("not_of_this_engine", engines=("script",))
+@check("not_of_this_engine", engines=MEGATRON)
 def of_another_engine(job: Job) -> Iterator[Problem]:
     for field, value, meaning in values_of(job.args):
-        if meaning.engine == "hf" and field in job.given:
-            cause = "the script has nothing of the kind; it is the hf engine's"
+        if not meaning.used_by(job.engine) and field in job.given:
+            who = "the script" if job.engine == "script" else "the bridge engine"
+            cause = f"{who} has nothing of the kind; it is the hf engine's"
             remedy = "Leave it out, or use engine=hf."
             yield Problem(key=f"args.{field}", value=value, cause=cause, remedy=remedy)
 
@@ -152,12 +153,12 @@ def text_as_data(job: Job) -> Iterator[Problem]:
             yield Problem(key=f"args.{field}", value=value, cause=cause, remedy=remedy)
 
 
-@check("unknown_model", "missing_input", engines=("script", None))
+@check("unknown_model", "missing_input", engines=(*MEGATRON, None))
 def inputs_given(job: Job) -> Iterator[Problem]:
     """What is not there, or is something else than what is needed."""
     for field, value, meaning in values_of(job.resolved):
         named = isinstance(value, str) and (meaning.consumes or meaning.names == "model") and not meaning.produces
-        given = named and meaning.engine != "hf" and field not in job.promised
+        given = named and meaning.used_by(job.engine) and field not in job.promised
         key, cause = f"args.{field}", "built-in models are for the hf engine"
         built_in = given and value.startswith("tiny:")
         if built_in and job.engine == "script" and meaning.role != "tokenizer":

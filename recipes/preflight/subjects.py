@@ -6,6 +6,7 @@ No check imports torch, none touches the network but those of `hub`, and these o
 from recipes.experiment.job import Job
 from recipes.preflight import (
     access,
+    bridge_engine,
     contradictions,
     environment,
     formats,
@@ -20,6 +21,7 @@ from recipes.preflight import (
     script_engine,
     walltime,
 )
+from recipes.preflight.bridge_engine import bridge_notes
 from recipes.preflight.hf_engine import quantize_notes
 from recipes.preflight.script_engine import script_notes
 from scripts.args import constraints
@@ -34,6 +36,7 @@ SUBJECTS = (
     environment,
     references,
     hf_engine,
+    bridge_engine,
     script_engine,
     evaluation,
     serving,
@@ -61,5 +64,5 @@ def preflight(job: Job) -> Findings:
 
 def notes(job: Job) -> list[str]:
     """What a user should know although nothing is wrong."""
-    of_engine = {"script": script_notes, "hf": quantize_notes}
+    of_engine = {"script": script_notes, "hf": quantize_notes, "bridge": bridge_notes}
     return list(of_engine[job.engine](job)) if job.engine else []

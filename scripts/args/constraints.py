@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from scripts.args.meaning import values_of
+from scripts.args.meaning import MEGATRON, values_of
 from scripts.run.problems import Problem
 from scripts.run.registry import check
 
@@ -28,7 +28,7 @@ def nameless_outputs(job: Any) -> Iterator[Problem]:
             yield Problem(key=f"args.{name}", value=repr(value), cause=cause, remedy=remedy)
 
 
-@check("missing_value", "missing_input", engines=("script", None), where="both")
+@check("missing_value", "missing_input", engines=(*MEGATRON, None), where="both")
 def required_values(job: Any) -> Iterator[Problem]:
     """Arguments without which nothing can be done."""
     for name, value, meaning in values_of(job.resolved):
@@ -44,5 +44,5 @@ def ranges(job: Any) -> Iterator[Problem]:
     """Numbers of arguments that the engine makes use of."""
     for section, values in (("args", job.resolved), ("script", job.script)):
         for name, value, meaning in values_of(values):
-            if meaning.engine in ("any", job.engine or "script") and (cause := meaning.violation(value)):
+            if meaning.used_by(job.engine) and (cause := meaning.violation(value)):
                 yield Problem(key=f"{section}.{name}", value=value, cause=cause)

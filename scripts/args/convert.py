@@ -35,6 +35,7 @@ class HfToMegatronArgs(Sizes, _ConversionArgs):
     """What `hf_to_megatron` does. Source: Megatron-Bridge scripts/conversion, before v0.6 examples/conversion."""
 
     COMMANDS: ClassVar[dict[str, tuple[str, ...]]] = dict.fromkeys(_ConversionArgs.SCRIPTS, ("import",))
+    BRIDGE: ClassVar[str] = "scripts.engines.bridge.transfer:hf_to_megatron"
 
     hf_model: str = hub_model("Qwen/Qwen3-8B")
     low_memory_save: bool = doc("save with less memory, slower", False)
@@ -45,6 +46,7 @@ class MegatronToHfArgs(Sizes, _ConversionArgs):
     """What `megatron_to_hf` does, for a checkpoint that is not quantized. Sources: as for `hf_to_megatron`."""
 
     COMMANDS: ClassVar[dict[str, tuple[str, ...]]] = dict.fromkeys(_ConversionArgs.SCRIPTS, ("export",))
+    BRIDGE: ClassVar[str] = "scripts.engines.bridge.transfer:megatron_to_hf"
 
     megatron_path: str | None = megatron_checkpoint(
         "one iteration (iter_0001000), or the folder above: then the latest",

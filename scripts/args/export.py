@@ -32,6 +32,7 @@ class ExportArgs(_ExportingArgs):
     """What `export` does. Source: Megatron-Bridge examples/quantization/export.py."""
 
     SCRIPTS: ClassVar[tuple[str, ...]] = ("Megatron-Bridge/examples/quantization/export.py",)
+    BRIDGE: ClassVar[str] = "scripts.engines.bridge.transfer:export"
 
     hf_model_id: str = made_of("Qwen/Qwen3-8B")
     megatron_load_path: str | None = quantized_checkpoint(refuses=NOT_EXPORTABLE)

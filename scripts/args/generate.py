@@ -25,6 +25,7 @@ class GenerateArgs(Sizes, _FromMegatron):
     """What `generate` does. Source: Megatron-Bridge examples/quantization/ptq_generate.py."""
 
     SCRIPTS: ClassVar[tuple[str, ...]] = ("Megatron-Bridge/examples/quantization/ptq_generate.py",)
+    BRIDGE: ClassVar[str] = "scripts.engines.bridge.transfer:generate"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,11 @@ from dataclasses import Field, dataclass, field, fields
 from typing import Any, ClassVar, Literal
 
 #: auto: NVIDIA's script where the job's container has one, else ModelOpt on a Transformers model where that can be.
-Engine = Literal["auto", "script", "hf"]
+Engine = Literal["auto", "script", "hf", "bridge"]
+#: Those whose ranks share a model, in Megatron.
+MEGATRON = ("script", "bridge")
+#: cuda: as the libraries are. cpu: Megatron without a GPU, with stand-ins for what needs one (engines/cpu_runtime).
+Runtime = Literal["cuda", "cpu"]
 FlagStyle = Literal["hyphen", "underscore"]
 #: What the ranks of a job do, as far as memory and time are concerned.
 #: calibration: forward passes with quantizers that watch. scoring: the same with Minitron's importance hooks.
@@ -46,7 +50,8 @@ class Meaning:
     most: float | None = None
     below: float | None = None
     flags: tuple[str, ...] = ()  # what scripts call it, newest release first; empty: as the field is called
-    engine: Literal["any", "hf", "script"] = "any"  # who uses it
+    #: Who uses it. script: the bridge engine as well, which takes what NVIDIA's scripts take; ours: no script.
+    engine: Literal["any", "hf", "script", "ours"] = "any"
     consumes: str = ""  # the artifact type that it names
     accepts: tuple[str, ...] = ()  # other types that do as well
     chained: bool = False  # of several inputs, the one that a chain hands on
@@ -63,6 +68,11 @@ class Meaning:
     card: bool = False  # no flag: names a model card, whose flags come first
     into: tuple[str, ...] = ()  # no flag: dotted keys of that mapping
     optional: bool = False  # a tuning value that only some releases take: left out for the others, which is said
+
+    def used_by(self, engine: str | None) -> bool:
+        """Whether an engine uses it; None: an algorithm that has no choice of engine, and takes what scripts take."""
+        users = {"hf": ("any", "hf", "ours"), "bridge": ("any", "script", "ours")}
+        return self.engine in users.get(engine or "script", ("any", "script"))
 
     @property
     def names_a_model(self) -> bool:
@@ -149,6 +159,8 @@ class ScriptArgs:
     DATA_PARALLEL: ClassVar[bool] = True
     #: Whether ModelOpt on a Transformers model can do it as well.
     HF_ENGINE: ClassVar[bool] = False
+    #: What the bridge engine does of it, as `module:function`; empty: nothing.
+    BRIDGE: ClassVar[str] = ""
     #: The recipe that exports the quantized checkpoint that it leaves; empty: it leaves none.
     EXPORTER: ClassVar[str] = ""
     #: Of the arguments with these roles one must say what to begin with; else the script takes random weights.
@@ -222,6 +234,7 @@ class ScriptSpec:
     path: str | None = doc("the script's file, or a checkout that holds it; null takes the container's own copy", None)
     flag_style: FlagStyle = doc("spelling of flags that cannot be read from the script: hyphen or underscore", "hyphen")
     release: str | None = doc("the release that the job will meet, such as 0.4; null takes the container's", None)
+    runtime: Runtime = doc("cpu: without a GPU, slowly, through stand-ins for CUDA; also of the bridge engine", "cuda")
     silence_minutes: float = doc("stop a script that prints nothing for this long on rank 0; 0 waits forever", 60.0)
 
 

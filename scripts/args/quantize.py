@@ -36,6 +36,7 @@ class QuantizeArgs(_BridgeArgs):
 
     SCRIPTS: ClassVar[tuple[str, ...]] = ("Megatron-Bridge/examples/quantization/quantize.py",)
     HF_ENGINE: ClassVar[bool] = True
+    BRIDGE: ClassVar[str] = "scripts.engines.bridge.quantize:quantize"
 
     hf_model_id: str = hub_model("tiny:qwen3", "a folder, a hub name, tiny:qwen3 or tiny:llama (hf engine)")
     export_quant_cfg: str = doc(
@@ -50,14 +51,14 @@ class QuantizeArgs(_BridgeArgs):
         consumes="training_jsonl",
         role="data",
     )
-    calib_text_key: str | None = doc("the field of each row that holds the text; null finds it", None, engine="hf")
+    calib_text_key: str | None = doc("the field of each row that holds the text; null finds it", None, engine="ours")
     calib_seq_length: int = doc("tokens per calibration sample, at most", 512, optional=True, role="sequence", least=8)
     calib_batch_size: int = doc("samples per forward pass, at most", 8, optional=True, role="batch")
     eval_dataset: str | None = doc(
-        "text to score on; null keeps part of the calibration text aside", None, engine="hf", role="eval_data"
+        "text to score on; null keeps part of the calibration text aside", None, engine="ours", role="eval_data"
     )
     eval_size: int = doc(
-        "samples scored before and after; 0 skips the comparison", 64, engine="hf", role="eval_samples"
+        "samples scored before and after; 0 skips the comparison", 64, engine="ours", role="eval_samples"
     )
     layer_noise: NoiseOf = doc(
         "layers whose signal-to-noise ratio is measured; sampled: four, with the first and the last",
@@ -65,7 +66,7 @@ class QuantizeArgs(_BridgeArgs):
         engine="hf",
     )
     prompts: str = doc("prompts to continue before and after, separated by |", PROMPTS, role="prompts")
-    dtype: Precision = doc("precision the model is loaded and exported in", "bfloat16", engine="hf", role="precision")
+    dtype: Precision = doc("precision the model is loaded and exported in", "bfloat16", engine="ours", role="precision")
     device: Literal["auto", "cpu", "cuda"] = doc("where the hf engine runs", "auto", engine="hf", role="device")
     modelopt_save_path: str | None = written(
         "hf engine: ModelOpt-restorable checkpoint; null skips it", "checkpoint_modelopt", engine="hf"
@@ -74,7 +75,7 @@ class QuantizeArgs(_BridgeArgs):
         "hf engine: deployable Hugging Face checkpoint; null skips it", "checkpoint_hf", engine="hf"
     )
     megatron_save_path: str | None = written(
-        "script engine: Megatron checkpoint", "checkpoint_megatron", engine="script", quantized=True
+        "script and bridge engine: Megatron checkpoint", "checkpoint_megatron", engine="script", quantized=True
     )
     tp: int = doc("tensor parallel size", 1, engine="script", role="tp")
     pp: int = doc("pipeline parallel size", 1, engine="script", role="pp")

@@ -28,7 +28,8 @@ CONVERSION = {
 def checkpoints(job: Any) -> Iterator[Problem]:
     """Every checkpoint that is there can be used; a hub's name is the script's to fetch."""
     for name, value, meaning in values_of(job.resolved):
-        if not isinstance(value, str) or not meaning.consumes.startswith("checkpoint_") or meaning.engine == "hf":
+        checkpoint = isinstance(value, str) and meaning.consumes.startswith("checkpoint_")
+        if not checkpoint or not meaning.used_by("script"):
             continue
         path = expanded(value)
         if is_there(path):

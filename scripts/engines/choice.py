@@ -7,10 +7,11 @@ from typing import Literal
 from scripts.args.meaning import Engine, ScriptArgs, ScriptSpec, value_of
 from scripts.run.problems import JobError
 
-Chosen = Literal["script", "hf"]
+Chosen = Literal["script", "hf", "bridge"]
 TITLES: dict[Chosen, str] = {
     "script": "script (NVIDIA's own, as it is)",
     "hf": "hf (ModelOpt on a Transformers model, one process)",
+    "bridge": "bridge (Megatron-Bridge and ModelOpt, as installed)",
 }
 
 
@@ -18,6 +19,8 @@ def choose_engine(
     asked: Engine, args: ScriptArgs, script: ScriptSpec, *, has_script: Callable[[], bool]
 ) -> Chosen | None:
     """The script that was named or that the place has, else ModelOpt itself where it can; None: nothing to choose.
+
+    The bridge engine is taken where it is asked for.
 
     `has_script` says whether the place has, or will have, one of the algorithm's scripts; it is asked last.
     """

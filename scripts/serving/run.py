@@ -19,7 +19,7 @@ from typing import Any
 from scripts.args import constraints
 from scripts.args.meaning import ScriptArgs, ScriptSpec
 from scripts.args.serve import ServeArgs
-from scripts.engines.script.child import Output, last_words
+from scripts.engines.child import Output, last_words
 from scripts.engines.script.locate import child_environment
 from scripts.run.files import write_json
 from scripts.run.problems import JobError

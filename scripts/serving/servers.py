@@ -20,7 +20,7 @@ import yaml
 
 from configs import CONFIGS
 from scripts.args.serve import ServeArgs, ServerName
-from scripts.engines.script.child import Output
+from scripts.engines.child import Output
 from scripts.formats import FORMATS
 from scripts.run.files import expanded, is_file
 from scripts.run.problems import JobError

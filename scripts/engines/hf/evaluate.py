@@ -171,8 +171,18 @@ def _sample_sums(model: Any, head: Any, base: Base, index: int, hidden: "torch.T
         wanted = targets[start:stop, None]
         before = _after_head(model, _base_logits(base, base.hidden[index][start:stop])).log_softmax(-1)
         after = _after_head(model, head(hidden[start:stop])).log_softmax(-1)
-        agreed = (before.argmax(-1) == after.argmax(-1)).sum()
-        losses = [-table.gather(1, wanted).double().sum() for table in (before, after)]
-        divergence = after.neg_().add_(before).mul_(before.exp_()).sum(-1).double().sum()
-        sums += torch.stack([torch.tensor(stop - start), *losses, divergence, agreed]).cpu()
+        sums += divergences(before, after, wanted)
     return sums
+
+
+def divergences(before: "torch.Tensor", after: "torch.Tensor", targets: "torch.Tensor") -> "torch.Tensor":
+    """[tokens, loss before, loss after, KL, agreements], sums over the rows of two tables of log-probabilities.
+
+    `targets` [tokens, 1] are the tokens that came. Both tables, float32, are spent.
+    """
+    import torch
+
+    agreed = (before.argmax(-1) == after.argmax(-1)).sum()
+    losses = [-table.gather(1, targets).double().sum() for table in (before, after)]
+    divergence = after.neg_().add_(before).mul_(before.exp_()).sum(-1).double().sum()
+    return torch.stack([torch.tensor(len(targets)), *losses, divergence, agreed]).cpu()

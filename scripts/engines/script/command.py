@@ -12,9 +12,9 @@ from typing import Any
 from scripts.args.meaning import FlagStyle, Meaning, ScriptArgs, ScriptSpec, fields_of, meanings, value_of, values_of
 from scripts.checkpoints import concrete_iteration
 from scripts.checkpoints.datasets import blend, token_files
+from scripts.engines.outputs import outputs_of
 from scripts.engines.script.cards import card_words
 from scripts.engines.script.flags.interface import Flag, Interface, plain
-from scripts.engines.script.outputs import outputs_of
 from scripts.run.files import is_folder, write_text
 from scripts.run.problems import JobError, Problem, nearest
 
@@ -132,7 +132,7 @@ def _addressed(args: Any, interface: Interface, style: FlagStyle) -> tuple[list[
     left_out: list[str] = []
     for field, meaning in meanings(args):
         value = getattr(args, field.name)
-        if meaning.engine == "hf" or meaning.into or meaning.card or value is None:
+        if not meaning.used_by("script") or meaning.into or meaning.card or value is None:
             continue
         key = f"args.{field.name}"
         names = flags_of(meaning, field.name)

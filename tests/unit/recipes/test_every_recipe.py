@@ -179,7 +179,7 @@ def test_every_flag_can_be_reached() -> None:
 
 @cache
 def _names(args: type[ScriptArgs]) -> frozenset[str]:
-    reaching = (one for one in meanings(args) if one[1].engine != "hf" and not one[1].into and not one[1].card)
+    reaching = (one for one in meanings(args) if one[1].used_by("script") and not one[1].into and not one[1].card)
     return frozenset(plain(name) for field, meaning in reaching for name in flags_of(meaning, field.name))
 
 

@@ -160,7 +160,7 @@ def cases(name: str) -> Iterator[Case]:
     for one in fields(args):
         meaning, kind = one.metadata["meaning"], hints[one.name]
         kinds = {kind, *get_args(kind)} if get_origin(kind) is not Literal else {kind}
-        if meaning.engine == "hf":
+        if not meaning.used_by("script"):
             continue
         if meaning.required:
             yield Case(field=one.name, value="null", what="left out")

@@ -12,8 +12,9 @@ from recipes.catalogue import FAMILIES
 from recipes.experiment.examine import examine
 from recipes.experiment.stage import Options, Stage
 from recipes.planner.workload import workload_of
-from recipes.preflight import hardware, inputs
+from recipes.preflight import inputs
 from recipes.values import set_value
+from scripts import processor
 from scripts.args.meaning import Meaning
 from scripts.run.problems import Problem
 from tests.jobs import job_of
@@ -303,7 +304,7 @@ def test_text_is_no_data_for_a_script(tmp_path: Path) -> None:
 def test_processes_here_have_a_gpu_each(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, devices: int, warned: bool
 ) -> None:
-    monkeypatch.setattr(hardware, "_DEVICES", tmp_path)
+    monkeypatch.setattr(processor, "_DEVICES", tmp_path)
     for name in ("nvidiactl", "nvidia-uvm", *(f"nvidia{number}" for number in range(devices))):
         (tmp_path / name).touch()
     words = ("engine=script", "torchrun.nproc_per_node=8", "args.tp=8")

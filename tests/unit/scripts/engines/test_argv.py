@@ -386,7 +386,7 @@ def text_fields(args: type[ScriptArgs]) -> dict[str, bool]:
     for field, meaning in meanings(args):
         kinds = _alternatives(hints[field.name])
         items = [kind for one in kinds if get_origin(one) is list for kind in _alternatives(get_args(one)[0])]
-        if meaning.engine != "hf" and not meaning.into and not meaning.card and str in (*kinds, *items):
+        if meaning.used_by("script") and not meaning.into and not meaning.card and str in (*kinds, *items):
             found[field.name] = str in items
     return found
 

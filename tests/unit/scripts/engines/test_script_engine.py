@@ -10,9 +10,9 @@ from scripts.args.export import ExportArgs
 from scripts.args.interpolation import tag_of
 from scripts.args.meaning import ScriptSpec
 from scripts.checkpoints import kinds
-from scripts.engines.script.child import Ended
+from scripts.engines.child import Ended
+from scripts.engines.ranks import _failure
 from scripts.engines.script.command import file_content
-from scripts.engines.script.engine import _failure
 from scripts.engines.script.flags.reader import read_interface
 from scripts.run.problems import JobError
 from scripts.run.registry import refuse

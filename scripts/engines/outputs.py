@@ -29,12 +29,15 @@ class Output:
     written: Path  # beside `final`, and renamed once it is verified; `final` itself where the script goes on with it
 
 
-def outputs_of(args: Any, run_dir: Path) -> list[Output]:
-    """The outputs that `args` names. Where they are written depends on the run alone, so that every rank knows it."""
+def outputs_of(args: Any, run_dir: Path, engine: str = "script") -> list[Output]:
+    """The outputs that `args` names and the engine writes.
+
+    Where they are written depends on the run alone, so that every rank knows it.
+    """
     tag = sha256(run_dir.name.encode()).hexdigest()[:8]
     found = []
     for field, value, meaning in values_of(args):
-        if not meaning.produces or meaning.engine == "hf" or value is None:
+        if not meaning.produces or not meaning.used_by(engine) or value is None:
             continue
         final = Path(value)
         output = Output(

@@ -1,0 +1,82 @@
+"""What one rank does to carry a job out with Megatron-Bridge, around the process that does it.
+
+Nothing heavy is imported here.
+"""
+
+import json
+import os
+import sys
+from dataclasses import asdict
+from importlib import util
+
+from configs import CONFIGS
+from scripts.args import constraints
+from scripts.args.meaning import ScriptArgs, ScriptSpec, field_of
+from scripts.checkpoints import kinds
+from scripts.engines import outputs as out
+from scripts.engines.ranks import Child, across_ranks, inputs_of
+from scripts.run.problems import JobError
+from scripts.run.record import Follower, Record, read_json
+from scripts.run.registry import refuse
+from scripts.tiny.model import local_model
+
+#: What the process leaves beside the record of each rank: why it failed, in the words of run.json.
+ERROR_FILE = "bridge.error.rank{rank}.json"
+
+
+def run_bridge(args: ScriptArgs, script: ScriptSpec, record: Record) -> None:
+    """Carry out `args`, resolved ones, on this rank. Raises JobError for everything that is understood.
+
+    Rank 0 prepares the outputs, waits for every rank, verifies what is there, and records the report.
+    """
+    with record.phase("check the job"):
+        if util.find_spec("megatron") is None or util.find_spec("megatron.bridge") is None:
+            raise JobError("engine_not_installed", "Megatron-Bridge is not installed here.", "Run `make bridge`.")
+        refuse(args, script, constraints, kinds)
+    outputs = out.outputs_of(args, record.dir, "bridge")
+    # A built-in model is trained by whoever comes first; the others wait for its lock.
+    name = field_of(args, "model")
+    model = str(getattr(args, name or "", ""))
+    values = asdict(args) | {one.field: str(one.written) for one in outputs}
+    if name and model:
+        values[name] = local_model(model, record)
+    kind = type(args)
+    rank = os.environ.get("RANK", "0")
+    error = record.dir / "logs" / ERROR_FILE.format(rank=rank)
+    work = {
+        "args": f"{kind.__module__}:{kind.__name__}",
+        "values": values,
+        "called": model,
+        "runtime": script.runtime,
+        "report": str(record.dir / "report"),
+        "error": str(error),
+    }
+    words = [sys.executable, "-m", "scripts.engines.bridge.worker", json.dumps(work)]
+    entries = [str(CONFIGS.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(entries), "PYTHONUNBUFFERED": "1"}
+    child = Child(
+        name=f"the bridge engine's {kind.__name__.removesuffix('Args').lower()}",
+        words=words,
+        env=env,
+        silence_minutes=script.silence_minutes,
+        error=error,
+    )
+    across_ranks(child, outputs, lambda: record.update(inputs=inputs_of(args, "bridge")), record)
+    if not isinstance(record, Follower):
+        _record_report(record)
+
+
+def _record_report(record: Record) -> None:
+    """What the process found out goes into the record, and is said."""
+    report = read_json(record.dir / "report" / "report.json")
+    if report is None:
+        return
+    for name, value in (report.get("evaluation") or {}).items():
+        if isinstance(value, float):
+            record.metric(name, value)
+    record.artifact("eval_results", record.dir / "report")
+    if limits := report.get("not_shown"):
+        record.update(not_shown=limits)
+        record.line("this machine has no GPU, and did not show:")
+        for one in limits:
+            record.line(f"- {one}")

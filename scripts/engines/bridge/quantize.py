@@ -1,0 +1,82 @@
+"""Quantize a model of Megatron-Bridge, with the evidence that it still works."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from time import monotonic
+from typing import Any
+
+from scripts.args.quantize import QuantizeArgs
+from scripts.engines.bridge.evidence import Evidence, passes
+from scripts.engines.bridge.loaded import Loaded, continued, is_first_rank, load
+from scripts.engines.bridge.worker import Work
+from scripts.engines.hf import quantizers, report
+from scripts.engines.hf.samples import choose_samples
+from scripts.processor import bf16_products
+
+_NEW_TOKENS = 32
+
+
+def quantize(work: Work) -> None:
+    """From a Hugging Face checkpoint to a Megatron one with ModelOpt's state; figures go into the report."""
+    args: QuantizeArgs = work.args
+    config = quantizers.build_config(args)
+    loaded = load(args)
+    samples = choose_samples(args, loaded.tokenizer, loaded.vocabulary)
+    before = continued(loaded, args.prompts, _NEW_TOKENS)
+    evidence = Evidence(loaded=loaded, samples=samples.held_out) if samples.held_out else None
+    with bf16_products():
+        if evidence:
+            evidence.remember()
+        began = monotonic()
+        with _every_expert(loaded, args.force_all_expert_routing):
+            quantizers.quantize(loaded.model, config, lambda _: passes(loaded, samples.calibration, "calibrate"))
+        seconds = round(monotonic() - began, 3)
+        scores = evidence.score() if evidence and not _head_is_quantized(loaded.model) else None
+    after = continued(loaded, args.prompts, _NEW_TOKENS)
+    if args.compress:
+        quantizers.compress(loaded.model)
+    if args.megatron_save_path:
+        loaded.bridge.save_megatron_model(loaded.parts, args.megatron_save_path, hf_tokenizer_path=loaded.source)
+    if not is_first_rank():
+        return
+    results = {
+        "schema": report.SCHEMA,
+        "model": work.called,
+        "format": report.format_name(args),
+        "calibration": report.calibration_figures(samples, seconds),
+        "evaluation": report.evaluation_figures(scores, samples),
+        "layers": [],
+        "generations": [
+            {"prompt": prompt, "before": old, "after": new}
+            for (prompt, old), (_, new) in zip(before, after, strict=True)
+        ],
+        "quantizers": quantizers.summary(loaded.model),
+        "size": {"base_bytes": None, "export_bytes": None},
+        "verified": [],
+        "warnings": report.warnings(args, samples),
+        "not_shown": list(work.not_shown),
+    }
+    report.write_report(work.report, results)
+    print(report.as_text(results), flush=True)
+
+
+def _head_is_quantized(model: Any) -> bool:
+    """Then the unquantized model's logits cannot be computed again from its hidden states."""
+    quantizer = getattr(getattr(model, "output_layer", None), "weight_quantizer", None)
+    return quantizer is not None and bool(quantizer.is_enabled)
+
+
+@contextmanager
+def _every_expert(loaded: Loaded, wanted: bool) -> Iterator[None]:
+    """Send every token through every expert, so that each is calibrated."""
+    from megatron.core.transformer.moe.router import TopKRouter
+
+    routers = [one for one in loaded.model.modules() if isinstance(one, TopKRouter)] if wanted else []
+    usual = [one.topk for one in routers]
+    try:
+        for one in routers:
+            one.topk = one.num_experts
+        yield
+    finally:
+        for one, topk in zip(routers, usual, strict=True):
+            one.topk = topk

@@ -1,0 +1,166 @@
+"""Megatron-Bridge and ModelOpt's plugins, imported and set to what a CPU can do.
+
+Transformer Engine, nvidia-resiliency-ext and flash-linear-attention cannot be built without CUDA. Megatron-Core finds
+out by itself that they are missing and has local layers; Megatron-Bridge imports some names of them unconditionally.
+"""
+
+import functools
+import importlib.machinery
+import multiprocessing.spawn
+import sys
+import types
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from scripts.engines.hf.nvfp4 import cpu_kernels
+
+#: Of a model's provider: no kernel that needs CUDA to be built. The weights of a restored model are made, then loaded.
+_NO_KERNELS = {
+    "use_cpu_initialization": True,
+    "perform_initialization": True,
+    "gradient_accumulation_fusion": False,
+    "masked_softmax_fusion": False,
+    "bias_activation_fusion": False,
+    "bias_dropout_fusion": False,
+    "apply_rope_fusion": False,
+    "persist_layer_norm": False,
+    "cross_entropy_loss_fusion": False,
+    "batch_p2p_comm": False,
+    "moe_grouped_gemm": False,
+    "moe_permute_fusion": False,
+    "sequence_parallel": False,  # local layers keep whole sequences
+}
+#: ModelOpt's kernels stay replaced until the process ends.
+_KERNELS = ExitStack()
+_done = False
+
+
+def install() -> None:
+    """Import Megatron-Bridge and set it up, once."""
+    global _done
+    if _done:
+        return
+    _done = True
+    import megatron.core.extensions.transformer_engine
+    import megatron.core.inference.communication_utils
+    import megatron.core.models.gpt.gpt_layer_specs
+    import megatron.core.optimizer  # so far without Transformer Engine: HAVE_TE is false in all of them
+
+    megatron.core.inference.communication_utils._is_cuda = lambda _: None  # which asserts only
+    with _while_importing(_transformer_engine()):
+        import megatron.bridge
+    import megatron.core.dist_checkpointing.strategies.torch  # HAVE_NVRX is false
+
+    with _while_importing({**_transformer_engine(), **_resiliency()}):
+        import megatron.bridge.training.distill
+        import megatron.bridge.training.pretrain
+    _replace_search_spaces()
+    _set_providers()
+    _set_trainer()
+    _KERNELS.enter_context(cpu_kernels())
+    _spawn_without_main()
+
+
+@contextmanager
+def _while_importing(modules: dict[str, types.ModuleType]) -> Iterator[None]:
+    """With `modules` to be found: what looks for them later finds that they are missing."""
+    sys.modules.update(modules)
+    try:
+        yield
+    finally:
+        for name in modules:
+            sys.modules.pop(name, None)
+
+
+def _module(name: str, **content: Any) -> Any:
+    module: Any = types.ModuleType(name)
+    module.__spec__ = importlib.machinery.ModuleSpec(name, None, is_package=True)
+    module.__path__ = []
+    vars(module).update(content)
+    return module
+
+
+def _transformer_engine() -> dict[str, types.ModuleType]:
+    import torch
+
+    layers = ("Linear", "LayerNormLinear", "TransformerLayer", "LayerNorm", "RMSNorm", "GroupedLinear")
+    classes = {name: type(name, (torch.nn.Module,), {}) for name in layers}
+    ops = types.SimpleNamespace(Sequential=type("Sequential", (torch.nn.Module,), {}))
+    pytorch = _module("transformer_engine.pytorch", **classes, ops=ops)
+    engine = _module("transformer_engine", __version__="0.0.0", pytorch=pytorch)
+    return {"transformer_engine": engine, "transformer_engine.pytorch": pytorch}
+
+
+def _resiliency() -> dict[str, types.ModuleType]:
+    def anything(name: str) -> type:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return type(name, (), {})
+
+    inprocess = _module("nvidia_resiliency_ext.inprocess", __getattr__=anything)
+    package = _module("nvidia_resiliency_ext", inprocess=inprocess)
+    return {package.__name__: package, inprocess.__name__: inprocess}
+
+
+def _replace_search_spaces() -> None:
+    """ModelOpt's search spaces name Transformer Engine's layers; its loader of models imports functions from there."""
+    import modelopt.torch.nas.plugins
+
+    def missing(*_: Any, **__: Any) -> None:
+        raise NotImplementedError("hybrid layers and pruning need Transformer Engine, which needs a GPU")
+
+    names = ("get_te_hybrid_stack_spec", "get_te_mamba_stack_spec", "parse_main_layer_chars")
+    module = _module("modelopt.torch.nas.plugins.megatron", **dict.fromkeys(names, missing))
+    sys.modules[module.__name__] = module
+    modelopt.torch.nas.plugins.megatron = module
+
+
+def _set_providers() -> None:
+    """Whatever a model's provider was told, it builds local layers without fused kernels."""
+    from megatron.bridge.models.gpt_provider import GPTModelProvider, local_layer_spec
+
+    finalize = GPTModelProvider.finalize
+
+    def finalized(self: Any) -> Any:
+        for name, value in _NO_KERNELS.items():
+            if name in type(self).__dataclass_fields__:
+                setattr(self, name, value)
+        self.transformer_layer_spec = local_layer_spec
+        return finalize(self)
+
+    GPTModelProvider.finalize = finalized
+
+
+def _set_trainer() -> None:
+    import megatron.bridge.training.config as config
+    import megatron.bridge.training.initialize as initialize
+    import megatron.bridge.training.setup as setup
+    import megatron.core.datasets.helpers_cpp  # noqa: F401 - the wheel has it compiled, without the Makefile
+    import megatron.core.datasets.utils as utils
+
+    setup.initialize_megatron = functools.partial(initialize.initialize_megatron, allow_no_cuda=True)
+    utils.compile_helpers = lambda: None
+    if hasattr(initialize, "compile_helpers"):
+        initialize.compile_helpers = utils.compile_helpers
+    made = config.CheckpointConfig.__init__
+
+    def with_cores_strategy(self: Any, *args: Any, **kwargs: Any) -> None:
+        made(self, *args, **kwargs)
+        self.async_strategy = "mcore"  # the other one is nvidia-resiliency-ext's
+
+    config.CheckpointConfig.__init__ = with_cores_strategy
+
+
+def _spawn_without_main() -> None:
+    """Processes that write checkpoints must not run the main module again, which would import Megatron as it is."""
+    prepared = multiprocessing.spawn.get_preparation_data
+
+    def without_main(name: str) -> dict[str, Any]:
+        return {
+            key: value
+            for key, value in prepared(name).items()
+            if key not in ("init_main_from_name", "init_main_from_path")
+        }
+
+    multiprocessing.spawn.get_preparation_data = without_main

@@ -1,0 +1,1 @@
+"""The bridge engine with real Megatron-Bridge, in an environment of its own (`make bridged`)."""

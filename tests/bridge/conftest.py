@@ -1,0 +1,65 @@
+"""Skipped where Megatron-Bridge is not installed, which needs Python 3.12; required where REQUIRE_BRIDGE is set."""
+
+import os
+from collections.abc import Iterator
+from importlib import util
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.hf_models import build, tokenizer
+
+HERE = util.find_spec("megatron") is not None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not HERE and not os.environ.get("REQUIRE_BRIDGE"):
+        for item in items:
+            if "bridge" in Path(item.fspath).parts:
+                item.add_marker(pytest.mark.skip(reason="Megatron-Bridge is not installed: make bridge"))
+
+
+@pytest.fixture(scope="session")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Qwen3 of four layers with a tokenizer of bytes."""
+    return saved(tmp_path_factory.mktemp("qwen3"), "qwen3", num_hidden_layers=4)
+
+
+@pytest.fixture(scope="session")
+def experts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Qwen3-MoE of two layers and four experts."""
+    return saved(tmp_path_factory.mktemp("qwen3_moe"), "qwen3_moe")
+
+
+def saved(folder: Path, family: str, **values: Any) -> Path:
+    build(family, **values).save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty lines that differ."""
+    file = tmp_path_factory.mktemp("text") / "text.txt"
+    lines = (
+        f"{number} quick brown foxes jump over {number * 7 % 11} lazy dogs in town {number}." for number in range(40)
+    )
+    file.write_text("\n\n".join(lines), encoding="utf-8")
+    return file
+
+
+@pytest.fixture
+def parallel() -> Iterator[None]:
+    """Of one rank, in this process; the next test begins anew."""
+    told = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29577"}
+    os.environ.update(told)
+    from scripts.engines import cpu_runtime
+
+    cpu_runtime.start()
+    yield
+    from megatron.core import parallel_state
+
+    parallel_state.destroy_model_parallel()
+    for name in told:
+        os.environ.pop(name)
