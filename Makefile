@@ -81,7 +81,7 @@ $(VENV)/.ready-bridge: pyproject.toml configs/bridge-without-cuda.txt
 	touch $(VENV)/.ready $@
 
 # The tests of the bridge engine, in an environment of their own: Python 3.12, and the releases that Megatron-Bridge takes.
-bridged: integration
+bridged:
 	@$(if $(PYTHON312)$(REQUIRE_TESTBED),$(MAKE) VENV=$(BRIDGE_VENV) bridge-tests,echo "tests/bridge skipped: no Python 3.12 here (uv python install 3.12)")
 
 bridge-tests: bridge

@@ -99,9 +99,7 @@ def by_hf(args: QuantizeArgs, folder: Path) -> Path:
 
     exported = folder / "hf-engine"
     record = Record.submit(folder / "hf-run")
-    alone = replace(
-        args, export_dir=str(exported), megatron_save_path=None, eval_size=0, layer_noise="none", device="cpu"
-    )
+    alone = replace(args, export_dir=str(exported), megatron_save_path=None, layer_noise="none", device="cpu")
     quantize_checkpoint(alone, record)
     return exported
 
