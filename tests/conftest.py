@@ -12,12 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from tests.testbed.warm import Warm, warm_nemo
 from tests.unmeasured import sweep
 
 #: The script itself: what an entry point, a shell or another program starts. Costs seconds; `nemo` does not.
 NEMO = str(Path(sys.executable).with_name("nemo"))
+
+# A random case is no slower than others because the machine does something else beside it.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 # A shell starts background jobs with SIGINT ignored, and so would every command that a test interrupts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
