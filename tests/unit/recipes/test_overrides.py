@@ -85,7 +85,7 @@ def test_unknown_keys_name_the_nearest(key: str, text: str, remedy: str) -> None
         ("args.compress", "maybe"),
         ("args.export_kv_cache_quant", "fp7"),
         ("args.dtype", "bf16"),
-        ("engine", "bridge"),
+        ("engine", "megatron"),
         ("extra_args", "[1"),
         ("extra_args", "word"),
     ],
