@@ -40,7 +40,7 @@ class Loaded:
         return int(self.bridge.hf_pretrained.config.get_text_config().vocab_size)
 
 
-def load(args: Any, *, weights: bool = True, checkpoint: str | None = None, quantizers: bool = True) -> Loaded:
+def load(args: Any, *, checkpoint: str | None = None, quantizers: bool = True) -> Loaded:
     """Build the model of `args` on all ranks, and fill it: from its own weights, or from a Megatron checkpoint.
 
     `quantizers`: restore what ModelOpt had put in. Torch's process group begins here. Raises JobError
@@ -66,7 +66,7 @@ def load(args: Any, *, weights: bool = True, checkpoint: str | None = None, quan
             trust_remote_code=trusted,
             provider_overrides=sizes | precision,
             moe_grouped_gemm=use_moe_grouped_gemm(source, trusted),
-            load_weights=weights and checkpoint is None,
+            load_weights=checkpoint is None,
         )
     except ValueError as error:
         if "not yet supported" not in str(error) and "not supported" not in str(error):
