@@ -50,12 +50,15 @@ def tasks(job: Any) -> Iterator[Problem]:
 def tasks_of_the_harness(job: Any) -> Iterator[Problem | Skipped]:
     """It has them, and so has `include_path`; a pattern or a file is for the harness to find."""
     own, include = CONFIGS / "evaluate" / "tasks", job.resolved.include_path
+    if include and not is_folder(include):  # somewhere else, or another check says what is wrong with it
+        yield Skipped(missing=("the tasks of args.include_path",))
+        return
     known = _tasks_in(Path(include) if include else own)
     asked = {task for task in job.resolved.tasks if not _FOUND_BY_HARNESS.search(task)} - known
     if not asked:
         return
     harness = util.find_spec("lm_eval")
-    if harness is None or (include and not is_folder(include)):
+    if harness is None:
         yield Skipped(missing=("the tasks of the lm-evaluation-harness",))
         return
     root = Path(next(iter(harness.submodule_search_locations or ()))) / "tasks"
