@@ -22,6 +22,8 @@ _TAKEN = frozenset({
     "ntasks-per-node", "open-mode", "output", "parsable", "quiet", "requeue", "test-only", "verbose", "version", "wait",
     "wrap",
 })  # fmt: skip
+#: As sbatch reads it; NeMo-Run passes it on.
+_MEMORY = re.compile(r"\d+[KMGT]?B?", re.IGNORECASE)
 #: MB of memory below which a number without a unit was meant in GB.
 _LEAST_MEM = 2048
 #: Keys of a profile that are flags of sbatch; `gpus` is --gpus-per-node, the others are called as the flag is.
@@ -141,6 +143,10 @@ def _replaced(profile: SlurmProfile, text: str) -> str:
 
 
 def _of_flags(profile: SlurmProfile) -> Iterator[Problem]:
+    if profile.mem is not None and not _MEMORY.fullmatch(profile.mem):
+        yield wrong(
+            "mem", profile.mem, "it is no amount of memory", "Write a number of MB, or one with K, M, G or T: 64G."
+        )
     if profile.mem is not None and profile.mem.isdigit() and 0 < int(profile.mem) < _LEAST_MEM:
         cause = f"sbatch counts in MB: {profile.mem} MB is less than any job here needs"
         yield replace(wrong("mem", profile.mem, cause, f"Did you mean {profile.mem}G?"), severity="warning")

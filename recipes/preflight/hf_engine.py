@@ -22,6 +22,7 @@ from scripts.checkpoints.model import local_model_problem, read_config
 from scripts.data.texts import read, source_of
 from scripts.engines.hf.quantizers import refuse_compress, refuse_weight_only
 from scripts.formats import FITS_ANY_WIDTH, FORMATS, format_error, format_problems
+from scripts.processor import gpus_here
 from scripts.run.files import is_there
 from scripts.run.problems import JobError, Problem, Severity
 from scripts.run.registry import check
@@ -78,6 +79,15 @@ def format_of_hf(job: Job) -> Iterator[Problem]:
         cause = f"{value} does not fit this model: {sentence}"
         remedy = FITS_ANY_WIDTH
         yield Problem(name="format_does_not_fit", key="args.export_quant_cfg", value=value, cause=cause, remedy=remedy)
+
+
+@check("format_needs_cuda", engines=("hf",), applies=lambda job: job.place.runs_here)
+def kernels_of_hf(job: Job) -> Iterator[Problem]:
+    """ModelOpt's MX formats have CUDA kernels alone; a recipe file is read on the node."""
+    value = job.resolved.export_quant_cfg
+    if "MX" in value and value.endswith("_CFG") and (job.resolved.device == "cpu" or gpus_here() == 0):
+        cause = "ModelOpt quantizes the MX formats with CUDA kernels only, and the job runs on a CPU"
+        yield Problem(key="args.export_quant_cfg", value=value, cause=cause, remedy="Use one of the named formats.")
 
 
 @check("format_not_exportable", engines=("hf",), needs=("model",), applies=lambda job: job.resolved.export_dir)

@@ -49,6 +49,10 @@ def _look(path: Path) -> Checkpoint:
 
 
 def _look_folder(path: Path) -> Checkpoint:
+    if (path / "run.json").is_file() and (path / "logs").is_dir():
+        raise JobError(
+            "unknown_checkpoint", f"{path} is a run directory.", "Name one of the run's outputs: status lists them."
+        )
     if is_adapter(path):
         return look_adapter(path)
     choice = megatron.choose(path)

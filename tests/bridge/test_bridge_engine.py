@@ -122,7 +122,7 @@ def test_conversions_there_and_back_change_nothing(source: Path, tmp_path: Path,
 
 def nemo(home: Path, *words: str) -> "subprocess.CompletedProcess[str]":
     env = os.environ | {"NEMORUN_HOME": str(home), "HOME": str(home), "OMP_NUM_THREADS": "1"}
-    return subprocess.run([NEMO, "experiment", *words], env=env, capture_output=True, text=True, timeout=400, cwd=home)
+    return subprocess.run([NEMO, "experiment", *words], env=env, capture_output=True, text=True, timeout=700, cwd=home)
 
 
 def run_of(home: Path, recipe: str) -> dict[str, Any]:
@@ -131,6 +131,7 @@ def run_of(home: Path, recipe: str) -> dict[str, Any]:
     return record | {"folder": folder}
 
 
+@pytest.mark.timeout(1500)  # two commands of two ranks, each of which imports all of Megatron
 def test_two_ranks_through_the_command_line(source: Path, text: Path, home: Path) -> None:
     """Quantize with tp=2, then generate at pp=2 from what it left."""
     given = [f"args.hf_model_id={source}", "executor=local", "engine=bridge", "--yes"]

@@ -180,12 +180,29 @@ def _check_weights(path: str, model: Any, told: dict[str, Any]) -> None:
     if said:
         remedy = "Copy the weights again, or name the config.json that belongs to them."
         raise JobError("weights_do_not_match", f"{path}: {'; '.join(said)}.", remedy)
+    _check_head(path, model)
     tensors = ((name, each) for name, each in model.named_parameters() if each.numel())
     broken = [name for name, each in tensors if not torch.stack(torch.aminmax(each.detach())).isfinite().all()]
     if broken:
         cause = f"{path}: {_first(broken)} {(len(broken) > 1 and 'hold') or 'holds'} NaN or infinity in {model.dtype}."
         remedy = "Copy the weights again; where they are finite in their own type, load them in that: args.dtype."
         raise JobError("weights_not_finite", cause, remedy)
+
+
+def _check_head(path: str, model: Any) -> None:
+    """A head that config.json calls tied is the embedding to every loader, whatever the files hold beside it."""
+    import torch
+
+    if not getattr(model, "_tied_weights_keys", None) or not model.config.get_text_config().tie_word_embeddings:
+        return
+    head, embedding = (
+        getattr(one, "weight", None) for one in (model.get_output_embeddings(), model.get_input_embeddings())
+    )
+    if head is None or embedding is None or head.shape != embedding.shape or head.data_ptr() == embedding.data_ptr():
+        return
+    if not torch.equal(head, embedding):
+        cause = f"{path}: config.json says that the output head is the embedding, and the files hold another head."
+        raise JobError("weights_do_not_match", cause, "Set tie_word_embeddings to false in its config.json.")
 
 
 def _first(names: Iterable[str]) -> str:

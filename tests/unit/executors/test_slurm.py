@@ -142,6 +142,8 @@ def test_jobs_that_share_a_node_meet_at_different_ports() -> None:
         ({"host": "h", "job_dir": "~/x"}, "job_dir"),
         ({"output_root": "/a;b"}, "output_root"),
         ({"time": "tomorrow"}, "time"),
+        ({"mem": "lots"}, "mem"),
+        ({"mem": "64 G"}, "mem"),
         ({"nodes": 0}, "nodes"),
         ({"gpus": -1}, "gpus"),
         ({"retries": 1, "requeue": False}, "retries"),
@@ -180,7 +182,7 @@ def test_a_wrong_value_is_a_problem_that_names_it(values: dict[str, Any], key: s
         {"time": "4:00:00", "mem": "0", "gres": "gpu:a100:4", "additional": {"mail-type": "END", "hold": ""}},
         {"host": "login", "user": "me@site", "job_dir": "/lustre/a-b/c.d", "port": 22, "image": "x"},
         {"image": "x", "mounts": ["/a b:/c:ro"], "workdir": "/w", "comment": "/srv/nemo_run $x"},
-        {"time": "1-12", "nodes": 4, "retries": 3, "srun_args": ["--mpi=pmix"]},
+        {"time": "1-12", "mem": "64g", "nodes": 4, "retries": 3, "srun_args": ["--mpi=pmix"]},
     ],
 )
 def test_right_values_are_no_problem(values: dict[str, Any]) -> None:

@@ -225,6 +225,14 @@ def fp8_blocks(held: dict[str, Any]) -> None:
         held[f"{name}_scale_inv"] = scale
 
 
+def test_a_head_of_its_own_that_is_called_tied_is_refused(folder: Path) -> None:
+    """Whoever loads what was exported would drop it, as config.json says."""
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"tie_word_embeddings": True}), encoding="utf-8")
+    with pytest.raises(JobError, match=r"weights_do_not_match.*tie_word_embeddings to false"):
+        load(folder)
+
+
 def test_blocks_of_fp8_become_plain_weights_and_stay_so(folder: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file
 

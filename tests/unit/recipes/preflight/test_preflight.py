@@ -100,6 +100,11 @@ def test_unknown_formats(format_: str) -> None:
     assert names(export_quant_cfg=format_) == [("unsupported_quant_recipe", "args.export_quant_cfg")]
 
 
+def test_formats_that_have_cuda_kernels_alone() -> None:
+    assert names(export_quant_cfg="MXFP8_DEFAULT_CFG", device="cpu") == [("format_needs_cuda", "args.export_quant_cfg")]
+    assert names(export_quant_cfg="FP8_DEFAULT_CFG", device="cpu") == []
+
+
 @pytest.mark.parametrize(
     ("format_", "width", "fits"),
     [

@@ -522,6 +522,13 @@ def test_json_lines(tmp_path: Path) -> None:
 # --- other paths
 
 
+def test_a_run_directory_is_no_data(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    for name in ("run.json", "metrics.jsonl"):
+        (tmp_path / name).write_text('{"text": "a"}\n')
+    assert "status" in fails(tmp_path, "unknown_checkpoint").remedy
+
+
 def test_paths_that_hold_nothing_known(tmp_path: Path, fake_model: Callable[..., Path]) -> None:
     fake_model("model-a")
     assert "model-a" in fails(tmp_path, "unknown_checkpoint").remedy
