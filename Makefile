@@ -17,7 +17,7 @@ JOBS   ?= $(shell nproc 2>/dev/null || echo 2)
 demo: $(VENV)/.ready
 	$(BIN)/nemo experiment run quantize_fp8 executor=local args.hf_model_id=tiny:qwen3 --yes
 
-test: lint types unit integration covered bridged
+test: lint types unit integration covered
 
 lint: $(VENV)/.ready-dev
 	$(BIN)/ruff check .
@@ -81,7 +81,7 @@ $(VENV)/.ready-bridge: pyproject.toml configs/bridge-without-cuda.txt
 	touch $(VENV)/.ready $@
 
 # The tests of the bridge engine, in an environment of their own: Python 3.12, and the releases that Megatron-Bridge takes.
-# Where that cannot be installed they are left out, which is said; they cannot fail unseen.
+# Not part of `make test` yet: their process-heavy half takes minutes, and has run on one machine only.
 bridged:
 	@if $(MAKE) VENV=$(BRIDGE_VENV) bridge; then $(MAKE) VENV=$(BRIDGE_VENV) bridge-tests; else echo "tests/bridge left out: see above"; fi
 
