@@ -42,8 +42,8 @@ from tests.testbed.warm import Warm
 pytestmark = pytest.mark.integration
 
 KILLS = int(os.environ.get("KILLS", "4"))
-#: None unasked: on a machine whose cores are taken, one in some dozens of runs is told as succeeded by `status` while its
-#: record says failed (seen with SEED=903953), and why is not known yet.
+#: None unasked: where the cores are taken, one in some dozens of runs is told as succeeded by `status` while its record
+#: says failed (SEED=903953), and why is not known yet.
 MANY_KILLS = int(os.environ.get("MANY_KILLS", "0"))
 AT_A_TIME = 6
 SEED = int(os.environ.get("SEED", str(random.SystemRandom().randrange(10**6))))
