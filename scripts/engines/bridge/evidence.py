@@ -4,7 +4,6 @@ The unquantized model's last hidden states are kept (on the last stage of the pi
 computed again beside the quantized model's. Every rank takes part in every pass.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from scripts.engines.bridge.loaded import Loaded, is_first_rank
-from scripts.engines.hf.evaluate import LOGITS, Scores, divergences
+from scripts.engines.hf.evaluate import LOGITS, Scores, divergences, scores_of
 from scripts.engines.hf.samples import Tokens
 
 if TYPE_CHECKING:
@@ -24,10 +23,9 @@ def passes(loaded: Loaded, samples: Sequence[Tokens], what: str) -> None:
     import torch
     from modelopt.torch.utils.plugins import megatron_prefill
 
-    device = next(loaded.model.parameters()).device
     began = said = monotonic()
     for done, sample in enumerate(samples, start=1):
-        megatron_prefill(loaded.model, torch.tensor([sample], device=device), skip_return_logits=True)
+        megatron_prefill(loaded.model, torch.tensor([sample], device=loaded.device), skip_return_logits=True)
         now = monotonic()
         if is_first_rank() and (now - said > 1 or done == len(samples)):
             said = now
@@ -60,15 +58,8 @@ class Evidence:
             sums = torch.zeros(5, dtype=torch.float64, device=self.hidden[0].device)
             for sample, before, after in zip(self.samples, self.hidden, seen, strict=True):
                 sums += self._sums(sample, before, after)
-            sums = sums.to(next(self.loaded.model.parameters()).device)
-        tokens, base_loss, loss, kl, agreed = broadcast_from_last_pipeline_stage([5], torch.float64, sums).tolist()
-        return Scores(
-            tokens=int(tokens),
-            perplexity_base=math.exp(min(base_loss / tokens, 700.0)),
-            perplexity_quantized=math.exp(min(loss / tokens, 700.0)),
-            kl_divergence=kl / tokens,
-            top1_agreement=agreed / tokens,
-        )
+            sums = sums.to(self.loaded.device)
+        return scores_of(broadcast_from_last_pipeline_stage([5], torch.float64, sums))
 
     def _sums(self, sample: Tokens, before: "torch.Tensor", after: "torch.Tensor") -> "torch.Tensor":
         import torch

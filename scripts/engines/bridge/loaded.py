@@ -35,6 +35,11 @@ class Loaded:
     dtype: "torch.dtype"
 
     @property
+    def device(self) -> "torch.device":
+        """Where this rank computes."""
+        return next(self.model.parameters()).device  # type: ignore[no-any-return]
+
+    @property
     def vocabulary(self) -> int:
         """Rows of the embeddings that stand for tokens; Megatron fills up to what its ranks can share."""
         return int(self.bridge.hf_pretrained.config.get_text_config().vocab_size)
@@ -90,11 +95,7 @@ def continued(loaded: Loaded, prompts: str, tokens: int) -> list[tuple[str, str]
 
     said = []
     for prompt in filter(None, prompts.split("|")):
-        ids = loaded.tokenizer(prompt, return_tensors="pt").input_ids.to(_device(loaded))
+        ids = loaded.tokenizer(prompt, return_tensors="pt").input_ids.to(loaded.device)
         found = megatron_generate(loaded.model, ids, osl=tokens, enable_kv_cache=False, disable_tqdm=True)
         said.append((prompt, loaded.tokenizer.decode(found[0].tolist(), skip_special_tokens=True)))
     return said
-
-
-def _device(loaded: Loaded) -> "torch.device":
-    return next(loaded.model.parameters()).device  # type: ignore[no-any-return]

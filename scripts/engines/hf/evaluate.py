@@ -148,14 +148,7 @@ def score(model: Any, base: Base, *, batch_size: int, max_tokens: int, advance: 
             for index, hidden in zip(group, parts, strict=True):
                 sums += _sample_sums(model, head, base, index, hidden)
             advance(len(group))
-    tokens, base_loss, loss, kl, agreed = sums.tolist()
-    return Scores(
-        tokens=int(tokens),
-        perplexity_base=math.exp(min(base_loss / tokens, 700.0)),
-        perplexity_quantized=math.exp(min(loss / tokens, 700.0)),
-        kl_divergence=kl / tokens,
-        top1_agreement=agreed / tokens,
-    )
+    return scores_of(sums)
 
 
 def _sample_sums(model: Any, head: Any, base: Base, index: int, hidden: "torch.Tensor") -> "torch.Tensor":
@@ -173,6 +166,18 @@ def _sample_sums(model: Any, head: Any, base: Base, index: int, hidden: "torch.T
         after = _after_head(model, head(hidden[start:stop])).log_softmax(-1)
         sums += divergences(before, after, wanted)
     return sums
+
+
+def scores_of(sums: "torch.Tensor") -> Scores:
+    """What sums of `divergences` over all samples come to."""
+    tokens, base_loss, loss, kl, agreed = sums.tolist()
+    return Scores(
+        tokens=int(tokens),
+        perplexity_base=math.exp(min(base_loss / tokens, 700.0)),
+        perplexity_quantized=math.exp(min(loss / tokens, 700.0)),
+        kl_divergence=kl / tokens,
+        top1_agreement=agreed / tokens,
+    )
 
 
 def divergences(before: "torch.Tensor", after: "torch.Tensor", targets: "torch.Tensor") -> "torch.Tensor":
