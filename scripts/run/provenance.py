@@ -28,12 +28,24 @@ def job_facts() -> dict[str, str]:
 
 def peak_memory() -> dict[str, int]:
     """Peak resident bytes of this process or of the largest one that it ran, and of CUDA where torch has used it."""
-    most = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    peak = {"rss_bytes": most * (1 if sys.platform == "darwin" else 1024)}
+    peak = {"rss_bytes": max(_own_peak(), _ru_maxrss(resource.RUSAGE_CHILDREN))}
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         peak["cuda_bytes"] = int(torch.cuda.max_memory_allocated())
     return peak
+
+
+def _own_peak() -> int:
+    """Of this process alone. On Linux ru_maxrss begins with the peak of whoever started it: a notebook, another job."""
+    with suppress(OSError, ValueError):
+        fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text("utf-8").splitlines())
+        if "VmHWM" in fields:
+            return int(fields["VmHWM"].split()[0]) * 1024
+    return _ru_maxrss(resource.RUSAGE_SELF)
+
+
+def _ru_maxrss(who: int) -> int:
+    return resource.getrusage(who).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def versions() -> dict[str, str]:

@@ -21,6 +21,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from scripts.run.provenance import peak_memory
 from tests import hf_models
 
 #: The budget for ours, as ratios to ModelOpt's own flow.
@@ -90,7 +91,7 @@ def _measure(pipe: Any, what: str, folder: Path, out: Path) -> None:
         ours(folder, out, what)
     used = resource.getrusage(resource.RUSAGE_SELF)
     found = {"seconds": time.perf_counter() - began, "cpu": used.ru_utime + used.ru_stime}
-    pipe.send(found | {"gb": used.ru_maxrss * 1024 / 1e9})
+    pipe.send(found | {"gb": peak_memory()["rss_bytes"] / 1e9})
 
 
 def measure(what: str, folder: Path) -> dict[str, float]:
