@@ -49,7 +49,7 @@ class LocalPlace(Place):
 
     def __init__(self, profile: LocalProfile) -> None:
         self.profile: LocalProfile = profile
-        #: By run directory, which every attempt of a run has: only who started a job can ask NeMo-Run about it.
+        #: By the handle of an attempt's job: only who started it can ask NeMo-Run about it.
         self._experiments: dict[str, Any] = {}
 
     def secret(self, name: str) -> Literal["given", "unset"]:
@@ -87,31 +87,33 @@ class LocalPlace(Place):
             raise  # it has a name of its own: a disk that is full, a folder that may not be written
         except Exception as error:
             raise SubmitError("launch_failed", f"{type(error).__name__}: {error}") from error
-        self._experiments[str(job.run_dir)] = experiment
-        return SchedulerJob.of(job, experiment.jobs[0].handle, str(Path(experiment._exp_dir) / job.recipe))
+        handle = experiment.jobs[0].handle
+        self._experiments[handle] = experiment
+        return SchedulerJob.of(job, handle, str(Path(experiment._exp_dir) / job.recipe))
 
     def states(self, jobs: Sequence[SchedulerJob]) -> dict[str, JobState | None]:
         """NeMo-Run's answer in the process that started the job; elsewhere None, and the record decides."""
         return {job.run_id: self._state(job) for job in jobs}
 
     def _state(self, job: SchedulerJob) -> JobState | None:
-        experiment = self._experiments.get(job.run_dir)
+        experiment = self._experiments.get(job.id)
         if experiment is None:
             return None
+        said = self._said(experiment)
+        if said is not None and (said.state != "failed" or self._owner(job) is None):  # else its launcher alone is gone
+            return said
+        # Where NeMo-Run cannot write down an end, as on a full disk, it takes the job for running for ever.
+        lives = self._owner(job) is not None or job.run_dir in started_with("NEMO_RUN_DIR")
+        return JobState(state="running") if lives else self._said(experiment) or self._left(job)
+
+    def _said(self, experiment: Any) -> JobState | None:
+        """How NeMo-Run saw the job's launcher end; None before."""
         known: dict[str, JobState] = {
             "SUCCEEDED": JobState(state="succeeded"),
             "FAILED": JobState(state="failed", name="job_died", detail=_DIED),
             "CANCELLED": JobState(state="cancelled"),
         }
-
-        def said() -> JobState | None:
-            return known.get(experiment.jobs[0].status(experiment._runner).name)
-
-        # Where NeMo-Run cannot write down an end, as on a full disk, it takes the job for running for ever.
-        return said() or (JobState(state="running") if self._lives(job) else said() or self._left(job))
-
-    def _lives(self, job: SchedulerJob) -> bool:
-        return self._owner(job) is not None or job.run_dir in started_with("NEMO_RUN_DIR")
+        return known.get(experiment.jobs[0].status(experiment._runner).name)
 
     def _owner(self, job: SchedulerJob) -> dict[str, Any] | None:
         """The process that records the job, if it lives. Until the job has begun the record is its submitter's."""
@@ -137,8 +139,8 @@ class LocalPlace(Place):
 
     def cancel(self, job: SchedulerJob) -> None:
         """SIGTERM to the job's process; it records that it was cancelled."""
-        experiment, owner = self._experiments.get(job.run_dir), self._owner(job)
-        if experiment is not None:
+        experiment, owner = self._experiments.get(job.id), self._owner(job)
+        if experiment is not None and (self._said(experiment) is None or owner is None):
             experiment.cancel(experiment.jobs[0].id)
         elif owner is not None:
             terminate(owner)

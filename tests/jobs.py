@@ -45,6 +45,7 @@ def submitted(
     executor: str = "x",
     recipe: str = "probe",
     run_dir: Path | None = None,
+    processes: int = 1,
     **run: Any,
 ) -> Run:
     """Write job.json beside a run.json, as the submission of a job would have."""
@@ -62,8 +63,8 @@ def submitted(
         extra_args=[],
         engine=None,
         nodes=1,
-        processes=1,
-        ranked=False,
+        processes=processes,
+        ranked=processes > 1,
         run_dir=run_dir or folder.dir,
         models={},
         gpu=None,

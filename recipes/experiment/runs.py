@@ -1,33 +1,29 @@
 """Runs: what became of jobs. Each is one record on the submitting machine, set against what its scheduler says."""
 
-import re
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from executors.base import JobState, Place, SchedulerJob
 from recipes.experiment.job import Job
+from recipes.experiment.job_file import DAMAGE, FLAGS, flags_of, job_file, own_job
 from recipes.experiment.store import RunFolder, run_folders
-from scripts.run import schema
 from scripts.run.diagnosis import LOG_BYTES, diagnose, is_vague
 from scripts.run.files import write_json
-from scripts.run.identity import is_alive, started_with, terminate
+from scripts.run.identity import beats, is_alive, started_with, terminate
 from scripts.run.problems import JobError, Problem, ProblemsError, error_data
 from scripts.run.record import FINAL_STATES, DamagedRecordError, Record, now, observe, read_json, read_record
 from scripts.run.session import rank_error
 
 _POLL_SECONDS = 0.3
 _REMOTE_POLL_SECONDS = 2.0
-_FLAGS = ("submitting", "supervisor", "cancel_asked", "settled")
-#: What reading a file that somebody damaged can raise.
-_DAMAGE = (OSError, ValueError, TypeError, KeyError, AttributeError, JobError)
-#: By run directory, the processes of this machine that were started for it; they are looked for when they matter.
-_Living = Callable[[], Mapping[str, Sequence[int]]]
+#: By run directory, the processes of this machine that were started for it; None: nobody has looked for them yet.
+_Living = Mapping[str, Sequence[int]] | None
 _Answer = tuple[JobState | None, dict[str, Any] | None, str]
 
 
@@ -51,20 +47,20 @@ class Run:
         folder.refuse_planted()
         record = read_record(folder.dir)
         try:
-            data = _job_file(folder, record)
-            job = _own_job(folder, data)
-            return cls(folder=folder, record=record, job=job, **_flags(data, job))
+            data = job_file(folder, record)
+            job = own_job(folder, data)
+            return cls(folder=folder, record=record, job=job, **flags_of(data, job))
         except FileNotFoundError:
             return cls(folder=folder, record=record)
-        except _DAMAGE as error:
+        except DAMAGE as error:
             raise DamagedRecordError(f"{folder.job}: {error}") from error
 
     def again(self) -> "Run":
         """The same run, read once more, of the job that is known. Raises DamagedRecordError."""
         record = read_record(self.dir)
         try:
-            return replace(self, record=record, **_flags(_job_file(self.folder, record), self.job))
-        except _DAMAGE as error:
+            return replace(self, record=record, **flags_of(job_file(self.folder, record), self.job))
+        except DAMAGE as error:
             raise DamagedRecordError(f"{self.folder.job}: {error}") from error
 
     @property
@@ -113,6 +109,13 @@ class Run:
         return self.supervisor is not None and is_alive(self.supervisor, self.folder.supervisor_heartbeat)
 
     @property
+    def attended(self) -> bool:
+        """Whether another process sees its job to the end, and is going to write down what came of it."""
+        sees = self.job is not None and self.job.capabilities.detach == "supervisor" and self.supervised
+        other = self.supervisor is not None and self.supervisor["pid"] != os.getpid()
+        return sees and other and beats(self.folder.supervisor_heartbeat)  # it lives on, where it is a notebook
+
+    @property
     def poll_seconds(self) -> float:
         """How long to wait between two looks: a scheduler is not to be asked three times a second."""
         return _REMOTE_POLL_SECONDS if self.job is not None and self.supervisor is None else _POLL_SECONDS
@@ -125,79 +128,55 @@ class Run:
         """Replace job.json."""
         assert self.job is not None, self.dir
         scheduler = asdict(self.scheduled) if self.scheduled else None
-        flags = {name: getattr(self, name) for name in _FLAGS}
-        write_json(self.folder.job, {"job": self.job.as_data(), "scheduler": scheduler, **flags})
+        write_json(self.folder.job, {"job": self.job.as_data(), "scheduler": scheduler, **self._flags})
+
+    @property
+    def _flags(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in FLAGS}
 
     def update(self, **fields: Any) -> "Run":
         """Change job.json; what others have changed of it stays. Raises DamagedRecordError where it is gone."""
         with self.folder.turn():
-            try:
-                flags = _flags(_job_file(self.folder, self.record), self.job)
-            except _DAMAGE as error:
-                raise DamagedRecordError(f"{self.folder.job}: {error}") from error
-            changed = replace(self, **{**flags, **fields})
-            changed.write()
-            return changed
+            return self._changed(**fields)
+
+    def conclude(self, record: dict[str, Any], *, settled: bool) -> "Run":
+        """Write down what was found out of how it stands. Raises OSError, DamagedRecordError.
+
+        Where somebody else has written meanwhile, as who resumes it does, nothing of that is touched.
+        """
+        with self.folder.turn():
+            present = self.again()
+            if (present.record, present._flags) != (self.record, self._flags):
+                return present
+            if record != self.record:  # it could not write down itself how it ended, or did so elsewhere
+                Record(self.dir, record).update()
+            return replace(self, record=record)._changed(settled=settled)
+
+    def reopen(self) -> "Run":
+        """Make one that ended badly ready to be started again, as a further attempt. Raises as Record.reopen does."""
+        assert self.job is not None
+        with self.folder.turn():
+            Record(self.dir, self.record).update()
+            reopened = Record.reopen(self.dir)
+            attempt = f"{self.id}-r{len(reopened.values['attempts']) + 1}"
+            job = replace(self.job, id=attempt, secrets=self.job.place.secrets_path(self.id), waits_for=(), array=0)
+            if self.is_elsewhere:  # what the last attempt left over there cannot be moved aside from here
+                job = replace(job, run_dir=job.run_dir.parent / attempt)
+            unheard = {"scheduled": None, "supervisor": None, "cancel_asked": False, "settled": False}
+            return replace(self, record=reopened.values)._changed(job=job, **unheard)
+
+    def _changed(self, **fields: Any) -> "Run":
+        """In one's turn."""
+        try:
+            flags = flags_of(job_file(self.folder, self.record), self.job)
+        except DAMAGE as error:
+            raise DamagedRecordError(f"{self.folder.job}: {error}") from error
+        changed = replace(self, **{**flags, **fields})
+        changed.write()
+        return changed
 
 
 Watcher = Callable[[Run], None]
-
-
-#: job.json, as far as somebody relies on it.
-_JOB = {
-    **dict.fromkeys(("name", "recipe", "algorithm", "executor", "run_dir"), str),
-    **{"id": schema.run_id, "engine": (str, None), "secrets": (str, None), "archive": (str, None)},
-    **{"nodes": int, "processes": int, "array": int, "ranked": bool, "force_squash": bool, "online": bool},
-    "values": {"args": (dict, None), "script": (dict, None), "torchrun": (dict, None), "extra_args": [str]},
-    **{"profile": dict, "resolved": (dict, None), "promised": [str], "given": [str]},
-    **{"after": [schema.run_id], "waits_for": [str], "warnings": [dict], "skipped": [dict]},
-}
-_JOB_FILE = {
-    **{"job": _JOB, "scheduler": (dict.fromkeys(("run_id", "id", "run_dir", "folder"), str), None)},
-    **{"submitting": bool, "supervisor": (schema.IDENTITY, None), "cancel_asked": bool, "settled": bool},
-}
-
-
-def _job_file(folder: RunFolder, record: Mapping[str, Any]) -> dict[str, Any]:
-    """job.json; one that was written before it held a whole job, as today's would be."""
-    data = schema.read(folder.job)
-    if "launch" in data:
-        launch = data["launch"]
-        same = ("nodes", "processes", "run_dir", "secrets", "archive", "array", "force_squash")
-        job = {
-            **{"id": launch["run_id"], "name": launch["task"], "recipe": launch["task"], "ranked": launch["torchrun"]},
-            **{name: launch[name] for name in same},
-            **{"executor": data["executor"], "profile": data["profile"], "after": data["after"], "waits_for": []},
-            **{"algorithm": record.get("algorithm", ""), "engine": None, "values": record.get("values")},
-            **{"resolved": None, "online": True, "promised": [], "given": [], "skipped": []},
-            **{"warnings": record.get("warnings", [])},
-        }
-        data = {"job": job, "scheduler": data["job"], **{name: data[name] for name in _FLAGS}}
-    found: dict[str, Any] = schema.fitting(data, _JOB_FILE)
-    return found
-
-
-def _own_job(folder: RunFolder, data: Mapping[str, Any]) -> Job:
-    """The job of job.json, which names nothing that this product would not have named. Raises ValueError."""
-    job, attempt = Job.from_data(data["job"]), re.escape(folder.id) + r"(-r\d+)?"
-    if not re.fullmatch(attempt, job.id) or not re.fullmatch(attempt, job.run_dir.name):
-        raise ValueError(f"job.id {job.id} and job.run_dir {job.run_dir} are not this run's")
-    if job.archive is not None and job.archive.name != folder.archive.name:
-        raise ValueError(f"job.archive {job.archive} is no packaged code")
-    patterns = [re.escape(path) for one in (folder.id, job.id) if (path := job.place.secrets_path(one))]
-    if array := job.place.secrets_path("ARRAY"):  # an element's lie beside those of the others
-        patterns.append(re.escape(array).replace("ARRAY", r"[\w.-]+-array") + r"\.\d+")
-    own = any(re.fullmatch(pattern, job.secrets or "") for pattern in patterns)
-    return job if own else job.noting(secrets=None)
-
-
-def _flags(data: Mapping[str, Any], job: Job | None) -> dict[str, Any]:
-    """Of job.json, what changes while the run goes on. Raises ValueError."""
-    scheduled = SchedulerJob(**data["scheduler"]) if data["scheduler"] else None
-    own = scheduled is None or job is None or scheduled.run_dir == str(job.run_dir)
-    if not own or (scheduled and job and not re.fullmatch(job.place.job_ids, scheduled.id)):
-        raise ValueError(f"scheduler {data['scheduler']} is not this run's")
-    return {"scheduled": scheduled, **{name: data[name] for name in _FLAGS}}
 
 
 def all_runs() -> list[Run]:
@@ -214,10 +193,19 @@ def look(folders: Iterable[RunFolder], places: Mapping[str, Place] | None = None
     that a supervisor holds open: they know the jobs that it started itself.
     """
     known = [_read(folder) for folder in folders]
-    seen = _ask([run for run in known if not run.folder.is_foreign], places or {})
-    living = cache(lambda: started_with("NEMO_RUN_DIR"))
+    runs = _look(known, places or {}, None)
+    unsure = [run for run, found in zip(known, runs, strict=True) if found is None]
+    # Who was found gone may have left its last word after that was read, and others of its job may live: whoever does
+    # is looked for now, and what they wrote is read after that.
+    later = iter(_look(unsure, places or {}, started_with("NEMO_RUN_DIR"))) if unsure else iter(())
+    return [found for run in runs if (found := run or next(later))]
+
+
+def _look(known: Sequence[Run], places: Mapping[str, Place], living: _Living) -> list[Run | None]:
+    """How runs stand; None of one for which it matters whether processes of it live, which nobody has looked for."""
+    seen = _ask([run for run in known if not run.folder.is_foreign], places)
     runs = [_stands(run, *seen.get(run.id, (None, None, "")), living) for run in known]
-    _forget_secrets(run for run in runs if run.id in seen)
+    _forget_secrets(run for run in runs if run and run.id in seen)
     return runs
 
 
@@ -253,7 +241,9 @@ def _ask(runs: Iterable[Run], held: Mapping[str, Place]) -> dict[str, _Answer]:
     return answers
 
 
-def _stands(run: Run, seen: JobState | None, remote: dict[str, Any] | None, unasked: str, living: _Living) -> Run:
+def _stands(
+    run: Run, seen: JobState | None, remote: dict[str, Any] | None, unasked: str, living: _Living
+) -> Run | None:
     """A run with what was found out about it, which is written down where it is new."""
     if run.state == "unreadable":
         return run
@@ -268,24 +258,24 @@ def _stands(run: Run, seen: JobState | None, remote: dict[str, Any] | None, unas
     if run.settled:
         return run
     record = run.record
-    if remote is not None:
+    if remote is not None and run.is_elsewhere:  # else it is the same file, read earlier
         record = record | remote | {"submitted_at": record["submitted_at"]}
     if unasked:
         return replace(run, record=record, note=unasked)
-    change, over = _settle(run, record, seen, living)
+    found = _settle(run, record, seen, living)
+    if found is None:
+        return None
+    change, over = found
     if change.get("state") == "failed":
         change |= _diagnosed(run, record, change["error"], seen)
-    record, note = record | change, ""
+    record = record | change
+    over = over and record["state"] in FINAL_STATES - {"lost"}
+    if not over and (remote is None or not run.is_elsewhere):
+        return replace(run, record=record)
     try:
-        if over and record["state"] in FINAL_STATES - {"lost"}:
-            if record != read_record(run.dir):  # it could not write down itself how it ended
-                Record(run.dir, record).update()
-            run = run.update(settled=True)
-        elif run.is_elsewhere and remote is not None:
-            Record(run.dir, record).update()
+        return run.conclude(record, settled=over)
     except (OSError, DamagedRecordError) as error:
-        note = f"It could not be written down here: {error}."
-    return replace(run, record=record, note=note)
+        return replace(run, record=record, note=f"It could not be written down here: {error}.")
 
 
 def _forget_secrets(runs: Iterable[Run]) -> None:
@@ -299,31 +289,42 @@ def _forget_secrets(runs: Iterable[Run]) -> None:
                     run.update(settled=False)
 
 
-def _settle(run: Run, record: dict[str, Any], seen: JobState | None, living: _Living) -> tuple[dict[str, Any], bool]:
-    """What to change of the recorded state, and whether the run is over for good."""
+def _settle(
+    run: Run, record: dict[str, Any], seen: JobState | None, living: _Living
+) -> tuple[dict[str, Any], bool] | None:
+    """What to change of the recorded state, and whether the run is over for good; None: see `_look`."""
     recorded = record["state"] if record["state"] in FINAL_STATES else None
     if seen is None:
         return _without_scheduler(run, record, recorded, living)
     word = {"scheduler": seen.detail or seen.state}
     if seen.state in ("submitted", "running"):
         # Until its scheduler is done with it, another rank may fail, and a failed one may be started again.
-        change = {"state": seen.state} if recorded or record["state"] == "submitted" else {}
-        return word | change | ({"error": None, "diagnosis": None} if recorded else {}), False
+        change = {"state": seen.state} if record["state"] == "submitted" else {}
+        return word | (_goes_on(seen.state) if recorded else change), False
     if seen.state == "succeeded" and recorded is None:
         message = "the job ended with status 0 and left no word of how"
         return word | _ended("failed", "no_record", message, "Look at its log: nemo experiment logs."), True
-    # A job that recorded a cancellation for which nobody asked was ended by its launcher or its scheduler.
-    by_others = recorded == "cancelled" and not run.cancel_asked
-    if seen.state == "failed" and (recorded in (None, "succeeded") or by_others):
-        cause = rank_error(_run_dir(run) / "logs", _began(record))
-        if cause:
-            return word | _ended("failed", cause["name"], cause["message"], cause["remedy"]), True
-        remedy = "Look at its log: nemo experiment logs."
-        return word | _ended("failed", seen.name or "job_failed", seen.detail or "the job failed", remedy), True
+    if seen.state == "failed" and (recorded is None or _can_be_belied(run, recorded)):
+        if cause := rank_error(_run_dir(run) / "logs", _began(record)):
+            return word | _failed(cause), True
+        why = seen.detail or "the job failed"
+        if recorded == "succeeded":
+            why = f"rank 0 succeeded, and after that another rank failed or was ended ({why})"
+        return word | _ended("failed", seen.name or "job_failed", why, "Look at its log: nemo experiment logs."), True
     if seen.state == "cancelled" and recorded is None:
         why = seen.detail or ("somebody asked for its end" if run.cancel_asked else "the scheduler ended it")
         return word | _ended("cancelled", seen.name or "cancelled", why, ""), True
     return word, True
+
+
+def _can_be_belied(run: Run, recorded: str) -> bool:
+    """Whether more can come out about a job than the word that its rank 0 left.
+
+    A job of one process has succeeded when it says so: it does nothing afterwards, and what ends it then spoils
+    nothing. One that recorded a cancellation for which nobody asked was ended by its launcher or its scheduler.
+    """
+    several = run.job is not None and run.job.nodes * run.job.processes > 1
+    return (recorded == "succeeded" and several) or (recorded == "cancelled" and not run.cancel_asked)
 
 
 def _diagnosed(run: Run, record: dict[str, Any], error: dict[str, Any], seen: JobState | None) -> dict[str, Any]:
@@ -357,25 +358,43 @@ def _printed(run: Run, names: list[str]) -> dict[str, bytes]:
 
 def _without_scheduler(
     run: Run, record: dict[str, Any], recorded: str | None, living: _Living
-) -> tuple[dict[str, Any], bool]:
+) -> tuple[dict[str, Any], bool] | None:
     """Nobody but the job, and the process that looks after it, can tell."""
+    if recorded and run.attended:  # it may know better, and whoever resumes the run must not meet it
+        return _goes_on("running"), False
     supervised = run.supervised
     if run.submitting or (run.scheduled is None and run.supervisor is None):  # then whoever submits looks after it
         supervised = supervised or is_alive(record["process"], run.folder.supervisor_heartbeat)
-    if recorded:
+    if recorded and not _can_be_belied(run, recorded):
         return {}, not supervised
     # Whoever looks after it is about to see that the job is gone.
-    if supervised or ("started_at" in record and is_alive(record["process"], _run_dir(run) / "heartbeat")):
+    if not recorded and (
+        supervised or ("started_at" in record and is_alive(record["process"], _run_dir(run) / "heartbeat"))
+    ):
         return {}, False
     if run.job is not None and run.job.place.runs_here:
-        if str(run.job.run_dir) in living():  # it begins, or a rank of it goes on
-            return {}, False
-        if run.cancel_asked:
+        if living is None:
+            return None
+        if str(run.job.run_dir) in living:  # it begins, or a rank of it goes on
+            return _goes_on("running") if recorded else {}, False
+        if run.cancel_asked and not recorded:
             return _ended("cancelled", "cancelled", "somebody asked for its end", ""), True
+    if recorded:
+        cause = rank_error(_run_dir(run) / "logs", _began(record))
+        return _failed(cause) if cause else {}, not supervised
     who = "the process that looked after it" if run.scheduled is None or run.submitting else "its job"
     message = f"{who} is gone and left no word of how it ended"
     remedy = f"Nothing half-written was published; take it up again: nemo experiment resume {run.id}"
     return _ended("lost", "lost", message, remedy), False
+
+
+def _goes_on(state: str) -> dict[str, Any]:
+    """Of a job that has said already how it ended."""
+    return {"state": state, "error": None, "diagnosis": None}
+
+
+def _failed(cause: Mapping[str, Any]) -> dict[str, Any]:
+    return _ended("failed", cause["name"], cause["message"], cause["remedy"])
 
 
 def _run_dir(run: Run) -> Path:
@@ -417,9 +436,9 @@ def cancel_run(folder: RunFolder, seconds: float = 30.0) -> Run:
         elif run.processes:  # whoever started it died before noting that
             place.cancel(SchedulerJob.of(job, "", ""))
         else:  # it never got to its scheduler
-            Record(folder.dir, read_record(folder.dir)).finish(
-                "cancelled", error_data("cancelled", "cancelled before it was submitted")
-            )
+            record = Record(folder.dir, read_record(folder.dir))
+            if record.values["state"] not in FINAL_STATES:  # else it did, and has ended meanwhile
+                record.finish("cancelled", error_data("cancelled", "cancelled before it was submitted"))
     deadline = time.monotonic() + seconds
     while not (run := look([folder])[0]).ended and time.monotonic() < deadline:
         time.sleep(run.poll_seconds)
@@ -450,13 +469,4 @@ def reopen_run(folder: RunFolder) -> Run:
     Of two who ask at once one does it: the other finds it submitted.
     """
     with folder.turn("resume"):
-        run = refuse_unless_ended_badly(folder)
-        assert run.job is not None
-        Record(folder.dir, run.record).update()
-        reopened = Record.reopen(folder.dir)
-        attempt = f"{folder.id}-r{len(reopened.values['attempts']) + 1}"
-        job = replace(run.job, id=attempt, secrets=run.job.place.secrets_path(folder.id), waits_for=(), array=0)
-        if run.is_elsewhere:  # what the last attempt left over there cannot be moved aside from here
-            job = replace(job, run_dir=job.run_dir.parent / attempt)
-        run = run.update(job=job, scheduled=None, supervisor=None, cancel_asked=False, settled=False)
-        return replace(run, record=reopened.values)
+        return refuse_unless_ended_badly(folder).reopen()

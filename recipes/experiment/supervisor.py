@@ -185,17 +185,24 @@ def native_id(parent: Run, place: Place) -> str | None:
 
 def _see_to_its_end(run: Run, place: Place, job: SchedulerJob, watch: Watcher | None) -> None:
     """Follow a job whose end nobody else will see; Ctrl-C cancels it."""
-    folder, places = run.folder, {run.id: place}
+    folder, places, me = run.folder, {run.id: place}, run.again().supervisor
+
+    def seen() -> Run | None:
+        """None once it has ended, or is another supervisor's."""
+        nonlocal run
+        run = look([folder], places)[0]
+        return None if run.ended or run.supervisor != me else run
+
     try:
-        while not (run := look([folder], places)[0]).ended:
+        while going_on := seen():
             _beat(run)
             if watch:
-                watch(run)
+                watch(going_on)
             time.sleep(_POLL_SECONDS)
     except KeyboardInterrupt:
         run.update(cancel_asked=True)
         asked, deadline = False, time.monotonic() + _STOP_SECONDS
-        while not look([folder], places)[0].ended and time.monotonic() < deadline:
+        while seen() and time.monotonic() < deadline:
             with suppress(UnreachableError):  # it may answer in a moment
                 if not asked:
                     place.cancel(job)

@@ -48,6 +48,11 @@ def is_alive(owner: Mapping[str, Any], heartbeat: Path) -> bool:
         return _runs(owner)
     if owner.get("host") == here["host"] and owner.get("boot") != here["boot"]:
         return False  # the machine was restarted since
+    return beats(heartbeat)
+
+
+def beats(heartbeat: Path) -> bool:
+    """Whether that file was touched lately; one that is not there may not have begun to beat."""
     try:
         return time.time() - heartbeat.lstat().st_mtime < STALE_SECONDS
     except OSError:

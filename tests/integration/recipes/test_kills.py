@@ -156,8 +156,9 @@ class Started:
 
 
 def start(place: LocalPlace, _: Any, job: Any) -> SchedulerJob:
-    place._experiments[str(job.run_dir)] = Started(job)
-    return SchedulerJob.of(job, "local_persistent://cheap/job", str(job.run_dir))
+    handle = f"local_persistent://cheap/{job.id}"
+    place._experiments[handle] = Started(job)
+    return SchedulerJob.of(job, handle, str(job.run_dir))
 
 
 def spawn(runs: Sequence[Run]) -> None:

@@ -1,6 +1,9 @@
 """This machine as a place."""
 
 import signal
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -8,7 +11,8 @@ import pytest
 
 from executors.base import AnyJob, JobState, SchedulerJob
 from executors.local import LocalPlace, LocalProfile
-from scripts.run.record import Record
+from scripts.run.identity import identity
+from scripts.run.record import Record, now
 
 
 def test_a_job_that_never_began_shows_what_its_launcher_printed(tmp_path: Path) -> None:
@@ -31,22 +35,47 @@ def test_folders_of_common_names_where_somebody_works_are_not_taken_for_ours(tmp
     assert LocalPlace(LocalProfile()).executor(job).env_vars["PYTHONSAFEPATH"] == "1"
 
 
+def started(tmp_path: Path, word: str, handle: str, asked: list[str]) -> tuple[LocalPlace, SchedulerJob]:
+    """A job of which NeMo-Run says that."""
+    task = SimpleNamespace(id="t", handle=handle, status=lambda _: SimpleNamespace(name=word))
+    experiment = SimpleNamespace(jobs=[task], run=lambda: None, _exp_dir=tmp_path, _runner=None, cancel=asked.append)
+    place = LocalPlace(LocalProfile())
+    return place, place.submit(experiment, AnyJob(id="probe_1-a", recipe="probe", run_dir=tmp_path / "probe_1-a"))
+
+
 @pytest.mark.parametrize("attempt", ["probe_1-a", "probe_1-a-r2"])
 @pytest.mark.parametrize(
     ("word", "state"), [("FAILED", "failed"), ("CANCELLED", "cancelled"), ("SUCCEEDED", "succeeded")]
 )
 def test_who_started_a_job_sees_its_end_in_every_attempt(tmp_path: Path, attempt: str, word: str, state: str) -> None:
     """One that was killed left no word of its own, and nobody else would ever say so."""
-    asked = []
-    task = SimpleNamespace(id="t", handle="local_persistent://x/y", status=lambda _: SimpleNamespace(name=word))
-    experiment = SimpleNamespace(jobs=[task], run=lambda: None, _exp_dir=tmp_path, _runner=None, cancel=asked.append)
-    place = LocalPlace(LocalProfile())
-    submitted = place.submit(experiment, AnyJob(id=attempt, recipe="probe", run_dir=tmp_path / "probe_1-a"))
+    asked: list[str] = []
+    place, submitted = started(tmp_path, word, f"local_persistent://x/{attempt}", asked)
     noted = SchedulerJob(run_id="probe_1-a", id=submitted.id, run_dir=submitted.run_dir, folder=submitted.folder)
     found: JobState | None = place.states([noted])["probe_1-a"]
     assert found is not None and found.state == state
     place.cancel(noted)
     assert asked == ["t"]
+
+
+def test_how_an_attempt_ended_is_not_said_of_the_next(tmp_path: Path) -> None:
+    place, first = started(tmp_path, "FAILED", "local_persistent://x/1", [])
+    assert place.states([replace(first, id="local_persistent://x/2")]) == {"probe_1-a": None}
+
+
+def test_a_job_whose_launcher_alone_was_killed_goes_on(tmp_path: Path) -> None:
+    asked: list[str] = []
+    place, job = started(tmp_path, "FAILED", "local_persistent://x/1", asked)
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as rank:
+        record = Record.submit(tmp_path / "probe_1-a")
+        record.update(state="running", started_at=now(), process=identity(rank.pid))
+        found = place.states([job])["probe_1-a"]
+        assert found is not None and found.state == "running"
+        place.cancel(job)
+        assert rank.wait(10) == -signal.SIGTERM
+    found = place.states([job])["probe_1-a"]
+    assert found is not None and found.state == "failed"
+    assert not asked
 
 
 def test_who_submitted_a_job_that_has_not_begun_is_not_ended_in_its_place(

@@ -2,7 +2,11 @@
 
 import json
 import os
+import subprocess
+import sys
 import time
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +14,12 @@ import pytest
 
 from executors.base import JobState, SchedulerJob
 from executors.local import LocalProfile
-from recipes.experiment.runs import Run, look
+from recipes.experiment import runs, supervisor
+from recipes.experiment.runs import Run, cancel_run, look, refuse_unless_ended_badly
 from recipes.experiment.store import RunFolder
 from scripts.run.identity import identity
-from scripts.run.record import Record, read_record
+from scripts.run.problems import ProblemsError
+from scripts.run.record import FINAL_STATES, Record, read_record
 from tests.jobs import submitted
 
 ACTIVE, WAITING = JobState(state="running", detail="RUNNING"), JobState(state="submitted", detail="PENDING (Priority)")
@@ -37,15 +43,18 @@ class Scheduler:
         return {job.run_id: read_record(Path(job.run_dir)) for job in jobs}
 
 
-def run_of(tmp_path: Path, recorded: str, **flags: Any) -> RunFolder:
+def run_of(tmp_path: Path, recorded: str, *, elsewhere: bool = False, **flags: Any) -> RunFolder:
     folder = RunFolder(dir=tmp_path / "probe_1-ab")
     record = Record.submit(folder.dir, id=folder.id)
+    run_dir = tmp_path / "elsewhere" / folder.id if elsewhere else folder.dir
+    if elsewhere:
+        record = Record.submit(run_dir, id=folder.id)
     if recorded != "submitted":
         record.update(state="running", started_at="2026-01-01T00:00:00.000Z", process=GONE)
     if recorded not in ("submitted", "running"):
         record.finish(recorded, {"name": "its_own", "message": "m", "remedy": ""} if recorded != "succeeded" else None)
-    job = SchedulerJob(run_id=folder.id, id="7", run_dir=str(folder.dir), folder="/f")
-    submitted(folder, LocalProfile(), **{"scheduled": job, **flags})
+    job = SchedulerJob(run_id=folder.id, id="7", run_dir=str(run_dir), folder="/f")
+    submitted(folder, LocalProfile(), run_dir=run_dir, **{"scheduled": job, **flags})
     return folder
 
 
@@ -66,7 +75,7 @@ def run_of(tmp_path: Path, recorded: str, **flags: Any) -> RunFolder:
         ("failed", FAILED, "failed", "its_own", True),
         ("running", TIMEOUT, "failed", "timeout", True),
         ("cancelled", TIMEOUT, "failed", "timeout", True),  # SIGTERM came from the scheduler's limit
-        ("succeeded", FAILED, "failed", "job_failed", True),  # another rank failed after rank 0 was done
+        ("succeeded", FAILED, "succeeded", None, True),  # it was killed when it had nothing left to do
         ("submitted", CANCELLED, "cancelled", "cancelled", True),
         ("running", CANCELLED, "cancelled", "cancelled", True),
         ("cancelled", CANCELLED, "cancelled", "its_own", True),
@@ -126,3 +135,116 @@ def test_a_supervisor_at_work_means_that_a_waiting_run_is_not_lost(tmp_path: Pat
     (run,) = look([folder])
     assert run.state == "lost"
     assert f"nemo experiment resume {folder.id}" in run.record["error"]["remedy"]
+
+
+def test_another_rank_can_fail_after_rank_0_was_done(tmp_path: Path) -> None:
+    folder = run_of(tmp_path, "succeeded", processes=2)
+    (run,) = look([folder], {folder.id: Scheduler(FAILED)})  # type: ignore[dict-item]
+    assert (run.state, run.record["error"]["name"]) == ("failed", "job_failed")
+    assert "rank 0 succeeded" in run.record["error"]["message"]
+
+
+# --- what has been told once -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def other() -> Iterator[Mapping[str, Any]]:
+    """A process that lives, and looks after runs."""
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as process:
+        yield identity(process.pid)
+        process.kill()
+
+
+@pytest.mark.parametrize("recorded", ["succeeded", "failed", "cancelled"])
+@pytest.mark.parametrize("seen", [OK, FAILED, CANCELLED, None])
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("cancel_asked", [False, True])
+def test_an_end_that_was_told_stays(
+    tmp_path: Path, other: Mapping[str, Any], recorded: str, seen: JobState | None, processes: int, cancel_asked: bool
+) -> None:
+    """A job was killed after its last word; whoever looks after it learns of that a moment later than who asks."""
+    folder = run_of(tmp_path, recorded, processes=processes, cancel_asked=cancel_asked, supervisor=other)
+    told = [look([folder])[0].state]
+    if told[0] not in FINAL_STATES:
+        with pytest.raises(ProblemsError, match="it is running"):
+            refuse_unless_ended_badly(folder)
+    told.append(look([folder], {folder.id: Scheduler(seen)})[0].state)  # type: ignore[dict-item]
+    Run.read(folder).update(supervisor=GONE)
+    told += [look([folder])[0].state, read_record(folder.dir)["state"]]
+    assert len({state for state in told if state in FINAL_STATES}) == 1, told
+
+
+def test_a_supervisor_that_lives_on_is_not_waited_for(tmp_path: Path, other: Mapping[str, Any]) -> None:
+    """A notebook, say, whose disk was full when the job ended."""
+    folder = run_of(tmp_path, "failed", supervisor=other)
+    folder.supervisor_heartbeat.touch()
+    assert look([folder])[0].state == "running"
+    os.utime(folder.supervisor_heartbeat, (time.time() - 3600, time.time() - 3600))
+    assert look([folder])[0].state == "failed"
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+@pytest.mark.parametrize("cancel_asked", [False, True])
+@pytest.mark.parametrize("word", ["succeeded", "failed", "cancelled"])
+def test_a_last_word_counts_that_was_written_while_one_looked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, elsewhere: bool, cancel_asked: bool, word: str
+) -> None:
+    """Its process was gone when it was looked for, and had not written yet when its record was read."""
+    flags = {"cancel_asked": cancel_asked, "supervisor": GONE}
+    folder = run_of(tmp_path, "running", elsewhere=elsewhere, **flags)
+    job = Run.read(folder).job
+    assert job is not None
+
+    def ends(*_: Any) -> bool:
+        record = Record(job.run_dir, read_record(job.run_dir))
+        if record.values["state"] not in FINAL_STATES:
+            record.finish(word)
+        return False
+
+    monkeypatch.setattr(runs, "is_alive", ends)
+    assert look([folder])[0].state == word
+    assert read_record(folder.dir)["state"] == word
+
+
+def test_what_was_found_out_of_an_attempt_is_not_said_of_the_next(tmp_path: Path) -> None:
+    folder = run_of(tmp_path, "running")
+    run = Run.read(folder)
+    ended = run.record | {"state": "failed", "error": None}
+    replace(run, record=ended).reopen()
+    assert run.conclude(ended, settled=True).state == "submitted"
+    assert read_record(folder.dir)["state"] == "submitted"
+    assert not Run.read(folder).settled
+
+
+def test_a_job_that_has_ended_meanwhile_was_not_cancelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its supervisor died before it noted what it had started; when processes of it are looked for, it is done."""
+    folder = run_of(tmp_path, "submitted", scheduled=None, supervisor=GONE)
+    found = iter([{str(folder.dir): [2**22 + 1]}])
+
+    def started_with(_: str) -> dict[str, list[int]]:
+        if living := next(found, None):
+            return living
+        if read_record(folder.dir)["state"] == "submitted":
+            record = Record(folder.dir, read_record(folder.dir))
+            record.update(started_at="2026-01-01T00:00:00.000Z", process=GONE)
+            record.finish("succeeded")
+        return {}
+
+    monkeypatch.setattr(runs, "started_with", started_with)
+    assert cancel_run(folder).state == "succeeded"
+
+
+def test_who_looked_after_an_attempt_leaves_the_next_alone(tmp_path: Path, other: Mapping[str, Any]) -> None:
+    folder = run_of(tmp_path, "running", supervisor=identity())
+    run, began = Run.read(folder), time.monotonic()
+    assert run.job is not None and run.scheduled is not None
+    seen: list[str] = []
+
+    def watch(run: Run) -> None:
+        seen.append(run.state)
+        run.update(supervisor=other)  # it was taken up again
+
+    place: Any = Scheduler(ACTIVE)
+    supervisor._see_to_its_end(run, place, run.scheduled, watch)
+    assert seen == ["running", "running"]
+    assert time.monotonic() - began < 30
