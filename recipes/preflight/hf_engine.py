@@ -17,8 +17,9 @@ from scripts.checkpoints.causal import (
     architectures,
     failure,
     refused,
+    unbuilt,
 )
-from scripts.checkpoints.model import local_model_problem, read_config
+from scripts.checkpoints.model import Trouble, local_model_problems, read_config
 from scripts.data.texts import read, source_of
 from scripts.engines.hf.quantizers import refuse_compress, refuse_weight_only
 from scripts.formats import FITS_ANY_WIDTH, FORMATS, format_error, format_problems
@@ -144,11 +145,11 @@ def model_of_hf(job: Job) -> Iterator[Problem]:
         folder = name if job.here or name.startswith("tiny:") else path_here(job, name)
         if folder is None or not (job.here or is_there(folder)):
             return  # a folder over there; `quantize_notes` says that it was not looked at
-        found = local_model_problem(str(folder))
+        found: list[Trouble | None] = [*local_model_problems(str(folder))]
     else:  # from here, a hub's answer says nothing about another machine's network and tokens
-        found = hub.model_problem(name, online=job.online and job.here)
-    if found:
-        yield Problem(name=found[0], key="args.hf_model_id", value=name, cause=found[1], remedy=found[2])
+        found = [hub.model_problem(name, online=job.online and job.here)]
+    for problem, cause, remedy in filter(None, found):
+        yield Problem(name=problem, key="args.hf_model_id", value=name, cause=cause, remedy=remedy)
 
 
 def _config(job: Job) -> Mapping[str, Any] | None:
@@ -158,12 +159,18 @@ def _config(job: Job) -> Mapping[str, Any] | None:
     return read_config(folder) if folder else hub.published().configs.get(name)
 
 
-@check("unsupported_model", engines=("hf",))
+@check("unsupported_model", "unknown_model", engines=("hf",))
 def kind_of_hf(job: Job) -> Iterator[Problem]:
+    """Another machine may have another Transformers; what that one does not build is then a guess."""
     name, config = job.resolved.hf_model_id, _config(job)
-    found = refused(config) if config else None
-    if found and "hf_model_id" not in job.promised:
-        yield Problem(name=found[0], key="args.hf_model_id", value=name, cause=found[1], remedy=found[2])
+    certain = refused(config) if config else None
+    guess = unbuilt(config) if config and not certain else None
+    severity: Severity = "error" if certain or job.in_this_python else "warning"
+    if (found := certain or guess) and "hf_model_id" not in job.promised:
+        key, force = "args.hf_model_id", guess is not None
+        yield Problem(
+            name=found[0], key=key, value=name, cause=found[1], remedy=found[2], severity=severity, can_force=force
+        )
 
 
 @check("too_little_text", engines=("hf", "bridge"), args=QuantizeArgs)

@@ -7,17 +7,17 @@ as they come; Megatron-Bridge makes each as wide as its config.json says, withou
 
 import json
 from collections.abc import Iterator, Mapping
-from importlib import util
 from pathlib import Path
 
 from recipes.experiment.job import Job
-from recipes.models import hub
+from recipes.models import ModelFacts, hub
 from recipes.preflight.history import recorded_origin, same_model
 from recipes.preflight.paths import inputs_of, model_folder, path_here
 from scripts.args.convert import MergeLoraArgs
 from scripts.args.meaning import values_of
 from scripts.args.megatron_lm import MegatronLmArgs
 from scripts.checkpoints import Checkpoint, look
+from scripts.checkpoints.causal import built_types
 from scripts.checkpoints.documents import read_json
 from scripts.checkpoints.model import read_config
 from scripts.run.files import is_file, is_folder, is_there
@@ -97,18 +97,16 @@ def code_of_models(job: Job) -> Iterator[Problem]:
     key = job.key("remote_code")
     for field, facts in job.models.items():
         listed = facts.source == hub.SOURCE
-        if facts.remote_code and not (listed and _may_be_built(facts.model_type or "")):
+        if facts.remote_code and not (listed and _may_be_built(facts)):
             cause = "its repository brings Python code of its own, which is not run unless it is trusted"
             remedy, value = f"Read that code, then set {key}=true.", getattr(job.resolved, field)
             yield Problem(key=f"args.{field}", value=value, cause=cause, remedy=remedy, can_force=listed)
 
 
-def _may_be_built(model_type: str) -> bool:
+def _may_be_built(facts: ModelFacts) -> bool:
     """Whether Transformers may have the architecture: the one that is here has, or there is none."""
-    found = util.find_spec("transformers")
-    return found is None or any(
-        (Path(one) / "models" / model_type).is_dir() for one in found.submodule_search_locations or ()
-    )
+    known, _ = built_types()
+    return not known or facts.model_type in known
 
 
 @check("unmerged_adapter")

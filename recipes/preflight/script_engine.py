@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
-from typing import Literal
 
 from recipes.experiment.job import Job
 from recipes.models import hub
@@ -12,7 +11,7 @@ from recipes.preflight.references import faulty
 from scripts.args.configuration import SECTIONS, misspelled, mistyped
 from scripts.args.meaning import MEGATRON, Meaning, field_of, values_of
 from scripts.checkpoints.kinds import checkpoint_problems
-from scripts.checkpoints.model import local_model_problem
+from scripts.checkpoints.model import Needs, Trouble, local_model_problems
 from scripts.engines.script.command import flags_of
 from scripts.engines.script.flags.tables import containers_with, interface_of, releases_of
 from scripts.engines.script.locate import is_module, locate
@@ -174,13 +173,16 @@ def _input(job: Job, key: str, value: str, meaning: Meaning) -> Iterator[Problem
     if path is None or not (job.here or is_there(path)):
         return
     if meaning.names == "model":
-        needs: Literal["all", "shape", "tokenizer"] = "all" if meaning.consumes else "shape"
+        needs: Needs = "all" if meaning.consumes else "shape"
         needs = needs if meaning.role != "tokenizer" else "tokenizer"
         local = not job.here or hub.is_local(value)
         asks = job.online and bool(meaning.consumes)  # what is no input may be in a cache of its own
-        found = local_model_problem(str(path), needs=needs) if local else hub.model_problem(value, online=asks)
-        if found and not (found[0] == "unmerged_adapter" and not meaning.consumes):  # that is said of all of these
-            yield Problem(name=found[0], key=key, value=value, cause=found[1], remedy=found[2], can_force=not job.here)
+        found: list[Trouble | None] = (
+            [*local_model_problems(str(path), needs=needs)] if local else [hub.model_problem(value, online=asks)]
+        )
+        for name, cause, remedy in filter(None, found):
+            if name != "unmerged_adapter" or meaning.consumes:  # that is said of all of these
+                yield Problem(name=name, key=key, value=value, cause=cause, remedy=remedy, can_force=not job.here)
     elif meaning.consumes.startswith("checkpoint_"):
         if is_there(path):
             yield from (replace(one, can_force=not job.here) for one in checkpoint_problems(path, key, meaning))

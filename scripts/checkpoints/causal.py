@@ -1,9 +1,12 @@
 """Whether a config.json describes what the hf engine quantizes: a causal language model with plain weights in linear
 layers. Asked where a job is submitted, and by the engine before it loads anything."""
 
+import difflib
 import functools
 import re
 from collections.abc import Mapping
+from importlib import util
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -21,9 +24,9 @@ WITH_TEXT = frozenset({"fuyu", "gemma3", "gemma3n", "gemma4", "gemma4_unified", 
 _OTHER_HEAD = re.compile(r"For(?!CausalLM|ConditionalGeneration)\w+$")
 #: Other tools' formats of which transformers makes plain weights.
 UNPACKED = ("fp8", "mxfp4")
-_REFUSED: dict[str, dict[str, str]] = yaml.safe_load((CONFIGS / "models" / "refused.yaml").read_text(encoding="utf-8"))
+_REFUSED: dict[str, Any] = yaml.safe_load((CONFIGS / "models" / "refused.yaml").read_text(encoding="utf-8"))
 #: Models whose linear layers are none of torch's, and what comes of it.
-OWN_LINEARS = _REFUSED["own_linears"]
+OWN_LINEARS: dict[str | None, str] = _REFUSED["own_linears"]
 PLAIN_LINEARS = "Name a model of torch.nn.Linear."
 NOT_EXPORTED = "Name another model, or use args.export_dir=null and the ModelOpt checkpoint."
 AWQ_EXPERTS = "ModelOpt's exporter cannot write AWQ of experts that share one tensor, as transformers 5 keeps them"
@@ -34,7 +37,7 @@ _OF_THE_TRIAL = ("format_does_not_fit", "unknown_model", "not built")
 
 def refused(config: Mapping[str, Any]) -> Trouble | None:
     """Why the engine cannot take a model of this config.json, as (problem, cause, remedy); None where it may."""
-    name, kind = "unsupported_model", config.get("model_type")
+    name, kind = "unsupported_model", _kind(config)
     listed, own = config.get("architectures"), config.get("auto_map")
     built = str(listed[0]) if isinstance(listed, list) and listed else ""
     if isinstance(own, Mapping) and "AutoModelForCausalLM" in own:
@@ -49,9 +52,43 @@ def refused(config: Mapping[str, Any]) -> Trouble | None:
     if _OTHER_HEAD.search(built) and not config.get("is_decoder"):
         return name, f"{built} does not predict the next token, which calibration and scores need", _PLAIN
     headless = built.endswith("Model") and not built.endswith("LMHeadModel")
-    if headless and config.get("tie_word_embeddings") is False:
+    if headless and (config.get("tie_word_embeddings") is False or kind in _REFUSED["encoders"]):
         return name, f"{built} has no language-model head; random numbers would be put in its place", _PLAIN
-    return (name, OWN_LINEARS[kind], PLAIN_LINEARS) if isinstance(kind, str) and kind in OWN_LINEARS else None
+    return (name, OWN_LINEARS[kind], PLAIN_LINEARS) if kind in OWN_LINEARS else None
+
+
+def _kind(config: Mapping[str, Any]) -> str | None:
+    said = config.get("model_type")
+    return said if isinstance(said, str) else None
+
+
+@functools.cache
+def built_types() -> tuple[frozenset[str], frozenset[str]]:
+    """The model types that the Transformers in this Python has, and those of causal language models among them.
+
+    Read from the text of its tables, which takes milliseconds; both are empty where it is not installed.
+    """
+    found = util.find_spec("transformers")
+    folders = [Path(one, "models", "auto") for one in (found and found.submodule_search_locations) or ()]
+    text = {file.name: file.read_text("utf-8") for folder in folders for file in sorted(folder.glob("*auto*.py"))}
+    known = re.findall(r'"([\w.-]+)"[,:]\s*"\w+Config"', "".join(text.values()))
+    table = re.search(r"^MODEL_FOR_CAUSAL_LM_MAPPING_NAMES = .*?^\)", text.get("modeling_auto.py", ""), re.M | re.S)
+    return frozenset(known), frozenset(re.findall(r'"([\w.-]+)",\s*"\w+"', table[0]) if table else ())
+
+
+def unbuilt(config: Mapping[str, Any]) -> Trouble | None:
+    """Why the Transformers in this Python builds no causal language model of this config.json; None where it may."""
+    known, causal = built_types()
+    kind = _kind(config)
+    if not known or not causal or config.get("auto_map") or kind in causal:
+        return None
+    if kind is None:
+        return "unknown_model", "its config.json says no model_type", "Copy the model's config.json again."
+    if kind in known:
+        return "unsupported_model", f"Transformers builds no causal language model of {kind}", _PLAIN
+    close = difflib.get_close_matches(kind, sorted(causal), 1)
+    remedy = f"Did you mean {close[0]}?" if close else "A newer transformers may know it."
+    return "unknown_model", f"the Transformers that is here has no model_type {kind}", remedy
 
 
 def packed(found: str | None) -> Trouble | None:

@@ -60,7 +60,7 @@ class Tensor:
     name: str
     dtype: str
     elements: int
-    dimensions: int
+    shape: tuple[int, ...]
 
     @property
     def of_export(self) -> bool:
@@ -83,7 +83,7 @@ def tensor(name: str, dtype: str, shape: Iterable[object]) -> Tensor:
         sides.append(side)
     if len(sides) > 64 or (elements := math.prod(sides)) >= _MOST_ELEMENTS:
         raise ValueError(f"{name} is larger than a tensor can be")
-    return Tensor(name, dtype, elements, len(sides))
+    return Tensor(name, dtype, elements, tuple(sides))
 
 
 def stored(tensors: Iterable[Tensor]) -> dict[str, int]:
@@ -106,7 +106,7 @@ def parameters(tensors: Iterable[Tensor], *, quantized: bool, by_modelopt: bool)
             continue
         if one.dtype.startswith(_FLOATING):
             total += one.elements
-        elif quantized and one.dimensions >= 2:
+        elif quantized and len(one.shape) >= 2:
             if not by_modelopt:
                 return None
             total += one.elements * (2 if one.dtype == "uint8" else 1)

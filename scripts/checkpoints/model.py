@@ -1,36 +1,63 @@
 """Whether a model can be loaded, told by its files alone: asked where a job is submitted, and by the engine."""
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from scripts.checkpoints.documents import neighbour, read_json
+from scripts.checkpoints.documents import neighbour, read_json, size_of
+from scripts.checkpoints.figures import contradicted, impossible
 from scripts.checkpoints.huggingface import read_weights
 from scripts.run.files import expanded, is_file, is_folder, is_there
 from scripts.run.problems import JobError, nearest
 from scripts.tiny.model import TINY_MODELS
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "spiece.model")
+_COPY_TOKENIZER = "Copy the tokenizer's files again."
+#: Of what is no model's folder at all, or lacks so much that there is no use in asking for its tokenizer.
+_NO_MODEL = ("missing_model", "unmerged_adapter")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 Trouble = tuple[str, str, str]
+Needs = Literal["all", "shape", "tokenizer"]
 
 
-def local_model_problem(name: str, *, needs: Literal["all", "shape", "tokenizer"] = "all") -> Trouble | None:
-    """What is wrong with a folder or a built-in model as (problem, cause, remedy); None when it can be loaded.
+def local_model_problems(name: str, *, needs: Needs = "all") -> Iterator[Trouble]:
+    """What is wrong with a folder or a built-in model as (problem, cause, remedy); nothing when it can be loaded.
 
     `needs` "shape" is config.json and tokenizer, without weights.
     """
     if name in TINY_MODELS:
-        return None
+        return
     if name.startswith("tiny:"):
-        return "unknown_model", "there is no such built-in model", nearest(name, TINY_MODELS)
+        yield "unknown_model", "there is no such built-in model", nearest(name, TINY_MODELS)
+        return
     path = expanded(name)
-    if needs == "tokenizer" and is_folder(path):
-        found = None
-    else:
-        found = config_problem(path) or (weights_problem(path) if needs == "all" else None)
-    if found is None and not any(is_file(path / file) for file in _TOKENIZERS):
+    if not is_folder(path) or needs != "tokenizer":
+        found = config_problem(path)
+        if found is None and needs == "all":
+            found = weights_problem(path, read_config(path))
+        if found is not None:
+            yield found
+            if found[0] in _NO_MODEL:
+                return
+    if found := tokenizer_problem(path):
+        yield found
+
+
+def tokenizer_problem(path: Path) -> Trouble | None:
+    """What is wrong with a folder's tokenizer, as far as its files tell without the library that reads them."""
+    files = [path / name for name in _TOKENIZERS if is_file(path / name)]
+    if not files:
         return "missing_tokenizer", "it has no tokenizer", "Copy the tokenizer's files beside config.json."
-    return found
+    for file in files:
+        try:
+            if file.suffix == ".json":
+                read_json(file)
+            elif not size_of(file):
+                return "missing_tokenizer", f"its {file.name} is empty", _COPY_TOKENIZER
+        except JobError as error:
+            said = error.cause.removeprefix(f"{file}: ").rstrip(".")
+            return "missing_tokenizer", f"its {file.name} cannot be read: {said}", _COPY_TOKENIZER
+    return None
 
 
 def config_problem(path: Path, *, trust_remote_code: bool = True) -> Trouble | None:
@@ -49,11 +76,17 @@ def config_problem(path: Path, *, trust_remote_code: bool = True) -> Trouble | N
     if config.get("auto_map") and not trust_remote_code:
         cause = f"it brings its own Python code ({', '.join(sorted(config['auto_map']))})"
         return "remote_code_not_trusted", cause, "Read that code, then set args.trust_remote_code=true."
+    if sentence := impossible(config):
+        cause = f"no model is like its config.json: {sentence}"
+        return "impossible_config", cause, "Copy the model's config.json again."
     return None
 
 
-def weights_problem(path: Path) -> Trouble | None:
-    """What is wrong with the weights in a folder: nothing but whole safetensors is opened."""
+def weights_problem(path: Path, config: Mapping[str, Any] | None = None) -> Trouble | None:
+    """What is wrong with the weights in a folder: nothing but whole safetensors is opened.
+
+    Of a `config`, whether they are those of its figures; whoever loads them learns of each tensor instead.
+    """
     if not any(path.glob("*.safetensors")):
         unsafe = [file.name for pattern in _PICKLES for file in sorted(path.glob(pattern))]
         if unsafe:
@@ -61,10 +94,15 @@ def weights_problem(path: Path) -> Trouble | None:
             return "unsafe_weights", cause, "Convert them where that does no harm: save_pretrained(folder)."
         return "missing_model", "it has no *.safetensors", "Copy the weights beside config.json."
     try:
-        problems = read_weights(path, "model", "").problems
+        weights = read_weights(path, "model", "")
     except JobError as error:
         return "damaged_weights", error.cause.rstrip("."), "Copy it again."
-    return ("missing_model", problems[0], "Copy the weights again.") if problems else None
+    if weights.problems:
+        return "missing_model", weights.problems[0], "Copy the weights again."
+    if told := list(contradicted(config or {}, weights.tensors)):
+        cause = f"its config.json is of other weights: {'; '.join(told)}"
+        return "weights_do_not_match", cause, "Copy the weights again, or the config.json that belongs to them."
+    return None
 
 
 def read_config(folder: Path) -> dict[str, Any] | None:

@@ -24,6 +24,7 @@ class LoadedModel:
 
 
 def _config(path: str, trust_remote_code: bool) -> Any:
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     folder = Path(path)
@@ -32,7 +33,7 @@ def _config(path: str, trust_remote_code: bool) -> Any:
         _refuse(path, refused(read_config(folder) or {}) or packed(exported_format(folder)))
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
         raise _as_job_error(path, error) from error
     if isinstance(quantization := getattr(config, "quantization_config", None), dict):
         quantization["dequantize"] = True
@@ -57,6 +58,9 @@ def _as_job_error(path: str, error: Exception) -> JobError:
     if isinstance(error, OSError):
         cause = f"{path} cannot be opened: {first_line(error)}"
         return JobError("missing_model", cause, "Check args.hf_model_id and the network.")
+    if "Dataclass" in type(error).__name__:  # of huggingface_hub, raised by the checks of transformers' classes
+        cause = f"{path}: no model is like its config.json: {str(error).strip().splitlines()[-1].strip()}"
+        return JobError("impossible_config", cause, "Copy the model's config.json again.")
     if "Unrecognized configuration class" in str(error):
         cause = f"{path} is of a kind of which transformers builds no causal language model."
         return JobError("unsupported_model", cause, "Name a causal language model.")
@@ -116,7 +120,7 @@ def load_tokenizer(path: str, trust_remote_code: bool) -> Any:
     remedy = "Put tokenizer.json and tokenizer_config.json beside the weights."
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+    except Exception as error:  # the library below raises Exception itself for files that it cannot read
         raise JobError("missing_tokenizer", f"{path} has no usable tokenizer: {first_line(error)}", remedy) from error
     # Transformers answers a folder without tokenizer files with an empty tokenizer of the model's class.
     if not len(tokenizer) or not tokenizer("tokenizer check")["input_ids"]:

@@ -153,6 +153,22 @@ def kind_without_causal_model(folder: Path) -> None:
     configured(folder, model_type="clip_text_model", architectures=["CLIPTextModel"])
 
 
+def heads_left_over(folder: Path) -> None:
+    configured(folder, num_key_value_heads=3)
+
+
+def heads_refused_by_the_class(folder: Path) -> None:
+    configured(folder, model_type="llama", num_attention_heads=6, num_key_value_heads=6, head_dim=64)
+
+
+def layer_types_of_another_number(folder: Path) -> None:
+    configured(folder, layer_types=["full_attention"])
+
+
+def broken_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text('{"version": ', encoding="utf-8")
+
+
 def own_code(folder: Path) -> None:
     path = folder / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
@@ -183,6 +199,10 @@ def own_code(folder: Path) -> None:
         (vision_language, "unsupported_model"),
         (encoder, "unsupported_model"),
         (kind_without_causal_model, "unsupported_model"),
+        (heads_left_over, "impossible_config"),
+        (heads_refused_by_the_class, "impossible_config"),
+        (layer_types_of_another_number, "impossible_config"),
+        (broken_tokenizer, "missing_tokenizer"),
     ],
     ids=lambda value: getattr(value, "__name__", value),
 )

@@ -251,7 +251,7 @@ def test_code_of_a_model_that_is_not_here_is_asked_for_where_it_is_known(
     assert said(recipe, kimi)["remote_code_not_trusted"].can_force
     assert "remote_code_not_trusted" not in said(recipe, kimi, "args.trust_remote_code=true")
     assert "remote_code_not_trusted" not in said(recipe, nemotron), "this Transformers has it"
-    monkeypatch.setattr(inputs.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(inputs, "built_types", lambda: (frozenset(), frozenset()))
     assert "remote_code_not_trusted" not in said(recipe, kimi), "nobody can tell"
 
 

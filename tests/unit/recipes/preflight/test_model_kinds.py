@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from recipes.preflight import formats, hf_engine
-from scripts.checkpoints.causal import architectures, failure
+from scripts.checkpoints.causal import architectures, built_types, failure
 from scripts.formats import FORMATS
 from scripts.run.problems import Problem
 from scripts.run.registry import carry_out, checks_of
@@ -20,10 +20,11 @@ from tests.unit.recipes.preflight.test_layout_checks import model as model
 Make = Callable[..., str]
 
 
-def found(model: str, recipe: str = "quantize_fp8", engine: str = "hf") -> list[tuple[str, str, str, bool]]:
-    told_of = [
-        one for checks in (hf_engine, formats) for one in told(checks, recipe, args__hf_model_id=model, engine=engine)
-    ]
+def found(
+    model: str, recipe: str = "quantize_fp8", engine: str = "hf", kind: str = "slurm"
+) -> list[tuple[str, str, str, bool]]:
+    values = {"args__hf_model_id": model, "engine": engine, "kind": kind}
+    told_of = [one for checks in (hf_engine, formats) for one in told(checks, recipe, **values)]
     names = {"missing_model", "missing_tokenizer"}  # the folders have no weights
     return [(one.name, one.severity, one.cause, one.can_force) for one in told_of if one.name not in names]
 
@@ -42,6 +43,8 @@ def found(model: str, recipe: str = "quantize_fp8", engine: str = "hf") -> list[
         ({"model_type": "git", "vision_config": {}}, "no language model by itself (git): it describes images"),
         ({"model_type": "musicgen", "is_encoder_decoder": True}, "it predicts codes of sounds"),
         ({"model_type": "gemma4_assistant"}, "it drafts for another model"),
+        ({"model_type": "bert", "architectures": ["BertModel"]}, "BertModel has no language-model head"),
+        ({"model_type": "xlm-roberta", "architectures": ["XLMRobertaModel"]}, "has no language-model head"),
     ],
 )
 def test_models_of_another_kind_are_refused(config: dict[str, Any], cause: str, model: Make) -> None:
@@ -70,6 +73,32 @@ def test_the_recipe_for_vision_language_models_is_named(model: Make) -> None:
 )
 def test_causal_language_models_are_let_through(config: dict[str, Any], model: Make) -> None:
     assert found(model(LLAMA, **config)) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "cause", "remedy"),
+    [
+        ("lama", "unknown_model", "has no model_type lama", "Did you mean llama?"),
+        ("zzzz", "unknown_model", "has no model_type zzzz", "A newer transformers may know it."),
+        (None, "unknown_model", "says no model_type", "config.json"),
+        ("distilbert", "unsupported_model", "builds no causal language model of distilbert", "causal"),
+    ],
+)
+def test_types_that_transformers_does_not_build(
+    kind: str | None, name: str, cause: str, remedy: str, model: Make
+) -> None:
+    folder = model(LLAMA, model_type=kind)
+    ((said, severity, why, can_force),) = found(folder, kind="local")
+    assert (said, severity, can_force) == (name, "error", True) and cause in why
+    problems = told(hf_engine, "quantize_fp8", args__hf_model_id=folder, engine="hf")
+    (problem,) = (one for one in problems if one.cause == why)
+    assert remedy in problem.remedy
+    assert problem.severity == "warning", "the container may have a newer one"
+
+
+def test_types_that_were_tried_are_built() -> None:
+    known, causal = built_types()
+    assert architectures()["tried"].keys() <= causal <= known | {"gpt-sw3"}
 
 
 @pytest.mark.parametrize("method", ["gptq", "awq", "compressed-tensors", "bitsandbytes"])
