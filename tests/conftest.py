@@ -129,12 +129,12 @@ def write_safetensors(path: Path, shapes: dict[str, list[int]], bytes_of: Mappin
 def fake_model(tmp_path: Path) -> Callable[..., Path]:
     """A folder that looks like a Llama of the given width to whoever reads only headers."""
 
-    def make(name: str = "model", width: int = 256) -> Path:
+    def make(name: str = "model", width: int = 256, vocabulary: int = 100) -> Path:
         folder = tmp_path / name
         folder.mkdir()
         (folder / "config.json").write_text(json.dumps({"model_type": "llama", "hidden_size": width}))
         (folder / "tokenizer.json").write_text("{}")
-        shapes = {"model.embed_tokens.weight": [100, width], "lm_head.weight": [100, width]}
+        shapes = {f"{name}.weight": [vocabulary, width] for name in ("model.embed_tokens", "lm_head")}
         shapes |= {f"model.layers.0.self_attn.{p}_proj.weight": [width, width] for p in "qkvo"}
         write_safetensors(folder / "model.safetensors", shapes)
         return folder

@@ -307,8 +307,9 @@ def test_on_this_machine_inputs_are_looked_at(profiles: Path, tmp_path: Path, fa
 
 def test_teacher_and_student_speak_of_the_same_tokens(profiles: Path, tmp_path: Path, fake_model: Any) -> None:
     script = write_standin(tmp_path / "mo", "Model-Optimizer/examples/megatron_bridge/distill.py", "0.46.0")
-    folders = [fake_model("teacher"), fake_model("student")]
-    for folder, size in zip(folders, (128, 256), strict=True):
+    sizes = (128, 256)
+    folders = [fake_model(name, vocabulary=size) for name, size in zip(("teacher", "student"), sizes, strict=True)]
+    for folder, size in zip(folders, sizes, strict=True):
         config = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps({**config, "vocab_size": size}))
     values = {"script__path": str(script), "torchrun__nproc_per_node": 8}
