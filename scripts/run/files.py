@@ -198,6 +198,19 @@ def content_of(path: Path) -> Content:
     return Content(bytes=total, files=len(files), digest=f"sha256:{tree.hexdigest()}")
 
 
+def stamp_of(folder: Path) -> str:
+    """A digest over names, sizes and times of what a folder holds: another one where anybody changed something.
+
+    Nothing is read, and the folder may be renamed. Raises OSError.
+    """
+    tree = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        facts = path.lstat()
+        size = 0 if stat.S_ISDIR(facts.st_mode) else facts.st_size
+        tree.update(f"{path.relative_to(folder)}\0{facts.st_mode}\0{size}\0{facts.st_mtime_ns}\n".encode())
+    return f"sha256:{tree.hexdigest()}"
+
+
 def weight_bytes(folder: Path) -> int:
     """Bytes of the checkpoint's safetensors."""
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))

@@ -36,6 +36,7 @@ RECORD = {
     **{"values?": (dict, None), "executor?": (dict, None), "timings?": dict, "after?": [schema.run_id]},
     **{"outputs?": [{"type": str, "path": str, "bytes": int}], "expects?": [{"type": str, "path": str}]},
     **{"error?": (ERROR, None), "attempts?": [dict], "code?": (_CODE, None)},
+    "unverified?": [{"path": str, "stamp": str}],  # checkpoints that ended attempts left beside their places
     "warnings?": [{"name": str, "key": str, "cause": str, "severity?": str}],
     "diagnosis?": ({"name": str, "remedy": str, "evidence": str, "file": (str, None), "line": (int, None)}, None),
 }

@@ -161,7 +161,7 @@ def _publish(state: _State, results: dict[str, Any]) -> None:
             stack.enter_context(staged(Path(path))) if path else None
             for path in (args.modelopt_save_path, args.export_dir)
         )
-        whole = stack.enter_context(save.rescued())
+        whole = stack.enter_context(kept.rescued(record))
         if restorable:
             with record.phase("save"):
                 save.save_restorable(state.model, state.loaded.tokenizer, restorable)
@@ -208,7 +208,7 @@ def _record_results(state: _State, results: dict[str, Any]) -> None:
         if args.export_dir:
             record.artifact("checkpoint_hf", Path(args.export_dir), **made_of)
         record.artifact("eval_results", record.dir / "report")
-        kept.forget(record)
+        kept.forget(record, [Path(path) for path in (args.modelopt_save_path, args.export_dir) if path])
         record.line(report.as_text(results))
 
 

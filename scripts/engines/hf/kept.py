@@ -1,14 +1,17 @@
-"""What calibration found, kept in the run folder until its checkpoints stand: a later attempt goes on from it.
+"""What an attempt found, kept until the run's checkpoints stand: in the run folder what calibration found, for a later
+attempt to go on from, and beside their places checkpoints that are whole and were not verified.
 
 ModelOpt's state, which is read with weights_only=True, and what the quantizers hold, as safetensors: some MB of any
 model. Weights that SmoothQuant and AWQ rescale are rescaled again from the source, by the factors that are kept.
 """
 
+import glob
 import hashlib
+import re
 import shutil
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import reduce
 from pathlib import Path
@@ -17,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 from scripts.engines.hf.packing import replaced
 from scripts.engines.hf.samples import Tokens
 from scripts.run import schema
-from scripts.run.files import content_of, is_folder, staged, write_json
+from scripts.run.files import content_of, is_folder, staged, stamp_of, write_json
+from scripts.run.problems import JobError
 from scripts.run.provenance import versions
 from scripts.run.record import Record
 
@@ -166,7 +170,53 @@ def _rescale(model: "nn.Module", values: "dict[str, torch.Tensor]", sums: dict[s
     return wrong
 
 
-def forget(record: Record) -> None:
-    """Remove what is of no more use: the checkpoints stand."""
-    for place in (record.dir, *record.earlier):
-        shutil.rmtree(place / FOLDER, ignore_errors=True)
+@contextmanager
+def rescued(record: Record) -> Iterator[dict[Path, Path]]:
+    """What is whole when the block fails stays as PLACE.unverified, and the error tells where: hours may be in it.
+
+    Yields the folders that are whole, with the places that they are meant for.
+    """
+    whole: dict[Path, Path] = {}
+    try:
+        yield whole
+    except Exception as error:
+        kept = [partial.rename(_free(place)) for partial, place in whole.items()]
+        told = f"What was calibrated is kept, unverified: {', '.join(map(str, kept))}."
+        with suppress(OSError):  # a full disk, which may be the error itself: then it stays for good
+            left = [{"path": str(path), "stamp": stamp_of(path)} for path in kept]
+            record.update(unverified=[*record.values.get("unverified", []), *left])
+        if kept and isinstance(error, JobError):
+            raise JobError(error.name, f"{error.cause} {told}", error.remedy) from error
+        if kept:
+            error.add_note(told)
+        raise
+
+
+def _free(place: Path) -> Path:
+    names = (f"{place.name}.unverified{number}" for number in ("", *(f"-{count}" for count in range(2, 1000))))
+    return next(path for name in names if not (path := place.with_name(name)).exists())
+
+
+def forget(record: Record, places: Sequence[Path]) -> None:
+    """Remove what is of no more use: the checkpoints stand at `places`."""
+    for attempt in (record.dir, *record.earlier):
+        shutil.rmtree(attempt / FOLDER, ignore_errors=True)
+    stamps = {one["stamp"] for one in record.values.get("unverified", [])}
+    for place in places if stamps else ():
+        with suppress(OSError):  # where it cannot be looked at it stays
+            for path in _unverified(record, place):
+                # Of the same name there may be another run's, or what somebody has worked on since.
+                if stamp_of(path) in stamps:
+                    shutil.rmtree(path, ignore_errors=True)
+                    record.line(f"removed, as what was verified is in its place: {path}")
+                else:
+                    record.line(f"left alone, as this run has not left it like that: {path}")
+
+
+def _unverified(record: Record, place: Path) -> list[Path]:
+    """Folders that have the names of what attempts left for `place`, which may have gone aside with them."""
+    beside, own = [place.parent], re.compile(re.escape(place.name) + r"\.unverified(-\d+)?")
+    if place.is_relative_to(record.dir):
+        beside += [attempt / place.parent.relative_to(record.dir) for attempt in record.earlier]
+    found = (path for folder in beside for path in folder.glob(f"{glob.escape(place.name)}.unverified*"))
+    return sorted(path for path in found if own.fullmatch(path.name) and path.is_dir() and not path.is_symlink())

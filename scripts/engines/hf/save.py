@@ -7,8 +7,6 @@ the place of the model's own; nothing may be computed with the model afterwards.
 import re
 import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -182,27 +180,3 @@ def _with_keys_of(said: dict[str, Any], config: dict[str, Any]) -> dict[str, Any
         elif isinstance(value, dict) and isinstance(config.get(key), dict) and key.endswith("_config"):
             merged[key] = config[key] if key in _OF_THE_SOURCE else _with_keys_of(value, config[key])
     return merged
-
-
-@contextmanager
-def rescued() -> Iterator[dict[Path, Path]]:
-    """What is whole when the block fails stays as PLACE.unverified, and the error tells where: hours may be in it.
-
-    Yields the folders that are whole, with the places that they are meant for.
-    """
-    whole: dict[Path, Path] = {}
-    try:
-        yield whole
-    except Exception as error:
-        kept = [str(partial.rename(_free(place))) for partial, place in whole.items()]
-        told = f"What was calibrated is kept, unverified: {', '.join(kept)}."
-        if kept and isinstance(error, JobError):
-            raise JobError(error.name, f"{error.cause} {told}", error.remedy) from error
-        if kept:
-            error.add_note(told)
-        raise
-
-
-def _free(place: Path) -> Path:
-    names = (f"{place.name}.unverified{number}" for number in ("", *(f"-{count}" for count in range(2, 1000))))
-    return next(path for name in names if not (path := place.with_name(name)).exists())

@@ -4,11 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from scripts.engines.hf.save import keep_source_files, rescued
-from scripts.run.files import staged
-from scripts.run.problems import JobError
+from scripts.engines.hf.save import keep_source_files
 
 
 def kept_config(tmp_path: Path, source: dict[str, Any], written: dict[str, Any]) -> dict[str, Any]:
@@ -62,31 +58,3 @@ def test_who_may_read_the_config_may_read_the_weights(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "other"}')
     keep_source_files(tmp_path, tmp_path / "export")
     assert (tmp_path / "export" / "model.safetensors").stat().st_mode & 0o777 == 0o640
-
-
-def test_what_was_calibrated_outlives_a_failed_verification(tmp_path: Path) -> None:
-    for kept in ("mto.unverified", "mto.unverified-2"):
-        with (
-            pytest.raises(JobError, match=f"export_failed: no. What was calibrated is kept, unverified: .*{kept}"),
-            staged(tmp_path / "mto") as partial,
-            rescued() as whole,
-        ):
-            (partial / "weights").write_text("w")
-            whole[partial] = tmp_path / "mto"
-            raise JobError("export_failed", "no.", "Take another.")
-        assert (tmp_path / kept / "weights").read_text() == "w"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["mto.unverified", "mto.unverified-2"]
-
-
-def test_what_is_not_whole_is_not_kept(tmp_path: Path) -> None:
-    with pytest.raises(JobError, match="not_written"), staged(tmp_path / "mto") as partial, rescued():
-        (partial / "half").write_text("w")
-        raise JobError("not_written", "no.")
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_defect_tells_where_too(tmp_path: Path) -> None:
-    with pytest.raises(KeyError) as caught, staged(tmp_path / "mto") as partial, rescued() as whole:
-        whole[partial] = tmp_path / "mto"
-        raise KeyError("x")
-    assert "mto.unverified" in caught.value.__notes__[0]
