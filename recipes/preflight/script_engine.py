@@ -1,8 +1,10 @@
 """What can be wrong with a job of the script engine, as far as the submitting machine can tell."""
 
+import posixpath
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 
 from recipes.experiment.job import Job
 from recipes.models import hub
@@ -12,10 +14,11 @@ from scripts.args.configuration import SECTIONS, misspelled, mistyped
 from scripts.args.meaning import MEGATRON, Meaning, field_of, values_of
 from scripts.checkpoints.kinds import checkpoint_problems
 from scripts.checkpoints.model import Needs, Trouble, local_model_problems
+from scripts.data.texts import require_rows
 from scripts.engines.script.command import flags_of
 from scripts.engines.script.flags.tables import containers_with, interface_of, releases_of
 from scripts.engines.script.locate import is_module, locate
-from scripts.run.files import is_there
+from scripts.run.files import is_folder, is_there
 from scripts.run.problems import JobError, Problem
 from scripts.run.registry import check
 
@@ -143,13 +146,32 @@ def of_another_engine(job: Job) -> Iterator[Problem]:
             yield Problem(key=f"args.{field}", value=value, cause=cause, remedy=remedy)
 
 
-@check("unknown_data", engines=("script",))
-def text_as_data(job: Job) -> Iterator[Problem]:
-    """Scripts read JSONL, folders and data sets; of a file of text they would find out when the model is loaded."""
+@check("unknown_data", "missing_data", engines=("script", None))
+def data_of_script(job: Job) -> Iterator[Problem]:
+    """Scripts read JSONL, folders and data sets; of anything else they would find out when the model is loaded."""
     for field, value, meaning in values_of(job.resolved):
-        if meaning.names == "data" and isinstance(value, str) and value.endswith((".txt", ".md")):
-            cause, remedy = "the script reads JSONL, and this is text", 'Write a line {"text": ...} for each document.'
-            yield Problem(key=f"args.{field}", value=value, cause=cause, remedy=remedy)
+        used = meaning.role in ("data", "eval_data") and meaning.used_by(job.engine) and field not in job.promised
+        for item in (value if isinstance(value, list) else [value]) if used else ():
+            if not isinstance(item, str) or f"args.{field}" in faulty(job):
+                continue
+            if job.engine and meaning.names == "data" and item.endswith((".txt", ".md")):
+                cause = "the script reads JSONL, and this is text"
+                remedy = 'Write a line {"text": ...} for each document.'
+                yield Problem(key=f"args.{field}", value=item, cause=cause, remedy=remedy)
+            folder = path_here(job, item) if posixpath.isabs(item) or job.here else None
+            if folder is not None and is_folder(folder):
+                yield from _folder_of_data(f"args.{field}", item, folder, tokens=meaning.consumes == "binidx")
+
+
+def _folder_of_data(key: str, value: str, folder: Path, *, tokens: bool) -> Iterator[Problem]:
+    if not tokens:
+        try:
+            require_rows(folder)
+        except JobError as error:
+            yield error.as_problem(key, value)
+    elif not any(folder.glob("*.idx")):
+        cause, remedy = "it holds no tokenized data (.bin and .idx)", "Name the folder that prepare_data left."
+        yield Problem(name="missing_data", key=key, value=value, cause=cause, remedy=remedy)
 
 
 @check("unknown_model", "missing_input", engines=(*MEGATRON, None))

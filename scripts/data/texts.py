@@ -3,9 +3,11 @@
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
+from scripts.checkpoints.huggingface import is_adapter, is_model
 from scripts.run.files import expanded, is_file, is_folder
 from scripts.run.problems import JobError
 from scripts.tiny.corpus import passages
@@ -18,6 +20,13 @@ TEXT_KEYS = (
 DEFAULT_DATASET = "cnn_dailymail"
 _ALIASES = {"cnn_dailymail": ("abisee/cnn_dailymail", "3.0.0")}
 _SUFFIXES: dict[str, Literal["jsonl", "text"]] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".txt": "text", ".md": "text"}
+#: What the data sets library reads as rows of text, or unpacks.
+_OF_ROWS = (
+    *(".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".txt", ".md", ".xml", ".h5", ".hdf5"),
+    *(".lance", ".gz", ".zip", ".bz2", ".xz", ".zst", ".lz4", ".tar"),
+)
+_MOST_FILES = 20_000  # that are looked through for one of those
+_DATA = 'Data is a JSONL file, each line such as {"text": "..."}, a text file, or a folder of JSONL, Parquet or CSV.'
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,14 +40,15 @@ class Source:
 def source_of(dataset: str | None, model: str, *, split: Literal["calibration", "eval"] = "calibration") -> Source:
     """What `dataset` names. None is the built-in text for a tiny model, cnn_dailymail for any other.
 
-    Raises JobError `missing_data` for a path that is not there and `unknown_data` for a file of
-    another kind.
+    Raises JobError `missing_data` for a path that is not there or a folder without data, and
+    `unknown_data` for a file or folder of another kind.
     """
     if dataset is None:
         built_in = model.startswith("tiny:")
         return Source(kind="builtin", place=split) if built_in else Source(kind="hub", place=DEFAULT_DATASET)
     path = expanded(dataset)
     if is_folder(path):
+        require_rows(path)
         return Source(kind="folder", place=str(path))
     kind = _SUFFIXES.get(path.suffix.lower())
     if is_file(path):
@@ -50,6 +60,17 @@ def source_of(dataset: str | None, model: str, *, split: Literal["calibration", 
         remedy = "Name a JSONL or text file, a data set folder or a hub name."
         raise JobError("missing_data", f"{path} does not exist.", remedy)
     return Source(kind="hub", place=dataset)
+
+
+def require_rows(folder: Path) -> None:
+    """Raise JobError for a folder that is no data: a run's, a model's (whose JSON would be read), or an empty one."""
+    if is_file(folder / "run.json") and is_folder(folder / "logs"):
+        raise JobError("unknown_data", f"{folder} is a run directory.", f"Name the data that it left. {_DATA}")
+    if is_adapter(folder) or is_model(folder):
+        raise JobError("unknown_data", f"{folder} is a model's folder.", _DATA)
+    if not any(file.suffix.lower() in _OF_ROWS for file in islice(folder.rglob("*"), _MOST_FILES)):
+        cause = f"{folder} {'holds no data' if any(folder.iterdir()) else 'is empty'}."
+        raise JobError("missing_data", cause, _DATA)
 
 
 def read(source: Source, key: str | None) -> Iterator[str]:

@@ -284,6 +284,42 @@ def test_lists_of_one_need_no_brackets() -> None:
     assert set_value(exporter, "args.export_iterations", "some")
 
 
+@pytest.mark.parametrize(
+    ("recipe", "key"),
+    [
+        ("quantize_fp8 engine=hf", "calib_dataset"),
+        ("quantize_fp8 engine=hf", "eval_dataset"),
+        ("quantize_fp8 engine=script", "calib_dataset"),
+        ("mlm_quantize", "calib_dataset"),
+        ("mlm_finetune", "finetune_hf_dataset"),
+        ("prepare_data", "input_dir"),
+    ],
+)
+def test_a_folder_that_is_no_data_is_told(recipe: str, key: str, fake_model: FakeModel, tmp_path: Path) -> None:
+    (tmp_path / "run" / "logs").mkdir(parents=True)
+    (tmp_path / "run" / "run.json").touch()
+    (tmp_path / "empty").mkdir()
+    name, *words = recipe.split()
+    for folder, problem, cause in (
+        (tmp_path / "run", "unknown_data", "is a run directory"),
+        (fake_model(), "unknown_data", "is a model's folder"),
+        (tmp_path / "empty", "missing_data", "is empty"),
+    ):
+        found = said(name, *words, f"args.{key}={folder}", executor="local")[problem]
+        assert found.key == f"args.{key}" and cause in found.cause and '{"text": "..."}' in found.remedy
+    (tmp_path / "empty" / "a.jsonl").write_text('{"text": "a"}\n' * 9)
+    rest = said(name, *words, f"args.{key}={tmp_path / 'empty'}", executor="local")
+    assert not rest.keys() & {"unknown_data", "missing_data"}
+
+
+def test_a_folder_without_tokenized_data_is_told(tmp_path: Path) -> None:
+    found = said("distill", f"args.data_paths=[{tmp_path}]", "args.train_iters=9", executor="local")["missing_data"]
+    assert found.key == "args.data_paths" and "prepare_data" in found.remedy
+    (tmp_path / "a_text_document.idx").touch()
+    rest = said("distill", f"args.data_paths=[{tmp_path}]", "args.train_iters=9", executor="local")
+    assert "missing_data" not in rest
+
+
 def test_a_flag_that_nobody_knows_of_yet_can_be_forced() -> None:
     extra = ("--my_new_flag", "value")
     assert said("quantize_fp8", "args.tp=8", extra=extra)["unknown_flag"].severity == "error"

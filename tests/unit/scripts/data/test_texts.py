@@ -74,6 +74,32 @@ def test_text_files_by_paragraph_or_line(tmp_path: Path) -> None:
     assert list(read(source_of(str(tmp_path / "b.txt"), "m"), None)) == ["one", "two"]
 
 
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ((), "missing_data.*is empty"),
+        (("notes.rst", "deep/er/weights.npy"), "missing_data.*holds no data"),
+        (("run.json", "logs/rank0.log", "metrics.jsonl"), "unknown_data.*is a run directory"),
+        (("config.json", "model.safetensors", "tokenizer.json"), "unknown_data.*is a model's folder"),
+        (("adapter_config.json", "adapter_model.safetensors"), "unknown_data.*is a model's folder"),
+    ],
+)
+def test_a_folder_without_data_says_what_data_is(files: tuple[str, ...], said: str, tmp_path: Path) -> None:
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    with pytest.raises(JobError, match=said) as caught:
+        source_of(str(tmp_path), "m")
+    assert '{"text": "..."}' in caught.value.remedy
+
+
+@pytest.mark.parametrize("file", ["a.jsonl", "data/train-0.parquet", "x/y/part.JSON.gz", "a.md", "set/data.arrow"])
+def test_a_folder_with_data_is_taken(file: str, tmp_path: Path) -> None:
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / file).touch()
+    assert source_of(str(tmp_path), "m").kind == "folder"
+
+
 def test_a_folder_of_the_datasets_library(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     datasets.Dataset.from_dict({"text": ["a", "b"]}).save_to_disk(str(tmp_path / "saved"))
