@@ -1,10 +1,15 @@
-"""Runs inside the container of `executors check`, as a job would; prints one JSON object. Standard library only."""
+"""Runs inside the container of `executors check`, as a job would; prints one JSON object.
+
+Beside the standard library there is only what it imports of ours.
+"""
 
 import importlib
 import json
 import os
 import sys
 from pathlib import Path
+
+from scripts.processor import gpus_here
 
 
 def check(packages: list[str]) -> dict[str, object]:
@@ -21,9 +26,9 @@ def check(packages: list[str]) -> dict[str, object]:
         (run_dir / "written").write_text((run_dir / "token").read_text())
     except OSError as error:
         unwritable = f"{type(error).__name__}: {error}"
-    gpus = sum(entry.name[6:].isdigit() for entry in Path("/dev").glob("nvidia*"))
     user = f"{os.getuid()}:{os.getgid()}"
-    return {"python": sys.version.split()[0], "user": user, "missing": missing, "unwritable": unwritable, "gpus": gpus}
+    found = {"missing": missing, "unwritable": unwritable, "gpus": gpus_here()}
+    return {"python": sys.version.split()[0], "user": user, **found}
 
 
 if __name__ == "__main__":

@@ -9,10 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from executors.base import AnyJob, Place, Probe, SchedulerJob, SubmitError, UnreachableError
-from executors.docker import engine
+import scripts
+from executors.base import OWN_CODE, AnyJob, Place, Probe, SchedulerJob, SubmitError, UnreachableError
+from executors.docker import check, engine
 from executors.docker.container import LOG, container_name, make_folders
 from executors.docker.profile import DockerProfile, missing_sources
+from scripts import processor
 
 _PACKAGES = ("nemo_run", "fiddle", "omegaconf", "psutil", "modelopt")
 _SECONDS = 180.0
@@ -106,9 +108,10 @@ def _container(client: Any, place: Place, profile: DockerProfile, image: str) ->
         yield Probe("output_root", wrote, detail, remedy)
     if profile.gpus:
         wanted = "at least one" if profile.gpus < 0 else str(profile.gpus)
-        enough = said["gpus"] >= max(profile.gpus, 1)
+        enough = said["gpus"] is None or said["gpus"] >= max(profile.gpus, 1)
+        seen = "some" if said["gpus"] is None else said["gpus"]
         remedy = "Is the driver of the host loaded? Try: nvidia-smi."
-        yield Probe("gpus", enough, f"{said['gpus']} seen, {wanted} wanted", remedy)
+        yield Probe("gpus", enough, f"{seen} seen, {wanted} wanted", remedy)
 
 
 @contextmanager
@@ -118,8 +121,11 @@ def _folder(place: Place, profile: DockerProfile) -> Iterator[tuple[AnyJob, Path
     job = AnyJob(id=run_id, recipe="check", run_dir=Path(place.run_root()) / f".{run_id}")
     job_dir = job.run_dir / "nemo_run"
     try:
-        (job_dir / "code").mkdir(parents=True)
-        shutil.copyfile(Path(__file__).with_name("check.py"), job_dir / _CHECK)
+        own = job_dir / "code" / Path(OWN_CODE).name / "scripts"
+        own.mkdir(parents=True)
+        shutil.copyfile(check.__file__, job_dir / _CHECK)
+        for module in (scripts, processor):
+            shutil.copyfile(str(module.__file__), own / Path(str(module.__file__)).name)
         (job.run_dir / "token").write_text(run_id, encoding="utf-8")
         make_folders(profile, job)
         yield job, job_dir

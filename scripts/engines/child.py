@@ -10,10 +10,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
+
+from scripts.engines.supervise import end_group
 
 #: What of a script's output goes to the log whole.
 LOG_BYTES = 64 << 20
@@ -122,7 +123,7 @@ def run_child(
         _follow(process, process.stdout, output, silence, progress)
         status = process.wait()
     finally:
-        _end_group(process)
+        end_group(process, _GRACE_SECONDS)
         output.close()
     return Ended(status=status, tail=output.tail, seconds=round(time.monotonic() - began, 3))
 
@@ -164,15 +165,3 @@ def _follow(
                 return
             elif silence and time.monotonic() - heard > silence:
                 raise SilentError
-
-
-def _end_group(process: "subprocess.Popen[bytes]") -> None:
-    """SIGTERM, then SIGKILL, to the script and all that it started."""
-    if process.poll() is None:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(_GRACE_SECONDS)
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()

@@ -13,13 +13,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import util
-from pathlib import Path
 from typing import IO, Any
 
 import yaml
 
 from configs import CONFIGS
 from scripts.args.serve import ServeArgs, ServerName
+from scripts.engines import supervise
 from scripts.engines.child import Output
 from scripts.formats import FORMATS
 from scripts.run.files import expanded, is_file
@@ -27,7 +27,6 @@ from scripts.run.problems import JobError
 
 #: They answer nobody but this machine.
 HOST = "127.0.0.1"
-_SUPERVISE = Path(__file__).with_name("supervise.py")
 _CHUNK = 1 << 16
 #: The supervisor gives the server time to end by itself, then kills; after this long it is killed.
 _STOP_SECONDS = 60.0
@@ -116,7 +115,7 @@ def command_line(
 def started(words: Sequence[str], *, env: Mapping[str, str], output: Output) -> Iterator["subprocess.Popen[bytes]"]:
     """Run `words` while the block lasts; what they print goes to `output`. Everything they start ends with the job."""
     process = subprocess.Popen(
-        [sys.executable, "-P", str(_SUPERVISE), *words],
+        [sys.executable, "-P", supervise.__file__, *words],
         env=dict(env),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,11 @@ import pytest
 from executors.base import Mount, SchedulerJob
 from executors.docker.container import CANCELLED, STATUS, api_requests, as_scheduled, container_name, ended, exit_status
 from executors.docker.place import DockerPlace
+from executors.docker.probes import _CHECK, _folder
 from executors.docker.profile import DockerProfile, nemo_run_ulimit, numeric_user
 from executors.kinds import executor_of, place_of
 from executors.profiles.load import load_profile
+from scripts.processor import gpus_here
 from tests.jobs import PlainJob
 
 LAUNCH = PlainJob(id="quantize_fp8_1795214403955-ad07", recipe="quantize_fp8", run_dir=Path("/runs/quantize_fp8_1-a"))
@@ -221,3 +225,16 @@ def test_text_needs_no_engine(tmp_path: Path) -> None:
         "python -m nemo_run.core.runners.fdl_runner -n probe /nemo_run/configs/"
     )
     assert not (tmp_path / "runs").exists()
+
+
+def test_what_a_container_is_asked_needs_nothing_that_its_image_may_lack(tmp_path: Path) -> None:
+    """It counts GPUs as a job does, with what lies beside it."""
+    place = a_place(output_root=str(tmp_path))
+    with _folder(place, place.profile) as (job, folder):
+        env = {"PYTHONPATH": str(folder / "code" / ".recipes"), "NEMO_RUN_DIR": str(job.run_dir)}
+        words = [sys.executable, "-S", "-P", str(folder / _CHECK), "json", "not_there"]
+        done = subprocess.run(words, env=env, cwd=tmp_path, capture_output=True, text=True, check=True)
+        said = json.loads(done.stdout)
+    assert said["gpus"] == gpus_here()
+    assert (list(said["missing"]), said["unwritable"]) == (["not_there"], "")
+    assert not list(tmp_path.iterdir())

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.engines.hf.kept import forget, rescued
+from scripts.engines.hf.kept import _sum, forget, rescued
 from scripts.run.files import staged
 from scripts.run.problems import JobError
 from scripts.run.record import Record, read_record
@@ -84,3 +84,20 @@ def test_what_is_somebody_s_own_stays(record: Record, tmp_path: Path) -> None:
     (tmp_path / "mto.unverified-4").symlink_to(tmp_path / "elsewhere")
     forget(record, [place])
     assert (tmp_path / "mto.unverified-4").is_symlink()
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (5, 7), (8, 16)])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float64", "uint8", "float8_e4m3fn"])
+def test_a_sum_of_weights_is_of_each_of_their_bits_wherever_they_lie(shape: tuple[int, ...], dtype: str) -> None:
+    torch = pytest.importorskip("torch")
+    weight = torch.randint(1, 100, shape).to(getattr(torch, dtype))
+    bits, first = weight.reshape(-1).view(torch.uint8), _sum(weight)
+    padded = torch.empty(weight.numel() + 1, dtype=weight.dtype)
+    padded[1:] = weight.reshape(-1)
+    assert _sum(padded[1:].view(shape)) == first
+    if len(shape) == 2:
+        assert _sum(weight.T.contiguous().T) == first
+    for at in range(len(bits)):
+        bits[at] ^= 1
+        assert _sum(weight) != first
+        bits[at] ^= 1

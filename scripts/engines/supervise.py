@@ -1,7 +1,8 @@
 """Runs a command, and ends it with everything that it started as soon as standard input is closed.
 
-A script of its own, run by the job with a pipe for standard input: however the job ends, killed outright too,
-the pipe is closed, and no server goes on holding the GPUs. Exits as the command did, with 128 + N after signal N.
+A script of its own, which imports nothing of ours, run by a job with a pipe for standard input: however the job ends,
+killed outright too, the pipe is closed, and no server goes on holding the GPUs. Exits as the command did, with 128 + N
+after signal N.
 """
 
 import ctypes
@@ -12,8 +13,6 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
-
-import psutil
 
 _GRACE_SECONDS = 15.0
 _POLL_SECONDS = 0.2
@@ -40,14 +39,23 @@ def main() -> int:
     return 128 - process.returncode if process.returncode < 0 else process.returncode
 
 
-def _end(process: "subprocess.Popen[bytes]") -> None:
+def end_group(process: "subprocess.Popen[bytes]", seconds: float) -> None:
+    """SIGTERM, and SIGKILL `seconds` later, to a process that leads a group, and to all of that group."""
     if process.poll() is None:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGTERM)
         with suppress(subprocess.TimeoutExpired):
-            process.wait(_GRACE_SECONDS)
-        process.kill()
-        process.wait()
+            process.wait(seconds)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    """What it started in groups of their own ends with it."""
+    import psutil
+
+    end_group(process, _GRACE_SECONDS)
     deadline = time.monotonic() + _GRACE_SECONDS
     while (left := psutil.Process().children(recursive=True)) and time.monotonic() < deadline:
         for child in left:

@@ -1,0 +1,29 @@
+"""Processes of scripts and servers."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from scripts.engines.supervise import end_group
+
+STUBBORN = """
+import signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print("here", flush=True)
+time.sleep(60)
+"""
+PARENT = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {STUBBORN!r}])"
+
+
+@pytest.mark.parametrize("words", [STUBBORN, PARENT], ids=["itself", "its child"])
+def test_what_does_not_listen_ends_with_its_group(words: str) -> None:
+    command = [sys.executable, "-c", words]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"here\n"
+        began = time.monotonic()
+        end_group(process, 0.3)
+        assert process.stdout.read() == b"", "nobody of its group holds the pipe"
+        assert time.monotonic() - began < 30
+        assert process.returncode is not None
