@@ -97,7 +97,19 @@ def set_value(partial: "run.Partial[Any]", key: str, value: Any, *, strict: bool
     converted, problems = _convert(fields[key], key, value, strict=strict)
     if not problems:
         setattr(getattr(partial, section) if name else partial, name or section, converted)
-    return problems
+    return [dataclasses.replace(one, remedy=_example(partial, key)) for one in problems]
+
+
+def _example(partial: "run.Partial[Any]", key: str) -> str:
+    """What a value that is no single word is for, in the words of its declaration, which show one."""
+    if key == "extra_args":
+        return "They are words for the script: extra_args=[--flag, value], or -- --flag value at the end of the line."
+    section, _, name = key.partition(".")
+    kind = field_types(partial)[key]
+    if not name or not {dict, list, str} & {get_origin(one) or one for one in (kind, *get_args(kind))}:
+        return ""
+    (declared,) = (one for one in dataclasses.fields(getattr(partial, section).__fn_or_cls__) if one.name == name)
+    return f"It is: {declared.metadata['doc']}."
 
 
 def _convert(kind: Any, key: str, value: Any, *, strict: bool) -> tuple[Any, list[Problem]]:

@@ -446,12 +446,16 @@ def cancel_run(folder: RunFolder, seconds: float = 30.0) -> Run:
 
 
 def refuse_unless_ended_badly(folder: RunFolder) -> Run:
-    """The run, which was lost, failed or cancelled. Raises ProblemsError `cannot_resume` for any other."""
+    """The run, which was lost, failed or cancelled. Raises ProblemsError `cannot_resume` for any other, and
+    `damaged_record` for one that cannot be read."""
     run = look([folder])[0]
+    if run.state == "unreadable":
+        found = run.record["error"]
+        raise ProblemsError(
+            [Problem(name=found["name"], key="ID", value=folder.id, cause=found["message"], remedy=found["remedy"])]
+        )
     if run.job is None or run.state not in ("lost", "failed", "cancelled"):
         cause = f"it is {run.state}" if run.job else "it was not submitted from here"
-        if run.state == "unreadable":
-            cause = run.record["error"]["message"]
         remedy = "Only a run that ended badly can be started over."
     elif folder.is_foreign:
         cause, remedy = "it belongs to another user", "Submit the recipe as a run of your own."

@@ -215,8 +215,8 @@ def take_up(folders: Sequence[RunFolder]) -> list[Run]:
     """Start runs that ended badly over, detached. Raises ProblemsError when one did not end badly, JobError."""
     folders = list({folder.id: folder for folder in folders}.values())
     for folder in folders:  # before anything is changed
-        partial_of(folder)
         refuse_unless_ended_badly(folder)
+        partial_of(folder)
     runs = [reopen_run(folder) for folder in folders]
     if any(run.job and (run.job.capabilities.detach == "supervisor" or run.job.after) for run in runs):
         spawn(runs)

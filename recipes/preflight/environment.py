@@ -7,7 +7,8 @@ from importlib import util
 from executors.profiles.values import holds, looks_secret, secrets_here
 from recipes.experiment.job import Job
 from scripts.args.meaning import values_of
-from scripts.engines.script.flags.tables import container_tags, releases_in
+from scripts.engines.script.flags.tables import container_tags, releases_in, releases_of
+from scripts.engines.script.locate import is_module
 from scripts.run.problems import Problem
 from scripts.run.registry import check
 
@@ -72,12 +73,18 @@ def container(job: Job) -> Iterator[Problem]:
     image = job.place.image or ""
     if _NEMO.search(image) is None or releases_in(image) is not None or job.script.release or job.script.path:
         return
-    then = "the command is written for the newest scripts" if job.engine == "script" else "engine hf is used, no script"
+    script = next((one for one in job.resolved.SCRIPTS if not is_module(one)), "")
+    named = [release for release in (releases_of(script) if script else ()) if not release.startswith("main")]
+    then = "the command is written for the newest scripts"
+    if job.engine != "script":
+        then = "nobody can say that it has NVIDIA's script, so that engine hf is used, which needs none"
+    stated = f"script.release={named[-1].removeprefix('v')}" if named else "script.release"
     yield Problem(
         key="executor.image",
         value=image,
         cause=f"what this NeMo container holds is not known: {then}",
-        remedy=f"Known are {', '.join(container_tags())}; script.release names what is in another one.",
+        remedy=f"Known are {', '.join(container_tags())}; for another one say the release that is in it, such as "
+        f"{stated}, and the script is run.",
     )
 
 
@@ -100,4 +107,5 @@ def engine_installed(job: Job) -> Iterator[Problem]:
         remedy = 'Install them: pip install "modelopt-recipes[hf]", or ".[hf]" in a checkout.'
         if job.engine == "bridge":
             remedy = "In a checkout, with Python 3.12: `make bridge`."
+            remedy += "  Or use engine=hf, which needs no Megatron." if job.resolved.HF_ENGINE else ""
         yield Problem(key="engine", value=job.engine, cause=cause, remedy=remedy)

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from typing import Any
 
+from recipes.catalogue import RECIPES
 from recipes.experiment.job import Job
 from recipes.models import hub
 from recipes.models.weights import folder_of, linear_shapes
@@ -40,7 +41,8 @@ def quantize_notes(job: Job) -> Iterator[str]:
     if sizes:
         yield f"engine hf has no parallelism; {', '.join(sizes)} of the recipe is not used"
     processes = job.torchrun.nproc_per_node * job.nodes
-    if processes > 1:
+    shipped = RECIPES[job.recipe].build().torchrun.nproc_per_node if job.recipe in RECIPES else None
+    if job.nodes > 1 or (processes > 1 and job.torchrun.nproc_per_node != shipped):  # somebody asked for them
         asked = f"torchrun asks for {processes}" if job.nodes == 1 else f"{job.nodes} machines are asked for"
         yield f"engine hf is one process, on the first machine; {asked}, and the rest is not used"
     if not job.online and not hub.is_local(job.args.hf_model_id) and hub.cached_model(job.args.hf_model_id) is None:

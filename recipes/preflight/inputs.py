@@ -18,7 +18,7 @@ from scripts.args.meaning import values_of
 from scripts.args.megatron_lm import MegatronLmArgs
 from scripts.checkpoints import Checkpoint, look
 from scripts.checkpoints.causal import built_types
-from scripts.checkpoints.documents import read_json
+from scripts.checkpoints.documents import neighbour, read_json
 from scripts.checkpoints.model import read_config
 from scripts.run.files import is_file, is_folder, is_there
 from scripts.run.problems import JobError, Problem
@@ -107,6 +107,26 @@ def _may_be_built(facts: ModelFacts) -> bool:
     """Whether Transformers may have the architecture: the one that is here has, or there is none."""
     known, _ = built_types()
     return not known or facts.model_type in known
+
+
+@check("missing_model", severity="warning", applies=lambda job: job.here)
+def folder_or_hub(job: Job) -> Iterator[Problem]:
+    """`models/qwen` where models is a folder here and has no qwen: whoever loads it takes that for the hub's."""
+    for field, value, meaning in values_of(job.resolved):
+        named = meaning.names_a_model and meaning.used_by(job.engine) and field not in job.promised
+        if not named or not isinstance(value, str) or not hub.is_hub_name(value) or hub.is_local(value):
+            continue
+        folder, _, name = value.partition("/")
+        if is_folder(folder) and value not in hub.published().configs and hub.cached_model(value) is None:
+            models = [child.name for child in sorted(Path(folder).iterdir()) if _is_model_like(child)]
+            inside = f"In it are the models {', '.join(models[:8])}." if models else "There is no model in it."
+            remedy = neighbour(Path(value), inside, like=_is_model_like)
+            cause = f"{folder} is a folder here and has no {name} in it: this is taken for a name of the hub"
+            yield Problem(key=f"args.{field}", value=value, cause=cause, remedy=remedy)
+
+
+def _is_model_like(folder: Path) -> bool:
+    return is_file(folder / "config.json")
 
 
 @check("unmerged_adapter")

@@ -51,6 +51,8 @@ def convert(kind: Any, value: Any, *, strict: bool) -> Any:
         if value in ("", None, *_NULLS) and (expected := _expected(kind)):
             raise ValueError(f"is empty.  Write {expected}, or leave the key out.") from error
         meant = _meant({kind, *get_args(kind)}, value)
+        if not meant and {list, dict} & {get_origin(one) for one in (kind, *get_args(kind))}:
+            meant = _expected(kind)
         hint = f"  Write {meant}." if meant else ""
         raise ValueError(f"{detail['msg'][0].lower()}{detail['msg'][1:]}{hint}") from error
     refuse_huge(converted)
@@ -99,7 +101,7 @@ def _adapter(kind: Any) -> Any:
 
 def parse_yaml(text: str) -> Any:
     """A YAML document, in which 6e9 is a number. Raises yaml.YAMLError, also for a key that stands there twice, and
-    for a document that is too deep, or too large with what its aliases stand for."""
+    for a document that is too deep, or too large with what its aliases stand for; it says the line."""
     import yaml
 
     loader = None
@@ -111,12 +113,26 @@ def parse_yaml(text: str) -> Any:
             return None
         _refuse_twice(node, set())
         return loader.construct_document(node)
+    except yaml.MarkedYAMLError as error:  # its own words name no file, but "<unicode string>", and quote lines
+        raise yaml.YAMLError(_plain(error, text)) from error
     except (ValueError, KeyError, AttributeError, RecursionError) as error:
         # Half of a surrogate pair, 2024-13-45, 0b_, `!!int x`: PyYAML lets what it calls fail in its own way.
         raise yaml.YAMLError(f"{type(error).__name__}: {error}") from error
     finally:
         if loader is not None:
             loader.dispose()
+
+
+def _plain(error: Any, text: str) -> str:
+    """Where a document is no YAML, and why, in one sentence."""
+    mark, lines = error.problem_mark or error.context_mark, text.splitlines()
+    said = " ".join(filter(None, (error.context, error.problem)))
+    if mark is None:
+        return said
+    line = lines[mark.line] if mark.line < len(lines) else ""
+    if "\t" in line[: len(line) - len(line.lstrip())]:
+        return f"line {mark.line + 1} is indented with a tab, and YAML takes spaces alone"
+    return f"line {mark.line + 1}, column {mark.column + 1}: {said}"
 
 
 def _refuse_endless(text: str) -> None:
@@ -161,7 +177,7 @@ def _refuse_twice(node: Any, seen: set[int]) -> None:
             line = key.start_mark.line + 1
             if key.value in lines:
                 cause = f"the key {key.value[:80]} stands at line {lines[key.value]} and at line {line}"
-                raise yaml.MarkedYAMLError(problem=cause, problem_mark=key.start_mark)
+                raise yaml.YAMLError(cause)
             lines[key.value] = line
         _refuse_twice(value, seen)
 

@@ -583,7 +583,7 @@ def test_records_that_are_damaged(user: User) -> None:
     assert "rank 0 of 1" in user("logs", "probe_nojob").out
     cancelled = user("cancel", *bad, code=1)
     assert [line.partition(": ")[0] for line in cancelled.err.splitlines()] == bad
-    assert "cannot_resume" in user("resume", "probe_half", code=2).err
+    assert f"damaged_record   ID=probe_half: {runs}/probe_half/run.json" in user("resume", "probe_half", code=2).err
     assert user("resume", "probe_recipe", code=1).err.startswith("failed: damaged_recipe: ")
     assert user.record("probe_recipe")["state"] == "failed", "as before"
 

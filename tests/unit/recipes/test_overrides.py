@@ -287,3 +287,41 @@ def test_a_number_is_finite(text: str) -> None:
     partial = find("prune_active").build()
     (problem,) = set_value(partial, "args.prune_target_params", text)
     assert (problem.name, problem.cause) == ("wrong_value", "input should be a finite number")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "key", "value", "said"),
+    [
+        ("evaluate", "args.model_args", "x", "{gpu_memory_utilization: 0.8}"),
+        ("quantize_fp8", "extra_args", "--flag", "extra_args=[--flag, value]"),
+        ("distill", "args.data_paths", "{a: 1}", "[weight, prefix"),
+    ],
+)
+def test_a_value_of_another_kind_is_shown_a_right_one(recipe: str, key: str, value: str, said: str) -> None:
+    (problem,) = set_value(find(recipe).build(), key, value)
+    assert said in problem.remedy and "Write a " in problem.cause
+
+
+def test_a_text_that_is_a_list_in_yaml_is_told_what_it_is() -> None:
+    (problem,) = set_value(find("quantize_fp8").build(), "args.prompts", ["a", "b"], strict=True)
+    assert "separated by |" in problem.remedy
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("args:\n\ttp: 2\n", "line 2 is indented with a tab, and YAML takes spaces alone"),
+        ("args:\n  a: 1\n\tb: 2\n", "line 3 is indented with a tab"),
+        ("a: [1\n", "line 2, column 1: while parsing a flow sequence"),
+        ("a: b: c", "line 1, column 5: mapping values are not allowed"),
+        ("a: 1\na: 2", "the key a stands at line 1 and at line 2"),
+    ],
+)
+def test_what_is_no_yaml_says_the_file_and_the_line(text: str, said: str, tmp_path: Path) -> None:
+    file = tmp_path / "own.yaml"
+    file.write_text(text)
+    with pytest.raises(ProblemsError) as caught:
+        load_yaml(file)
+    (problem,) = caught.value.problems
+    assert problem.value == file and problem.cause.startswith(said)
+    assert "<unicode string>" not in str(problem)

@@ -42,6 +42,18 @@ def test_nothing_is_changed_where_one_did_not_end_badly(tmp_path: Path, spawned:
     assert spawned == []
 
 
+@pytest.mark.parametrize("content", ["garbage", "{}", ""])
+def test_a_record_that_cannot_be_read_is_named_by_its_file(content: str, tmp_path: Path) -> None:
+    """No recipe is looked for before that: what is damaged is the record."""
+    bad = run_that("failed", tmp_path / "probe_1-a")
+    (bad.dir / "run.json").write_text(content)
+    with pytest.raises(ProblemsError) as caught:
+        submit.take_up([bad])
+    (problem,) = caught.value.problems
+    assert (problem.name, problem.value) == ("damaged_record", "probe_1-a")
+    assert str(bad.dir / "run.json") in problem.cause and "remove" in problem.remedy
+
+
 def test_a_run_that_is_named_twice_is_started_once(tmp_path: Path, spawned: list[list[str]]) -> None:
     bad = run_that("failed", tmp_path / "probe_1-a")
     submit.take_up([bad, RunFolder(dir=bad.dir)])

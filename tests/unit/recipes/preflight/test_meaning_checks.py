@@ -13,6 +13,7 @@ from recipes.experiment.examine import examine
 from recipes.experiment.stage import Options, Stage
 from recipes.planner.workload import workload_of
 from recipes.preflight import inputs
+from recipes.preflight.subjects import notes
 from recipes.values import set_value
 from scripts import processor
 from scripts.args.meaning import Meaning
@@ -310,6 +311,50 @@ def test_a_folder_that_is_no_data_is_told(recipe: str, key: str, fake_model: Fak
     (tmp_path / "empty" / "a.jsonl").write_text('{"text": "a"}\n' * 9)
     rest = said(name, *words, f"args.{key}={tmp_path / 'empty'}", executor="local")
     assert not rest.keys() & {"unknown_data", "missing_data"}
+
+
+@pytest.mark.parametrize("recipe", ["quantize_fp8 engine=hf", "evaluate", "hf_to_megatron"])
+def test_a_name_below_a_folder_of_this_machine_offers_what_is_there(
+    recipe: str, fake_model: FakeModel, tmp_path: Path
+) -> None:
+    (tmp_path / "m").mkdir()
+    fake_model("m/qwen-small")
+    name, *words = recipe.split()
+    key = {"hf_to_megatron": "hf_model", "evaluate": "checkpoint"}.get(name, "hf_model_id")
+    found = said(name, *words, f"args.{key}=m/qwen-smal", executor="local")["missing_model"]
+    assert (found.key, found.severity, found.remedy) == (f"args.{key}", "warning", "Did you mean m/qwen-small?")
+    other = said(name, *words, f"args.{key}=m/nothere", executor="local")["missing_model"]
+    assert "m is a folder here" in other.cause and other.remedy == "In it are the models qwen-small."
+    for right in ("m/qwen-small", "Qwen/Qwen3-8B"):
+        assert "missing_model" not in said(name, *words, f"args.{key}={right}", executor="local")
+    (tmp_path / "Qwen").mkdir()
+    assert "missing_model" not in said(name, *words, f"args.{key}=Qwen/Qwen3-8B", executor="local"), "the hub's"
+
+
+def test_an_unknown_container_says_how_to_state_its_release() -> None:
+    words = ("executor.image=nvcr.io/nvidia/nemo:99.99",)
+    problem = said("quantize_fp8", *words)["unknown_container"]
+    assert "engine hf is used, which needs none" in problem.cause
+    release = problem.remedy.partition("such as ")[2].partition(",")[0]
+    assert release.startswith("script.release=")
+    assert "unknown_container" not in said("quantize_fp8", *words, release, "args.tp=8")
+    assert not {"unknown_release", "release_unknown"} & said("quantize_fp8", *words, release, "args.tp=8").keys()
+
+
+def test_processes_are_spoken_of_where_somebody_asked_for_them() -> None:
+    def of(**torchrun: int) -> str:
+        values = {f"torchrun__{name}": number for name, number in torchrun.items()}
+        return " ".join(notes(job_of("quantize_fp8", args__hf_model_id="tiny:qwen3", **values)))
+
+    assert "torchrun asks" not in of()
+    assert "torchrun asks for 4" in of(nproc_per_node=4)
+    assert "2 machines are asked for" in of(nnodes=2)
+
+
+def test_the_engine_that_is_installed_is_offered() -> None:
+    problem = said("quantize_fp8", "engine=bridge", executor="local")["engine_not_installed"]
+    assert "engine=hf" in problem.remedy
+    assert "engine=hf" not in said("export", "engine=bridge", executor="local")["engine_not_installed"].remedy
 
 
 def test_a_folder_without_tokenized_data_is_told(tmp_path: Path) -> None:
