@@ -141,8 +141,9 @@ def of_another_engine(job: Job) -> Iterator[Problem]:
     for field, value, meaning in values_of(job.args):
         if not meaning.used_by(job.engine) and field in job.given:
             who = "the script" if job.engine == "script" else "the bridge engine"
-            cause = f"{who} has nothing of the kind; it is the hf engine's"
-            remedy = "Leave it out, or use engine=hf."
+            whose, other = ("NVIDIA's script's", "script") if meaning.engine == "nvidia" else ("the hf engine's", "hf")
+            cause = f"{who} has nothing of the kind; it is {whose}"
+            remedy = f"Leave it out, or use engine={other}."
             yield Problem(key=f"args.{field}", value=value, cause=cause, remedy=remedy)
 
 

@@ -12,6 +12,7 @@ class DistillArgs(ScriptArgs):
     """What `distill` does: a teacher's logits teach a student. Source: Model-Optimizer examples/megatron_bridge."""
 
     SCRIPTS: ClassVar[tuple[str, ...]] = ("Model-Optimizer/examples/megatron_bridge/distill.py",)
+    BRIDGE: ClassVar[str] = "scripts.engines.bridge.train:distill"
     WORK: ClassVar[Work | None] = "training"
 
     teacher_hf_path: str = hub_model("Qwen/Qwen3-8B", role="teacher")
@@ -25,9 +26,9 @@ class DistillArgs(ScriptArgs):
     )
     data_path_to_cache: str | None = doc("where the data's index is kept", None, path="write")
     use_mock_data: bool = doc("random tokens: for plumbing only", False, role="mock_data")
-    sft: bool = doc("distill on conversations", False)
+    sft: bool = doc("distill on conversations", False, engine="nvidia")
     sft_dataset_root: str | None = doc(
-        "folder of training.jsonl and validation.jsonl, for sft", None, path="read", role="data"
+        "folder of training.jsonl and validation.jsonl, for sft", None, path="read", role="data", engine="nvidia"
     )
     output_dir: str | None = written(
         "checkpoints and logs; a run that goes on finds its own there",
@@ -120,6 +121,7 @@ class QatArgs(_ConfiguredArgs):
     """What `qat` does. Source: Megatron-Bridge examples/quantization/pretrain_quantized_llama3_8b.py."""
 
     SCRIPTS: ClassVar[tuple[str, ...]] = ("Megatron-Bridge/examples/quantization/pretrain_quantized_llama3_8b.py",)
+    BRIDGE: ClassVar[str] = "scripts.engines.bridge.train:train_quantized"
     EXPORTER: ClassVar[str] = "export"
 
     hf_path: str | None = doc(

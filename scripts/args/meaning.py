@@ -50,8 +50,9 @@ class Meaning:
     most: float | None = None
     below: float | None = None
     flags: tuple[str, ...] = ()  # what scripts call it, newest release first; empty: as the field is called
-    #: Who uses it. script: the bridge engine as well, which takes what NVIDIA's scripts take; ours: no script.
-    engine: Literal["any", "hf", "script", "ours"] = "any"
+    #: Who uses it. script: the bridge engine as well, which takes what NVIDIA's scripts take; nvidia: those scripts
+    #: alone; ours: no script.
+    engine: Literal["any", "hf", "script", "nvidia", "ours"] = "any"
     consumes: str = ""  # the artifact type that it names
     accepts: tuple[str, ...] = ()  # other types that do as well
     chained: bool = False  # of several inputs, the one that a chain hands on
@@ -72,7 +73,7 @@ class Meaning:
     def used_by(self, engine: str | None) -> bool:
         """Whether an engine uses it; None: an algorithm that has no choice of engine, and takes what scripts take."""
         users = {"hf": ("any", "hf", "ours"), "bridge": ("any", "script", "ours")}
-        return self.engine in users.get(engine or "script", ("any", "script"))
+        return self.engine in users.get(engine or "script", ("any", "script", "nvidia"))
 
     @property
     def names_a_model(self) -> bool:

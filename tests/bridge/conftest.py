@@ -2,15 +2,20 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import util
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from scripts.args.quantize import QuantizeArgs
+from scripts.engines import cpu_runtime
+from scripts.engines.bridge.worker import Work
 from tests.hf_models import build, tokenizer
 
 HERE = util.find_spec("megatron") is not None
+SMALL: dict[str, Any] = {"calib_size": 6, "eval_size": 2, "calib_seq_length": 64, "prompts": "1 quick"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -38,6 +43,16 @@ def saved(folder: Path, family: str, **values: Any) -> Path:
     return folder
 
 
+def tensors(folder: Path) -> dict[str, Any]:
+    from safetensors.torch import load_file
+
+    return {name: value for file in sorted(folder.glob("*.safetensors")) for name, value in load_file(file).items()}
+
+
+def work(args: Any, folder: Path) -> Work:
+    return Work(args=args, called="small", report=folder / "report", not_shown=cpu_runtime.LIMITS)
+
+
 @pytest.fixture(scope="session")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Forty lines that differ."""
@@ -49,17 +64,37 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
+@pytest.fixture(scope="session")
+def quantized(source: Path, text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The source in FP8, as a Megatron checkpoint."""
+    from scripts.engines.bridge import quantize
+
+    folder = tmp_path_factory.mktemp("quantized")
+    made = folder / "megatron"
+    args = QuantizeArgs(
+        hf_model_id=str(source), calib_dataset=str(text), megatron_save_path=str(made), **SMALL | {"eval_size": 0}
+    )
+    with one_rank():
+        quantize.quantize(work(args, folder))
+    return made
+
+
 @pytest.fixture
 def parallel() -> Iterator[None]:
-    """Of one rank, in this process; the next test begins anew."""
+    with one_rank():
+        yield
+
+
+@contextmanager
+def one_rank() -> Iterator[None]:
+    """In this process; what comes next begins anew."""
     told = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29577"}
     os.environ.update(told)
-    from scripts.engines import cpu_runtime
-
     cpu_runtime.start()
     yield
-    from megatron.core import parallel_state
+    from megatron.core import parallel_state, rerun_state_machine
 
     parallel_state.destroy_model_parallel()
+    rerun_state_machine.destroy_rerun_state_machine()
     for name in told:
-        os.environ.pop(name)
+        os.environ.pop(name, None)

@@ -13,24 +13,13 @@ from scripts.args.export import ExportArgs
 from scripts.args.quantize import QuantizeArgs
 from scripts.checkpoints import look
 from scripts.engines import cpu_runtime
-from scripts.engines.bridge.worker import Work
 from scripts.formats import FORMATS
+from tests.bridge.conftest import SMALL, tensors, work
 from tests.conftest import NEMO
 
 pytestmark = pytest.mark.integration
 #: Activations in float32: in bfloat16 the two implementations of a layer round differently, by up to 2%.
 EXACT: dict[str, Any] = {"dtype": "float32"}
-SMALL: dict[str, Any] = {"calib_size": 6, "eval_size": 2, "calib_seq_length": 64, "prompts": "1 quick"}
-
-
-def tensors(folder: Path) -> dict[str, Any]:
-    from safetensors.torch import load_file
-
-    return {name: value for file in sorted(folder.glob("*.safetensors")) for name, value in load_file(file).items()}
-
-
-def work(args: Any, folder: Path) -> Work:
-    return Work(args=args, called="small", report=folder / "report", not_shown=cpu_runtime.LIMITS)
 
 
 @pytest.mark.parametrize("format_name", FORMATS)

@@ -11,7 +11,7 @@ from importlib import util
 
 from configs import CONFIGS
 from scripts.args import constraints
-from scripts.args.meaning import ScriptArgs, ScriptSpec, field_of
+from scripts.args.meaning import ScriptArgs, ScriptSpec, values_of
 from scripts.checkpoints import kinds
 from scripts.engines import outputs as out
 from scripts.engines.ranks import Child, across_ranks, inputs_of
@@ -34,19 +34,17 @@ def run_bridge(args: ScriptArgs, script: ScriptSpec, record: Record) -> None:
             raise JobError("engine_not_installed", "Megatron-Bridge is not installed here.", "Run `make bridge`.")
         refuse(args, script, constraints, kinds)
     outputs = out.outputs_of(args, record.dir, "bridge")
+    named = {name: value for name, value, meaning in values_of(args) if meaning.names_a_model and value is not None}
     # A built-in model is trained by whoever comes first; the others wait for its lock.
-    name = field_of(args, "model")
-    model = str(getattr(args, name or "", ""))
-    values = asdict(args) | {one.field: str(one.written) for one in outputs}
-    if name and model:
-        values[name] = local_model(model, record)
+    models = {name: local_model(value, record) for name, value in named.items()}
+    values = asdict(args) | {one.field: str(one.written) for one in outputs} | models
     kind = type(args)
     rank = os.environ.get("RANK", "0")
     error = record.dir / "logs" / ERROR_FILE.format(rank=rank)
     work = {
         "args": f"{kind.__module__}:{kind.__name__}",
         "values": values,
-        "called": model,
+        "called": next(iter(named.values()), ""),
         "runtime": script.runtime,
         "report": str(record.dir / "report"),
         "error": str(error),

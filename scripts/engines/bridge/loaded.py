@@ -2,6 +2,8 @@
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -45,11 +47,31 @@ class Loaded:
         return int(self.bridge.hf_pretrained.config.get_text_config().vocab_size)
 
 
-def load(args: Any, *, checkpoint: str | None = None, quantizers: bool = True) -> Loaded:
+def sizes_of(args: Any) -> dict[str, Any]:
+    """How the provider of a model splits it over the ranks, and in what precision stages talk."""
+    import torch
+
+    sizes = {field: value for role, field in _SIZES.items() if (value := value_of(args, role)) is not None}
+    return sizes | {"pipeline_dtype": getattr(torch, value_of(args, "precision", "bfloat16"))}
+
+
+@contextmanager
+def not_known() -> Iterator[None]:
+    """Raises JobError `unsupported_model` for an architecture that Megatron-Bridge does not know."""
+    try:
+        yield
+    except ValueError as error:
+        if "not yet supported" not in str(error) and "not supported" not in str(error):
+            raise
+        remedy = "Use engine=hf, which takes any causal language model of transformers."
+        raise JobError("unsupported_model", " ".join(str(error).split())[:300], remedy) from error
+
+
+def load(args: Any, *, source: str | None = None, checkpoint: str | None = None, quantizers: bool = True) -> Loaded:
     """Build the model of `args` on all ranks, and fill it: from its own weights, or from a Megatron checkpoint.
 
-    `quantizers`: restore what ModelOpt had put in. Torch's process group begins here. Raises JobError
-    `unsupported_model` for an architecture that Megatron-Bridge does not know.
+    `source`: where its configuration is, if the arguments name several. `quantizers`: restore what ModelOpt had put in.
+    Torch's process group begins here. Raises JobError `unsupported_model` as `not_known` does.
     """
     import torch
     from modelopt.torch.utils.plugins.mbridge import (
@@ -59,25 +81,18 @@ def load(args: Any, *, checkpoint: str | None = None, quantizers: bool = True) -
     )
 
     logging.disable(logging.INFO)  # Megatron's own, which every rank would say
-    source = str(value_of(args, "model"))
+    source = source or str(value_of(args, "model"))
     trusted = bool(value_of(args, "remote_code", False))
     dtype = getattr(torch, value_of(args, "precision", "bfloat16"))
-    sizes = {field: value for role, field in _SIZES.items() if (value := value_of(args, role)) is not None}
-    precision = {"params_dtype": dtype, "pipeline_dtype": dtype}
-    precision |= {"bf16": dtype is torch.bfloat16, "fp16": dtype is torch.float16}
-    try:
+    precision = {"params_dtype": dtype, "bf16": dtype is torch.bfloat16, "fp16": dtype is torch.float16}
+    with not_known():
         bridge, _, parts, model, tokenizer = load_mbridge_model_from_hf(
             hf_model_name_or_path=source,
             trust_remote_code=trusted,
-            provider_overrides=sizes | precision,
+            provider_overrides=sizes_of(args) | precision,
             moe_grouped_gemm=use_moe_grouped_gemm(source, trusted),
             load_weights=checkpoint is None,
         )
-    except ValueError as error:
-        if "not yet supported" not in str(error) and "not supported" not in str(error):
-            raise
-        remedy = "Use engine=hf, which takes any causal language model of transformers."
-        raise JobError("unsupported_model", " ".join(str(error).split())[:300], remedy) from error
     if checkpoint is not None:
         load_modelopt_megatron_checkpoint(parts, checkpoint, restore_modelopt_state=quantizers)
     model.eval()

@@ -64,6 +64,12 @@ def megatron_to_hf(work: Work) -> None:
     )
 
 
+def to_hugging_face(args: Any, source: str, checkpoint: str, folder: str) -> None:
+    """What a training left at `checkpoint`, as the Hugging Face checkpoint that `source` describes."""
+    loaded = load(args, source=source, checkpoint=checkpoint, quantizers=False)
+    loaded.bridge.save_hf_pretrained(loaded.parts, folder, show_progress=False)
+
+
 def _dtype(name: str) -> Any:
     import torch
 

@@ -28,9 +28,10 @@ def install() -> None:
     _done = True
     import torch._dynamo.trace_rules
 
-    torch._dynamo.config.disable = True  # compiling takes longer than all that a small model computes
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")  # asked for by Megatron with tensor parallelism
     torch._dynamo.trace_rules.get_torch_obj_rule_map()  # by identity: before anything in torch.cuda is another object
+    compiled: Any = _not_compiled
+    torch.compile = compiled
     _replace_cuda()
     _replace_devices()
     _replace_collectives()
@@ -62,6 +63,11 @@ class _Nothing:
 
 def _nothing(*_: Any, **__: Any) -> None:
     """In the place of a function whose effect is on a GPU."""
+
+
+def _not_compiled(model: Any = None, **_: Any) -> Any:
+    """torch.compile, as a function or a decorator: it takes longer than all that a small model computes."""
+    return (lambda function: function) if model is None else model
 
 
 def _always(value: Any) -> Callable[..., Any]:

@@ -11,6 +11,7 @@ import sys
 import types
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 from scripts.engines.hf.nvfp4 import cpu_kernels
@@ -58,6 +59,7 @@ def install() -> None:
     _replace_search_spaces()
     _set_providers()
     _set_trainer()
+    _fill_optimizers()
     _KERNELS.enter_context(cpu_kernels())
     _spawn_without_main()
 
@@ -152,15 +154,30 @@ def _set_trainer() -> None:
     config.CheckpointConfig.__init__ = with_cores_strategy
 
 
+def _fill_optimizers() -> None:
+    """torch's AdamW has no state before its first step, and a training that goes on asks for it: FusedAdam has."""
+    import torch
+    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+
+    state_dict = DistributedOptimizer.state_dict
+
+    def filled(self: Any) -> Any:
+        for parameter in (one for group in self.optimizer.param_groups for one in group["params"]):
+            if not self.optimizer.state.get(parameter):
+                empty = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+                self.optimizer.state[parameter] = {"step": torch.tensor(0.0), **empty}
+        return state_dict(self)
+
+    DistributedOptimizer.state_dict = filled
+
+
 def _spawn_without_main() -> None:
-    """Processes that write checkpoints must not run the main module again, which would import Megatron as it is."""
+    """Processes that write checkpoints run spawned.py, not the main module, which would import Megatron as it is."""
     prepared = multiprocessing.spawn.get_preparation_data
 
-    def without_main(name: str) -> dict[str, Any]:
-        return {
-            key: value
-            for key, value in prepared(name).items()
-            if key not in ("init_main_from_name", "init_main_from_path")
-        }
+    def on_cpu(name: str) -> dict[str, Any]:
+        told = prepared(name)
+        told.pop("init_main_from_name", None)
+        return told | {"init_main_from_path": str(Path(__file__).with_name("spawned.py"))}
 
-    multiprocessing.spawn.get_preparation_data = without_main
+    multiprocessing.spawn.get_preparation_data = on_cpu

@@ -1,0 +1,16 @@
+"""The main module of a process that one with the CPU runtime spawned: torch.cuda is replaced there too.
+
+It is run by its path: nothing of this project need be on the process's own.
+"""
+
+import sys
+from pathlib import Path
+
+_ROOT = str(Path(__file__).resolve().parents[3])
+sys.path.append(_ROOT)
+try:
+    from scripts.engines.cpu_runtime import devices
+finally:
+    sys.path.remove(_ROOT)
+
+devices.install()
