@@ -82,7 +82,7 @@ def test_quantization_aware_training_keeps_scales(
         "optimizer": {"lr": 1e-4, "min_lr": 1e-5},
         "scheduler": {"lr_warmup_iters": 1},
         "logger": {"log_interval": 1},
-        "dataset": {"seq_length": 64},
+        "dataset": {"seq_length": 64, "num_workers": 2},
         "checkpoint": {"save_interval": 3, "finetune": True},
     }
     args = QatArgs(

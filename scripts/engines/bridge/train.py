@@ -42,7 +42,6 @@ def distill(work: Work) -> None:
 #: What Megatron-Bridge's recipe for Llama 3 8B says over the values that all its recipes begin with; the recipe itself
 #: asks the hub for that model, whatever it is to train. recipes/llama/h100/llama3.py of 0.6.2.
 _AS_LLAMA_3_8B: dict[str, Any] = {
-    "tokenizer": {"tokenizer_type": "NullTokenizer", "vocab_size": 131072},
     "dataset": {"num_workers": 8, "seq_length": 8192},
     "train": {"train_iters": 1168251, "global_batch_size": 512, "micro_batch_size": 1},
     "validation": {"eval_interval": 2000},
@@ -64,6 +63,8 @@ def train_quantized(work: Work) -> None:
     with not_known():
         source = args.hf_path or "meta-llama/Meta-Llama-3-8B"
         config.model = AutoBridge.from_hf_pretrained(source).to_megatron_provider(load_weights=False)
+    # The recipe's own number of tokens would give another model larger embeddings, filled up at random.
+    config.tokenizer.tokenizer_type, config.tokenizer.vocab_size = "NullTokenizer", config.model.vocab_size
     config.model.context_parallel_size = args.own().get("cp", 1)
     own, kept = create_omegaconf_dict_config(config)
     merged = OmegaConf.to_container(OmegaConf.merge(own, _AS_LLAMA_3_8B, args.config), resolve=True)
