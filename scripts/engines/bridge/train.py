@@ -203,7 +203,7 @@ def _train(config: Any, step: Any, work: Work) -> None:
 
     course = _Course(iterations=config.train.train_iters)
 
-    class Follow(Callback):
+    class Follow(Callback):  # type: ignore[misc]  # of a package that is not there where types are checked
         def on_train_step_end(self, context: Any) -> None:
             done = int(context.state.train_state.step) + 1
             losses = {name: float(value) for name, value in (context.loss_dict or {}).items()}
