@@ -12,7 +12,8 @@ from scripts.engines.script.locate import is_module
 from scripts.run.problems import Problem
 from scripts.run.registry import check
 
-_NEMO = re.compile(r"nvcr\.io/nvidia/nemo(?:[:@]|$)")
+#: NVIDIA's, also by the name that a mirror or this machine has for it; not nemo-rl.
+_NEMO = re.compile(r"(?:^|[/#])nemo(?:[:@]|$)")
 #: What the hf engine imports; the local executor runs it in the environment that submits.
 ENGINE_PACKAGES = ("torch", "transformers", "modelopt", "datasets", "safetensors", "jinja2", "matplotlib")
 

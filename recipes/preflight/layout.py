@@ -32,9 +32,8 @@ Owner = Literal["model", "teacher"]
 #: Sizes whose product is a copy of the model, and one of its experts.
 _GROUPS: tuple[tuple[Size, ...], ...] = (("tp", "pp", "cp"), ("etp", "ep", "pp"))
 _COUNTS: tuple[Role, ...] = (
-    *("samples", "sequence", "calib_sequence", "batch", "micro_batch", "global_batch", "iterations", "new_tokens"),
-    *ENDS,
-)
+    "samples", "sequence", "calib_sequence", "batch", "micro_batch", "global_batch", "iterations", "new_tokens",
+)  # fmt: skip
 _LENGTHS: tuple[Role, ...] = ("sequence", "calib_sequence")
 #: Nobody is offered a layout of more ranks than this: looking for one would take longer than reading the rest.
 _OFFERED = 4096
@@ -42,7 +41,7 @@ _OFFERED = 4096
 
 def ranked(job: Job) -> bool:
     """Whether ranks share a model at all, by sizes that are sizes."""
-    return job.engine in MEGATRON and job.args.RANKED and bool(job.asked.keys) and next(sizes(job), None) is None
+    return job.engine in MEGATRON and job.args.RANKED and bool(job.asked.keys) and min(_sizes(job).values()) > 0
 
 
 def divided(job: Job) -> bool:
@@ -53,11 +52,18 @@ def divided(job: Job) -> bool:
 @check("out_of_range", engines=MEGATRON)
 def sizes(job: Job) -> Iterator[Problem]:
     """Sizes and counts below 1."""
-    numbers = {key: getattr(job.asked.layout, size) for size, key in job.asked.keys.items()}
-    numbers |= {key: value for role in _COUNTS if (key := job.key(role)) and (value := job.get(role)) is not None}
-    for key, value in numbers.items():
+    for key, value in (_sizes(job) | _said(job, _COUNTS)).items():
         if value < 1:
             yield Problem(key=key, value=value, cause="at least 1 is needed")
+
+
+def _sizes(job: Job) -> dict[str, int]:
+    """What a layout is made of, by key."""
+    return {key: getattr(job.asked.layout, size) for size, key in job.asked.keys.items()} | _said(job, ENDS)
+
+
+def _said(job: Job, roles: Iterable[Role]) -> dict[str, int]:
+    return {key: value for role in roles if (key := job.key(role)) and (value := job.get(role)) is not None}
 
 
 @check("world_size_not_divisible", "invalid_parallel_divisibility", applies=ranked)
@@ -168,7 +174,8 @@ def suited(job: Job) -> Iterator[Problem | Skipped]:
 
 
 def _trains(job: Job) -> bool:
-    return bool(job.args.WORK == "training" and ranked(job))
+    """By counts that are counts: whoever divides by them can."""
+    return bool(job.args.WORK == "training" and ranked(job) and next(sizes(job), None) is None)
 
 
 @check("batch_not_divisible", applies=lambda job: _trains(job) and divided(job))

@@ -3,6 +3,7 @@
 What cannot score a checkpoint as it is, must not score it at all.
 """
 
+import difflib
 import re
 from collections.abc import Iterator
 from contextlib import suppress
@@ -30,6 +31,15 @@ _NAMED = re.compile(
     rb"(?:(\S[^#\n]*)|((?:\n[ \t]*-[ \t]*[\w.+-]+[ \t]*(?=\n|\Z))+))",
 )
 _MOST_BYTES = 1 << 20
+#: Tasks that are asked for most, for a machine that submits without the harness.
+_COMMON = (
+    "agieval", "anli", "arc_challenge", "arc_easy", "bbh", "blimp", "boolq", "cmmlu", "commonsense_qa", "copa", "drop",
+    "gpqa", "gsm8k", "gsm_plus", "hellaswag", "hendrycks_math", "humaneval", "ifeval", "lambada_openai",
+    "lambada_standard", "leaderboard", "logiqa", "logiqa2", "longbench", "mathqa", "mbpp", "mgsm_direct", "mmlu_redux",
+    "minerva_math", "mmlu", "mmlu_pro", "nq_open", "openbookqa", "piqa", "pubmedqa", "qnli", "race", "ruler", "sciq",
+    "siqa", "social_iqa", "squadv2", "squad_completion", "swag", "toxigen", "triviaqa", "truthfulqa", "truthfulqa_mc1",
+    "truthfulqa_mc2", "wikitext", "winogrande", "wsc", "xnli",
+)  # fmt: skip
 #: What each backend has no use for, and its own way to use several GPUs.
 _UNUSED = {"vllm": ("parallelize", "tensor_parallel_size=2"), "hf": ("tensor_parallel_size", "parallelize=true")}
 
@@ -60,6 +70,10 @@ def tasks_of_the_harness(job: Any) -> Iterator[Problem | Skipped]:
     harness = util.find_spec("lm_eval")
     if harness is None:
         yield Skipped(missing=("the tasks of the lm-evaluation-harness",))
+        for task in sorted(asked.difference(_COMMON)):
+            if close := difflib.get_close_matches(task, _COMMON, 1, 0.85):
+                cause, remedy = "no task that is known here has that name", f"Did you mean {close[0]}?"
+                yield Problem(key="args.tasks", value=task, cause=cause, remedy=remedy, severity="warning")
         return
     root = Path(next(iter(harness.submodule_search_locations or ()))) / "tasks"
     # Ten thousand files: those of a folder that a name begins with first (arc_easy: arc), and no more if it is there.

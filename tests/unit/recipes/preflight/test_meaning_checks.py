@@ -17,6 +17,7 @@ from recipes.preflight.subjects import notes
 from recipes.values import set_value
 from scripts import processor
 from scripts.args.meaning import Meaning
+from scripts.evaluation import checks as evaluation
 from scripts.run.problems import Problem
 from tests.jobs import job_of
 
@@ -349,6 +350,35 @@ def test_processes_are_spoken_of_where_somebody_asked_for_them() -> None:
     assert "torchrun asks" not in of()
     assert "torchrun asks for 4" in of(nproc_per_node=4)
     assert "2 machines are asked for" in of(nnodes=2)
+
+
+@pytest.mark.parametrize(
+    "image", ["nemo:99.99", "mirror.local/nvidia/nemo:99.99", "docker://nvcr.io#nvidia/nemo:99.99"]
+)
+def test_an_unknown_container_is_told_under_any_name_and_beside_all_else(image: str) -> None:
+    words = (f"executor.image={image}", "executor.mem=lots", "args.tp=3", "args.calib_size=0")
+    assert said("quantize_fp8", *words).keys() >= {
+        *("wrong_value", "out_of_range", "unknown_container", "world_size_not_divisible"),
+    }
+    assert "unknown_container" not in said("quantize_fp8", "executor.image=mirror.local/nemo-rl:99.99")
+
+
+def test_a_layout_is_told_beside_a_count_that_is_none() -> None:
+    words = ("args.tp=3", "args.export_quant_cfg=FP8", "args.calib_size=-1")
+    assert said("quantize_fp8", *words).keys() >= {
+        *("out_of_range", "world_size_not_divisible", "unsupported_quant_recipe"),
+    }
+    zero = said("distill", "args.train_iters=100", "args.gbs=0", "args.tp_size=3", "args.use_mock_data=true")
+    assert zero.keys() >= {"out_of_range", "world_size_not_divisible"}
+    assert "world_size_not_divisible" not in said("quantize_fp8", "args.tp=0"), "no size, no layout"
+
+
+def test_a_slip_in_a_task_is_told_without_the_harness(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluation.util, "find_spec", lambda name: None)
+    words = ("args.checkpoint=/lustre/c", "args.tasks=[helaswag,mmlu,my_own_task,arc_easy]")
+    problem = said("evaluate", *words)["unknown_task"]
+    assert (problem.value, problem.severity) == ("helaswag", "warning") and "hellaswag" in problem.remedy
+    assert "unknown_task" not in said("evaluate", "args.checkpoint=/lustre/c", "args.tasks=[mmlu_pro,mmlu_stem,arc_de]")
 
 
 def test_the_engine_that_is_installed_is_offered() -> None:
