@@ -3,6 +3,7 @@
 A width can only become a smaller multiple of what kernels like, and a search does not go beyond what it is allowed.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -25,6 +26,8 @@ _MULTIPLES: Mapping[str, int | str] = {
 }
 #: What a search may change.
 _SEARCHED = [name for name in MEGATRON_SIZES if name != "num_query_groups"]
+#: So many percent of MMLU, as NVIDIA's script calls it.
+_MMLU = re.compile(r"mmlu_(100|[1-9]\d?)pct")
 _SHARES: tuple[Role, ...] = ("width_share", "depth_share")
 _KEPT: tuple[Role, ...] = ("kept_parameters", "kept_active_parameters")
 
@@ -53,6 +56,15 @@ def names(job: Job) -> Iterator[Problem]:
         if name not in _SEARCHED:
             cause = "the search changes no such thing"
             yield Problem(key=key, value=name, cause=cause, remedy=nearest(str(name), _SEARCHED))
+
+
+@check("wrong_value", algorithms=("prune",), engines=("bridge",))
+def score_function(job: Job) -> Iterator[Problem]:
+    value = job.resolved.prune_score_func
+    if value is not None and value != "loss" and not _MMLU.fullmatch(value):
+        cause = "the bridge engine has no such score"
+        remedy = "Use loss, or mmlu_5pct for 5 percent of MMLU."
+        yield Problem(key="args.prune_score_func", value=value, cause=cause, remedy=remedy)
 
 
 @check(

@@ -162,6 +162,8 @@ class ScriptArgs:
     HF_ENGINE: ClassVar[bool] = False
     #: What the bridge engine does of it, as `module:function`; empty: nothing.
     BRIDGE: ClassVar[str] = ""
+    #: Whether the libraries do it on Transformer Engine's layers alone.
+    TE_LAYERS: ClassVar[bool] = False
     #: The recipe that exports the quantized checkpoint that it leaves; empty: it leaves none.
     EXPORTER: ClassVar[str] = ""
     #: Of the arguments with these roles one must say what to begin with; else the script takes random weights.

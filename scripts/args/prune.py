@@ -16,6 +16,8 @@ class PruneArgs(ScriptArgs):
     """What `prune` does (Minitron, arXiv:2407.14679). Source: Model-Optimizer examples/megatron_bridge."""
 
     SCRIPTS: ClassVar[tuple[str, ...]] = ("Model-Optimizer/examples/megatron_bridge/prune_minitron.py",)
+    BRIDGE: ClassVar[str] = "scripts.engines.bridge.prune:prune"
+    TE_LAYERS: ClassVar[bool] = True
     WORK: ClassVar[Work | None] = "scoring"
     DATA_PARALLEL: ClassVar[bool] = False
 
@@ -37,8 +39,11 @@ class PruneArgs(ScriptArgs):
     max_width_pruning: float = doc("search: part of a width that may go", 0.4, role="width_share")
     max_depth_pruning: float = doc("search: part of the layers that may go", 0.2, role="depth_share")
     top_k: int = doc("search: candidates that are scored", 10, least=1)
-    prune_score_func: str | None = doc("search: how candidates are scored; null is the script's own", None)
-    score_lower_bound: float | None = doc("search: stop at a candidate that scores this", None)
+    prune_score_func: str | None = doc(
+        "search: how candidates are scored; null is mmlu_5pct, or, for the bridge engine, loss on text kept aside",
+        None,
+    )
+    score_lower_bound: float | None = doc("search: stop at a candidate that scores this", None, engine="nvidia")
     inference_batch_size: int | None = doc("batch size that the memory target is for", None, least=1)
     ss_channel_divisor: int | None = doc("search: widths are multiples of this", None, least=1)
     prune_intermediate_ckpt: str | None = doc("where importance scores are kept, to go on with", None, path="write")

@@ -13,6 +13,7 @@ from configs import CONFIGS
 from scripts.args import constraints
 from scripts.args.meaning import ScriptArgs, ScriptSpec, values_of
 from scripts.checkpoints import kinds
+from scripts.engines import cpu_runtime
 from scripts.engines import outputs as out
 from scripts.engines.ranks import Child, across_ranks, inputs_of
 from scripts.run.problems import JobError
@@ -62,19 +63,19 @@ def run_bridge(args: ScriptArgs, script: ScriptSpec, record: Record) -> None:
     across_ranks(child, outputs, lambda: record.update(inputs=inputs_of(args, "bridge")), record)
     if not isinstance(record, Follower):
         _record_report(record)
+        if script.runtime == "cpu":
+            cpu_runtime.tell(record)
+
+
+#: What a function of the engine leaves for a person; its figures go into the record.
+_REPORTS = ("report.json", "training.json", "pruning.json")
 
 
 def _record_report(record: Record) -> None:
-    """What the process found out goes into the record, and is said."""
-    report = read_json(record.dir / "report" / "report.json")
-    if report is None:
-        return
-    for name, value in (report.get("evaluation") or {}).items():
-        if isinstance(value, float):
+    """What the process found out goes into the record."""
+    found = [report for name in _REPORTS if (report := read_json(record.dir / "report" / name)) is not None]
+    for name, value in ((name, value) for report in found for name, value in (report.get("evaluation") or {}).items()):
+        if isinstance(value, (int, float)):
             record.metric(name, value)
-    record.artifact("eval_results", record.dir / "report")
-    if limits := report.get("not_shown"):
-        record.update(not_shown=limits)
-        record.line("this machine has no GPU, and did not show:")
-        for one in limits:
-            record.line(f"- {one}")
+    if found:
+        record.artifact("eval_results", record.dir / "report")

@@ -214,5 +214,7 @@ def _train(config: Any, step: Any, work: Work) -> None:
     if not is_first_rank():
         return
     work.report.mkdir(parents=True, exist_ok=True)
-    told = {"model": work.called, "iterations": course.rows, "not_shown": list(work.not_shown)}
+    last = course.rows[-1] if course.rows else {}
+    figures = {name.replace(" ", "_"): value for name, value in last.items() if name != "iteration"}
+    told = {"model": work.called, "evaluation": figures, "iterations": course.rows, "not_shown": list(work.not_shown)}
     write_json(work.report / "training.json", told)

@@ -31,9 +31,9 @@ def main() -> None:
     told = json.loads(sys.argv[1])
     try:
         on_cpu = _runs_on_cpu(told["runtime"])
-        if on_cpu:
-            cpu_runtime.start()
         kind: type[ScriptArgs] = _named(told["args"])
+        if on_cpu:
+            cpu_runtime.start(te_layers=kind.TE_LAYERS)
         work = Work(
             args=kind(**told["values"]),
             called=told["called"],

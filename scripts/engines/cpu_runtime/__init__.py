@@ -10,7 +10,8 @@ for the process that asks for it and for nobody else:
 - torch.cuda's functions by ones that do nothing, and the device "cuda" by the CPU (devices.py);
 - NCCL by gloo, with the averages and shapes that gloo has not (devices.py);
 - Transformer Engine and nvidia-resiliency-ext, which need CUDA to be built, by empty modules while Megatron-Bridge is
-  imported; layers are Megatron-Core's local ones, without fused kernels (libraries.py);
+  imported; layers are Megatron-Core's local ones, without fused kernels (libraries.py), or, where a job works on
+  Transformer Engine's own, those in plain torch (te_layers.py);
 - ModelOpt's NVFP4 kernel by the hf engine's, which rounds as ModelOpt packs (libraries.py).
 
 It refuses a machine with a GPU and releases that it was not tried with. LIMITS is what it cannot show.
@@ -20,26 +21,28 @@ from importlib import metadata
 
 from scripts.engines.cpu_runtime import devices, libraries
 from scripts.run.problems import JobError
+from scripts.run.record import Record
 
 #: What the stand-ins were written for: the beginning of each version.
 RELEASES = {"megatron-bridge": "0.6.", "megatron-core": "0.19.", "nvidia-modelopt": "0.47."}
 #: What a job that ran here has not shown.
 LIMITS = (
-    "Transformer Engine's layers and numerics: Megatron-Core's local layers stood in",
+    "Transformer Engine's layers and numerics: layers of plain torch stood in",
     "NCCL: ranks talked through gloo",
     "grouped GEMM and fused kernels: experts were computed one after the other",
     "memory and speed of a GPU",
 )
 
 
-def start() -> None:
+def start(*, te_layers: bool = False) -> None:
     """Make this process one in which Megatron runs without a GPU; again is no harm.
 
+    `te_layers`: with Transformer Engine's layers in plain torch (te_layers.py), not Megatron-Core's local ones.
     Raises JobError `gpu_is_here` where there is a GPU, `bridge_not_installed` and `release_unknown` for packages.
     """
     refuse()
     devices.install()
-    libraries.install()
+    libraries.install(te_layers=te_layers)
 
 
 def refuse() -> None:
@@ -57,3 +60,11 @@ def refuse() -> None:
         if not version.startswith(begins):
             cause = f"{package} {version}: the CPU runtime was written for {begins}x."
             raise JobError("release_unknown", cause, "Install what `make bridge` installs, or use a GPU.")
+
+
+def tell(record: Record) -> None:
+    """Put into the record, and say, what a job that ran here has not shown."""
+    record.update(not_shown=list(LIMITS))
+    record.line("this machine has no GPU, and did not show:")
+    for one in LIMITS:
+        record.line(f"- {one}")

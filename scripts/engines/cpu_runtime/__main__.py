@@ -1,6 +1,6 @@
 """Somebody's script, as it is, in a process where Megatron runs without a GPU.
 
-python -m scripts.engines.cpu_runtime SCRIPT WORDS...       # or: -m MODULE WORDS...
+python -m scripts.engines.cpu_runtime [--te-layers] SCRIPT WORDS...       # or: -m MODULE WORDS...
 """
 
 import os
@@ -15,8 +15,11 @@ from scripts.run.problems import JobError
 
 def main() -> None:
     """Start the CPU runtime, then run what the words name: its own modules are found before ours."""
+    te_layers = sys.argv[1] == "--te-layers"
+    if te_layers:
+        del sys.argv[1]
     try:
-        cpu_runtime.start()
+        cpu_runtime.start(te_layers=te_layers)
     except JobError as error:
         sys.exit(f"failed: {error}")
     root = str(CONFIGS.parent)

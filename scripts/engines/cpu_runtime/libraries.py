@@ -30,34 +30,39 @@ _NO_KERNELS = {
     "batch_p2p_comm": False,
     "moe_grouped_gemm": False,
     "moe_permute_fusion": False,
-    "sequence_parallel": False,  # local layers keep whole sequences
 }
 #: ModelOpt's kernels stay replaced until the process ends.
 _KERNELS = ExitStack()
 _done = False
 
 
-def install() -> None:
-    """Import Megatron-Bridge and set it up, once."""
+def install(*, te_layers: bool = False) -> None:
+    """Import Megatron-Bridge and set it up, once; with Transformer Engine's layers in plain torch, or without them."""
     global _done
     if _done:
         return
     _done = True
+    if te_layers:
+        from scripts.engines.cpu_runtime import te_layers as stand_ins
+
+        sys.modules.update(stand_ins.modules())
     import megatron.core.extensions.transformer_engine
     import megatron.core.inference.communication_utils
     import megatron.core.models.gpt.gpt_layer_specs
     import megatron.core.optimizer  # so far without Transformer Engine: HAVE_TE is false in all of them
 
     megatron.core.inference.communication_utils._is_cuda = lambda _: None  # which asserts only
-    with _while_importing(_transformer_engine()):
+    names = {} if te_layers else _transformer_engine()
+    with _while_importing(names):
         import megatron.bridge
     import megatron.core.dist_checkpointing.strategies.torch  # HAVE_NVRX is false
 
-    with _while_importing({**_transformer_engine(), **_resiliency()}):
+    with _while_importing({**names, **_resiliency()}):
         import megatron.bridge.training.distill
         import megatron.bridge.training.pretrain
-    _replace_search_spaces()
-    _set_providers()
+    if not te_layers:
+        _replace_search_spaces()
+    _set_providers(local=not te_layers)
     _set_trainer()
     _fill_optimizers()
     _KERNELS.enter_context(cpu_kernels())
@@ -118,17 +123,19 @@ def _replace_search_spaces() -> None:
     modelopt.torch.nas.plugins.megatron = module
 
 
-def _set_providers() -> None:
-    """Whatever a model's provider was told, it builds local layers without fused kernels."""
+def _set_providers(*, local: bool) -> None:
+    """Whatever a model's provider was told, it builds layers without fused kernels: Megatron-Core's local ones."""
     from megatron.bridge.models.gpt_provider import GPTModelProvider, local_layer_spec
 
     finalize = GPTModelProvider.finalize
+    told = _NO_KERNELS | ({"sequence_parallel": False} if local else {})  # local layers keep whole sequences
 
     def finalized(self: Any) -> Any:
-        for name, value in _NO_KERNELS.items():
+        for name, value in told.items():
             if name in type(self).__dataclass_fields__:
                 setattr(self, name, value)
-        self.transformer_layer_spec = local_layer_spec
+        if local:
+            self.transformer_layer_spec = local_layer_spec
         return finalize(self)
 
     GPTModelProvider.finalize = finalized

@@ -22,7 +22,7 @@ from scripts.engines.script.flags.tables import completed, releases_like, reposi
 from scripts.engines.script.locate import Located, child_environment, is_module, locate
 from scripts.run.files import content_of
 from scripts.run.problems import JobError
-from scripts.run.record import Record
+from scripts.run.record import Follower, Record
 from scripts.run.registry import refuse
 
 
@@ -57,7 +57,7 @@ def run_script(args: ScriptArgs, script: ScriptSpec, extra_args: Sequence[str], 
         record.line(f"{key} is left out: this release of the script has no such flag")
     env, before = child_environment(os.environ), []
     if script.runtime == "cpu":
-        before = ["-m", cpu_runtime.__name__]
+        before = ["-m", cpu_runtime.__name__, *(["--te-layers"] if args.TE_LAYERS else [])]
         env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(CONFIGS.parent), env.get("PYTHONPATH")]))
     child = Child(
         name=located.file.name,
@@ -67,6 +67,8 @@ def run_script(args: ScriptArgs, script: ScriptSpec, extra_args: Sequence[str], 
         ranked=args.RANKED,
     )
     across_ranks(child, outputs, prepare, record)
+    if script.runtime == "cpu" and not isinstance(record, Follower):
+        cpu_runtime.tell(record)
 
 
 def refuse_drift(argv: Argv, located: Located, releases: Sequence[str]) -> None:

@@ -387,6 +387,14 @@ def test_the_engine_that_is_installed_is_offered() -> None:
     assert "engine=hf" not in said("export", "engine=bridge", executor="local")["engine_not_installed"].remedy
 
 
+def test_the_bridge_engine_knows_two_scores() -> None:
+    def told(score: str) -> bool:
+        return "wrong_value" in said("prune", "engine=bridge", f"args.prune_score_func={score}", executor="local")
+
+    assert [told(one) for one in ("loss", "mmlu_5pct", "mmlu_100pct")] == [False] * 3
+    assert [told(one) for one in ("perplexity", "mmlu_0pct", "mmlu_101pct", "mmlu_pct")] == [True] * 4
+
+
 def test_a_folder_without_tokenized_data_is_told(tmp_path: Path) -> None:
     found = said("distill", f"args.data_paths=[{tmp_path}]", "args.train_iters=9", executor="local")["missing_data"]
     assert found.key == "args.data_paths" and "prepare_data" in found.remedy
