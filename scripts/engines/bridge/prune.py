@@ -4,6 +4,7 @@ Candidates of a search are scored by the loss on text that importance was not es
 """
 
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from math import exp
 from pathlib import Path
 from typing import Any
@@ -155,8 +156,6 @@ def _write_hugging_face(loaded: Loaded, folder: Path, scores: Any, trusted: bool
 
 
 def _pruned_config(loaded: Loaded, scores: Any) -> Any:
-    from copy import deepcopy
-
     config, sizes = deepcopy(loaded.bridge.hf_pretrained.config), loaded.model.config
     for name, called in _CALLED.items():
         value = getattr(sizes, name, None)
