@@ -68,6 +68,7 @@ class MergeLoraArgs(ScriptArgs):
     """What `merge_lora` does. Source: Megatron-Bridge examples/peft/merge_lora.py. The base must be the exact one."""
 
     SCRIPTS: ClassVar[tuple[str, ...]] = ("Megatron-Bridge/examples/peft/merge_lora.py",)
+    BRIDGE: ClassVar[str] = "scripts.engines.bridge.lora:merge"
     WORK: ClassVar[Work | None] = "transfer"
 
     lora_checkpoint: str | None = doc(

@@ -85,6 +85,14 @@ def parallel() -> Iterator[None]:
         yield
 
 
+def begin_anew() -> None:
+    """What a process of Megatron holds of the job that it did."""
+    from megatron.core import parallel_state, rerun_state_machine
+
+    parallel_state.destroy_model_parallel()
+    rerun_state_machine.destroy_rerun_state_machine()
+
+
 @contextmanager
 def one_rank() -> Iterator[None]:
     """In this process; what comes next begins anew."""
@@ -92,9 +100,6 @@ def one_rank() -> Iterator[None]:
     os.environ.update(told)
     cpu_runtime.start()
     yield
-    from megatron.core import parallel_state, rerun_state_machine
-
-    parallel_state.destroy_model_parallel()
-    rerun_state_machine.destroy_rerun_state_machine()
+    begin_anew()
     for name in told:
         os.environ.pop(name, None)

@@ -14,7 +14,7 @@ from scripts.args.quantize import QuantizeArgs
 from scripts.checkpoints import look
 from scripts.engines import cpu_runtime
 from scripts.formats import FORMATS
-from tests.bridge.conftest import SMALL, tensors, work
+from tests.bridge.conftest import SMALL, begin_anew, tensors, work
 from tests.conftest import NEMO
 from tests.hf_models import tokenizer
 
@@ -28,8 +28,6 @@ def test_each_format_is_quantized_saved_and_what_megatron_can_exported(
     format_name: str, source: Path, text: Path, tmp_path: Path, parallel: None
 ) -> None:
     """The export of the Megatron path is the hf engine's: the same scales, and bit for bit the same weights."""
-    from megatron.core import parallel_state
-
     from scripts.engines.bridge import quantize, transfer
 
     checkpoint, exported = tmp_path / "megatron", tmp_path / "hf"
@@ -50,7 +48,7 @@ def test_each_format_is_quantized_saved_and_what_megatron_can_exported(
     assert found.kind == "checkpoint_megatron" and found.modelopt_state and not found.problems
     if not FORMATS[format_name].megatron_export:
         return
-    parallel_state.destroy_model_parallel()
+    begin_anew()
     paths = {"megatron_load_path": str(checkpoint), "export_dir": str(exported)}
     transfer.export(work(ExportArgs(hf_model_id=str(source), **paths, **EXACT), tmp_path))
     assert look(exported).quantization == format_name
@@ -95,14 +93,12 @@ def by_hf(args: QuantizeArgs, folder: Path) -> Path:
 
 
 def test_conversions_there_and_back_change_nothing(source: Path, tmp_path: Path, parallel: None) -> None:
-    from megatron.core import parallel_state
-
     from scripts.engines.bridge import transfer
 
     there, back = tmp_path / "megatron", tmp_path / "hf"
     transfer.hf_to_megatron(work(HfToMegatronArgs(hf_model=str(source), megatron_path=str(there)), tmp_path))
     assert look(there).kind == "checkpoint_megatron" and look(there).quantization is None
-    parallel_state.destroy_model_parallel()
+    begin_anew()
     args = MegatronToHfArgs(hf_model=str(source), megatron_path=str(there), hf_path=str(back), no_progress=True)
     transfer.megatron_to_hf(work(args, tmp_path))
     before, after = tensors(source), tensors(back)

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
+from scripts.args.convert import HfToMegatronArgs, MergeLoraArgs
 from scripts.args.distill import DistillArgs, QadArgs, QatArgs
 from scripts.checkpoints import look
-from tests.bridge.conftest import saved, tensors, work
+from tests.bridge.conftest import begin_anew, saved, tensors, work
 
 pytestmark = pytest.mark.integration
 SHORT: dict[str, Any] = {"use_mock_data": True, "seq_length": 64, "gbs": 4, "train_iters": 3, "lr": 1e-3}
@@ -21,13 +22,18 @@ def losses(folder: Path, name: str) -> list[float]:
     return [row[name] for row in rows]
 
 
-def amaxes(checkpoint: Path) -> "dict[str, Any]":
+def amaxes(checkpoint: Path) -> dict[str, Any]:
     """The scales in the newest iteration of a Megatron checkpoint."""
+    return {name: value for name, value in weights(checkpoint, "_amax").items() if name.endswith("_amax")}
+
+
+def weights(checkpoint: Path, part: str) -> dict[str, Any]:
+    """Tensors of the model in the newest iteration of a Megatron checkpoint whose names have a part."""
     from modelopt.torch.utils.plugins.mbridge import _checkpoint_keys
     from torch.distributed.checkpoint import FileSystemReader, load
 
     newest = max(checkpoint.glob("iter_*"))
-    names = [name for name in _checkpoint_keys(str(newest)) if name.endswith("_amax") and "optimizer" not in name]
+    names = [name for name in _checkpoint_keys(str(newest)) if part in name and "optimizer" not in name]
     metadata = FileSystemReader(str(newest)).read_metadata().state_dict_metadata
     import torch
 
@@ -94,3 +100,43 @@ def test_quantization_aware_training_keeps_scales(
     before, after = amaxes(quantized), amaxes(tmp_path / "out")
     assert len(before) > 8 and before.keys() == after.keys()
     assert all(value.equal(after[name]) for name, value in before.items())
+
+
+def test_an_adapter_is_merged_into_its_base(source: Path, tmp_path: Path, parallel: None) -> None:
+    """One that Megatron-Bridge trained: each merged weight is the base's and the adapter's product, added."""
+    from megatron.bridge import AutoBridge
+    from megatron.bridge.peft.lora import LoRA
+    from megatron.bridge.recipes.common import _pretrain_common
+    from megatron.bridge.training.gpt_step import forward_step
+    from megatron.bridge.training.pretrain import pretrain
+
+    from scripts.engines.bridge import lora, transfer
+
+    base, adapter, merged = tmp_path / "base", tmp_path / "adapter", tmp_path / "merged"
+    transfer.hf_to_megatron(work(HfToMegatronArgs(hf_model=str(source), megatron_path=str(base)), tmp_path))
+    begin_anew()
+    config = _pretrain_common()
+    config.model = AutoBridge.from_hf_pretrained(str(source)).to_megatron_provider(load_weights=False)
+    config.model.seq_length = config.dataset.seq_length = 64
+    config.dataset.num_workers = 2
+    config.tokenizer.tokenizer_type, config.tokenizer.vocab_size = "NullTokenizer", config.model.vocab_size
+    config.train.train_iters, config.train.global_batch_size, config.train.micro_batch_size = 3, 4, 1
+    config.validation.eval_iters, config.scheduler.lr_warmup_iters, config.checkpoint.save_interval = 0, 1, 3
+    config.checkpoint.save, config.checkpoint.load = str(adapter), None
+    config.checkpoint.pretrained_checkpoint, config.logger.tensorboard_dir = str(base), None
+    config.optimizer.lr, config.peft = 1e-2, LoRA(dim=8, alpha=16)
+    pretrain(config, forward_step)
+    assert look(adapter).kind == "checkpoint_lora"
+    begin_anew()
+    lora.merge(
+        work(MergeLoraArgs(lora_checkpoint=str(adapter), hf_model_path=str(source), output=str(merged)), tmp_path)
+    )
+    assert look(merged).kind == "checkpoint_megatron" and not look(merged).problems
+    parts, after = weights(adapter, "adapter"), weights(merged, "linear_proj.weight")
+    for name, value in weights(base, "linear_proj.weight").items():
+        inner, outer = (
+            parts[name.replace(".weight", f".adapter.{which}.weight")] for which in ("linear_in", "linear_out")
+        )
+        expected = value.float() + 16 / 8 * outer.float() @ inner.float()
+        assert not after[name].equal(value)
+        assert after[name].float().allclose(expected, rtol=1e-2, atol=1e-3), name

@@ -62,6 +62,9 @@ def install(*, te_layers: bool = False) -> None:
         import megatron.bridge.training.pretrain
     if not te_layers:
         _replace_search_spaces()
+        import megatron.bridge.peft.utils
+
+        megatron.bridge.peft.utils.HAVE_TE = False  # it asks whether Megatron-Core has the names, which are empty ones
     _set_providers(local=not te_layers)
     _set_trainer()
     _fill_optimizers()
