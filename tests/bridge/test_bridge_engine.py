@@ -136,6 +136,25 @@ def test_two_ranks_through_the_command_line(source: Path, text: Path, home: Path
     assert [row["prompt"] for row in said["generations"]] == ["1 quick"]
 
 
+@pytest.mark.timeout(1500)  # a command of two ranks, and one of one
+def test_experts_on_two_ranks(experts: Path, text: Path, home: Path) -> None:
+    """Quantize with ep=2, export on one rank: each expert is the source's, within what FP8 loses."""
+    given = [f"args.hf_model_id={experts}", "executor=local", "engine=bridge", "--yes"]
+    small = [f"args.{name}={value}" for name, value in SMALL.items()]
+    done = nemo(home, "run", "quantize_fp8", *given, *small, f"args.calib_dataset={text}", "args.ep=2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    (checkpoint,) = (one["path"] for one in run_of(home, "quantize_fp8")["outputs"] if "megatron" in one["type"])
+    done = nemo(home, "run", "export", *given, f"args.megatron_load_path={checkpoint}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    (exported,) = (one["path"] for one in run_of(home, "export")["outputs"] if one["type"] == "checkpoint_hf")
+    before, after = tensors(experts), tensors(Path(exported))
+    names = [name for name in after if ".experts." in name and name.endswith(".weight")]
+    assert len(names) == 2 * 4 * 3 and look(Path(exported)).quantization == "fp8"
+    for name in names:
+        restored = after[name].float() * after[f"{name}_scale"].float()
+        assert (restored - before[name].float()).abs().max() <= before[name].float().abs().max() / 16, name
+
+
 def test_a_pruned_model_says_in_transformers_what_it_says_in_megatron(source: Path, text: Path, home: Path) -> None:
     """Found by a search with a score of its own, in a process where Transformer Engine's layers are of plain torch."""
     from scripts.engines.hf.samples import choose_samples
