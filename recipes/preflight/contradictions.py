@@ -261,6 +261,15 @@ def export_after_training(job: Job) -> Iterator[Problem]:
         yield Problem(key="args.hf_export_path", value=args.hf_export_path, cause=cause, remedy=remedy)
 
 
+@check("contradiction", args=QadArgs)
+def export_of_quantized(job: Job) -> Iterator[Problem]:
+    """The export at the end of a distillation is one in full precision, whatever the student is."""
+    if job.resolved.hf_export_path:
+        cause = "it would leave out what the student was quantized with, without a word"
+        remedy = f"Leave it null, and run {job.resolved.EXPORTER} on what the training leaves."
+        yield Problem(key="args.hf_export_path", value=job.resolved.hf_export_path, cause=cause, remedy=remedy)
+
+
 @check("contradiction", args=(PruneArgs, QuantizeModelOptArgs), roles=("samples", "batch"), severity="warning")
 def calibration_batches(job: Job) -> Iterator[Problem]:
     """A batch of more samples than there are."""

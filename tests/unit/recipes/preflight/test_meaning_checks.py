@@ -387,6 +387,13 @@ def test_the_engine_that_is_installed_is_offered() -> None:
     assert "engine=hf" not in said("export", "engine=bridge", executor="local")["engine_not_installed"].remedy
 
 
+def test_qad_is_not_exported_in_full_precision() -> None:
+    problem = said("qad", "args.hf_export_path=/data/hf", "args.use_mock_data=true")["contradiction"]
+    assert problem.key == "args.hf_export_path" and "export_modelopt" in problem.remedy
+    whose = "args.student_hf_model=Qwen/Qwen3-4B"
+    assert "contradiction" not in said("distill", "args.hf_export_path=/data/hf", "args.use_mock_data=true", whose)
+
+
 def test_the_bridge_engine_knows_two_scores() -> None:
     def told(score: str) -> bool:
         return "wrong_value" in said("prune", "engine=bridge", f"args.prune_score_func={score}", executor="local")
