@@ -1,7 +1,9 @@
 """The text that prepare_data tokenizes: found, checked, and laid out as JSONL in one folder."""
 
+import codecs
 import gzip
 import json
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import util
@@ -71,9 +73,9 @@ def megatron_core(job: Any) -> Iterator[Problem]:
 def gather(args: PrepareDataArgs, folder: Path) -> list[DataSource]:
     """Make `folder` hold every file that `args` names as JSONL, each under a name of its own.
 
-    JSONL is linked; text is written, a row for each document. The script calls an output after its input
-    and skips one that is there, so of two data.jsonl the second would be left out in silence: it becomes
-    data-2. Raises JobError `missing_data`, `unknown_data`, `unreadable_data` or `no_text`.
+    JSONL is linked, or copied where it begins with a byte order mark; text is written, a row for each document. The
+    script calls an output after its input and skips one that is there, so of two data.jsonl the second would be left
+    out in silence: it becomes data-2. Raises JobError `missing_data`, `unknown_data`, `unreadable_data` or `no_text`.
     """
     folder.mkdir()
     taken: set[str] = set()
@@ -112,9 +114,22 @@ def _source(name: str, folder: Path, taken: set[str], keys: Sequence[str]) -> Da
     if _ending(path) not in _JSONL:
         known = f"Known endings: {', '.join((*_JSONL, *_TEXT))}, and {_GZ} after those of JSONL."
         raise JobError("unknown_data", f"{path} is neither JSONL nor text.", known)
-    link = folder / (_unique(stem, taken) + (_GZ if path.suffix == _GZ else ""))
-    link.symlink_to(path)
-    return DataSource(name=name, file=link, documents=_surveyed(path, keys))
+    documents, unique = _surveyed(path, keys), _unique(stem, taken)
+    file = folder / (unique + (_GZ if path.suffix == _GZ else ""))
+    if _is_marked(path):  # the script takes the mark for a part of the first row
+        file = folder / unique
+        with _opened(path) as given, file.open("wb") as copy:
+            given.seek(len(codecs.BOM_UTF8))
+            shutil.copyfileobj(given, copy)
+    else:
+        file.symlink_to(path)
+    return DataSource(name=name, file=file, documents=documents)
+
+
+def _is_marked(path: Path) -> bool:
+    """Whether UTF-8 begins with the byte order mark that programs of Windows write."""
+    with _opened(path) as handle:
+        return handle.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8
 
 
 def _unique(stem: str, taken: set[str]) -> str:

@@ -1,5 +1,6 @@
 """Where calibration and evaluation text comes from: files, data set folders, hub names, the built-in corpus."""
 
+import codecs
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from scripts.checkpoints.huggingface import is_adapter, is_model
-from scripts.run.files import expanded, is_file, is_folder
+from scripts.run.files import expanded, is_file, is_folder, is_there
 from scripts.run.problems import JobError
 from scripts.tiny.corpus import passages
 
@@ -25,8 +26,12 @@ _OF_ROWS = (
     *(".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".txt", ".md", ".xml", ".h5", ".hdf5"),
     *(".lance", ".gz", ".zip", ".bz2", ".xz", ".zst", ".lz4", ".tar"),
 )
+#: With or without the mark that programs of Windows begin a file with.
+_UTF_8 = "utf-8-sig"
+_GZIP = b"\x1f\x8b"
 _MOST_FILES = 20_000  # that are looked through for one of those
 _DATA = 'Data is a JSONL file, each line such as {"text": "..."}, a text file, or a folder of JSONL, Parquet or CSV.'
+_ROWS = 'Each line is a text in quotes, or an object that holds one: {"text": "..."}.'
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,9 +58,11 @@ def source_of(dataset: str | None, model: str, *, split: Literal["calibration", 
     kind = _SUFFIXES.get(path.suffix.lower())
     if is_file(path):
         if kind is None:
-            remedy = f"Known endings: {', '.join(_SUFFIXES)}."
+            remedy = f"Known endings: {', '.join(_SUFFIXES)}.  {_DATA}"
             raise JobError("unknown_data", f"{path} is neither JSONL nor text.", remedy)
         return Source(kind=kind, place=str(path))
+    if is_there(path):
+        raise JobError("unknown_data", f"{path} is neither a file nor a folder.", _DATA)
     if kind is not None or dataset.startswith((".", "/", "~")) or dataset.count("/") > 1:
         remedy = "Name a JSONL or text file, a data set folder or a hub name."
         raise JobError("missing_data", f"{path} does not exist.", remedy)
@@ -93,16 +100,22 @@ def text_of(row: Any, key: str | None, where: str) -> str:
     keys = list(row) if isinstance(row, dict) else []
     found = next((name for name in ([key] if key else TEXT_KEYS) if name in keys), None)
     if found is None:
-        wanted = key or f"one of {', '.join(TEXT_KEYS)}"
-        cause = f"{where} has no {wanted}; it has {', '.join(map(str, keys)) or 'no keys'}."
-        raise JobError("no_text", cause, "Set args.calib_text_key.")
+        wanted = f"no {key}" if key else f"none of {', '.join(TEXT_KEYS)}"
+        cause = f"{where} has {wanted}; it has {', '.join(map(str, keys)) or 'no keys'}."
+        raise JobError("no_text", cause, _other_key(row))
     value = row[found]
     if isinstance(value, list):
         parts = [part.get("content", part.get("value")) if isinstance(part, dict) else part for part in value]
         value = "\n".join(part for part in parts if isinstance(part, str))
     if not isinstance(value, str):
-        raise JobError("no_text", f"{where}: {found} is {type(value).__name__}, not text.", "Set args.calib_text_key.")
+        raise JobError("no_text", f"{where}: {found} is {type(value).__name__}, not text.", _other_key(row))
     return value
+
+
+def _other_key(row: Any) -> str:
+    """What to do about a row without the text that was looked for: one of its fields may hold it."""
+    there = isinstance(row, dict) and any(isinstance(value, (str, list)) for value in row.values())
+    return "Set args.calib_text_key." if there else _ROWS
 
 
 def _read_jsonl(path: Path, key: str | None) -> Iterator[str]:
@@ -112,7 +125,9 @@ def _read_jsonl(path: Path, key: str | None) -> Iterator[str]:
                 continue
             where = f"{path} line {number}"
             try:
-                row = json.loads(line.decode("utf-8"))
+                row = json.loads(line.decode(_UTF_8))
+            except UnicodeDecodeError as error:
+                raise _not_utf_8(path, where, error) from error
             except ValueError as error:
                 cause = f"{where} is not JSON: {error}."
                 raise JobError("unreadable_data", cause, "Each line holds one JSON value.") from error
@@ -122,11 +137,26 @@ def _read_jsonl(path: Path, key: str | None) -> Iterator[str]:
 def _read_text(path: Path) -> Iterator[str]:
     """Paragraphs, where blank lines part them; lines otherwise."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding=_UTF_8)
     except UnicodeDecodeError as error:
-        raise JobError("unreadable_data", f"{path} is not UTF-8: {error}.", "Convert it first.") from error
+        raise _not_utf_8(path, str(path), error) from error
     paragraphs = [part.strip() for part in text.replace("\r\n", "\n").split("\n\n") if part.strip()]
     yield from paragraphs if len(paragraphs) > 1 else [line for line in text.splitlines() if line.strip()]
+
+
+def _not_utf_8(path: Path, where: str, error: UnicodeDecodeError) -> JobError:
+    """What a file is whose bytes are no text in UTF-8, as far as its beginning tells."""
+    with path.open("rb") as handle:
+        start = handle.read(1 << 10)
+    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        cause, remedy = f"{path} is UTF-16, not UTF-8", "Convert it first: iconv -f UTF-16 -t UTF-8."
+    elif start.startswith(_GZIP):
+        cause, remedy = f"{path} is compressed (gzip), no text", "Unpack it first."
+    elif b"\0" in start:
+        cause, remedy = f"{path} is no text, but binary data", _DATA
+    else:
+        cause, remedy = f"{where} is not UTF-8: {error}", "Convert it first."
+    return JobError("unreadable_data", f"{cause}.", remedy)
 
 
 def _rows(source: Source) -> Iterator[Any]:

@@ -96,6 +96,16 @@ def test_a_folder_gives_its_files_and_nothing_else(tmp_path: Path) -> None:
     assert rows_of(found[2].file) == [{"content": "C"}, {"content": "D"}]
 
 
+@pytest.mark.parametrize("ending", [".jsonl", ".jsonl.gz"])
+def test_a_byte_order_mark_does_not_reach_the_script(ending: str, tmp_path: Path) -> None:
+    content = '{"text": "A"}\n{"text": "B"}\n'.encode("utf-8-sig")
+    given = tmp_path / f"a{ending}"
+    given.write_bytes(gzip.compress(content) if ending.endswith(".gz") else content)
+    (source,) = gather(PrepareDataArgs(jsonl_paths=[str(given)]), tmp_path / "out")
+    assert (source.file.name, source.documents, source.compressed) == ("a.jsonl", 2, False)
+    assert rows_of(source.file) == [{"text": "A"}, {"text": "B"}]
+
+
 def test_the_built_in_text_needs_no_file(tmp_path: Path) -> None:
     (source,) = gather(PrepareDataArgs(jsonl_paths=["tiny:text"]), tmp_path / "out")
     assert source.documents == len(rows_of(source.file)) > 100

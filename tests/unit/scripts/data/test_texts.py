@@ -1,3 +1,4 @@
+import gzip
 import json
 from pathlib import Path
 
@@ -49,6 +50,7 @@ def test_rows_of_many_shapes(tmp_path: Path) -> None:
         ('{"text": "a"}\n{"text"', "unreadable_data", "line 2"),
         ('{"other": "a"}', "no_text", "other"),
         ('{"text": 7}', "no_text", "int"),
+        ('{"other": "a"}', "no_text", "has none of text, prompt"),
         ("7", "no_text", "no keys"),
         ("[]", "no_text", "no keys"),
     ],
@@ -58,6 +60,59 @@ def test_rows_that_cannot_be_read_are_named(tmp_path: Path, content: str, name: 
     with pytest.raises(JobError, match=name) as caught:
         list(read(source_of(str(tmp_path / "a.jsonl"), "m"), None))
     assert where in caught.value.cause
+
+
+@pytest.mark.parametrize(
+    ("row", "remedy"),
+    [
+        ('{"other": "a"}', "Set args.calib_text_key."),
+        ('{"text": 7, "body": "a"}', "Set args.calib_text_key."),
+        ('{"n": 7}', '{"text": "..."}'),
+        ("7", '{"text": "..."}'),
+    ],
+)
+def test_another_key_is_advised_where_one_could_hold_text(row: str, remedy: str, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(row)
+    with pytest.raises(JobError, match="no_text") as caught:
+        list(read(source_of(str(tmp_path / "a.jsonl"), "m"), None))
+    assert remedy in caught.value.remedy
+
+
+def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n{"text": "b"}\n', encoding="utf-8-sig")
+    (tmp_path / "a.txt").write_text("one\ntwo\n", encoding="utf-8-sig")
+    assert list(read(source_of(str(tmp_path / "a.jsonl"), "m"), None)) == ["a", "b"]
+    assert list(read(source_of(str(tmp_path / "a.txt"), "m"), None)) == ["one", "two"]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.txt"])
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (gzip.compress(b'{"text": "a"}'), "compressed"),
+        (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "no text, but binary data"),
+        ('{"text": "a"}'.encode("utf-16"), "UTF-16"),
+        ("ä".encode("latin-1"), "not UTF-8"),
+    ],
+)
+def test_a_file_that_is_no_text_says_what_it_is(name: str, content: bytes, said: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(JobError, match="unreadable_data") as caught:
+        list(read(source_of(str(tmp_path / name), "m"), None))
+    assert said in caught.value.cause and caught.value.remedy
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.json", "a.parquet"])
+def test_one_file_of_another_form_says_which_are_taken(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(JobError, match="unknown_data") as caught:
+        source_of(str(tmp_path / name), "m")
+    assert "a folder of JSONL, Parquet or CSV" in caught.value.remedy
+
+
+def test_a_device_is_no_data() -> None:
+    with pytest.raises(JobError, match=r"unknown_data.*/dev/null is neither a file nor a folder"):
+        source_of("/dev/null", "m")
 
 
 def test_bytes_that_are_not_text(tmp_path: Path) -> None:
