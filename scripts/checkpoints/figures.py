@@ -1,5 +1,6 @@
 """Whether the figures of a config.json can be those of a model, and of the weights that lie beside it."""
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -14,6 +15,10 @@ _PLAIN_HEADS = frozenset({"gemma", "gemma2", "gemma3_text", "qwen3", "qwen3_moe"
 _NO_MORE_LAYERS = _PLAIN_HEADS
 #: Types whose vocabulary has tokens that vocab_size does not count, and whose layers num_hidden_layers does not.
 _OTHERWISE = frozenset({"longcat_flash", "mllama", "mllama_text_model", "moshi", "moshi_depth"})
+#: The least of sizes that the classes take for whole numbers; some models have no attention, or no MLP.
+_LEAST = {"hidden_size": 1, "num_hidden_layers": 1, "vocab_size": 1} | dict.fromkeys(
+    ("num_attention_heads", "num_key_value_heads", "intermediate_size", "head_dim"), 0
+)
 #: The language model's own tensors: towers for other senses and extra heads have other words before `layers`.
 _OWN = r"^(?:(?:model|language_model|backbone|gpt_neox|transformer)\.)*"
 _LAYER = re.compile(_OWN + r"layers\.(\d+)\.")
@@ -26,6 +31,9 @@ def impossible(config: Mapping[str, Any]) -> str | None:
     if config.get("auto_map"):
         return None
     text = _text(config)
+    for prefix, section in {"": config, "text_config.": text}.items():
+        if told := next(_of_no_kind(section), None):
+            return prefix + told
     hidden, heads, groups = (_count(text, key) for key in ("hidden_size", "num_attention_heads", "num_key_value_heads"))
     if heads and groups and heads % groups:
         return f"num_attention_heads is {heads}, no multiple of its num_key_value_heads, {groups}"
@@ -74,6 +82,17 @@ def _text(config: Mapping[str, Any]) -> Mapping[str, Any]:
 def _kind(section: Mapping[str, Any]) -> str | None:
     said = section.get("model_type")
     return said if isinstance(said, str) else None
+
+
+def _of_no_kind(section: Mapping[str, Any]) -> Iterator[str]:
+    """Values that the checks of transformers' classes refuse: "4", 4.0 and -4 are no sizes. A list is of each layer."""
+    for key, least in _LEAST.items():
+        value = section.get(key)
+        if value is not None and not isinstance(value, list) and (type(value) is not int or value < least):
+            yield f"{key} is {json.dumps(value)}, no whole number{' above 0' if least else ''}"
+    for key in ("rms_norm_eps", "layer_norm_eps"):
+        if (value := section.get(key)) is not None and type(value) not in (int, float):
+            yield f"{key} is {json.dumps(value)}, no number"
 
 
 def _count(section: Mapping[str, Any], key: str) -> int | None:

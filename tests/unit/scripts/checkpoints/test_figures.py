@@ -57,6 +57,25 @@ def test_heads_divide(changed: dict[str, Any], cause: str, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("changed", "cause"),
     [
+        ({"num_hidden_layers": "four"}, 'num_hidden_layers is "four", no whole number above 0'),
+        ({"num_hidden_layers": "2"}, 'num_hidden_layers is "2", no whole number above 0'),
+        ({"num_hidden_layers": True}, "num_hidden_layers is true, no whole number above 0"),
+        ({"hidden_size": 64.0}, "hidden_size is 64.0, no whole number above 0"),
+        ({"hidden_size": -64}, "hidden_size is -64, no whole number above 0"),
+        ({"vocab_size": 0}, "vocab_size is 0, no whole number above 0"),
+        ({"intermediate_size": "128"}, 'intermediate_size is "128", no whole number'),
+        ({"rms_norm_eps": "abc"}, 'rms_norm_eps is "abc", no number'),
+        ({"text_config": {"head_dim": {}}}, "text_config.head_dim is {}, no whole number"),
+    ],
+)
+def test_values_of_another_type_are_told(changed: dict[str, Any], cause: str, tmp_path: Path) -> None:
+    ((name, said),) = told(tmp_path, **changed)
+    assert name == "impossible_config" and cause in said
+
+
+@pytest.mark.parametrize(
+    ("changed", "cause"),
+    [
         ({"num_hidden_layers": 3}, "num_hidden_layers is 3, and the files hold 2 layers"),
         ({"num_hidden_layers": 1}, "num_hidden_layers is 1, and the files hold 2 layers"),
         ({"vocab_size": 100}, "vocab_size is 100, and the embedding has 96"),
@@ -99,7 +118,9 @@ def test_an_empty_tokenizer_is_told(file: str, tmp_path: Path) -> None:
         (shapes(queries=128), {"model_type": "qwen3_next"}),
         (shapes(layers=5), {"auto_map": {"AutoModelForCausalLM": "m.M"}, "num_key_value_heads": 3}),
         (shapes(), dict.fromkeys(("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"))),
-        (shapes(), {"vocab_size": "96", "num_hidden_layers": [2], "model_type": ["llama"]}),
+        (shapes(), {"num_hidden_layers": [2], "model_type": ["llama"]}),
+        (shapes(), {"max_position_embeddings": None, "intermediate_size": [8, 16], "rms_norm_eps": 1, "head_dim": 0}),
+        (shapes(), {"auto_map": {"AutoModelForCausalLM": "m.M"}, "vocab_size": "96"}),
         ({"w": [4, 4]}, {}),
     ],
 )
