@@ -12,6 +12,13 @@ from scripts.run.problems import JobError, nearest
 from scripts.tiny.model import TINY_MODELS
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "spiece.model")
+#: Files that hold a vocabulary, as the classes of transformers and the code of repositories name theirs.
+_VOCABULARIES = (
+    *("tokenizer.json", "*vocab*", "merges*", "*.txt", "*.model", "*.tiktoken", "*.spm", "*.bpe", "*.codes"),
+    *("*.tokenizer", "tekken.json", "*.gguf", "*.py"),
+)
+#: Classes whose tokens are bytes or characters, without a file.
+_WITHOUT_FILES = ("ByT5", "Canine", "Perceiver")
 _COPY_TOKENIZER = "Copy the tokenizer's files again."
 #: Of what is no model's folder at all, or lacks so much that there is no use in asking for its tokenizer.
 _NO_MODEL = ("missing_model", "unmerged_adapter")
@@ -57,6 +64,11 @@ def tokenizer_problem(path: Path) -> Trouble | None:
         except JobError as error:
             said = error.cause.removeprefix(f"{file}: ").rstrip(".")
             return "missing_tokenizer", f"its {file.name} cannot be read: {said}", _COPY_TOKENIZER
+    if not any(next(path.glob(pattern), None) for pattern in _VOCABULARIES):
+        said = read_json(files[0])
+        if not said.get("auto_map") and not str(said.get("tokenizer_class")).startswith(_WITHOUT_FILES):
+            cause = f"it has a {files[0].name}, but no vocabulary (tokenizer.json, tokenizer.model, vocab.json)"
+            return "missing_tokenizer", cause, _COPY_TOKENIZER
     return None
 
 

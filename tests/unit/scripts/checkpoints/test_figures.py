@@ -8,7 +8,7 @@ import pytest
 
 from recipes.models import hub
 from scripts.checkpoints.figures import impossible
-from scripts.checkpoints.model import local_model_problems
+from scripts.checkpoints.model import local_model_problems, tokenizer_problem
 from tests.conftest import write_safetensors
 
 CONFIG: dict[str, Any] = {
@@ -102,6 +102,30 @@ def test_an_empty_tokenizer_is_told(file: str, tmp_path: Path) -> None:
     (tmp_path / file).touch()
     ((name, cause),) = told(tmp_path)
     assert name == "missing_tokenizer" and file in cause
+
+
+@pytest.mark.parametrize(
+    ("said", "beside", "right"),
+    [
+        ({"tokenizer_class": "LlamaTokenizer"}, (), False),
+        ({"tokenizer_class": "LlamaTokenizer"}, ("special_tokens_map.json", "added_tokens.json"), False),
+        ({"tokenizer_class": "LlamaTokenizer"}, ("tokenizer.model",), True),
+        ({"tokenizer_class": "GPT2Tokenizer"}, ("vocab.json", "merges.txt"), True),
+        ({"tokenizer_class": "BertTokenizer"}, ("vocab.txt",), True),
+        ({"tokenizer_class": "XLMRobertaTokenizer"}, ("sentencepiece.bpe.model",), True),
+        ({"tokenizer_class": "QWenTokenizer"}, ("qwen.tiktoken",), True),
+        ({"tokenizer_class": "ByT5Tokenizer"}, (), True),
+        ({"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["a.Own", None]}}, (), True),
+    ],
+)
+def test_a_tokenizer_has_a_vocabulary(
+    said: dict[str, Any], beside: tuple[str, ...], right: bool, tmp_path: Path
+) -> None:
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(said))
+    for name in beside:
+        (tmp_path / name).write_text("{}")
+    found = tokenizer_problem(tmp_path)
+    assert found is None if right else (found is not None and "no vocabulary" in found[1])
 
 
 @pytest.mark.parametrize(
