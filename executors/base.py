@@ -15,7 +15,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_type_hints
 
-from executors.constraints import environment_problems, value_problems
+from executors.constraints import environment_problems, key, value_problems
 from scripts.run.files import expanded, regular, write_private
 from scripts.run.problems import JobError, Problem
 from scripts.run.record import DamagedRecordError, read_record
@@ -42,7 +42,7 @@ class Profile:
     """Values that every kind of profile has."""
 
     kind: str = ""  # each class says its own
-    nodes: int | None = None  # None: what the recipe's torchrun.nnodes says
+    nodes: int | None = key(None, least=1)  # None: what the recipe's torchrun.nnodes says
     gpu: str | None = None  # of configs/gpus.yaml: what checks and the plan count with; None: not known
     output_root: str | None = None  # where run directories are made; None: the kind's own default
     env: dict[str, str] = field(default_factory=dict)

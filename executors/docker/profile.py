@@ -63,7 +63,7 @@ class DockerProfile(Profile):
         if not self.image.strip():
             remedy = f"Name one that holds Python, NeMo-Run and ModelOpt, such as {newest_container()}."
             yield wrong("image", None, "no image is given", remedy, name="missing_image")
-        if self.nodes not in (None, 1):
+        if self.nodes is not None and self.nodes > 1:
             remedy = "Use a Slurm or Lepton profile for more."
             yield wrong("nodes", self.nodes, "Docker runs a job on one machine", remedy)
         if self.network in ("bridge", "none", "default", "") or ":" in self.network:

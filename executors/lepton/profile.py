@@ -22,7 +22,6 @@ class LeptonProfile(Profile):
     """A DGX Cloud Lepton workspace's node group. The workspace and its token are the SDK's own login, never here."""
 
     kind: Literal["lepton"] = "lepton"
-    nodes: int | None = key(None, least=1)
     image: str = key("", needed=True)
     node_group: str = key("", needed=True)
     resource_shape: str = key("", needed=True)  # what one node is, as the workspace names it

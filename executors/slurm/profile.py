@@ -39,7 +39,6 @@ class SlurmProfile(Profile):
     """Values of a `kind: slurm` profile."""
 
     kind: Literal["slurm"] = "slurm"
-    nodes: int | None = key(None, least=1)
     host: str | None = key(None, pattern=_NAME, expected="this is no host name")  # None: this machine is the login node
     user: str | None = key(None, pattern=_NAME, expected="this is no user name")
     port: int | None = key(None, least=1)

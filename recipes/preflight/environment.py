@@ -53,7 +53,7 @@ def machines(job: Job) -> Iterator[Problem]:
         cause = f"the {job.place.title} executor has one machine"
         yield Problem(name="too_many_nodes", key=key, value=job.nodes, cause=cause, remedy=f"Use {key}=1.")
     shape = {"torchrun.nproc_per_node": job.torchrun.nproc_per_node, "torchrun.nnodes": job.torchrun.nnodes}
-    for key, value in shape.items() | {("executor.nodes", 1 if job.profile.nodes is None else job.profile.nodes)}:
+    for key, value in shape.items():
         if value < 1:
             yield Problem(name="out_of_range", key=key, value=value, cause="at least 1 is needed")
 

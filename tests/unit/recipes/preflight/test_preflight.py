@@ -82,6 +82,8 @@ def test_executor() -> None:
     assert "Did you mean local?" in problem.remedy
     assert names(profile={"node": "1"}) == [("unknown_key", "executor.node")]
     assert names(profile={"nodes": "two"}) == [("wrong_value", "executor.nodes")]
+    assert names(profile={"nodes": "0"}) == [("wrong_value", "executor.nodes")]
+    assert names(executor="docker", profile={"nodes": "0"}).count(("wrong_value", "executor.nodes")) == 1
 
 
 def test_arguments_for_a_script_that_is_not_run() -> None:
@@ -254,7 +256,7 @@ def test_disk(fake_model: FakeModel, tmp_path: Path) -> None:
 
 
 def test_late_values_that_do_not_resolve() -> None:
-    assert names(export_dir="${oc.env:NO_SUCH_VARIABLE}/x") == [("unresolved_value", "args")]
+    assert names(export_dir="${oc.env:NO_SUCH_VARIABLE}/x") == [("unresolved_value", "args.export_dir")]
 
 
 def test_everything_at_once() -> None:
