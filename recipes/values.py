@@ -166,8 +166,8 @@ def _types(script: type, args: type, torchrun: type) -> Mapping[str, Any]:
 
 def _unknown(key: str, section: str, name: str, fields: Mapping[str, Any]) -> Problem:
     siblings = [field for field in fields if name and field.startswith(f"{section}.")]
-    sections = () if "." in key else {*SECTIONS} - {key}
-    remedy = nearest(key, siblings or [*fields, *sections])
+    sections = () if "." in key else {*SECTIONS, "executor"} - {key}
+    remedy = nearest(key, siblings or {*fields, *sections})
     return Problem(name="unknown_key", key=key, value=None, cause="there is no such key", remedy=remedy)
 
 

@@ -18,7 +18,7 @@ from recipes.models import ModelFacts, facts_of
 from recipes.planner.gpus import Gpu, gpu_of
 from recipes.planner.layout import ENDS, SIZES, Asked, Layout, default_ep, fewest
 from scripts.args.configuration import KEYS, of_role
-from scripts.args.interpolation import resolve_args
+from scripts.args.interpolation import UnresolvedError, resolve_args
 from scripts.args.meaning import (
     MEGATRON,
     Role,
@@ -301,8 +301,8 @@ def job_of(
         secrets = {*place.profile.secrets, *secrets_here(place.profile.secrets)}
         at_home = place.capabilities.local_files
         values = resolve_args(args, run_dir=run_dir, at_home=at_home, secrets=secrets)
-    except JobError as error:
-        return None, [error.as_problem("args")]
+    except UnresolvedError as error:
+        return None, [*error.problems]
     addressed, problems = address(args, script, place) if engine == "script" else (None, [])
     # ModelOpt's own engine, and some scripts, are one process whatever is asked for.
     can_rank = engine != "hf" and args.RANKED and not (addressed and addressed.script in args.ONE_PROCESS)

@@ -136,7 +136,8 @@ def outputs(job: Job) -> Iterator[Problem]:
         found = path_here(job, path)
         if found is not None and _holds_something(str(found)):
             cause = "it already holds something, and nothing is overwritten"
-            remedy = "Name another folder, or remove it."
+            read = any(overlap(path, other) for _, other in sources)  # what is an input is not to be removed
+            remedy = "Name another folder." if read else "Name another folder, or remove it."
             yield Problem(name="output_exists", key=key, value=path, cause=cause, remedy=remedy)
         anchor = _existing_parent(path)
         own = is_below(str(path), str(root))  # that is said once

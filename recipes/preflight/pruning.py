@@ -55,7 +55,8 @@ def names(job: Job) -> Iterator[Problem]:
     for name in job.get("unpruned", []):
         if name not in _SEARCHED:
             cause = "the search changes no such thing"
-            yield Problem(key=key, value=name, cause=cause, remedy=nearest(str(name), _SEARCHED))
+            had = [one for one in _SEARCHED if job.model is None or getattr(job.model, MEGATRON_SIZES[one])]
+            yield Problem(key=key, value=name, cause=cause, remedy=nearest(str(name), had))
 
 
 @check("wrong_value", algorithms=("prune",), engines=("bridge",))
@@ -88,7 +89,8 @@ def pruned_sizes(job: Job) -> Iterator[Problem]:
             remedy = "Leave it out."
         elif value % (multiple := _multiple(name, job.model)):
             cause = f"it is no multiple of {multiple}"
-            remedy = f"Try {max(value // multiple, 1) * multiple}, or {-(-value // multiple) * multiple}."
+            near = {max(value // multiple, 1) * multiple, -(-value // multiple) * multiple}
+            remedy = f"Try {', or '.join(map(str, sorted(near)))}."
         else:
             continue
         yield Problem(key=key, value=value, cause=cause, remedy=remedy)

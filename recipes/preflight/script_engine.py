@@ -102,7 +102,7 @@ def script_notes(job: Job) -> Iterator[str]:
         yield f"script.release={job.script.release} is not needed: the script is here, and says itself what it takes"
     with suppress(JobError):  # a model card that is not there: a Problem
         for key in job.command.left_out:
-            yield f"{key} is left out: {release or by} has no such flag"
+            yield f"{key} is left out: {release or by or job.addressed.script} has no such flag"
     for field, value, meaning in values_of(job.args):
         if not meaning.used_by("script") and meaning.produces and field not in job.given and value is not None:
             yield f"args.{field} is the hf engine's; the script does not write it"

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path, PurePath
@@ -10,15 +10,26 @@ from typing import Any, TypeVar
 
 from scripts.args.meaning import value_of, values_of
 from scripts.run.files import expanded
-from scripts.run.problems import JobError
+from scripts.run.problems import JobError, Problem
 
 Args = TypeVar("Args")
+#: A reference to no variable and to no run.
+_NAMELESS = re.compile(r"\$\{\s*(?:oc\.env|artifact)\s*:\s*\}")
+
+
+class UnresolvedError(JobError):
+    """Values that cannot be filled in: `problems` holds each, the error itself tells the first."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        first = problems[0].as_error()
+        super().__init__(first.name, first.cause, first.remedy)
+        self.problems = tuple(problems)
 
 
 def resolve_args(args: Args, *, run_dir: Path, at_home: bool = True, secrets: Collection[str] = ()) -> Args:
     """`args` as they are where the job runs; with `at_home` a path's `~` is the home of whoever asks.
 
-    `secrets` are those of `resolve`. Raises JobError as it does.
+    `secrets` are those of `resolve`. Raises UnresolvedError as it does.
     """
     given = asdict(args)  # type: ignore[call-overload]
     values = resolve(given, run_dir=run_dir, run_tag=tag_of(args), secrets=secrets)
@@ -38,11 +49,14 @@ def resolve(values: dict[str, Any], *, run_dir: Path, run_tag: str, secrets: Col
     """Replace every OmegaConf interpolation in string values; everything else passes untouched.
 
     `run_dir` is what NEMO_RUN_DIR stands for; the variables in `secrets` stand for their names in angle brackets.
-    Raises JobError `unresolved_value` naming the key, for a variable that is not set and has no default, or an
-    interpolation that does not parse.
+    Raises UnresolvedError for variables that are not set and have no default, and interpolations that do not parse.
     """
+    problems: list[Problem] = []
     with _variables({**{name: f"<{name}>" for name in secrets}, "NEMO_RUN_DIR": str(run_dir)}):
-        return {key: _resolve(key, value, run_tag) for key, value in values.items()}
+        found = {key: _resolve(f"args.{key}", value, run_tag, problems) for key, value in values.items()}
+    if problems:
+        raise UnresolvedError(problems)
+    return found
 
 
 @contextmanager
@@ -59,11 +73,11 @@ def _variables(values: Mapping[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _resolve(key: str, value: Any, run_tag: str) -> Any:
+def _resolve(key: str, value: Any, run_tag: str, problems: list[Problem]) -> Any:
     if isinstance(value, dict):
-        return {k: _resolve(f"{key}.{k}", v, run_tag) for k, v in value.items()}
+        return {k: _resolve(f"{key}.{k}", v, run_tag, problems) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_resolve(f"{key}[{i}]", v, run_tag) for i, v in enumerate(value)]
+        return [_resolve(f"{key}[{i}]", v, run_tag, problems) for i, v in enumerate(value)]
     if not isinstance(value, str) or "${" not in value:
         return value
     from omegaconf import OmegaConf
@@ -72,8 +86,14 @@ def _resolve(key: str, value: Any, run_tag: str) -> Any:
     try:
         return OmegaConf.create({"run_tag": run_tag, "value": value}).value
     except OmegaConfBaseException as error:
-        cause = f"{key}={value}: {str(error).splitlines()[0]}"
-        raise JobError("unresolved_value", cause, "Set the variable, or give it a default.") from error
+        cause, remedy = str(error).splitlines()[0], "Set the variable, or give it a default."
+        if nameless := _NAMELESS.search(value):
+            cause = f"{nameless[0]} names nothing"
+            remedy = "Write ${oc.env:NAME} for a variable, ${artifact:RUN} for what a run leaves."
+        elif value.count("{") > value.count("}"):
+            cause, remedy = "a reference that begins with ${ is not closed", "Close it with }."
+        problems.append(Problem(name="unresolved_value", key=key, value=value, cause=cause, remedy=remedy))
+        return value
 
 
 def tag_of(args: Any) -> str:

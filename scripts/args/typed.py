@@ -2,7 +2,7 @@
 
 import re
 from functools import cache
-from typing import Any, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 from scripts.run.problems import nearest
 
@@ -46,8 +46,8 @@ def convert(kind: Any, value: Any, *, strict: bool) -> Any:
     except ValidationError as error:
         detail = error.errors()[0]
         if detail["type"] == "literal_error":
-            choices = [str(choice) for choice in get_args(kind)]
-            raise ValueError(f"is not one of its choices.  {nearest(str(value), choices)}") from error
+            said = nearest(str(detail["input"]), _choices(kind))
+            raise ValueError(f"is not one of its choices.  {said}") from error
         if value in ("", None, *_NULLS) and (expected := _expected(kind)):
             raise ValueError(f"is empty.  Write {expected}, or leave the key out.") from error
         meant = _meant({kind, *get_args(kind)}, value)
@@ -73,6 +73,14 @@ def _expected(kind: Any) -> str:
     words |= {dict: "a mapping, {key: value}", type(None): "null"}
     named = (words.get(get_origin(one) or one, "") for one in get_args(kind) or (kind,))
     return " or ".join(filter(None, named)) if get_origin(kind) not in (list, dict) else words[get_origin(kind)]
+
+
+def _choices(kind: Any) -> list[str]:
+    """The words that a type of few values takes, wherever it stands in a union or a list."""
+    if get_origin(kind) is Literal:
+        return [str(choice) for choice in get_args(kind)]
+    words = {type(None): ["null"], bool: ["true", "false"]}
+    return words.get(kind) or [word for one in get_args(kind) for word in _choices(one)]
 
 
 def _meant(kinds: set[Any], value: Any) -> str:
@@ -129,7 +137,9 @@ def _plain(error: Any, text: str) -> str:
     said = " ".join(filter(None, (error.context, error.problem)))
     if mark is None:
         return said
-    line = lines[mark.line] if mark.line < len(lines) else ""
+    if mark.line >= len(lines):  # where PyYAML learns of what was never closed
+        return f"at its end, after line {len(lines)}: {said}"
+    line = lines[mark.line]
     if "\t" in line[: len(line) - len(line.lstrip())]:
         return f"line {mark.line + 1} is indented with a tab, and YAML takes spaces alone"
     return f"line {mark.line + 1}, column {mark.column + 1}: {said}"

@@ -75,6 +75,13 @@ def test_unknown_keys_name_the_nearest(key: str, text: str, remedy: str) -> None
     assert remedy in problem.remedy
 
 
+def test_a_slip_in_a_section_s_name_is_known_and_no_choice_is_told_twice() -> None:
+    (slip,), (other,) = (set_value(quantize_fp8(), key, "x", strict=True) for key in ("executr", "zzzzzzzz"))
+    assert slip.remedy.startswith("Did you mean executor?")
+    choices = other.remedy.removeprefix("Choices: ").removesuffix(".").split(", ")
+    assert len(choices) == len(set(choices)) and {"engine", "extra_args"} <= set(choices)
+
+
 @pytest.mark.parametrize(
     ("key", "text"),
     [
@@ -312,7 +319,7 @@ def test_a_text_that_is_a_list_in_yaml_is_told_what_it_is() -> None:
     [
         ("args:\n\ttp: 2\n", "line 2 is indented with a tab, and YAML takes spaces alone"),
         ("args:\n  a: 1\n\tb: 2\n", "line 3 is indented with a tab"),
-        ("a: [1\n", "line 2, column 1: while parsing a flow sequence"),
+        ("a: [1\n", "at its end, after line 1: while parsing a flow sequence"),
         ("a: b: c", "line 1, column 5: mapping values are not allowed"),
         ("a: 1\na: 2", "the key a stands at line 1 and at line 2"),
     ],

@@ -190,6 +190,7 @@ def test_nothing_is_made_of_what_is_quantized_already(model: Make, recipe: str, 
         ({"hidden_size": 4096}, "pruned_size_out_of_reach", "Use a number below 3072, or leave it out."),
         ({"hidden_size": 2000}, "pruned_size_out_of_reach", "Try 1984, or 2048."),
         ({"num_attention_heads": 20}, "pruned_size_out_of_reach", "Try 18, or 24."),
+        ({"num_attention_heads": 5}, "pruned_size_out_of_reach", "Try 6."),
         ({"num_query_groups": 3}, "pruned_size_out_of_reach", "Leave it out."),
         ({"num_layers": 40}, "pruned_size_out_of_reach", "Use a number below 36, or leave it out."),
         ({"num_query_groups": 6, "num_layers": 30, "hidden_size": 3072, "num_attention_heads": 18}, None, ""),
@@ -205,6 +206,12 @@ def test_a_fixed_architecture_is_a_smaller_one(model: Make, sizes: Any, name: st
 def test_sizes_by_flag_are_judged_too() -> None:
     found = told(pruning, "mlm_prune_targets", args__load="/c", args__target_hidden_size=10**6)
     assert [(one.name, one.key) for one in found] == [("pruned_size_out_of_reach", "args.target_hidden_size")]
+
+
+def test_a_model_without_mamba_is_offered_no_size_of_it(model: Make) -> None:
+    found = told(pruning, "prune", args__hf_model_name_or_path=model(), args__hparams_to_skip=["num_heads"])
+    (problem,) = (one for one in found if one.key == "args.hparams_to_skip")
+    assert problem.remedy.startswith("Did you mean num_attention_heads?") and "mamba" not in problem.remedy
 
 
 def test_hparams_that_are_skipped_have_names() -> None:

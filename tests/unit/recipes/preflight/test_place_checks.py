@@ -158,6 +158,17 @@ def test_prepared_data_is_looked_for_by_its_prefix(tmp_path: Path) -> None:
     assert told("local", tmp_path / "none.yaml", "distill", args__data_paths=[1.0, str(prefix)]) == []
 
 
+@pytest.mark.parametrize(("output", "removed"), [("model", False), ("model/below", False), ("other", True)])
+def test_nobody_is_told_to_remove_an_input(output: str, removed: bool, tmp_path: Path) -> None:
+    for folder in ("model/below", "other"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "config.json").write_text("{}")
+    args = {"args__hf_model_name_or_path": str(tmp_path / "model"), "args__output_hf_path": str(tmp_path / output)}
+    spec = job_of("prune", "local", tmp_path / "none.yaml", **args)
+    (problem,) = (one for one in carry_out(checks_of(places), spec).problems if one.name == "output_exists")
+    assert ("remove it" in problem.remedy) == removed
+
+
 def test_an_output_that_is_there_is_seen_through_a_mount(tmp_path: Path, profiles: Path) -> None:
     (tmp_path / "disk" / "out" / "old").mkdir(parents=True)
     spec = job_of("prune", "box", profiles, args__output_hf_path="/data/out")

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.args.interpolation import resolve, run_tag
+from scripts.args.interpolation import UnresolvedError, resolve, run_tag
 from scripts.run.problems import JobError
 
 HOSTILE = [
@@ -45,6 +45,23 @@ def test_what_does_not_resolve_is_named(tmp_path: Path, text: str) -> None:
     with pytest.raises(JobError, match="unresolved_value") as caught:
         resolve({"export_dir": text}, run_dir=tmp_path, run_tag="t")
     assert "export_dir=" in caught.value.cause
+
+
+@pytest.mark.parametrize(
+    ("text", "cause", "remedy"),
+    [
+        ("${oc.env:}", "${oc.env:} names nothing", "${oc.env:NAME}"),
+        ("${artifact:}", "${artifact:} names nothing", "${artifact:RUN}"),
+        ("${artifact:x", "is not closed", "Close it with }"),
+        ("${oc.env:A,${oc.env:B,c}", "is not closed", "Close it with }"),
+    ],
+)
+def test_a_reference_that_is_none_says_what_is_wrong(text: str, cause: str, remedy: str, tmp_path: Path) -> None:
+    with pytest.raises(UnresolvedError) as caught:
+        resolve({"a": text, "b": ["c", "${nope}"]}, run_dir=tmp_path, run_tag="t")
+    first, second = caught.value.problems
+    assert (first.key, first.value, second.key) == ("args.a", text, "args.b[1]")
+    assert cause in first.cause and remedy in first.remedy
 
 
 @pytest.mark.parametrize(
