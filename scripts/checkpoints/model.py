@@ -65,8 +65,8 @@ def tokenizer_problem(path: Path) -> Trouble | None:
             said = error.cause.removeprefix(f"{file}: ").rstrip(".")
             return "missing_tokenizer", f"its {file.name} cannot be read: {said}", _COPY_TOKENIZER
     if not any(next(path.glob(pattern), None) for pattern in _VOCABULARIES):
-        said = read_json(files[0])
-        if not said.get("auto_map") and not str(said.get("tokenizer_class")).startswith(_WITHOUT_FILES):
+        config = read_json(files[0])
+        if not config.get("auto_map") and not str(config.get("tokenizer_class")).startswith(_WITHOUT_FILES):
             cause = f"it has a {files[0].name}, but no vocabulary (tokenizer.json, tokenizer.model, vocab.json)"
             return "missing_tokenizer", cause, _COPY_TOKENIZER
     return None
