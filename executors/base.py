@@ -45,7 +45,7 @@ class Profile:
     nodes: int | None = key(None, least=1)  # None: what the recipe's torchrun.nnodes says
     gpu: str | None = None  # of configs/gpus.yaml: what checks and the plan count with; None: not known
     output_root: str | None = None  # where run directories are made; None: the kind's own default
-    env: dict[str, str] = field(default_factory=dict)
+    env: dict[str, str] = field(default_factory=dict)  # a number is the text that it is written as
     secrets: list[str] = field(default_factory=list)  # names of variables, never their values
     packager: Packaging = "auto"  # auto: git inside a repository, else pattern with `include`, else none
     include: list[str] = field(default_factory=list)  # glob patterns: of `pattern`, or beside what git tracks

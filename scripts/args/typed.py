@@ -1,6 +1,8 @@
 """Values from a command line or a YAML file, converted to the type that a field declares."""
 
+import json
 import re
+from collections.abc import Sequence
 from functools import cache
 from typing import Any, Literal, get_args, get_origin
 
@@ -15,13 +17,15 @@ _SCALES = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9, "t": 1e12}
 _LARGEST = 1 << 63
 #: A document of values has some hundred of nodes, some levels deep; aliases count as what they stand for.
 _MOST_NODES, _DEEPEST = 100_000, 64
+_STR = "tag:yaml.org,2002:str"
+_TYPED = [f"tag:yaml.org,2002:{name}" for name in ("int", "float", "bool", "timestamp")]
 
 
 def convert(kind: Any, value: Any, *, strict: bool) -> Any:
     """`value` as a `kind`. With `strict` it has its type already (YAML); else it may be text to parse.
 
-    Text for a string field is taken literally: `1e3`, `yes` and `$(x)` stay what they are; `null`
-    is None where the field allows it. Raises ValueError saying what would be right.
+    Text for a string field is taken literally: `1e3`, `yes` and `$(x)` stay what they are, in a list or a mapping
+    of texts too; `null` is None where the field allows it. Raises ValueError saying what would be right.
     """
     import yaml
     from pydantic import ValidationError
@@ -34,7 +38,7 @@ def convert(kind: Any, value: Any, *, strict: bool) -> Any:
             return value
         if {list, dict} & {get_origin(one) for one in (kind, *get_args(kind))}:
             try:
-                value = parse_yaml(value)
+                value = parse_yaml(value, as_text=_holds_texts(kind))
             except yaml.YAMLError as error:
                 raise ValueError(f"does not parse: {' '.join(str(error).split())}") from error
     items = next((get_args(one) for one in get_args(kind) if get_origin(one) is list), ())
@@ -48,6 +52,12 @@ def convert(kind: Any, value: Any, *, strict: bool) -> Any:
         if detail["type"] == "literal_error":
             said = nearest(str(detail["input"]), _choices(kind))
             raise ValueError(f"is not one of its choices.  {said}") from error
+        place, item = _place(value, detail["loc"])
+        if place:
+            shown = f" is {json.dumps(item)}, and" if isinstance(item, (int, float, type(None))) else ""
+            write = f'  Write it in quotes: "{json.dumps(item)}".' if shown and item is not None else ""
+            hint = write if detail["type"] == "string_type" else ""
+            raise ValueError(f"{place}{shown or ':'} {detail['msg'][0].lower()}{detail['msg'][1:]}{hint}") from error
         if value in ("", None, *_NULLS) and (expected := _expected(kind)):
             raise ValueError(f"is empty.  Write {expected}, or leave the key out.") from error
         meant = _meant({kind, *get_args(kind)}, value)
@@ -73,6 +83,23 @@ def _expected(kind: Any) -> str:
     words |= {dict: "a mapping, {key: value}", type(None): "null"}
     named = (words.get(get_origin(one) or one, "") for one in get_args(kind) or (kind,))
     return " or ".join(filter(None, named)) if get_origin(kind) not in (list, dict) else words[get_origin(kind)]
+
+
+def _holds_texts(kind: Any) -> bool:
+    """Whether a type is a list or a mapping of texts, or none."""
+    held = [get_args(one)[-1] for one in (kind, *get_args(kind)) if get_origin(one) in (list, dict)]
+    return bool(held) and all(one is str for one in held)
+
+
+def _place(value: Any, path: Sequence[int | str]) -> tuple[str, Any]:
+    """Where in a list or a mapping pydantic found something wrong, in words, and what stands there; "": all of it."""
+    place = ""
+    for part in path:  # the names of a union's types are between
+        if isinstance(value, dict) and part in value:
+            place, value = f"{place}.{part}", value[part]
+        elif isinstance(value, list) and isinstance(part, int) and part < len(value):
+            place, value = f"{place}[{part}]", value[part]
+    return place.removeprefix("."), value
 
 
 def _choices(kind: Any) -> list[str]:
@@ -107,9 +134,12 @@ def _adapter(kind: Any) -> Any:
     return TypeAdapter(kind, config=ConfigDict(allow_inf_nan=False))
 
 
-def parse_yaml(text: str) -> Any:
-    """A YAML document, in which 6e9 is a number. Raises yaml.YAMLError, also for a key that stands there twice, and
-    for a document that is too deep, or too large with what its aliases stand for; it says the line."""
+def parse_yaml(text: str, *, as_text: bool = False) -> Any:
+    """A YAML document, in which 6e9 is a number, or with `as_text` the text that stands there.
+
+    Raises yaml.YAMLError, also for a key that stands there twice, and for a document that is too deep, or too large
+    with what its aliases stand for; it says the line.
+    """
     import yaml
 
     loader = None
@@ -120,6 +150,8 @@ def parse_yaml(text: str) -> Any:
         if node is None:
             return None
         _refuse_twice(node, set())
+        if as_text:
+            _untype(node)
         return loader.construct_document(node)
     except yaml.MarkedYAMLError as error:  # its own words name no file, but "<unicode string>", and quote lines
         raise yaml.YAMLError(_plain(error, text)) from error
@@ -190,6 +222,19 @@ def _refuse_twice(node: Any, seen: set[int]) -> None:
                 raise yaml.YAMLError(cause)
             lines[key.value] = line
         _refuse_twice(value, seen)
+
+
+def _untype(node: Any) -> None:
+    """Make numbers, truth values and times of a document the texts that they are written as."""
+    import yaml
+
+    if isinstance(node, yaml.ScalarNode):
+        if node.tag in _TYPED:
+            node.tag = _STR
+        return
+    for item in node.value:
+        for inner in item if isinstance(item, tuple) else (item,):
+            _untype(inner)
 
 
 def _base() -> Any:

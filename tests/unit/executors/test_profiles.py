@@ -232,6 +232,13 @@ def test_every_problem_at_once_and_what_fits_is_kept(own: Write) -> None:
     assert profile == LocalProfile(packager="none", env={"A": "ok", "B": "2"})
 
 
+def test_numbers_of_a_word_s_variables_are_texts_and_a_wrong_name_is_told() -> None:
+    profile, problems = load_profile("local", {"env": '{A: 1, "B C": x, D: 1e3}'})
+    assert profile is not None and profile.env == {"A": "1", "D": "1e3"}
+    (problem,) = problems
+    assert problem.key == "executor.env.B C" and "a variable's name is letters" in problem.cause
+
+
 def test_text_stays_text(own: Write) -> None:
     """YAML would make numbers, truth values and times of these."""
     own(
