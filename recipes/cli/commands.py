@@ -254,7 +254,7 @@ def _asked(
 
 def _examined(asked: Asked, sweep: Sequence[str] = ()) -> "tuple[Sequence[Stage], Examined]":
     """The stage, or one for each value of a sweep, checked; with every Problem, those of the command line first."""
-    from recipes.experiment.examine import Examined, examine
+    from recipes.experiment.examine import Examined, examine, place_named
     from recipes.experiment.stage import stages_of
     from recipes.values import parse_sweep
 
@@ -267,6 +267,7 @@ def _examined(asked: Asked, sweep: Sequence[str] = ()) -> "tuple[Sequence[Stage]
     except ProblemsError as error:
         problems += error.problems
     if not asked.whole or any(one.key == "executor" for one in problems):  # of another job than was meant
+        problems += place_named(asked.stage.executor or "", asked.options)[1]  # the place is as it was meant
         return stages, Examined(jobs=(), problems=tuple(problems))
     examined = examine(stages, options=asked.options)
     errors_first = sorted(examined.problems, key=lambda problem: problem.severity != "error")

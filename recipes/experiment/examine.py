@@ -76,7 +76,7 @@ def examine(stages: Sequence[Stage], executor: str = "local", options: Options =
         taken = [match[1] for _, text in _texts(stage.partial) for match in _REFERENCE.finditer(text)]
         where = executor if stage.executor is None else stage.executor
         waiting.append(replace(stage, executor=where, after=list(dict.fromkeys([*stage.after, *taken]))))
-    places = {name: _place_of(name, options) for stage in waiting if (name := stage.executor) is not None}
+    places = {name: place_named(name, options) for stage in waiting if (name := stage.executor) is not None}
     for stage in _in_order(waiting, problems):
         name = stage.executor or ""  # an empty word names no profile, and is not the default
         job, found = _examine_one(stage, name, *places[name], ids, options, jobs)
@@ -108,7 +108,7 @@ def _forced(problem: Problem, names: frozenset[str]) -> Problem:
     return replace(problem, remedy=f"{problem.remedy}  It cannot be forced.".strip())
 
 
-def _place_of(executor: str, options: Options) -> tuple[Place | None, list[Problem]]:
+def place_named(executor: str, options: Options) -> tuple[Place | None, list[Problem]]:
     """The place of that name; None where nobody can say what it is, and so nothing of a job there."""
     profile, problems = find_profile(executor, options.overrides, files=options.profiles)
     if profile is None:

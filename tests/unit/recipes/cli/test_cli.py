@@ -284,6 +284,22 @@ def test_a_config_that_cannot_be_read_is_all_that_is_said(tmp_path: Path, config
     assert [one["name"] for one in problems] == [name]
 
 
+@pytest.mark.parametrize(
+    ("words", "more"),
+    [
+        (["executor=slurm", "executor.mem=200X", "executor.nodes=0"], {"executor.mem", "executor.nodes"}),
+        (["executor=slurm", "executor.tme=1"], {"executor.tme"}),
+        (["executor=lokal"], {"executor"}),
+    ],
+)
+def test_a_config_that_cannot_be_read_hides_nothing_of_the_place(
+    tmp_path: Path, words: list[str], more: set[str]
+) -> None:
+    (tmp_path / "a.yaml").write_text("a: [")
+    told = CliRunner().invoke(_app(), ["run", "export", "-c", str(tmp_path / "a.yaml"), *words, "--json", "--dryrun"])
+    assert {one["key"] for one in json.loads(told.stdout)["problems"]} == {"file", *more}
+
+
 def test_unknown_options_are_refused(nemo: Nemo) -> None:
     done = nemo("run", "quantize_fp8", "--dtach")
     assert done.code == 2
