@@ -161,7 +161,7 @@ def _config(job: Job) -> Mapping[str, Any] | None:
     return read_config(folder) if folder else hub.published().configs.get(name)
 
 
-@check("unsupported_model", "unknown_model", engines=("hf",))
+@check("unsupported_model", "unknown_model", "impossible_config", engines=("hf",))
 def kind_of_hf(job: Job) -> Iterator[Problem]:
     """Another machine may have another Transformers; what that one does not build is then a guess."""
     name, config = job.resolved.hf_model_id, _config(job)

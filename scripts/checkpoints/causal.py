@@ -76,12 +76,44 @@ def built_types() -> tuple[frozenset[str], frozenset[str]]:
     return frozenset(known), frozenset(re.findall(r'"([\w.-]+)",\s*"\w+"', table[0]) if table else ())
 
 
+@functools.cache
+def _layer_words(kind: str) -> frozenset[str]:
+    """What the Transformers in this Python may call a layer of a type that it has; empty where that is not told.
+
+    Those of all models, and each word of the type's own file, which may allow more.
+    """
+    found = util.find_spec("transformers")
+    root = Path(next(iter((found and found.submodule_search_locations) or ("",))))
+    name = kind.replace("-", "_")
+    files = (root / "configuration_utils.py", root / "models" / name / f"configuration_{name}.py")
+    if not all(file.is_file() for file in files):
+        return frozenset()
+    shared, own = (file.read_text("utf-8") for file in files)
+    tables = re.findall(r"^(?:ALLOWED_\w*LAYER_TYPES|_LEGACY_LAYER_\w+) = [({].*?^[)}]", shared, re.M | re.S)
+    return frozenset(re.findall(r'"(\w+)"', "".join([*tables, own]))) if tables else frozenset()
+
+
+def _stray_layer(config: Mapping[str, Any], kind: str) -> Trouble | None:
+    """A word of layer_types that Transformers refuses."""
+    text = config.get("text_config")
+    listed = [section.get("layer_types") for section in (config, text) if isinstance(section, Mapping)]
+    words, known = [str(one) for layers in listed if isinstance(layers, list) for one in layers], _layer_words(kind)
+    stray = next((word for word in words if known and word not in known), None)
+    if stray is None:
+        return None
+    close = difflib.get_close_matches(stray, sorted(known), 1)
+    cause = f"no model is like its config.json: layer_types has {stray}, which Transformers knows for no layer"
+    return "impossible_config", cause, f"Did you mean {close[0]}?" if close else "Copy the model's config.json again."
+
+
 def unbuilt(config: Mapping[str, Any]) -> Trouble | None:
     """Why the Transformers in this Python builds no causal language model of this config.json; None where it may."""
     known, causal = built_types()
     kind = _kind(config)
-    if not known or not causal or config.get("auto_map") or kind in causal:
+    if not known or not causal or config.get("auto_map"):
         return None
+    if kind in causal:
+        return _stray_layer(config, str(kind))
     if kind is None:
         return "unknown_model", "its config.json says no model_type", "Copy the model's config.json again."
     if kind in known:

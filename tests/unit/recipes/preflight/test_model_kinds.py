@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from recipes.preflight import formats, hf_engine
-from scripts.checkpoints.causal import architectures, built_types, failure
+from scripts.checkpoints.causal import architectures, built_types, failure, unbuilt
 from scripts.formats import FORMATS
 from scripts.run.problems import Problem
 from scripts.run.registry import carry_out, checks_of
@@ -94,6 +94,25 @@ def test_types_that_transformers_does_not_build(
     (problem,) = (one for one in problems if one.cause == why)
     assert remedy in problem.remedy
     assert problem.severity == "warning", "the container may have a newer one"
+
+
+@pytest.mark.parametrize(
+    ("changed", "wrong"),
+    [
+        ({"layer_types": ["full_attention", "ful_attention"]}, "layer_types has ful_attention"),
+        ({"layer_types": ["banana"] * 2}, "layer_types has banana"),
+        ({"text_config": {"layer_types": [3]}}, "layer_types has 3"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, ""),
+        ({"model_type": "nemotron_h", "layer_types": ["mlp", "moe", "linear_attention"]}, ""),
+        ({"model_type": "granitemoehybrid", "layer_types": ["mamba", "attention"]}, ""),
+        ({"layer_types": ["banana"], "auto_map": {"AutoModelForCausalLM": "a.B"}}, ""),
+        ({"layer_types": "banana"}, ""),
+    ],
+)
+def test_words_for_layers_are_those_of_transformers(changed: dict[str, Any], wrong: str) -> None:
+    told_of = unbuilt({"model_type": "qwen3", **changed})
+    assert told_of is None if not wrong else (told_of is not None and told_of[0] == "impossible_config")
+    assert told_of is None or wrong in told_of[1]
 
 
 def test_types_that_were_tried_are_built() -> None:
