@@ -196,6 +196,9 @@ def test_an_image_that_nobody_knows_is_checked_against_every_release(profiles: P
     assert told(profiles, "quantize_fp8", "other", engine="script", extra_args=["--newer-than-we-know"]) == []
     spec = prepare(built("quantize_fp8", engine="script"), "other", profiles=profiles)
     assert any("script.release names it" in note for note in notes(spec))
+    spec = prepare(built("distill_mock", args__etp_size=1), "other", profiles=profiles)
+    said = "args.etp_size is left out: Model-Optimizer/examples/megatron_bridge/distill.py has no such flag"
+    assert said in notes(spec)
 
 
 def test_a_flag_newer_than_the_tables_can_be_insisted_on(profiles: Path) -> None:
