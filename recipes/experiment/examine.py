@@ -21,7 +21,7 @@ from recipes.experiment.stage import Options, Stage
 from recipes.experiment.store import find_run
 from recipes.planner.gpus import gpu_problems
 from recipes.preflight.history import experiment_problems
-from recipes.preflight.subjects import preflight
+from recipes.preflight.subjects import of_values, preflight
 from scripts.run.problems import Problem, ProblemsError, nearest
 from scripts.run.record import DamagedRecordError
 
@@ -128,7 +128,7 @@ def _examine_one(
 ) -> tuple[Job | None, list[Problem]]:
     """The job of one stage, `before` it those of earlier ones, and every Problem; no job where it says too little."""
     if place is None:
-        return None, list(wrong)
+        return None, [*wrong, *of_values(stage.partial)]
     partial, promised, problems = _with_paths(stage.partial, {name: job.expects for name, job in before.items()})
     problems = [*wrong, *problems]
     after = []

@@ -3,6 +3,8 @@
 No check imports torch, none touches the network but those of `hub`, and these only for a run that is about to start.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from recipes.experiment.job import Job
 from recipes.preflight import (
     access,
@@ -27,8 +29,12 @@ from recipes.preflight.script_engine import script_notes
 from scripts.args import constraints
 from scripts.data import sources
 from scripts.evaluation import checks as evaluation
-from scripts.run.registry import REGISTRY, Findings, carry_out, checks_of
+from scripts.run.problems import Problem
+from scripts.run.registry import REGISTRY, Findings, OnNode, carry_out, checks_of
 from scripts.serving import checks as serving
+
+if TYPE_CHECKING:
+    import nemo_run as run
 
 #: The modules whose checks are made, in the order in which Problems are reported.
 SUBJECTS = (
@@ -52,6 +58,18 @@ SUBJECTS = (
     places,
     walltime,
 )
+
+
+def of_values(partial: "run.Partial[Any]") -> tuple[Problem, ...]:
+    """What is wrong with the arguments of a recipe wherever it runs: all that is told where the place is not known."""
+    from fiddle import build
+
+    checks = [one for one in checks_of(*SUBJECTS) if one.of_values]
+    # Which Python it is going to be, nobody knows either.
+    job = OnNode(
+        resolved=build(partial.args), script=build(partial.script), engine=partial.engine, in_this_python=False
+    )
+    return carry_out(checks, job).problems
 
 
 def preflight(job: Job) -> Findings:

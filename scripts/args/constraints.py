@@ -9,7 +9,7 @@ from scripts.run.problems import Problem
 from scripts.run.registry import check
 
 
-@check("wrong_value", where="both", decisive=True)
+@check("wrong_value", where="both", of_values=True, decisive=True)
 def nul_characters(job: Any) -> Iterator[Problem]:
     """No file name and no word of a command can hold one."""
     for name, value, _ in values_of(job.resolved):
@@ -18,7 +18,7 @@ def nul_characters(job: Any) -> Iterator[Problem]:
             yield Problem(key=f"args.{name}", value=repr(value), cause=cause)
 
 
-@check("wrong_value", where="both", decisive=True)
+@check("wrong_value", where="both", of_values=True, decisive=True)
 def nameless_outputs(job: Any) -> Iterator[Problem]:
     """An output is made beside its place and renamed, so its path must end in a name."""
     for name, value, meaning in values_of(job.resolved):
@@ -39,7 +39,7 @@ def required_values(job: Any) -> Iterator[Problem]:
             yield Problem(name=kind, key=f"args.{name}", value=None, cause=f"it is not set: {what}", remedy=remedy)
 
 
-@check("out_of_range", where="both")
+@check("out_of_range", where="both", of_values=True)
 def ranges(job: Any) -> Iterator[Problem]:
     """Numbers of arguments that the engine makes use of."""
     for section, values in (("args", job.resolved), ("script", job.script)):

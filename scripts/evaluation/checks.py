@@ -44,7 +44,7 @@ _COMMON = (
 _UNUSED = {"vllm": ("parallelize", "tensor_parallel_size=2"), "hf": ("tensor_parallel_size", "parallelize=true")}
 
 
-@check("no_tasks", "wrong_value", args=EvaluateArgs, where="both")
+@check("no_tasks", "wrong_value", args=EvaluateArgs, where="both", of_values=True)
 def tasks(job: Any) -> Iterator[Problem]:
     """There are some, and the harness can tell them apart."""
     if not job.resolved.tasks:
@@ -56,7 +56,7 @@ def tasks(job: Any) -> Iterator[Problem]:
             yield Problem(name="wrong_value", key="args.tasks", value=task, cause=cause, remedy=remedy)
 
 
-@check("unknown_task", args=EvaluateArgs, where="both")
+@check("unknown_task", args=EvaluateArgs, where="both", of_values=True)
 def tasks_of_the_harness(job: Any) -> Iterator[Problem | Skipped]:
     """It has them, and so has `include_path`; a pattern or a file is for the harness to find."""
     own, include = CONFIGS / "evaluate" / "tasks", job.resolved.include_path

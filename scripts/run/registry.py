@@ -53,6 +53,7 @@ class Check:
     can_force: bool = False
     severity: Severity = "error"
     where: Literal["submit", "node", "both"] = "submit"
+    of_values: bool = False  # it asks for arguments alone, whatever place they are for
     decisive: bool = False  # where it finds something, nothing else can be said of the job
     module: str = ""
 

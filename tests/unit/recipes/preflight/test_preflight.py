@@ -265,7 +265,17 @@ def test_everything_at_once() -> None:
     assert len(found) == 5
     assert len({key for _, key in found}) == 5
     alone = names("quantize_fp8", "nowhere", **values, calib_size=0, tp=3)
-    assert alone == [("unknown_executor", "executor")], "of a place that is not there nothing else can be said"
+    told = [("unknown_executor", "executor"), ("out_of_range", "args.calib_size")]
+    assert alone == told, "of a place that is not there nothing else can be said but what is wrong anywhere"
+
+
+def test_tasks_are_looked_at_whatever_the_place() -> None:
+    partial = find("evaluate_tiny").build()
+    partial.args.tasks, partial.args.limit = ["a,b"], -1
+    with pytest.raises(ProblemsError) as caught:
+        prepare(partial, "lokal")
+    found = [(one.name, one.key) for one in caught.value.problems if one.name != "unknown_task"]
+    assert found == [("unknown_executor", "executor"), ("out_of_range", "args.limit"), ("wrong_value", "args.tasks")]
 
 
 @pytest.mark.parametrize(
