@@ -71,6 +71,7 @@ def test_the_scales_of_a_quantized_student_stay(source: Path, quantized: Path, t
     train.distill(work(QadArgs(**paths, student_megatron_path=str(quantized), **SHORT), tmp_path))
     trained = tmp_path / "out" / "checkpoints"
     assert look(trained).quantization == "fp8"
+    assert losses(tmp_path, "logits distillation loss")[0] > 1e-6  # of the same weights: the teacher is not quantized
     before, after = amaxes(quantized), amaxes(trained)
     assert len(before) > 8 and before.keys() == after.keys()
     assert all(value.equal(after[name]) for name, value in before.items())
