@@ -15,7 +15,7 @@ from recipes.experiment.job_file import DAMAGE, FLAGS, flags_of, job_file, own_j
 from recipes.experiment.store import RunFolder, run_folders
 from scripts.run.diagnosis import LOG_BYTES, diagnose, is_vague
 from scripts.run.files import write_json
-from scripts.run.identity import beats, is_alive, started_with, terminate
+from scripts.run.identity import beats, identity, is_alive, started_with, terminate
 from scripts.run.problems import JobError, Problem, ProblemsError, error_data
 from scripts.run.record import FINAL_STATES, DamagedRecordError, Record, now, observe, read_json, read_record
 from scripts.run.session import rank_error
@@ -113,7 +113,10 @@ class Run:
         """Whether another process sees its job to the end, and is going to write down what came of it."""
         sees = self.job is not None and self.job.capabilities.detach == "supervisor" and self.supervised
         other = self.supervisor is not None and self.supervisor["pid"] != os.getpid()
-        return sees and other and beats(self.folder.supervisor_heartbeat)  # it lives on, where it is a notebook
+        machine = {key: identity()[key] for key in ("host", "boot")}
+        here = self.supervisor is not None and machine.items() <= self.supervisor.items()
+        # It lives on, where it is a notebook; on another machine, whoever saw the job's end has beaten before.
+        return sees and other and beats(self.folder.supervisor_heartbeat, absent=here)
 
     @property
     def poll_seconds(self) -> float:

@@ -51,12 +51,12 @@ def is_alive(owner: Mapping[str, Any], heartbeat: Path) -> bool:
     return beats(heartbeat)
 
 
-def beats(heartbeat: Path) -> bool:
-    """Whether that file was touched lately; one that is not there may not have begun to beat."""
+def beats(heartbeat: Path, *, absent: bool = True) -> bool:
+    """Whether that file was touched lately; `absent` where there is none: it may not have begun to beat."""
     try:
         return time.time() - heartbeat.lstat().st_mtime < STALE_SECONDS
     except OSError:
-        return True
+        return absent
 
 
 def terminate(owner: Mapping[str, Any]) -> None:

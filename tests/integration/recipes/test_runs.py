@@ -141,12 +141,13 @@ def test_a_failure_on_the_node_is_told_and_recorded(nemo: Nemo, home: Path, tmp_
     model = tmp_path / "model"
     shutil.copytree(ensure_tiny_model("tiny:qwen3", default_cache_root()), model)
     config = json.loads((model / "config.json").read_text())
-    (model / "config.json").write_text(json.dumps(config | {"model_type": "no_such_architecture"}))
+    more = [*config["layer_types"], "full_attention"]  # than there are layers: Transformers says so, when it loads
+    (model / "config.json").write_text(json.dumps(config | {"layer_types": more}))
     words = ["run", "quantize_tiny", f"args.hf_model_id={model}", "args.calib_dataset=p.txt", "--yes"]
     (tmp_path / "work" / "p.txt").write_text("one\ntwo\nthree\nfour\n")
     done = nemo(*words)
     assert done.code == 1
-    assert "no_such_architecture" in done.err
+    assert "layer_types" in done.err
     assert "Traceback" not in done.out + done.err
     record = observe(only_run(home))
     assert record["state"] == "failed"

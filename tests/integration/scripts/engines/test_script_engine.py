@@ -368,14 +368,19 @@ def test_a_script_s_own_packages_are_its_own(tmp_path: Path, checkpoints: Mappin
 
 
 #: More than a GPU of 24 GB holds: 10.5 billion parameters, in one process.
-LARGE = {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 44, "vocab_size": 128256}
+LARGE: dict[str, Any] = {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 44, "vocab_size": 128256}
 LARGE |= {"num_attention_heads": 32, "num_key_value_heads": 8, "torch_dtype": "bfloat16", "tie_word_embeddings": False}
 
 
 def test_a_job_that_was_forced_is_recorded_as_such(user: User) -> None:
+    import torch
+    from safetensors.torch import save_file
+
     model = write_huggingface(user.folder / "large")
     config = model / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | LARGE), encoding="utf-8")
+    # Of weights this large, the one that says least of the others.
+    save_file({"model.norm.weight": torch.zeros(LARGE["hidden_size"])}, model / "model.safetensors")
     words = [f"script.path={user.checkout(QUANTIZE, 'v0.6.0')}", f"args.hf_model_id={model}", "args.ep=1"]
     words += [f"args.megatron_save_path={user.folder}/out", "executor.gpu=l4", "torchrun.nproc_per_node=1"]
     # What it would write, this machine's disk may not hold.
