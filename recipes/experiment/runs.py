@@ -111,12 +111,15 @@ class Run:
     @property
     def attended(self) -> bool:
         """Whether another process sees its job to the end, and is going to write down what came of it."""
-        sees = self.job is not None and self.job.capabilities.detach == "supervisor" and self.supervised
-        other = self.supervisor is not None and self.supervisor["pid"] != os.getpid()
-        machine = {key: identity()[key] for key in ("host", "boot")}
-        here = self.supervisor is not None and machine.items() <= self.supervisor.items()
+        seer = self.supervisor
+        if seer is None or self.job is None or self.job.capabilities.detach != "supervisor" or not self.supervised:
+            return False
+        if seer["pid"] == os.getpid():
+            return False
+        me = identity()
+        here = all(seer.get(key) == me[key] for key in ("host", "boot"))
         # It lives on, where it is a notebook; on another machine, whoever saw the job's end has beaten before.
-        return sees and other and beats(self.folder.supervisor_heartbeat, absent=here)
+        return beats(self.folder.supervisor_heartbeat, absent=here)
 
     @property
     def poll_seconds(self) -> float:

@@ -3,7 +3,6 @@
 A width can only become a smaller multiple of what kernels like, and a search does not go beyond what it is allowed.
 """
 
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -11,6 +10,7 @@ from recipes.experiment.job import Job
 from recipes.models import ModelFacts
 from recipes.models.architecture import MEGATRON_SIZES
 from scripts.args.meaning import Role, fields_of
+from scripts.args.prune import MMLU_SHARE
 from scripts.run.problems import Problem, nearest
 from scripts.run.registry import check
 
@@ -26,8 +26,6 @@ _MULTIPLES: Mapping[str, int | str] = {
 }
 #: What a search may change.
 _SEARCHED = [name for name in MEGATRON_SIZES if name != "num_query_groups"]
-#: So many percent of MMLU, as NVIDIA's script calls it.
-_MMLU = re.compile(r"mmlu_(100|[1-9]\d?)pct")
 _SHARES: tuple[Role, ...] = ("width_share", "depth_share")
 _KEPT: tuple[Role, ...] = ("kept_parameters", "kept_active_parameters")
 
@@ -62,7 +60,7 @@ def names(job: Job) -> Iterator[Problem]:
 @check("wrong_value", algorithms=("prune",), engines=("bridge",))
 def score_function(job: Job) -> Iterator[Problem]:
     value = job.resolved.prune_score_func
-    if value is not None and value != "loss" and not _MMLU.fullmatch(value):
+    if value is not None and value != "loss" and not MMLU_SHARE.fullmatch(value):
         cause = "the bridge engine has no such score"
         remedy = "Use loss, or mmlu_5pct for 5 percent of MMLU."
         yield Problem(key="args.prune_score_func", value=value, cause=cause, remedy=remedy)

@@ -1,5 +1,6 @@
 """Arguments of `prune`."""
 
+import re
 from dataclasses import dataclass
 from math import ceil
 from typing import Any, ClassVar
@@ -7,6 +8,8 @@ from typing import Any, ClassVar
 from scripts.args.meaning import ScriptArgs, Work, doc
 from scripts.args.shared import hub_model, remote_code, uneven, written
 
+#: A score function by the name that NVIDIA's script has for it: so many percent of MMLU.
+MMLU_SHARE = re.compile(r"mmlu_(100|[1-9]\d?)pct")
 #: Questions of MMLU (arXiv:2009.03300).
 MMLU = 14042
 

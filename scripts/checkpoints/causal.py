@@ -1,7 +1,6 @@
 """Whether a config.json describes what the hf engine quantizes: a causal language model with plain weights in linear
 layers. Asked where a job is submitted, and by the engine before it loads anything."""
 
-import difflib
 import functools
 import re
 from collections.abc import Mapping
@@ -12,9 +11,11 @@ from typing import Any
 import yaml
 
 from configs import CONFIGS
+from scripts.checkpoints.figures import kind_of
 from scripts.checkpoints.model import Trouble
 from scripts.checkpoints.quantization import THEIRS
 from scripts.formats import FORMATS
+from scripts.run.problems import near_miss
 
 #: Sections of configurations that have an encoder for other things than text.
 _OTHER_SENSES = ("vision_config", "audio_config", "mm_vision_tower")
@@ -37,7 +38,7 @@ _OF_THE_TRIAL = ("format_does_not_fit", "unknown_model", "not built")
 
 def refused(config: Mapping[str, Any]) -> Trouble | None:
     """Why the engine cannot take a model of this config.json, as (problem, cause, remedy); None where it may."""
-    name, kind = "unsupported_model", _kind(config)
+    name, kind = "unsupported_model", kind_of(config)
     listed, own = config.get("architectures"), config.get("auto_map")
     built = str(listed[0]) if isinstance(listed, list) and listed else ""
     if isinstance(own, Mapping) and "AutoModelForCausalLM" in own:
@@ -57,9 +58,10 @@ def refused(config: Mapping[str, Any]) -> Trouble | None:
     return (name, OWN_LINEARS[kind], PLAIN_LINEARS) if kind in OWN_LINEARS else None
 
 
-def _kind(config: Mapping[str, Any]) -> str | None:
-    said = config.get("model_type")
-    return said if isinstance(said, str) else None
+def _transformers() -> Path:
+    """The folder of the Transformers in this Python; where it is not installed, one that is not there."""
+    found = util.find_spec("transformers")
+    return Path(next(iter((found and found.submodule_search_locations) or ("/nowhere/transformers",))))
 
 
 @functools.cache
@@ -68,9 +70,8 @@ def built_types() -> tuple[frozenset[str], frozenset[str]]:
 
     Read from the text of its tables, which takes milliseconds; both are empty where it is not installed.
     """
-    found = util.find_spec("transformers")
-    folders = [Path(one, "models", "auto") for one in (found and found.submodule_search_locations) or ()]
-    text = {file.name: file.read_text("utf-8") for folder in folders for file in sorted(folder.glob("*auto*.py"))}
+    folder = _transformers() / "models" / "auto"
+    text = {file.name: file.read_text("utf-8") for file in sorted(folder.glob("*auto*.py"))}
     known = re.findall(r'"([\w.-]+)"[,:]\s*"\w+Config"', "".join(text.values()))
     table = re.search(r"^MODEL_FOR_CAUSAL_LM_MAPPING_NAMES = .*?^\)", text.get("modeling_auto.py", ""), re.M | re.S)
     return frozenset(known), frozenset(re.findall(r'"([\w.-]+)",\s*"\w+"', table[0]) if table else ())
@@ -82,9 +83,7 @@ def _layer_words(kind: str) -> frozenset[str]:
 
     Those of all models, and each word of the type's own file, which may allow more.
     """
-    found = util.find_spec("transformers")
-    root = Path(next(iter((found and found.submodule_search_locations) or ("",))))
-    name = kind.replace("-", "_")
+    root, name = _transformers(), kind.replace("-", "_")
     files = (root / "configuration_utils.py", root / "models" / name / f"configuration_{name}.py")
     if not all(file.is_file() for file in files):
         return frozenset()
@@ -101,15 +100,14 @@ def _stray_layer(config: Mapping[str, Any], kind: str) -> Trouble | None:
     stray = next((word for word in words if known and word not in known), None)
     if stray is None:
         return None
-    close = difflib.get_close_matches(stray, sorted(known), 1)
     cause = f"no model is like its config.json: layer_types has {stray}, which Transformers knows for no layer"
-    return "impossible_config", cause, f"Did you mean {close[0]}?" if close else "Copy the model's config.json again."
+    return "impossible_config", cause, near_miss(stray, known, "Copy the model's config.json again.")
 
 
 def unbuilt(config: Mapping[str, Any]) -> Trouble | None:
     """Why the Transformers in this Python builds no causal language model of this config.json; None where it may."""
     known, causal = built_types()
-    kind = _kind(config)
+    kind = kind_of(config)
     if not known or not causal or config.get("auto_map"):
         return None
     if kind in causal:
@@ -118,8 +116,7 @@ def unbuilt(config: Mapping[str, Any]) -> Trouble | None:
         return "unknown_model", "its config.json says no model_type", "Copy the model's config.json again."
     if kind in known:
         return "unsupported_model", f"Transformers builds no causal language model of {kind}", _PLAIN
-    close = difflib.get_close_matches(kind, sorted(causal), 1)
-    remedy = f"Did you mean {close[0]}?" if close else "A newer transformers may know it."
+    remedy = near_miss(kind, causal, "A newer transformers may know it.")
     return "unknown_model", f"the Transformers that is here has no model_type {kind}", remedy
 
 

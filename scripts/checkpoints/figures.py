@@ -32,12 +32,12 @@ def impossible(config: Mapping[str, Any]) -> str | None:
         return None
     text = _text(config)
     for prefix, section in {"": config, "text_config.": text}.items():
-        if told := next(_of_no_kind(section), None):
+        if told := next(_of_nokind_of(section), None):
             return prefix + told
     hidden, heads, groups = (_count(text, key) for key in ("hidden_size", "num_attention_heads", "num_key_value_heads"))
     if heads and groups and heads % groups:
         return f"num_attention_heads is {heads}, no multiple of its num_key_value_heads, {groups}"
-    if hidden and heads and hidden % heads and not text.get("head_dim") and _kind(text) in _DIVIDED:
+    if hidden and heads and hidden % heads and not text.get("head_dim") and kind_of(text) in _DIVIDED:
         return f"hidden_size is {hidden}, no multiple of its num_attention_heads, {heads}"
     return None
 
@@ -45,11 +45,11 @@ def impossible(config: Mapping[str, Any]) -> str | None:
 def contradicted(config: Mapping[str, Any], tensors: Sequence[Tensor]) -> Iterator[str]:
     """A sentence for each figure that the weights show to be another. What is not said or not plain is left out."""
     text = _text(config)
-    if config.get("auto_map") or {_kind(config), _kind(text)} & _OTHERWISE:
+    if config.get("auto_map") or {kind_of(config), kind_of(text)} & _OTHERWISE:
         return
     layers = {int(match[1]) for one in tensors if (match := _LAYER.match(one.name))}
     said, there = _count(text, "num_hidden_layers"), max(layers, default=-1) + 1
-    more = there if _kind(text) in _NO_MORE_LAYERS and not any("nextn" in key for key in text) else said
+    more = there if kind_of(text) in _NO_MORE_LAYERS and not any("nextn" in key for key in text) else said
     if said and there and not there >= said >= (more or 0):
         yield f"num_hidden_layers is {said}, and the files hold {there} layers"
     table = next((one.shape for one in tensors if _EMBEDDING.match(one.name) and _whole(one)), None)
@@ -61,7 +61,7 @@ def contradicted(config: Mapping[str, Any], tensors: Sequence[Tensor]) -> Iterat
 
 def _heads(text: Mapping[str, Any], tensors: Sequence[Tensor]) -> Iterator[str]:
     """The rows of queries and keys are heads of one width."""
-    kind, heads, hidden = _kind(text), _count(text, "num_attention_heads"), _count(text, "hidden_size")
+    kind, heads, hidden = kind_of(text), _count(text, "num_attention_heads"), _count(text, "hidden_size")
     width = _count(text, "head_dim") or (hidden // heads if hidden and heads and kind in _DIVIDED else None)
     if kind not in _PLAIN_HEADS or width is None or heads is None:
         return
@@ -79,12 +79,13 @@ def _text(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return section if isinstance(section, Mapping) else config
 
 
-def _kind(section: Mapping[str, Any]) -> str | None:
+def kind_of(section: Mapping[str, Any]) -> str | None:
+    """The model_type of a config.json, or of a section of it, where it says one."""
     said = section.get("model_type")
     return said if isinstance(said, str) else None
 
 
-def _of_no_kind(section: Mapping[str, Any]) -> Iterator[str]:
+def _of_nokind_of(section: Mapping[str, Any]) -> Iterator[str]:
     """Values that the checks of transformers' classes refuse: "4", 4.0 and -4 are no sizes. A list is of each layer."""
     for key, least in _LEAST.items():
         value = section.get(key)

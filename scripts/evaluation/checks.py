@@ -3,7 +3,6 @@
 What cannot score a checkpoint as it is, must not score it at all.
 """
 
-import difflib
 import re
 from collections.abc import Iterator
 from contextlib import suppress
@@ -18,7 +17,7 @@ from scripts.checkpoints import look
 from scripts.checkpoints.huggingface import exported_algorithm
 from scripts.formats import FORMATS
 from scripts.run.files import is_folder, read_limited
-from scripts.run.problems import JobError, Problem, nearest
+from scripts.run.problems import JobError, Problem, near_miss, nearest
 from scripts.run.provenance import compute_capabilities
 from scripts.run.registry import Skipped, check
 
@@ -71,8 +70,8 @@ def tasks_of_the_harness(job: Any) -> Iterator[Problem | Skipped]:
     if harness is None:
         yield Skipped(missing=("the tasks of the lm-evaluation-harness",))
         for task in sorted(asked.difference(_COMMON)):
-            if close := difflib.get_close_matches(task, _COMMON, 1, 0.85):
-                cause, remedy = "no task that is known here has that name", f"Did you mean {close[0]}?"
+            if remedy := near_miss(task, _COMMON, cutoff=0.85):
+                cause = "no task that is known here has that name"
                 yield Problem(key="args.tasks", value=task, cause=cause, remedy=remedy, severity="warning")
         return
     root = Path(next(iter(harness.submodule_search_locations or ()))) / "tasks"

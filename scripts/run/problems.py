@@ -110,11 +110,16 @@ def error_line(error: Mapping[str, Any]) -> str:
     return " ".join(part for part in (f"{error['name']}:", error["message"], error["remedy"]) if part)
 
 
+def near_miss(word: str, known: Iterable[str], otherwise: str = "", *, cutoff: float = 0.6) -> str:
+    """A remedy naming the closest of the words that are known; `otherwise` where none is close."""
+    close = difflib.get_close_matches(word, sorted(known), n=1, cutoff=cutoff)
+    return f"Did you mean {close[0]}?" if close else otherwise
+
+
 def nearest(word: str, choices: Iterable[str], *, listed: int = 12) -> str:
     """A remedy naming the closest choice and, when there are few, all of them."""
     names = sorted(choices)
-    close = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
-    hint = f"Did you mean {close[0]}?" if close else ""
-    if len(names) <= listed or not close:
+    hint = near_miss(word, names, cutoff=0.5)
+    if len(names) <= listed or not hint:
         hint = f"{hint}  Choices: {', '.join(names)}.".strip()
     return hint

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from scripts.engines.bridge.loaded import Loaded, is_first_rank
+from scripts.engines.bridge.loaded import Loaded, say_progress
 from scripts.engines.hf.evaluate import LOGITS, Scores, divergences, scores_of
 from scripts.engines.hf.samples import Tokens
 
@@ -27,9 +27,9 @@ def passes(loaded: Loaded, samples: Sequence[Tokens], what: str) -> None:
     for done, sample in enumerate(samples, start=1):
         megatron_prefill(loaded.model, torch.tensor([sample], device=loaded.device), skip_return_logits=True)
         now = monotonic()
-        if is_first_rank() and (now - said > 1 or done == len(samples)):
+        if now - said > 1 or done == len(samples):
             said = now
-            print(f"{what}: {done}/{len(samples)} [{now - began:.0f} s]", flush=True)
+            say_progress(what, done, len(samples), began)
 
 
 @dataclass(kw_only=True)

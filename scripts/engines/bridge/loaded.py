@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from scripts.args.meaning import Role, value_of
@@ -102,6 +103,12 @@ def load(args: Any, *, source: str | None = None, checkpoint: str | None = None,
 def is_first_rank() -> bool:
     """Whether this rank speaks for all."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def say_progress(what: str, done: int, of: int, began: float) -> None:
+    """Rank 0 says how far it is, in the form that is read as progress; `began` by the monotonic clock."""
+    if is_first_rank():
+        print(f"{what}: {done}/{of} [{monotonic() - began:.0f} s]", flush=True)
 
 
 def continued(loaded: Loaded, prompts: str, tokens: int) -> list[tuple[str, str]]:

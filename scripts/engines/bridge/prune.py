@@ -9,13 +9,12 @@ from math import exp
 from pathlib import Path
 from typing import Any
 
-from scripts.args.prune import PruneArgs
+from scripts.args.prune import MMLU_SHARE, PruneArgs
 from scripts.args.quantize import QuantizeArgs
 from scripts.engines.bridge.evidence import passes
 from scripts.engines.bridge.loaded import Loaded, is_first_rank, load
 from scripts.engines.bridge.worker import Work
 from scripts.engines.hf.samples import Tokens, choose_samples
-from scripts.run.files import write_json
 
 _SCORED = 16  # samples of text that are kept aside
 #: Megatron-Core's sizes as Hugging Face configurations call them; what a configuration has not is left out.
@@ -106,7 +105,9 @@ def _scorer(args: PruneArgs, loaded: Loaded, samples: Sequence[Tokens]) -> Calla
         return lambda model: -_loss(loaded, model, samples)
     from modelopt.torch.utils.plugins.megatron_mmlu import megatron_mmlu
 
-    share = int(str(args.prune_score_func).removeprefix("mmlu_").removesuffix("pct")) / 100
+    asked = MMLU_SHARE.fullmatch(str(args.prune_score_func))
+    assert asked is not None  # preflight refuses any other
+    share = int(asked[1]) / 100
     return lambda model: float(megatron_mmlu(model, loaded.tokenizer, fraction=share))
 
 
@@ -162,8 +163,6 @@ def _pruned_config(loaded: Loaded, scores: Any) -> Any:
         for one in called:
             if value is not None and hasattr(config, one):
                 setattr(config, one, value)
-    if hasattr(config, "head_dim"):
-        config.head_dim = sizes.kv_channels
     if getattr(config, "layer_types", None) and scores["sorted_layers"]:
         kept = set(scores["sorted_layers"][: sizes.num_layers])  # counted from 1
         config.layer_types = [kind for at, kind in enumerate(config.layer_types, start=1) if at in kept]
@@ -177,8 +176,6 @@ def _report(work: Work, before: dict[str, Any], after: dict[str, Any], sizes: di
         "perplexity_before": exp(before["loss"]),
         "perplexity_after": exp(after["loss"]),
     }
-    work.report.mkdir(parents=True, exist_ok=True)
-    told = {"model": work.called, "evaluation": figures, "sizes": sizes, "not_shown": list(work.not_shown)}
-    write_json(work.report / "pruning.json", told)
+    work.leave("pruning.json", evaluation=figures, sizes=sizes, not_shown=list(work.not_shown))
     for name, value in figures.items():
         print(f"{name.replace('_', ' ')}: {value:,}" if isinstance(value, int) else f"{name}: {value:.4g}", flush=True)

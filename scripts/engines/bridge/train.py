@@ -3,15 +3,14 @@
 Megatron-Bridge's own loop trains, saves and goes on from its last checkpoint.
 """
 
-from dataclasses import dataclass, field, fields
+from dataclasses import fields
 from time import monotonic
 from typing import Any
 
 from scripts.args.distill import DistillArgs, QatArgs
-from scripts.engines.bridge.loaded import is_first_rank, not_known, sizes_of
+from scripts.engines.bridge.loaded import is_first_rank, not_known, say_progress, sizes_of
 from scripts.engines.bridge.transfer import to_hugging_face
 from scripts.engines.bridge.worker import Work
-from scripts.run.files import write_json
 from scripts.run.problems import JobError
 
 
@@ -182,39 +181,24 @@ def _dataset(args: DistillArgs) -> Any:
     )
 
 
-@dataclass(kw_only=True)
-class _Course:
-    """How a training goes, by iteration."""
-
-    iterations: int
-    began: float = field(default_factory=monotonic)
-    rows: list[dict[str, float]] = field(default_factory=list)
-
-    def say(self, done: int) -> None:
-        """Rank 0, in the form that is read as progress."""
-        if is_first_rank():
-            print(f"train: {done}/{self.iterations} [{monotonic() - self.began:.0f} s]", flush=True)
-
-
 def _train(config: Any, step: Any, work: Work) -> None:
     """report/training.json holds the losses of every iteration that the last stage of the pipeline saw."""
     from megatron.bridge.training.callbacks import Callback
     from megatron.bridge.training.pretrain import pretrain
 
-    course = _Course(iterations=config.train.train_iters)
+    course: list[dict[str, float]] = []
+    began = monotonic()
 
     class Follow(Callback):  # type: ignore[misc]  # of a package that is not there where types are checked
         def on_train_step_end(self, context: Any) -> None:
             done = int(context.state.train_state.step) + 1
             losses = {name: float(value) for name, value in (context.loss_dict or {}).items()}
-            course.rows.append({"iteration": done, **losses})
-            course.say(done)
+            course.append({"iteration": done, **losses})
+            say_progress("train", done, config.train.train_iters, began)
 
     pretrain(config, step, callbacks=[Follow()])
     if not is_first_rank():
         return
-    work.report.mkdir(parents=True, exist_ok=True)
-    last = course.rows[-1] if course.rows else {}
+    last = course[-1] if course else {}
     figures = {name.replace(" ", "_"): value for name, value in last.items() if name != "iteration"}
-    told = {"model": work.called, "evaluation": figures, "iterations": course.rows, "not_shown": list(work.not_shown)}
-    write_json(work.report / "training.json", told)
+    work.leave("training.json", evaluation=figures, iterations=course, not_shown=list(work.not_shown))

@@ -5,7 +5,6 @@ from typing import Any
 from scripts.args.meaning import value_of
 from scripts.engines.bridge.loaded import continued, is_first_rank, load
 from scripts.engines.bridge.worker import Work
-from scripts.run.files import write_json
 
 
 def export(work: Work) -> None:
@@ -30,9 +29,7 @@ def generate(work: Work) -> None:
     said = continued(load(args, checkpoint=args.megatron_load_path), args.prompts, args.osl)
     if not is_first_rank():
         return
-    work.report.mkdir(parents=True, exist_ok=True)
-    rows = [{"prompt": prompt, "continuation": text} for prompt, text in said]
-    write_json(work.report / "generations.json", {"model": work.called, "generations": rows})
+    work.leave("generations.json", generations=[{"prompt": prompt, "continuation": text} for prompt, text in said])
     for prompt, text in said:
         print(f"{prompt!r} -> {text!r}", flush=True)
 

@@ -1,7 +1,4 @@
-"""The process of one rank of the bridge engine: what to do is its one word, in JSON.
-
-What this module imports, and nothing else, is imported again by the processes that write a checkpoint.
-"""
+"""The process of one rank of the bridge engine: what to do is its one word, in JSON."""
 
 import json
 import sys
@@ -24,6 +21,11 @@ class Work:
     called: str  # the model, as the user named it
     report: Path  # the folder for what a person reads
     not_shown: tuple[str, ...]  # what this machine cannot show
+
+    def leave(self, name: str, **facts: Any) -> None:
+        """Write a file of the report about the model."""
+        self.report.mkdir(parents=True, exist_ok=True)
+        write_json(self.report / name, {"model": self.called, **facts})
 
 
 def main() -> None:

@@ -5,7 +5,6 @@ out by itself that they are missing and has local layers; Megatron-Bridge import
 """
 
 import functools
-import importlib.machinery
 import multiprocessing.spawn
 import sys
 import types
@@ -14,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from scripts.engines.cpu_runtime.packages import made_of
 from scripts.engines.hf.nvfp4 import cpu_kernels
 
 #: Of a model's provider: no kernel that needs CUDA to be built. The weights of a restored model are made, then loaded.
@@ -83,22 +83,14 @@ def _while_importing(modules: dict[str, types.ModuleType]) -> Iterator[None]:
             sys.modules.pop(name, None)
 
 
-def _module(name: str, **content: Any) -> Any:
-    module: Any = types.ModuleType(name)
-    module.__spec__ = importlib.machinery.ModuleSpec(name, None, is_package=True)
-    module.__path__ = []
-    vars(module).update(content)
-    return module
-
-
 def _transformer_engine() -> dict[str, types.ModuleType]:
     import torch
 
     layers = ("Linear", "LayerNormLinear", "TransformerLayer", "LayerNorm", "RMSNorm", "GroupedLinear")
     classes = {name: type(name, (torch.nn.Module,), {}) for name in layers}
     ops = types.SimpleNamespace(Sequential=type("Sequential", (torch.nn.Module,), {}))
-    pytorch = _module("transformer_engine.pytorch", **classes, ops=ops)
-    engine = _module("transformer_engine", __version__="0.0.0", pytorch=pytorch)
+    pytorch = made_of("transformer_engine.pytorch", **classes, ops=ops)
+    engine = made_of("transformer_engine", __version__="0.0.0", pytorch=pytorch)
     return {"transformer_engine": engine, "transformer_engine.pytorch": pytorch}
 
 
@@ -108,8 +100,8 @@ def _resiliency() -> dict[str, types.ModuleType]:
             raise AttributeError(name)
         return type(name, (), {})
 
-    inprocess = _module("nvidia_resiliency_ext.inprocess", __getattr__=anything)
-    package = _module("nvidia_resiliency_ext", inprocess=inprocess)
+    inprocess = made_of("nvidia_resiliency_ext.inprocess", __getattr__=anything)
+    package = made_of("nvidia_resiliency_ext", inprocess=inprocess)
     return {package.__name__: package, inprocess.__name__: inprocess}
 
 
@@ -121,7 +113,7 @@ def _replace_search_spaces() -> None:
         raise NotImplementedError("hybrid layers and pruning need Transformer Engine, which needs a GPU")
 
     names = ("get_te_hybrid_stack_spec", "get_te_mamba_stack_spec", "parse_main_layer_chars")
-    module = _module("modelopt.torch.nas.plugins.megatron", **dict.fromkeys(names, missing))
+    module = made_of("modelopt.torch.nas.plugins.megatron", **dict.fromkeys(names, missing))
     sys.modules[module.__name__] = module
     modelopt.torch.nas.plugins.megatron = module
 

@@ -5,13 +5,14 @@ Names, arguments and attributes are Transformer Engine's.
 """
 
 import contextlib
-import importlib.machinery
 import types
 from typing import Any
 
 import torch
 from torch.nn import functional
 from torch.utils import checkpoint as recompute
+
+from scripts.engines.cpu_runtime.packages import made_of
 
 #: What Megatron-Core takes for a release that has all that these layers have, and none of the newer kernels.
 _RELEASE = "1.12.0"
@@ -39,24 +40,16 @@ def modules() -> dict[str, types.ModuleType]:
         "pytorch": {layer.__name__: layer for layer in layers} | {"TransformerEngineBaseModule": Layer},
         "common": {},
     }
-    package = _module("transformer_engine", __version__=_RELEASE)
+    package = made_of("transformer_engine", __version__=_RELEASE)
     made = {package.__name__: package}
     for name, content in sorted(found.items()):  # a package before its parts
-        module = _module(f"transformer_engine.{name}", **content)
+        module = made_of(f"transformer_engine.{name}", **content)
         made[module.__name__] = module
         parent, _, last = module.__name__.rpartition(".")
         setattr(made[parent], last, module)
     ops = types.SimpleNamespace(Sequential=torch.nn.Sequential, Linear=torch.nn.Linear)
     vars(made["transformer_engine.pytorch"])["ops"] = ops
     return made
-
-
-def _module(name: str, **content: Any) -> types.ModuleType:
-    module = types.ModuleType(name)
-    module.__spec__ = importlib.machinery.ModuleSpec(name, None, is_package=True)
-    module.__path__ = []
-    vars(module).update(content)
-    return module
 
 
 def _unchanged(*_: Any, **__: Any) -> Any:
@@ -259,11 +252,8 @@ class DotProductAttention(Layer):
         **_: Any,
     ) -> None:
         super().__init__()
-        self.num_attention_heads, self.num_gqa_groups, self.attn_mask_type = (
-            num_attention_heads,
-            num_gqa_groups,
-            attn_mask_type,
-        )
+        self.num_attention_heads, self.num_gqa_groups = num_attention_heads, num_gqa_groups
+        self.attn_mask_type = attn_mask_type
         self.softmax_scale, self.attention_dropout, self.tp_size = softmax_scale, attention_dropout, tp_size
         self.hidden_size_per_attention_head_k = kv_channels
 
