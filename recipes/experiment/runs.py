@@ -366,7 +366,8 @@ def _without_scheduler(
     run: Run, record: dict[str, Any], recorded: str | None, living: _Living
 ) -> tuple[dict[str, Any], bool] | None:
     """Nobody but the job, and the process that looks after it, can tell."""
-    if recorded and run.attended:  # it may know better, and whoever resumes the run must not meet it
+    # It may know better, and whoever resumes the run must not meet it; nobody resumes what has succeeded for good.
+    if recorded and (recorded != "succeeded" or _can_be_belied(run, recorded)) and run.attended:
         return _goes_on("running"), False
     supervised = run.supervised
     if run.submitting or (run.scheduled is None and run.supervisor is None):  # then whoever submits looks after it

@@ -174,6 +174,15 @@ def test_an_end_that_was_told_stays(
     assert len({state for state in told if state in FINAL_STATES}) == 1, told
 
 
+@pytest.mark.parametrize(("processes", "state"), [(1, "succeeded"), (2, "running")])
+def test_a_success_that_nothing_can_belie_waits_for_nobody(
+    tmp_path: Path, other: Mapping[str, Any], processes: int, state: str
+) -> None:
+    folder = run_of(tmp_path, "succeeded", processes=processes, supervisor=other)
+    folder.supervisor_heartbeat.touch()
+    assert look([folder])[0].state == state
+
+
 def test_a_supervisor_that_lives_on_is_not_waited_for(tmp_path: Path, other: Mapping[str, Any]) -> None:
     """A notebook, say, whose disk was full when the job ended."""
     folder = run_of(tmp_path, "failed", supervisor=other)
