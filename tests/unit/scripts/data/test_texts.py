@@ -94,6 +94,7 @@ def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path: Path) -> None:
         ('{"text": "a"}'.encode("utf-16"), "UTF-16"),
         ("ä".encode("latin-1"), "not UTF-8"),
     ],
+    ids=["gzip", "png", "utf16", "latin1"],  # not the bytes: those of gzip hold the second they were made in
 )
 def test_a_file_that_is_no_text_says_what_it_is(name: str, content: bytes, said: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)
