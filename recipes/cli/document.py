@@ -63,3 +63,10 @@ def exits(*, as_json: bool = False, submits: bool = False) -> Iterator[dict[str,
             print_json({"state": "failed", "error": cause.as_data()})
         say(f"failed: {cause}", to=sys.stderr)
         raise typer.Exit(FAILED) from None
+
+
+def exit_status(states: Sequence[str]) -> int:
+    """0 only if every run succeeded; 130 when the worst that happened is that somebody stopped it."""
+    if all(state == "succeeded" for state in states):
+        return 0
+    return INTERRUPTED if set(states) <= {"succeeded", "cancelled"} else FAILED

@@ -290,10 +290,10 @@ def _preview(job: Job, *, full: bool, sound: bool) -> dict[str, Any]:
 
 def _text(job: Job, *, sound: bool) -> dict[str, Any]:
     """What would be sent; of a job that is not sound, nothing where it cannot be made."""
-    from recipes.experiment.submit import rehearse
+    from recipes.experiment.submit import would_send
 
     try:
-        return rehearse(job)
+        return would_send(job)
     except Exception as error:  # whatever NeMo-Run makes of values that were refused
         if sound:
             raise

@@ -225,7 +225,7 @@ def take_up(folders: Sequence[RunFolder]) -> list[Run]:
     return look(folders)
 
 
-def rehearse(job: Job) -> dict[str, Any]:
+def would_send(job: Job) -> dict[str, Any]:
     """The script or request that this job would send, and the code that would travel with it.
 
     NeMo-Run writes while it makes one; it does so in a folder that does not stay. `problem` is why the place would
@@ -242,12 +242,12 @@ def rehearse(job: Job) -> dict[str, Any]:
             opened_experiment(job, job.partial, base_dir=folder) as experiment,
         ):
             experiment.dryrun(log=False, delete_exp_dir=False)
-            text, problem = _rehearsed(experiment, job)
+            text, problem = _text_of(experiment, job)
     submits = text.replace(folder, get_nemorun_home())
     return {"code": code.as_record() if code else None, "submits": submits} | ({"problem": problem} if problem else {})
 
 
-def _rehearsed(experiment: Any, job: Job) -> tuple[str, Problem | None]:
+def _text_of(experiment: Any, job: Job) -> tuple[str, Problem | None]:
     try:
         return job.place.text(experiment, job), None
     except SubmitError as error:

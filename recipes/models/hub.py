@@ -178,3 +178,19 @@ def is_gated(name: str) -> bool | None:
         if any(fnmatchcase(name, pattern) for pattern in patterns):
             return gated
     return None
+
+
+def configuration_of(model: str) -> tuple[Mapping[str, Any], Path | None] | None:
+    """What a model's config.json says, and the folder that it is in; None where neither is here.
+
+    Of a model that is known by its hub name alone, what configs/models/hub.yaml has, without a folder.
+    """
+    try:
+        folder = expanded(model)
+        where = folder if is_folder(folder) else cached_model(model)
+        if where is not None:
+            return read_json(where / "config.json"), where
+    except (OSError, JobError):
+        return None
+    known = published().configs.get(model)
+    return None if known is None else (known, None)

@@ -169,7 +169,7 @@ def text_of(case: Case, profiles: Path) -> str:
     from recipes.catalogue import find
     from recipes.experiment.examine import prepare_all
     from recipes.experiment.stage import Options, stages_of
-    from recipes.experiment.submit import array_of, rehearse
+    from recipes.experiment.submit import array_of, would_send
     from recipes.values import set_value
     from scripts.run.problems import ProblemsError
 
@@ -184,7 +184,7 @@ def text_of(case: Case, profiles: Path) -> str:
         run_id = RUN_ID.format(recipe=case.recipe, number=number)
         run_dir = Path(job.place.run_root()) / run_id
         jobs.append(replace(job, id=run_id, run_dir=run_dir, secrets=job.place.secrets_path(run_id)))
-    made = rehearse(array_of(jobs)[0] if case.sweep else jobs[0])
+    made = would_send(array_of(jobs)[0] if case.sweep else jobs[0])
     return _settled(made["submits"].replace(str(profiles.parent / "home"), HOME)).rstrip("\n") + "\n"
 
 

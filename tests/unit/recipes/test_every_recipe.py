@@ -19,7 +19,7 @@ from recipes.catalogue import FAMILIES, RECIPES, Recipe, describe, layers
 from recipes.experiment.examine import examine, prepare_all
 from recipes.experiment.job import Job, serialized
 from recipes.experiment.stage import Options, Stage
-from recipes.experiment.submit import rehearse
+from recipes.experiment.submit import would_send
 from recipes.planner.plan import Plan, plan_of
 from recipes.values import field_types, load_yaml, merge
 from scripts.args.meaning import ScriptArgs, meanings
@@ -289,7 +289,7 @@ def test_it_is_rehearsed_on_every_executor_for_every_release(name: str, world: W
                 _has_only_flags_of(job, script, release)
         newest = jobs[fitting[-1]]
         assert newest is not None
-        _is_whole(rehearse(newest)["submits"], newest, name)
+        _is_whole(would_send(newest)["submits"], newest, name)
     made_for = OLD.get(name, MEETINGS[name][-1][1])
     assert made_for in [release for _, release in fitting], "it is made for a release that takes it"
     assert sorted(world.home.rglob("*")) == before, "a dry run leaves nothing behind"
@@ -360,7 +360,7 @@ def test_the_others_are_rehearsed_everywhere(name: str, executor: str, world: Wo
         assert {problem.name for problem in error.problems} <= _NOT_HERE, error
         assert executor == "local"
         return
-    _is_whole(rehearse(submission)["submits"], submission, name)
+    _is_whole(would_send(submission)["submits"], submission, name)
 
 
 # --- on the hardware that its values are made for --------------------------------------------------------------------

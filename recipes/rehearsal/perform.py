@@ -1,0 +1,125 @@
+"""A rehearsal: a job's stages at a small size, run here as any job is, and what that showed of the job."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from recipes.experiment.examine import Examined, examine
+from recipes.experiment.job import Job
+from recipes.experiment.runs import Run, Watcher
+from recipes.experiment.stage import Options
+from recipes.experiment.submit import start, would_send
+from recipes.rehearsal.scale import Scaled, scaled
+from scripts.engines.choice import TITLES
+from scripts.run.problems import ProblemsError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A job, what is run in its place, and what would be sent if it were submitted."""
+
+    job: Job
+    scaled: Scaled
+    examined: Examined
+    sent: dict[str, Any]
+
+    @property
+    def jobs(self) -> tuple[Job, ...]:
+        return self.examined.jobs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rehearsal:
+    """How it went."""
+
+    prepared: Prepared
+    runs: tuple[Run, ...]
+    seconds: float
+
+    @property
+    def state(self) -> str:
+        """succeeded where every stage did, else the state of the first that did not."""
+        return next((run.state for run in self.runs if run.state != "succeeded"), "succeeded")
+
+    @property
+    def exercised(self) -> list[str]:
+        """What was done for real."""
+        job, sent = self.prepared.job, self.prepared.sent
+        found = [f"the checks of {job.recipe} on {job.executor}, as it was asked for"]
+        if not job.place.runs_here:
+            code = f"{sent['code']['files']} files of code, " if sent.get("code") else ""
+            found.append(f"packaging for {job.executor}: {code}the text that it would be sent")
+        for run in self.runs:
+            kinds = ", ".join(output["type"] for output in run.record.get("outputs", []))
+            engine = run.record.get("engine")
+            by = f" by {TITLES[engine]}" if engine in TITLES else ""
+            took = f" in {run_seconds(run):.0f} s" if run_seconds(run) else ""
+            left = f", which left {kinds}, looked at" if kinds else ""
+            found.append(f"{run.record['recipe']}{by}{took}: {run.state}{left}")
+        return found
+
+    @property
+    def missing(self) -> list[str]:
+        """What the job will do that nothing here has done."""
+        job, scaled = self.prepared.job, self.prepared.scaled
+        found = []
+        if not job.place.runs_here:
+            where = f"{job.place.title}: its queue, its machines" + (", the container" if job.place.image else "")
+            found.append(where + ("" if job.here else ", its file systems"))
+        if job.engine == "script" != scaled.engine and job.addressed is not None:
+            found.append(f"NVIDIA's own script, {job.addressed.script}")
+        if scaled.stand_ins:
+            found.append("the weights, data and checkpoints that it names")
+        if job.nodes * job.processes != scaled.processes:
+            found.append(f"{job.nodes * job.processes} ranks on {job.nodes} machines, and the memory of any of them")
+        return [*found, *dict.fromkeys(line for run in self.runs for line in run.record.get("not_shown", ()))]
+
+    def as_data(self) -> dict[str, Any]:
+        """For --json."""
+        job, scaled = self.prepared.job, self.prepared.scaled
+        return {
+            "recipe": job.recipe,
+            "executor": job.executor,
+            "state": self.state,
+            "seconds": round(self.seconds, 1),
+            "engine": scaled.engine,
+            "processes": scaled.processes,
+            "changes": [{"key": one.key, "asked": one.asked, "here": one.here} for one in scaled.changes],
+            "stand_ins": list(scaled.stand_ins),
+            "exercised": self.exercised,
+            "not_exercised": self.missing,
+            "runs": [run.record | {"dir": str(run.dir)} for run in self.runs],
+        }
+
+
+def prepared(job: Job) -> Prepared:
+    """A sound job's rehearsal, before it begins.
+
+    Raises ProblemsError where none can be held, where the small job is refused, or the job's place would refuse it.
+    """
+    sent = {} if job.place.runs_here else would_send(job)
+    if (problem := sent.get("problem")) is not None:
+        raise ProblemsError([problem])
+    stages = scaled(job)
+    examined = examine(stages.stages, options=Options(online=False))
+    if examined.errors:
+        raise ProblemsError(examined.errors)
+    return Prepared(job=job, scaled=stages, examined=examined, sent=sent)
+
+
+def perform(one: Prepared, watch: Watcher | None = None) -> Rehearsal:
+    """Run it, and wait for its end. Raises JobError where it could not be started."""
+    began = time.monotonic()
+    runs = start(one.jobs, watch=watch)
+    return Rehearsal(prepared=one, runs=tuple(runs), seconds=time.monotonic() - began)
+
+
+def run_seconds(run: Run) -> float | None:
+    """From the begin of a run's job to its end; None where one of them was not recorded."""
+    said: Sequence[Any] = [run.record.get("started_at"), run.record.get("finished_at")]
+    if not all(isinstance(one, str) for one in said):
+        return None
+    begin, end = (datetime.fromisoformat(one) for one in said)
+    return (end - begin).total_seconds()

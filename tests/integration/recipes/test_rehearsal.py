@@ -1,0 +1,45 @@
+"""`nemo experiment rehearse`: a job for a cluster, run here on a small model, by the hf engine."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Done
+
+pytestmark = pytest.mark.integration
+
+Nemo = Callable[..., Done]
+JOB = ("rehearse", "quantize_fp8", "executor=slurm", "args.hf_model_id=Qwen/Qwen3-8B", "executor.nodes=2", "args.tp=8")
+
+
+def test_a_job_for_a_cluster_is_run_here(nemo: Nemo, home: Path, tmp_path: Path) -> None:
+    done = nemo(*JOB, "--json", env={"XDG_CACHE_HOME": str(tmp_path / "cache")})
+    assert done.status == 0, done.err
+    told = done.json
+    assert (told["state"], told["engine"], told["processes"], told["executor"]) == ("succeeded", "hf", 1, "slurm")
+    changed = {one["key"]: one["here"] for one in told["changes"]}
+    assert changed["args.calib_size"] == 8 and changed["args.tp"] == 1
+    (run,) = told["runs"]
+    assert Path(run["dir"]).parent == home / "runs"
+    assert {output["type"] for output in run["outputs"]} >= {"checkpoint_hf"}
+    assert any("packaging for slurm" in line for line in told["exercised"])
+    assert any("its queue" in line for line in told["not_exercised"])
+    assert any("quantize.py" in line for line in told["not_exercised"])
+
+
+def test_a_failure_on_the_way_is_one_here(nemo: Nemo, tmp_path: Path) -> None:
+    """A file that no check of a dry run opens: here the job opens it."""
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"text": "a"}\nno json\n' * 8)
+    words = ("quantize_fp8", "executor=local", "engine=hf", "args.hf_model_id=tiny:qwen3", f"args.calib_dataset={data}")
+    assert nemo("run", *words, "--dryrun").status == 0
+    done = nemo("rehearse", *words)
+    assert done.status == 1 and "data.jsonl" in done.out
+
+
+def test_what_a_submission_would_refuse_is_refused(nemo: Nemo, home: Path) -> None:
+    done = nemo(*JOB, "args.calib_sise=3")
+    assert done.status == 2 and "calib_size" in done.err and not (home / "runs").exists()
+    done = nemo("rehearse", "mlm_quantize", "executor=slurm")
+    assert done.status == 2 and "cannot_rehearse" in done.err and "script.path" in done.err
