@@ -154,6 +154,8 @@ class _Scaling:
             return value if value is None or "NEMO_RUN_DIR" in str(value) else f"{_NODE_DIR}/rehearsal/{name}"
         if name in self.small:
             return self.small[name]
+        if not meaning.used_by(self.engine) and role not in self.sizes:
+            return getattr(type(self.job.args)(), name)
         if role == "adapter":
             raise _cannot(name, value, "no recipe makes an adapter to begin with")
         if meaning.consumes == "checkpoint_megatron":

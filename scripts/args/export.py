@@ -51,6 +51,7 @@ class ExportModelOptArgs(_ExportingArgs):
     """What `export_modelopt` does. Source: Model-Optimizer examples/megatron_bridge; export.py before 0.46."""
 
     SCRIPTS: ClassVar[tuple[str, ...]] = (f"{_EXAMPLES}/export_quantized_megatron_to_hf.py", f"{_EXAMPLES}/export.py")
+    BRIDGE: ClassVar[str] = ExportArgs.BRIDGE
 
     hf_model_name_or_path: str = made_of("Qwen/Qwen3-8B")
     megatron_path: str | None = quantized_checkpoint(refuses=NOT_EXPORTABLE)
@@ -67,13 +68,16 @@ class ExportDistilledArgs(_ExportingArgs):
     """What `export_distilled` does. Source: Model-Optimizer examples/megatron_bridge, since 0.46."""
 
     SCRIPTS: ClassVar[tuple[str, ...]] = (f"{_EXAMPLES}/export_distilled_megatron_to_hf.py",)
+    BRIDGE: ClassVar[str] = "scripts.engines.bridge.transfer:export_distilled"
 
     student_hf_path: str = doc("the student that was distilled: a folder or a hub name", "Qwen/Qwen3-4B", role="model")
     megatron_path: str | None = megatron_checkpoint(
         "where distill left its checkpoints", quantized=False, required=True
     )
     hf_export_path: str | None = written("Hugging Face checkpoint", "checkpoint_hf", required=True)
-    export_iterations: list[int] | Literal["all"] | None = doc("which iterations, or all; null takes the latest", None)
+    export_iterations: list[int] | Literal["all"] | None = doc(
+        "which iterations, or all; null takes the latest", None, engine="nvidia"
+    )
     student_hf_model: str | None = doc(
         "whose configuration and tokenizer to write; null is the student's", None, role="reference"
     )

@@ -116,6 +116,7 @@ class QuantizeModelOptArgs(ScriptArgs):
     """What `quantize_modelopt` does. Source: Model-Optimizer examples/megatron_bridge/quantize.py."""
 
     SCRIPTS: ClassVar[tuple[str, ...]] = ("Model-Optimizer/examples/megatron_bridge/quantize.py",)
+    BRIDGE: ClassVar[str] = "scripts.engines.bridge.quantize:quantize_modelopt"
     EXPORTER: ClassVar[str] = "export_modelopt"
     WORK: ClassVar[Work | None] = "calibration"
 
@@ -134,7 +135,7 @@ class QuantizeModelOptArgs(ScriptArgs):
     weight_only: bool = doc("quantize weights, leave activations alone", False, role="weight_only")
     compress: bool = doc("store real low-precision weights in the checkpoint", False, role="compress")
     moe_calib_experts_ratio: float | None = doc(
-        "part of the experts that every calibration token visits", None, above=0, most=1
+        "part of the experts that every calibration token visits", None, above=0, most=1, engine="nvidia"
     )
     calib_dataset_name: str | None = doc(
         "a data set that ModelOpt knows, or a path; null is its own mixture", None, role="data"
@@ -148,4 +149,4 @@ class QuantizeModelOptArgs(ScriptArgs):
     tp_size: int = doc("tensor parallel size", 1, role="tp")
     pp_size: int = doc("pipeline parallel size", 1, role="pp")
     ep_size: int = doc("expert parallel size", 1, role="ep")
-    cp_size: int = doc("context parallel size", 1, optional=True, role="cp")
+    cp_size: int = doc("context parallel size", 1, optional=True, role="cp", engine="nvidia")

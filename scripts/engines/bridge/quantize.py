@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from time import monotonic
 from typing import Any
 
-from scripts.args.quantize import QuantizeArgs
+from scripts.args.meaning import Role, field_of, value_of
+from scripts.args.quantize import QuantizeArgs, QuantizeModelOptArgs
 from scripts.engines.bridge.evidence import Evidence, passes
 from scripts.engines.bridge.loaded import Loaded, continued, is_first_rank, load
 from scripts.engines.bridge.worker import Work
@@ -16,13 +18,13 @@ from scripts.processor import bf16_products
 _NEW_TOKENS = 32
 
 
-def quantize(work: Work) -> None:
+def quantize(work: Work, new_tokens: int = _NEW_TOKENS) -> None:
     """From a Hugging Face checkpoint to a Megatron one with ModelOpt's state; figures go into the report."""
     args: QuantizeArgs = work.args
     config = quantizers.build_config(args)
     loaded = load(args)
     samples = choose_samples(args, loaded.tokenizer, loaded.vocabulary)
-    before = continued(loaded, args.prompts, _NEW_TOKENS)
+    before = continued(loaded, args.prompts, new_tokens)
     evidence = Evidence(loaded=loaded, samples=samples.held_out) if samples.held_out else None
     with bf16_products():
         if evidence:
@@ -32,7 +34,7 @@ def quantize(work: Work) -> None:
             quantizers.quantize(loaded.model, config, lambda _: passes(loaded, samples.calibration, "calibrate"))
         seconds = round(monotonic() - began, 3)
         scores = evidence.score() if evidence and not _head_is_quantized(loaded.model) else None
-    after = continued(loaded, args.prompts, _NEW_TOKENS)
+    after = continued(loaded, args.prompts, new_tokens)
     if args.compress:
         quantizers.compress(loaded.model)
     if args.megatron_save_path:
@@ -58,6 +60,23 @@ def quantize(work: Work) -> None:
     }
     report.write_report(work.report, results)
     print(report.as_text(results), flush=True)
+
+
+def quantize_modelopt(work: Work) -> None:
+    """The same, asked for in the words of Model-Optimizer's own script."""
+    args: QuantizeModelOptArgs = work.args
+    shared: tuple[Role, ...] = (
+        *("model", "remote_code", "kv_format", "weight_only", "compress", "samples", "batch", "sequence", "data"),
+        *("tp", "pp", "ep"),
+    )
+    values = {name: value_of(args, role) for role in shared if (name := field_of(QuantizeArgs(), role)) is not None}
+    asked = QuantizeArgs(
+        **values,
+        export_quant_cfg=args.recipe or args.quant_cfg or "fp8",
+        megatron_save_path=args.export_megatron_path,
+        prompts="" if args.skip_generate else args.prompts,
+    )
+    quantize(replace(work, args=asked), args.osl)
 
 
 def _head_is_quantized(model: Any) -> bool:

@@ -12,13 +12,13 @@ def export(work: Work) -> None:
     import modelopt.torch.export
 
     args = work.args
-    loaded = load(args, checkpoint=args.megatron_load_path)
+    loaded = load(args, checkpoint=value_of(args, "checkpoint"))
     modelopt.torch.export.export_mcore_gpt_to_hf(
         loaded.model,
         loaded.source,
         export_extra_modules=args.export_extra_modules,
         dtype=loaded.dtype,
-        export_dir=args.export_dir,
+        export_dir=value_of(args, "output"),
         trust_remote_code=args.trust_remote_code,
     )
 
@@ -59,6 +59,12 @@ def megatron_to_hf(work: Work) -> None:
         distributed_save=bool(args.distributed_save),
         save_every_n_ranks=args.save_every_n_ranks or 1,
     )
+
+
+def export_distilled(work: Work) -> None:
+    """The newest iteration of a distillation's checkpoints as Hugging Face model."""
+    args = work.args
+    to_hugging_face(args, args.student_hf_model or args.student_hf_path, args.megatron_path, args.hf_export_path)
 
 
 def to_hugging_face(args: Any, source: str, checkpoint: str, folder: str) -> None:

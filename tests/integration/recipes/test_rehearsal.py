@@ -4,7 +4,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import typer
+from typer.testing import CliRunner
 
+from recipes import catalogue
+from recipes.cli import commands
 from tests.conftest import Done
 
 pytestmark = pytest.mark.integration
@@ -43,3 +47,19 @@ def test_what_a_submission_would_refuse_is_refused(nemo: Nemo, home: Path) -> No
     assert done.status == 2 and "calib_size" in done.err and not (home / "runs").exists()
     done = nemo("rehearse", "mlm_quantize", "executor=slurm")
     assert done.status == 2 and "cannot_rehearse" in done.err and "script.path" in done.err
+
+
+def test_all_of_them_are_a_table(home: Path, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a catalogue of three: one that runs, one whose checkpoint is stood in for, one that cannot be."""
+    some = {name: catalogue.RECIPES[name] for name in ("probe", "evaluate", "mlm_quantize")}
+    monkeypatch.setattr(catalogue, "RECIPES", type("Some", (dict,), {"register": catalogue.RECIPES.register})(some))
+    monkeypatch.setenv("NEMORUN_HOME", str(home))
+    monkeypatch.chdir(work)
+    app = typer.Typer()
+    commands.register(app)
+    done = CliRunner().invoke(app, ["rehearse", "--all"])
+    assert done.exit_code == 0, done.output
+    lines = {line.split()[0]: line for line in done.stdout.splitlines() if line.split()[:1] and line.split()[0] in some}
+    assert lines["probe"].split()[1] == lines["evaluate"].split()[1] == "succeeded"
+    assert lines["mlm_quantize"].split()[1] == "cannot" and "only NVIDIA's own script" in lines["mlm_quantize"]
+    assert "2 of 3 recipes were rehearsed; 0 failed." in done.stdout

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from recipes.models.hub import published
+from recipes.rehearsal.small import smaller
 from scripts.run.problems import JobError
 from scripts.tiny.corpus import passages
 from scripts.tiny.model import (
@@ -20,6 +22,7 @@ from scripts.tiny.model import (
     model_path,
 )
 from scripts.tiny.train import TinyModel
+from scripts.tiny.untrained import ensure_untrained
 
 pytestmark = pytest.mark.integration
 
@@ -215,3 +218,19 @@ def test_training_takes_at_most_ninety_seconds_of_one_core(full: Path) -> None:
     facts = json.loads((full / "tiny.json").read_text())
     assert facts["model"]["threads"] == 1
     assert facts["cpu_seconds"] <= {"bf16": 90, "fp32": 300}[facts["training_precision"]]
+
+
+def test_an_untrained_model_is_made_once_and_loads(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    config = smaller(published().configs["Qwen/Qwen3-30B-A3B"])
+    folder = ensure_untrained(config, tmp_path)
+    made = (folder / "model.safetensors").stat().st_mtime_ns
+    assert ensure_untrained(config, tmp_path) == folder
+    assert (folder / "model.safetensors").stat().st_mtime_ns == made
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    words = AutoTokenizer.from_pretrained(folder)("a text", return_tensors="pt")
+    assert model(**words).logits.isfinite().all()
+    with pytest.raises(JobError, match="unsupported_model"):
+        ensure_untrained({**config, "model_type": "unheard_of"}, tmp_path)
+    assert not [one for one in tmp_path.iterdir() if "unheard_of" in one.name and one.is_dir()]
