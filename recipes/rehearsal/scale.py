@@ -22,7 +22,7 @@ from recipes.models.hub import configuration_of
 from recipes.planner.layout import SIZES, Size
 from recipes.rehearsal.small import smaller
 from scripts.args.configuration import KEYS
-from scripts.args.meaning import MEGATRON, Meaning, Role, ScriptSpec, Torchrun, meanings
+from scripts.args.meaning import MEGATRON, Meaning, Role, ScriptArgs, ScriptSpec, Torchrun, meanings
 from scripts.data.sources import BUILT_IN
 from scripts.engines.choice import Chosen, is_built_in
 from scripts.run.files import expanded, is_there, write_text
@@ -344,9 +344,9 @@ def _engine(job: Job) -> Chosen | None:
         return None
     if job.script.path is not None and is_there(expanded(job.script.path)):
         return "script"
-    kind = job.args
-    if job.engine in MEGATRON and kind.BRIDGE and util.find_spec("megatron"):
-        return "bridge"
+    kind = type(job.args)
+    if (here := engine_here(kind)) is not None and (job.engine in MEGATRON or here == "hf"):
+        return here
     if kind.HF_ENGINE:
         return "hf"
     if kind.BRIDGE:
@@ -356,6 +356,13 @@ def _engine(job: Job) -> Chosen | None:
     raise _cannot(
         "engine", job.engine, "only NVIDIA's own script does it", "Give a checkout that has it: script.path=FILE."
     )
+
+
+def engine_here(kind: type[ScriptArgs]) -> Chosen | None:
+    """The engine of ours that does what such arguments ask for, as far as it is installed; None: there is none."""
+    if kind.BRIDGE and util.find_spec("megatron"):
+        return "bridge"
+    return "hf" if kind.HF_ENGINE else None
 
 
 def _named(rows: list[tuple[Any, Meaning]]) -> list[tuple[str, Meaning]]:

@@ -1,10 +1,11 @@
 """`nemo experiment rehearse`: a job for a cluster, run here on a small model, by the hf engine."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import typer
+from nemo_run.config import get_nemorun_home, set_nemorun_home
 from typer.testing import CliRunner
 
 from recipes import catalogue
@@ -19,7 +20,7 @@ JOB = ("rehearse", "quantize_fp8", "executor=slurm", "args.hf_model_id=Qwen/Qwen
 
 def test_a_job_for_a_cluster_is_run_here(nemo: Nemo, home: Path, tmp_path: Path) -> None:
     done = nemo(*JOB, "--json", env={"XDG_CACHE_HOME": str(tmp_path / "cache")})
-    assert done.status == 0, done.err
+    assert done.code == 0, done.err
     told = done.json
     assert (told["state"], told["engine"], told["processes"], told["executor"]) == ("succeeded", "hf", 1, "slurm")
     changed = {one["key"]: one["here"] for one in told["changes"]}
@@ -33,33 +34,43 @@ def test_a_job_for_a_cluster_is_run_here(nemo: Nemo, home: Path, tmp_path: Path)
 
 
 def test_a_failure_on_the_way_is_one_here(nemo: Nemo, tmp_path: Path) -> None:
-    """A file that no check of a dry run opens: here the job opens it."""
+    """Text that a dry run finds well formed, and that leaves nothing to score on once it is tokenized."""
     data = tmp_path / "data.jsonl"
-    data.write_text('{"text": "a"}\nno json\n' * 8)
+    data.write_text('{"text": "a"}\n' * 2)
     words = ("quantize_fp8", "executor=local", "engine=hf", "args.hf_model_id=tiny:qwen3", f"args.calib_dataset={data}")
-    assert nemo("run", *words, "--dryrun").status == 0
+    assert nemo("run", *words, "--dryrun").code == 0
     done = nemo("rehearse", *words)
-    assert done.status == 1 and "data.jsonl" in done.out
+    assert done.code == 1 and "too_little_text" in done.out
 
 
 def test_what_a_submission_would_refuse_is_refused(nemo: Nemo, home: Path) -> None:
     done = nemo(*JOB, "args.calib_sise=3")
-    assert done.status == 2 and "calib_size" in done.err and not (home / "runs").exists()
+    assert done.code == 2 and "calib_size" in done.err and not (home / "runs").exists()
     done = nemo("rehearse", "mlm_quantize", "executor=slurm")
-    assert done.status == 2 and "cannot_rehearse" in done.err and "script.path" in done.err
+    assert done.code == 2 and "cannot_rehearse" in done.err and "script.path" in done.err
 
 
 def test_all_of_them_are_a_table(home: Path, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a catalogue of three: one that runs, one whose checkpoint is stood in for, one that cannot be."""
-    some = {name: catalogue.RECIPES[name] for name in ("probe", "evaluate", "mlm_quantize")}
-    monkeypatch.setattr(catalogue, "RECIPES", type("Some", (dict,), {"register": catalogue.RECIPES.register})(some))
-    monkeypatch.setenv("NEMORUN_HOME", str(home))
+    """Of a catalogue of three: one without an engine, one of the hf engine, one that cannot be rehearsed here."""
+    some = ("probe", "quantize_tiny", "mlm_quantize")
+
+    class Some(catalogue.Catalogue):
+        def __iter__(self) -> Iterator[str]:
+            return iter(some)
+
+    monkeypatch.setattr(catalogue, "RECIPES", Some())
     monkeypatch.chdir(work)
     app = typer.Typer()
     commands.register(app)
-    done = CliRunner().invoke(app, ["rehearse", "--all"])
+    before = get_nemorun_home()
+    set_nemorun_home(str(home))  # it was read when nemo_run was imported
+    try:
+        done = CliRunner().invoke(app, ["rehearse", "--all"])
+    finally:
+        set_nemorun_home(before)
     assert done.exit_code == 0, done.output
     lines = {line.split()[0]: line for line in done.stdout.splitlines() if line.split()[:1] and line.split()[0] in some}
-    assert lines["probe"].split()[1] == lines["evaluate"].split()[1] == "succeeded"
+    assert lines.keys() == set(some), done.output
+    assert lines["probe"].split()[1] == lines["quantize_tiny"].split()[1] == "succeeded"
     assert lines["mlm_quantize"].split()[1] == "cannot" and "only NVIDIA's own script" in lines["mlm_quantize"]
     assert "2 of 3 recipes were rehearsed; 0 failed." in done.stdout
