@@ -63,6 +63,11 @@ class Layout:
         return self.etp * self.ep * self.pp
 
     @property
+    def fewest(self) -> int:
+        """The fewest ranks that are whole copies of both."""
+        return lcm(self.model, self.expert_model)
+
+    @property
     def is_possible(self) -> bool:
         """Whether every size is one."""
         return min(self.nodes, self.processes, self.tp, self.pp, self.cp, self.ep, self.etp) > 0
@@ -116,8 +121,7 @@ def default_ep(args: Any, torchrun: Torchrun) -> int | None:
 
 def fewest(args: Any) -> int:
     """The fewest ranks that the sizes of `args` divide."""
-    tp, pp, cp, ep, etp = (int(value_of(args, size, 1)) for size in ("tp", "pp", "cp", "ep", "etp"))
-    return lcm(tp * pp * cp, etp * ep * pp)
+    return Layout(nodes=1, processes=1, **{size: int(value_of(args, size, 1)) for size in SIZES}).fewest
 
 
 def has_experts(model: str) -> bool:

@@ -104,7 +104,7 @@ def _offer(job: Job, named: Iterable[Size]) -> str:
         return f"Try {', or '.join(job.asked.written(one, named) for one in found[:2])}."
     if not job.args.DATA_PARALLEL:
         return _exactly(layout)
-    needed = lcm(layout.model, layout.expert_model)
+    needed = layout.fewest
     return f"Use a multiple of {needed} processes (torchrun.nnodes x torchrun.nproc_per_node)."
 
 

@@ -7,9 +7,8 @@ What becomes of a value is a Change, and so nobody takes the rehearsal for what 
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from importlib import util
-from math import lcm
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,20 @@ from recipes.experiment.stage import Stage
 from recipes.models import ModelFacts, facts_of
 from recipes.models.architecture import MEGATRON_SIZES
 from recipes.models.hub import configuration_of
-from recipes.planner.layout import SIZES, Size
+from recipes.planner.layout import SIZES, Layout, Size
 from recipes.rehearsal.small import smaller
 from scripts.args.configuration import KEYS
-from scripts.args.meaning import MEGATRON, Meaning, Role, ScriptArgs, ScriptSpec, Torchrun, meanings
+from scripts.args.meaning import (
+    MEGATRON,
+    Meaning,
+    Role,
+    ScriptArgs,
+    ScriptSpec,
+    Torchrun,
+    field_of,
+    fields_of,
+    values_of,
+)
 from scripts.data.sources import BUILT_IN
 from scripts.engines.choice import Chosen, is_built_in
 from scripts.run.files import expanded, is_there, write_text
@@ -98,16 +107,13 @@ class _Scaling:
 
         self.engine = _engine(self.job)
         self.sizes = self._sizes()
-        self.ranks = lcm(
-            self.sizes["tp"] * self.sizes["pp"] * self.sizes["cp"],
-            self.sizes["ep"] * self.sizes["etp"] * self.sizes["pp"],
-        )
+        self.ranks = Layout(nodes=1, processes=1, **self.sizes).fewest
         partial = self.job.partial
         assert partial is not None  # of a job that was examined here
-        rows = list(meanings(type(self.job.args)))
-        self.small = {name: self._model(name, meaning) for name, meaning in _named(rows) if self._is_a_model(meaning)}
-        values = {name: self._value(name, meaning) for name, meaning in _named(rows)}
-        asked = {name: getattr(self.job.args, name) for name in values}
+        rows = list(values_of(self.job.args))
+        asked = {name: value for name, value, _ in rows}
+        self.small = {name: self._model(name, value, meaning) for name, value, meaning in rows if _is_a_model(meaning)}
+        values = {name: self._value(name, value, meaning) for name, value, meaning in rows}
         changed = {name: value for name, value in values.items() if value != asked[name]}
         script = Config(ScriptSpec, path=self.job.script.path) if self.engine == "script" else Config(ScriptSpec)
         one = copy_with(
@@ -141,15 +147,14 @@ class _Scaling:
         room = min(_MOST_RANKS, len(os.sched_getaffinity(0)))
         for size in ("pp", "tp", "etp", "ep", "cp"):
             tried: dict[Size, int] = kept | {size: 2}
-            ranks = lcm(tried["tp"] * tried["pp"] * tried["cp"], tried["ep"] * tried["etp"] * tried["pp"])
-            if getattr(self.job.layout, size) > 1 and ranks <= room:
+            if getattr(self.job.layout, size) > 1 and Layout(nodes=1, processes=1, **tried).fewest <= room:
                 kept = tried
         return kept
 
     # Values.
 
-    def _value(self, name: str, meaning: Meaning) -> Any:
-        value, role = getattr(self.job.args, name), meaning.role
+    def _value(self, name: str, value: Any, meaning: Meaning) -> Any:
+        role = meaning.role
         if meaning.produces or meaning.path == "write":
             return value if value is None or "NEMO_RUN_DIR" in str(value) else f"{_NODE_DIR}/rehearsal/{name}"
         if name in self.small:
@@ -220,11 +225,7 @@ class _Scaling:
 
     # Models.
 
-    def _is_a_model(self, meaning: Meaning) -> bool:
-        return meaning.role in _MODELS or meaning.names_a_model
-
-    def _model(self, name: str, meaning: Meaning) -> Any:
-        value = getattr(self.job.args, name)
+    def _model(self, name: str, value: Any, meaning: Meaning) -> Any:
         if meaning.card:
             raise _cannot(name, value, "Megatron-LM's scripts, which model cards are for, need its checkout and a GPU")
         if value is None or is_built_in(value):
@@ -246,8 +247,13 @@ class _Scaling:
 
     def _student(self) -> tuple[ModelFacts | None, ModelFacts | None]:
         """What is known of the model that outputs are made of, and of the small one."""
-        name = next(name for name, meaning in _named(list(meanings(type(self.job.args)))) if meaning.role == "model")
-        return self.job.models.get(name), facts_of(str(self.small[name]))
+        return self.job.model, facts_of(self._small_student)
+
+    @property
+    def _small_student(self) -> str:
+        name = field_of(self.job.args, "model")
+        assert name is not None  # what takes checkpoints, or is pruned, names a model
+        return str(self.small[name])
 
     def _share(self, role: Role) -> float:
         """How many of a model's parameters the small one has."""
@@ -271,8 +277,7 @@ class _Scaling:
     # What goes in.
 
     def _data(self, name: str, meaning: Meaning, value: Any) -> Any:
-        rows = _named(list(meanings(type(self.job.args))))
-        given = [one for one, said in rows if said.role == "data" and getattr(self.job.args, one) is not None]
+        given = [one for one in fields_of(self.job.args, "data") if getattr(self.job.args, one) is not None]
         if meaning.consumes == "binidx":
             if value is None and (given or self.job.get("mock_data")):
                 return None
@@ -311,11 +316,9 @@ class _Scaling:
 
     def _checkpoint(self, *, quantized: bool) -> str:
         """What a stage before leaves of the small model."""
-        _, facts = self._student()
-        name = next(name for name, meaning in _named(list(meanings(type(self.job.args)))) if meaning.role == "model")
-        small = self.small[name]
-        if facts is None:
-            raise _cannot(name, small, "nothing is known of the model that the checkpoint is of")
+        small = self._small_student
+        if self._student()[1] is None:
+            raise _cannot(field_of(self.job.args, "model") or "", small, "nothing is known of the checkpoint's model")
         if quantized:
             few = {"calib_size": 4, "calib_seq_length": 32, "calib_batch_size": 4, "eval_size": 0, "prompts": "Hello!"}
             self._add("quantize", hf_model_id=small, calib_dataset=str(self._text()), ep=1, **few)
@@ -365,8 +368,8 @@ def engine_here(kind: type[ScriptArgs]) -> Chosen | None:
     return "hf" if kind.HF_ENGINE else None
 
 
-def _named(rows: list[tuple[Any, Meaning]]) -> list[tuple[str, Meaning]]:
-    return [(one.name, meaning) for one, meaning in rows]
+def _is_a_model(meaning: Meaning) -> bool:
+    return meaning.role in _MODELS or meaning.names_a_model
 
 
 def _cannot(name: str, value: Any, cause: str, remedy: str = "") -> ProblemsError:
@@ -376,16 +379,14 @@ def _cannot(name: str, value: Any, cause: str, remedy: str = "") -> ProblemsErro
 
 
 def _figures(facts: ModelFacts | None) -> str:
-    names = {one.name for one in fields(ModelFacts)}
-    shown = {
+    words = {
         "layers": "layers",
         "hidden_size": "wide",
         "heads": "heads",
         "query_groups": "groups",
         "experts": "experts",
     }
-    said = [(getattr(facts, fact), word) for fact, word in shown.items() if fact in names or fact == "layers"]
-    return ", ".join(f"{count} {word}" for count, word in said if count)
+    return ", ".join(f"{count} {word}" for fact, word in words.items() if (count := getattr(facts, fact)))
 
 
 def _short(value: Any) -> str:

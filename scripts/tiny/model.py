@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict
 from pathlib import Path
 
@@ -51,7 +51,7 @@ def cache_path(name: str, cache_root: Path) -> Path:
 
 def is_cached(name: str, cache_root: Path) -> bool:
     """Whether the model is there and complete, so that no training is needed."""
-    return _complete(cache_path(name, cache_root))
+    return _whole(cache_path(name, cache_root), _NEEDED)
 
 
 def ensure_tiny_model(name: str, cache_root: Path, *, advance: Callable[[int, int], None] | None = None) -> Path:
@@ -87,22 +87,30 @@ def ensure_model(model: TinyModel, cache_root: Path, *, advance: Callable[[int, 
     dies, and the others wait for it. The folder appears by one rename, with everything in it.
     """
     folder = model_path(model, cache_root)
-    if _complete(folder):
+    return made_once(folder, model.name, _NEEDED, lambda partial: train_into(model, partial, advance))
+
+
+def made_once(folder: Path, name: str, needed: Collection[str], make: Callable[[Path], None]) -> Path:
+    """A folder of the cache with all files that are `needed`, filled by `make` where it is not whole yet.
+
+    Raises JobError `tiny_model_cache` for a cache that cannot be written.
+    """
+    if _whole(folder, needed):
         return folder
     try:
-        cache_root.mkdir(parents=True, exist_ok=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
         with locked(folder.with_name(f".{folder.name}.lock")):
-            if not _complete(folder):
+            if not _whole(folder, needed):
                 if folder.exists():  # incomplete, and nobody's: we hold the lock
                     shutil.rmtree(folder)
                 with staged(folder) as partial:
-                    train_into(model, partial, advance)
+                    make(partial)
     except OSError as error:
         remedy = "Make the folder writable, free some disk (30 MB), or set XDG_CACHE_HOME to another place."
-        cause = f"The model {model.name} cannot be kept in {cache_root}: {error}."
+        cause = f"The model {name} cannot be kept in {folder.parent}: {error}."
         raise JobError("tiny_model_cache", cause, remedy) from error
     return folder
 
 
-def _complete(folder: Path) -> bool:
-    return all((folder / name).is_file() for name in _NEEDED)
+def _whole(folder: Path, needed: Collection[str]) -> bool:
+    return all((folder / file).is_file() for file in needed)

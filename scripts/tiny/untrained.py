@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from scripts.run.files import locked, staged
 from scripts.run.problems import JobError
 from scripts.tiny.corpus import corpus_digest
+from scripts.tiny.model import made_once
 from scripts.tiny.train import build_tokenizer
 
 # Part of the cache key: raise it when other weights come out for the same configuration.
@@ -39,18 +39,10 @@ def ensure_untrained(config: Mapping[str, Any], cache_root: Path, *, tokenizer: 
     """The folder of a model with a configuration's architecture and random weights in bfloat16, made now if need be.
 
     `tokenizer`: a folder whose tokenizer it gets; None: the built-in one, for a vocabulary of 1,024 or more.
-    Raises JobError `unsupported_model` where transformers cannot build it.
+    Raises JobError `unsupported_model` where transformers cannot build it, and as `made_once` does.
     """
     folder = untrained_path(config, tokenizer, cache_root)
-    if _complete(folder):
-        return folder
-    cache_root.mkdir(parents=True, exist_ok=True)
-    with locked(folder.with_name(f".{folder.name}.lock")):
-        if not _complete(folder):
-            shutil.rmtree(folder, ignore_errors=True)  # incomplete, and nobody's: we hold the lock
-            with staged(folder) as partial:
-                _make(config, partial, tokenizer)
-    return folder
+    return made_once(folder, folder.name, _NEEDED, lambda partial: _make(config, partial, tokenizer))
 
 
 def _make(config: Mapping[str, Any], folder: Path, tokenizer: Path | None) -> None:
@@ -77,7 +69,3 @@ def _make(config: Mapping[str, Any], folder: Path, tokenizer: Path | None) -> No
     for name in TOKENIZER_FILES:
         if (tokenizer / name).is_file():
             shutil.copy2(tokenizer / name, folder / name)
-
-
-def _complete(folder: Path) -> bool:
-    return all((folder / name).is_file() for name in _NEEDED)
