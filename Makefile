@@ -1,10 +1,11 @@
 # Two commands: `make demo` and `make test`. Both set up .venv first, when pyproject.toml is newer.
-PYTHON ?= $(shell for p in python3.11 python3.12 python3; do $$p -c 'import sys; assert sys.version_info >= (3, 11)' 2>/dev/null && echo $$p && break; done)
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-# Megatron-Bridge needs 3.12: one on the path that runs, one of pyenv's, or one of uv's.
+# Megatron-Bridge needs 3.12: one on the path that runs, one of pyenv's, or one of uv's. Without it, everything else works on 3.11.
 PYTHON312 ?= $(shell for p in python3.12 "$$(dirname "$$(command -v python3.12)")"/../versions/3.12*/bin/python3.12 \
   "$$(uv python find 3.12 2>/dev/null)"; do "$$p" -c 'import sys; assert sys.version_info[:2] == (3, 12)' 2>/dev/null && echo "$$p" && break; done)
+PYTHON ?= $(or $(PYTHON312),$(shell for p in python3.11 python3; do \
+  $$p -c 'import sys; assert sys.version_info >= (3, 11)' 2>/dev/null && echo $$p && break; done))
 BRIDGE_VENV ?= .venv-bridge
 # A machine that offers a CPU build of this release gets it; ask for another with make TORCH=...
 TORCH  ?= torch==2.13.0

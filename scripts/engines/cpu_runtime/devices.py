@@ -57,6 +57,10 @@ class _Nothing:
     def elapsed_time(self, _: Any) -> float:
         return 0.0
 
+    def record_event(self, event: Any = None) -> Any:
+        """Of a stream: what is waited for later."""
+        return event or _Nothing()
+
     def query(self) -> bool:
         return True
 
@@ -171,8 +175,23 @@ def _replace_collectives() -> None:
         return gather(output, given.reshape(1) if given.dim() == 0 else given, *args, **kwargs)
 
     put("all_gather_into_tensor", gathered)
+    exchange = c10d.all_to_all_single
+
+    def exchanged(output: Any, given: Any, *splits: Any, **options: Any) -> Any:
+        """Megatron-Core makes numpy arrays of the splits, and lists of those, where they are on a GPU."""
+        counts = [_as_list(one) for one in splits[:2]]
+        for name in ("output_split_sizes", "input_split_sizes"):
+            if name in options:
+                options[name] = _as_list(options[name])
+        return exchange(output, given, *counts, *splits[2:], **options)
+
+    put("all_to_all_single", exchanged)
     for name in ("all_reduce", "reduce_scatter_tensor"):
         put(name, _with_average(getattr(c10d, name)))
+
+
+def _as_list(counts: Any) -> Any:
+    return counts if counts is None else [int(count) for count in counts]
 
 
 def _over_gloo(function: Callable[..., Any]) -> Callable[..., Any]:
