@@ -1,5 +1,6 @@
 """A rehearsal: a job's stages at a small size, run here as any job is, and what that showed of the job."""
 
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from recipes.experiment.job import Job
 from recipes.experiment.runs import Run, Watcher
 from recipes.experiment.stage import Options
 from recipes.experiment.submit import start, would_send
+from recipes.rehearsal.kept import keep
 from recipes.rehearsal.scale import Scaled, scaled
 from scripts.engines.choice import TITLES
 from scripts.run.problems import ProblemsError
@@ -70,6 +72,8 @@ class Rehearsal:
             found.append(where + ("" if job.here else ", its file systems"))
         if job.engine == "script" != scaled.engine and job.addressed is not None:
             found.append(f"NVIDIA's own script, {job.addressed.script}")
+        if left := job.place.profile.env.keys() - _variables(job).keys():
+            found.append(f"variables that name files there: {', '.join(sorted(left))}")
         if scaled.stand_ins:
             found.append("the weights, data and checkpoints that it names")
         if job.nodes * job.processes != scaled.processes:
@@ -103,16 +107,25 @@ def prepared(job: Job) -> Prepared:
     if (problem := sent.get("problem")) is not None:
         raise ProblemsError([problem])
     stages = scaled(job)
-    examined = examine(stages.stages, options=Options(online=False))
+    env = {f"env.{name}": json.dumps(value) for name, value in _variables(job).items()}
+    examined = examine(stages.stages, options=Options(online=False, overrides=env))
     if examined.errors:
         raise ProblemsError(examined.errors)
     return Prepared(job=job, scaled=stages, examined=examined, sent=sent)
+
+
+def _variables(job: Job) -> dict[str, str]:
+    """Those of the job's environment that hold here: of a profile for other machines, without the names of files."""
+    env: dict[str, str] = job.place.profile.env
+    return {name: value for name, value in env.items() if job.place.runs_here or "/" not in value}
 
 
 def perform(one: Prepared, watch: Watcher | None = None) -> Rehearsal:
     """Run it, and wait for its end. Raises JobError where it could not be started."""
     began = time.monotonic()
     runs = start(one.jobs, watch=watch)
+    for stage, run in zip(one.scaled.stages[:-1], runs, strict=False):  # without those that a failure kept from starting
+        keep(stage, run)
     return Rehearsal(prepared=one, runs=tuple(runs), seconds=time.monotonic() - began)
 
 

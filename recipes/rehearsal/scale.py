@@ -19,6 +19,7 @@ from recipes.models import ModelFacts, facts_of
 from recipes.models.architecture import MEGATRON_SIZES
 from recipes.models.hub import configuration_of
 from recipes.planner.layout import SIZES, Layout, Size
+from recipes.rehearsal.kept import kept
 from recipes.rehearsal.small import smaller
 from scripts.args.configuration import KEYS
 from scripts.args.meaning import (
@@ -281,7 +282,8 @@ class _Scaling:
         if meaning.consumes == "binidx":
             if value is None and (given or self.job.get("mock_data")):
                 return None
-            self._add("prepare_data", jsonl_paths=[str(self._text())], tokenizer=self._only_model(), workers=1)
+            told = {"jsonl_paths": [str(self._text())], "tokenizer": self._only_model(), "workers": 1}
+            self._add(_before("prepare_data", **told))
             self.stand_ins.append("data: the built-in text, tokenized by prepare_data")
             return ["${artifact:prepare_data.binidx}"]
         if value is None and (given or meaning.role == "eval_data" or meaning.names != "data" or self._built_in()):
@@ -321,24 +323,31 @@ class _Scaling:
             raise _cannot(field_of(self.job.args, "model") or "", small, "nothing is known of the checkpoint's model")
         if quantized:
             few = {"calib_size": 4, "calib_seq_length": 32, "calib_batch_size": 4, "eval_size": 0, "prompts": "Hello!"}
-            self._add("quantize", hf_model_id=small, calib_dataset=str(self._text()), ep=1, **few)
+            stage = _before("quantize", hf_model_id=small, calib_dataset=str(self._text()), ep=1, **few)
         else:
-            self._add("hf_to_megatron", hf_model=small)
-        made = self.stages[-1].name
-        self.stand_ins.append(f"checkpoint: what {made} leaves of the small model")
-        return f"${{artifact:{made}.checkpoint_megatron}}"
+            stage = _before("hf_to_megatron", hf_model=small)
+        there = kept(stage)
+        when = "" if there is None else ", at a rehearsal before"
+        self.stand_ins.append(f"checkpoint: what {stage.name} leaves of the small model{when}")
+        if there is not None:
+            return str(there)
+        self._add(stage)
+        return f"${{artifact:{stage.name}.checkpoint_megatron}}"
 
-    def _add(self, recipe: str, **values: Any) -> None:
-        """A stage before the job's own, with the shipped recipe's values and those that are given."""
-        from fiddle import copy_with
-        from nemo_run import Config
+    def _add(self, stage: Stage) -> None:
+        if all(one.name != stage.name for one in self.stages):
+            self.stages.append(stage)
 
-        if any(stage.name == recipe for stage in self.stages):
-            return
-        built = RECIPES[recipe].build()
-        engine = "auto" if recipe == "prepare_data" else "bridge"
-        one = copy_with(built, engine=engine, args=copy_with(built.args, **values), torchrun=Config(Torchrun))
-        self.stages.append(Stage(name=recipe, partial=one, executor="local"))
+
+def _before(recipe: str, **values: Any) -> Stage:
+    """A stage before the job's own: the shipped recipe with values of its own."""
+    from fiddle import copy_with
+    from nemo_run import Config
+
+    built = RECIPES[recipe].build()
+    engine = "auto" if recipe == "prepare_data" else "bridge"
+    one = copy_with(built, engine=engine, args=copy_with(built.args, **values), torchrun=Config(Torchrun))
+    return Stage(name=recipe, partial=one, executor="local")
 
 
 def _engine(job: Job) -> Chosen | None:

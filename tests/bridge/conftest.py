@@ -1,6 +1,8 @@
 """Skipped where Megatron-Bridge is not installed, which needs Python 3.12; required where REQUIRE_BRIDGE is set."""
 
+import json
 import os
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import util
@@ -12,7 +14,9 @@ import pytest
 from scripts.args.quantize import QuantizeArgs
 from scripts.engines import cpu_runtime
 from scripts.engines.bridge.worker import Work
+from tests.conftest import NEMO
 from tests.hf_models import build, tokenizer
+from tests.testbed.slurm import free_ports
 
 HERE = util.find_spec("megatron") is not None
 SMALL: dict[str, Any] = {"calib_size": 6, "eval_size": 2, "calib_seq_length": 64, "prompts": "1 quick"}
@@ -96,10 +100,22 @@ def begin_anew() -> None:
 @contextmanager
 def one_rank() -> Iterator[None]:
     """In this process; what comes next begins anew."""
-    told = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29577"}
+    (port,) = free_ports(1)
+    told = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     os.environ.update(told)
     cpu_runtime.start()
     yield
     begin_anew()
     for name in told:
         os.environ.pop(name, None)
+
+
+def nemo(home: Path, *words: str) -> "subprocess.CompletedProcess[str]":
+    env = os.environ | {"NEMORUN_HOME": str(home), "HOME": str(home), "OMP_NUM_THREADS": "1"}
+    return subprocess.run([NEMO, "experiment", *words], env=env, capture_output=True, text=True, timeout=700, cwd=home)
+
+
+def run_of(home: Path, recipe: str) -> dict[str, Any]:
+    (folder,) = (home / "runs").glob(f"{recipe}_*")
+    record: dict[str, Any] = json.loads((folder / "run.json").read_text())
+    return record | {"folder": folder}

@@ -1,8 +1,6 @@
 """Real Megatron-Bridge and ModelOpt: quantize, restore, generate, export and convert, on one rank and on two."""
 
 import json
-import os
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +12,7 @@ from scripts.args.quantize import QuantizeArgs
 from scripts.checkpoints import look
 from scripts.engines import cpu_runtime
 from scripts.formats import FORMATS
-from tests.bridge.conftest import SMALL, begin_anew, tensors, work
-from tests.conftest import NEMO
-from tests.hf_models import tokenizer
+from tests.bridge.conftest import SMALL, begin_anew, nemo, run_of, tensors, work
 
 pytestmark = pytest.mark.integration
 #: Activations in float32: in bfloat16 the two implementations of a layer round differently, by up to 2%.
@@ -106,17 +102,6 @@ def test_conversions_there_and_back_change_nothing(source: Path, tmp_path: Path,
     assert all(after[name].equal(value) for name, value in before.items())
 
 
-def nemo(home: Path, *words: str) -> "subprocess.CompletedProcess[str]":
-    env = os.environ | {"NEMORUN_HOME": str(home), "HOME": str(home), "OMP_NUM_THREADS": "1"}
-    return subprocess.run([NEMO, "experiment", *words], env=env, capture_output=True, text=True, timeout=700, cwd=home)
-
-
-def run_of(home: Path, recipe: str) -> dict[str, Any]:
-    (folder,) = (home / "runs").glob(f"{recipe}_*")
-    record: dict[str, Any] = json.loads((folder / "run.json").read_text())
-    return record | {"folder": folder}
-
-
 @pytest.mark.timeout(1500)  # two commands of two ranks, each of which imports all of Megatron
 def test_two_ranks_through_the_command_line(source: Path, text: Path, home: Path) -> None:
     """Quantize with tp=2, then generate at pp=2 from what it left."""
@@ -153,42 +138,3 @@ def test_experts_on_two_ranks(experts: Path, text: Path, home: Path) -> None:
     for name in names:
         restored = after[name].float() * after[f"{name}_scale"].float()
         assert (restored - before[name].float()).abs().max() <= before[name].float().abs().max() / 16, name
-
-
-def test_a_pruned_model_says_in_transformers_what_it_says_in_megatron(source: Path, text: Path, home: Path) -> None:
-    """Found by a search with a score of its own, in a process where Transformer Engine's layers are of plain torch."""
-    from scripts.engines.hf.samples import choose_samples
-
-    given = [f"args.hf_model_name_or_path={source}", f"args.calib_dataset_name={text}", "executor=local"]
-    small = ["args.calib_num_samples=8", "args.seq_length=64", "args.pp_size=1", "args.top_k=2", "--yes"]
-    search = ["args.prune_target_params=1.5e6", "args.ss_channel_divisor=64", "args.max_depth_pruning=0.5"]
-    done = nemo(home, "run", "prune", *given, *small, *search, "engine=bridge", "torchrun.nproc_per_node=1")
-    assert done.returncode == 0, done.stdout + done.stderr
-    record = run_of(home, "prune")
-    assert record["state"] == "succeeded" and record["not_shown"] == list(cpu_runtime.LIMITS)
-    (pruned,) = (one["path"] for one in record["outputs"] if one["type"] == "checkpoint_hf")
-    figures = json.loads((record["folder"] / "report" / "pruning.json").read_text())["evaluation"]
-    assert "perplexity_after" in (record["folder"] / "metrics.jsonl").read_text()
-    assert 1e6 < figures["parameters_after"] < 1.5e6 < figures["parameters_before"]
-    as_text = QuantizeArgs(
-        hf_model_id=str(source), calib_dataset=str(text), calib_size=8, calib_seq_length=64, eval_size=16
-    )
-    assert perplexity(Path(pruned), choose_samples(as_text, tokenizer()).held_out) == pytest.approx(
-        figures["perplexity_after"], rel=0.01
-    )
-
-
-def perplexity(folder: Path, samples: list[tuple[int, ...]]) -> float:
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
-    total, tokens = 0.0, 0
-    with torch.no_grad():
-        for sample in samples:
-            ids = torch.tensor([sample])
-            total += float(
-                torch.nn.functional.cross_entropy(model(ids).logits[0, :-1].float(), ids[0, 1:], reduction="sum")
-            )
-            tokens += len(sample) - 1
-    return float(torch.tensor(total / tokens).exp())

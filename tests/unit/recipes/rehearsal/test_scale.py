@@ -1,6 +1,7 @@
 """From jobs as they are asked for to the stages of a rehearsal. What they come to is run in tests/integration."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,13 +21,15 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _cached(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where Megatron-Bridge is not installed."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    monkeypatch.setattr(scale, "util", SimpleNamespace(find_spec=lambda name: None))
 
 
 @pytest.fixture
 def with_bridge(monkeypatch: pytest.MonkeyPatch) -> None:
     """As where Megatron-Bridge is installed: nothing here imports it."""
-    monkeypatch.setattr(scale.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(scale, "util", SimpleNamespace(find_spec=lambda name: object()))
     monkeypatch.setattr(scale.os, "sched_getaffinity", lambda _: {0, 1})
 
 
