@@ -8,8 +8,8 @@ from recipes.experiment.runs import Run
 from recipes.experiment.stage import Stage, values_of_recipe
 from scripts.checkpoints import look
 from scripts.run.files import write_json
-from scripts.run.provenance import versions
 from scripts.run.problems import JobError
+from scripts.run.provenance import versions
 from scripts.tiny.model import default_cache_root
 
 _KIND = "checkpoint_megatron"

@@ -124,7 +124,7 @@ def perform(one: Prepared, watch: Watcher | None = None) -> Rehearsal:
     """Run it, and wait for its end. Raises JobError where it could not be started."""
     began = time.monotonic()
     runs = start(one.jobs, watch=watch)
-    for stage, run in zip(one.scaled.stages[:-1], runs, strict=False):  # without those that a failure kept from starting
+    for stage, run in zip(one.scaled.stages[:-1], runs, strict=False):
         keep(stage, run)
     return Rehearsal(prepared=one, runs=tuple(runs), seconds=time.monotonic() - began)
 
