@@ -6,7 +6,9 @@ memory is short. On a GPU it is what tensors take, peak_memory.cuda_bytes.
 """
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib import metadata
 from typing import Literal
 
 import yaml
@@ -40,8 +42,9 @@ _STATES = 4  # of the hidden width: residual, normed, quantized, and one on its 
 _INNER = 5  # of the widest layer's outputs: gate, up, activation, product, and the quantized product
 
 # Measured on models of 59 to 872 million parameters in all six formats, as resident size at the end of each phase, with
-# Python 3.11, torch 2.13 for CPUs, transformers 5.14 and ModelOpt 0.47 on Linux with glibc.
-_LIBRARIES = 700 * _MIB  # the interpreter with all that a job of the local executor imports; measured: 670 to 840
+# Python 3.11, torch 2.13 for CPUs, transformers 5.14 and ModelOpt 0.47 on Linux with glibc; for CUDA with Python 3.12.
+#: The interpreter with all that a job of the local executor imports, by the build of torch.
+_LIBRARIES = {"cpu": 700 * _MIB, "cuda": 1060 * _MIB}  # measured: 670 to 840, and 1034 to 1084
 
 
 SOURCES: Mapping[str, str] = yaml.safe_load((CONFIGS / "memory.yaml").read_text("utf-8"))["hf"]
@@ -223,22 +226,33 @@ def predict(job: Job) -> Memory | None:
     # Where `auto` leads: to a GPU where the place is known to have one, or is a cluster and the recipe is for one.
     has_gpu = job.gpu is not None and (job.gpu.certain or job.place.expects_gpus)
     on_gpu = args.device == "cuda" or (args.device == "auto" and has_gpu)
-    return predict_for(args, model, facts, "GPU" if on_gpu else "host")
+    return predict_for(args, model, facts, "GPU" if on_gpu else "host", torch_for(job))
 
 
-def predict_for(args: QuantizeArgs, model: Matrices, facts: ModelFacts, device: Device) -> Memory:
+def torch_for(job: Job) -> Literal["cpu", "cuda"]:
+    """What the torch of a job is built for: elsewhere, and where that is not said, the one with CUDA's libraries."""
+    if job.place.runs_here:
+        with suppress(metadata.PackageNotFoundError):
+            return "cpu" if metadata.version("torch").endswith("+cpu") else "cuda"
+    return "cuda"
+
+
+def predict_for(
+    args: QuantizeArgs, model: Matrices, facts: ModelFacts, device: Device, torch: Literal["cpu", "cuda"]
+) -> Memory:
     """The peak for a model whose hidden size and vocabulary are known."""
-    phases = _phases(args, Sizes(args=args, model=model, facts=facts, host=device == "host"))
+    libraries = _LIBRARIES[torch] if device == "host" else 0
+    phases = _phases(args, Sizes(args=args, model=model, facts=facts, host=device == "host"), libraries)
     name, parts = max(phases, key=lambda phase: sum(phase[1].values()))
     return Memory(parts={part: size for part, size in parts.items() if size}, peak_phase=name, device=device)
 
 
-def _phases(args: QuantizeArgs, sizes: Sizes) -> Iterator[tuple[str, dict[str, int]]]:
+def _phases(args: QuantizeArgs, sizes: Sizes, libraries: int) -> Iterator[tuple[str, dict[str, int]]]:
     """What is alive where memory can peak, by the phase of scripts/engines/hf/engine.py.
 
     The model that was exported stays in memory while what was written is verified.
     """
-    always = {"libraries": _LIBRARIES if sizes.host else 0, "experts": sizes.experts}
+    always = {"libraries": libraries, "experts": sizes.experts}
     largest = sizes.model.largest
     yield "load", always | {"weights": sizes.weights, "source": sizes.source}
     running = always | {"weights": sizes.weights_read, "hidden states": sizes.hidden_states}

@@ -39,7 +39,7 @@ def predicted(facts: ModelFacts | None = None, device: Device = "host", **values
     model = of_facts(facts)
     assert model is not None
     args = QuantizeArgs(**{"modelopt_save_path": "/x/mto", "export_dir": "/x/hf", **values})
-    return predict_for(args, model, facts, device)
+    return predict_for(args, model, facts, device, "cpu")
 
 
 def test_limits_are_those_of_the_engine() -> None:
@@ -164,3 +164,13 @@ def test_auto_is_a_gpu_only_where_the_place_has_one() -> None:
         found = predict(replace(spec, gpu=gpu))
         assert found is not None
         assert found.device == device
+
+
+def test_libraries_are_those_of_the_torch_that_the_job_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    def said(release: str) -> int:
+        monkeypatch.setattr(hf_memory.metadata, "version", lambda _: release)
+        found = predict(job_of("quantize_fp8", "local", engine="hf", args__hf_model_id="Qwen/Qwen3-8B"))
+        assert found is not None
+        return found.parts["libraries"]
+
+    assert said("2.13.0+cpu") < said("2.13.0") == said("2.13.0+cu130")
