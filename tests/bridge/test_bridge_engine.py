@@ -1,9 +1,12 @@
 """Real Megatron-Bridge and ModelOpt: quantize, restore, generate, export and convert, on one rank and on two."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
+import psutil
 import pytest
 
 from scripts.args.convert import HfToMegatronArgs, MegatronToHfArgs
@@ -13,6 +16,7 @@ from scripts.checkpoints import look
 from scripts.engines import cpu_runtime
 from scripts.formats import FORMATS
 from tests.bridge.conftest import SMALL, begin_anew, nemo, run_of, tensors, work
+from tests.testbed.waiting import until
 
 pytestmark = pytest.mark.integration
 #: Activations in float32: in bfloat16 the two implementations of a layer round differently, by up to 2%.
@@ -138,3 +142,35 @@ def test_experts_on_two_ranks(experts: Path, text: Path, home: Path) -> None:
     for name in names:
         restored = after[name].float() * after[f"{name}_scale"].float()
         assert (restored - before[name].float()).abs().max() <= before[name].float().abs().max() / 16, name
+
+
+def workers_of(run_dir: Path) -> dict[str, psutil.Process]:
+    """The processes in which the ranks of a run work, by rank."""
+    found = {}
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if "scripts.engines.bridge.worker" in process.cmdline():
+                env = process.environ()
+                if env.get("NEMO_RUN_DIR") == str(run_dir):
+                    found[env["RANK"]] = process
+    return found
+
+
+@pytest.mark.timeout(900)  # two ranks, each of which imports all of Megatron
+def test_a_rank_that_crashes_ends_the_run_within_30_s(source: Path, text: Path, home: Path) -> None:
+    given = [f"args.hf_model_id={source}", f"args.calib_dataset={text}", "executor=local", "engine=bridge", "--yes"]
+    done = nemo(home, "run", "quantize_fp8", *given, "args.tp=2", "args.calib_size=100000", "--detach", "--json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    (run_dir,) = (home / "runs").glob("quantize_fp8_*")
+
+    def begun() -> bool:
+        return len(workers_of(run_dir)) == 2 and all(one.cpu_times().user > 1 for one in workers_of(run_dir).values())
+
+    until(begun)
+    workers_of(run_dir)["1"].kill()
+    began = monotonic()
+    until(lambda: run_of(home, "quantize_fp8")["state"] == "failed")
+    assert monotonic() - began < 30
+    error = run_of(home, "quantize_fp8")["error"]
+    assert error["name"] == "script_killed" and "rank1" in error["message"] and "signal 9" in error["message"], error
+    until(lambda: not workers_of(run_dir))

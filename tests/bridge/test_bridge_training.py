@@ -9,6 +9,7 @@ import pytest
 from scripts.args.convert import HfToMegatronArgs, MergeLoraArgs
 from scripts.args.distill import DistillArgs, QadArgs, QatArgs
 from scripts.checkpoints import look
+from scripts.run.problems import JobError
 from tests.bridge.conftest import begin_anew, saved, tensors, work
 
 pytestmark = pytest.mark.integration
@@ -101,6 +102,21 @@ def test_quantization_aware_training_keeps_scales(
     before, after = amaxes(quantized), amaxes(tmp_path / "out")
     assert len(before) > 8 and before.keys() == after.keys()
     assert all(value.equal(after[name]) for name, value in before.items())
+
+
+@pytest.mark.parametrize(
+    ("key", "near"), [("optimizer.lrr", "lr"), ("optimiser.lr", "optimizer"), ("model.seq_len", "seq")]
+)
+def test_a_key_that_megatron_would_never_look_at_is_refused(
+    source: Path, quantized: Path, tmp_path: Path, parallel: None, key: str, near: str
+) -> None:
+    from scripts.engines.bridge import train
+
+    section, _, name = key.partition(".")
+    paths = {"hf_path": str(source), "pretrained_checkpoint": str(quantized), "output_dir": str(tmp_path / "out")}
+    with pytest.raises(JobError, match="unknown_key") as refused:
+        train.train_quantized(work(QatArgs(**paths, config={section: {name: 1}}), tmp_path))
+    assert near in refused.value.remedy and not (tmp_path / "out").exists()
 
 
 def test_an_adapter_is_merged_into_its_base(source: Path, tmp_path: Path, parallel: None) -> None:

@@ -3,6 +3,7 @@
 Megatron-Bridge's own loop trains, saves and goes on from its last checkpoint.
 """
 
+from collections.abc import Collection, Mapping
 from dataclasses import fields
 from time import monotonic
 from typing import Any
@@ -11,7 +12,7 @@ from scripts.args.distill import DistillArgs, QatArgs
 from scripts.engines.bridge.loaded import is_first_rank, not_known, say_progress, sizes_of
 from scripts.engines.bridge.transfer import to_hugging_face
 from scripts.engines.bridge.worker import Work
-from scripts.run.problems import JobError
+from scripts.run.problems import JobError, nearest
 
 
 def distill(work: Work) -> None:
@@ -66,6 +67,7 @@ def train_quantized(work: Work) -> None:
     config.tokenizer.tokenizer_type, config.tokenizer.vocab_size = "NullTokenizer", config.model.vocab_size
     config.model.context_parallel_size = args.own().get("cp", 1)
     own, kept = create_omegaconf_dict_config(config)
+    _refuse_unknown(args.config, own, {name.removeprefix("root.") for name in kept})
     merged = OmegaConf.to_container(OmegaConf.merge(own, _AS_LLAMA_3_8B, args.config), resolve=True)
     apply_overrides(config, merged, kept)
     config.model.seq_length = config.dataset.seq_length
@@ -77,6 +79,24 @@ def train_quantized(work: Work) -> None:
     begins = config.checkpoint.pretrained_checkpoint or config.checkpoint.load
     config.model.restore_modelopt_state = bool(begins and has_modelopt_state(begins))
     _train(config, forward_step, work)
+
+
+def _refuse_unknown(asked: Mapping[str, Any], own: Any, kept: Collection[str], section: str = "") -> None:
+    """Of a configuration's keys, those that Megatron-Bridge has none of, which it would take and never look at.
+
+    `kept`: dotted names of those whose values are no plain data. Raises JobError `unknown_key`.
+    """
+    for name, value in asked.items():
+        key = f"{section}{name}"
+        if key in kept:
+            continue
+        if name not in own:
+            beside = {one.removeprefix(section).partition(".")[0] for one in kept if one.startswith(section)}
+            cause = f"args.config.{key}: this release of Megatron-Bridge has no such key."
+            raise JobError("unknown_key", cause, nearest(name, {*map(str, own), *beside}))
+        # What is free in form, such as keyword arguments, is nobody's to know.
+        if isinstance(value, Mapping) and isinstance(own[name], Mapping) and (own[name] or not section):
+            _refuse_unknown(value, own[name], kept, f"{key}.")
 
 
 def _provider(args: Any, source: str, *, load_weights: bool) -> Any:
