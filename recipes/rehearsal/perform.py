@@ -1,6 +1,5 @@
 """A rehearsal: a job's stages at a small size, run here as any job is, and what that showed of the job."""
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -107,7 +106,7 @@ def prepared(job: Job) -> Prepared:
     if (problem := sent.get("problem")) is not None:
         raise ProblemsError([problem])
     stages = scaled(job)
-    env = {f"env.{name}": json.dumps(value) for name, value in _variables(job).items()}
+    env = {f"env.{name}": value for name, value in _variables(job).items()}
     examined = examine(stages.stages, options=Options(online=False, overrides=env))
     if examined.errors:
         raise ProblemsError(examined.errors)

@@ -33,16 +33,6 @@ def test_a_job_for_a_cluster_is_run_here(nemo: Nemo, home: Path, tmp_path: Path)
     assert any("quantize.py" in line for line in told["not_exercised"])
 
 
-def test_a_failure_on_the_way_is_one_here(nemo: Nemo, tmp_path: Path) -> None:
-    """Text that a dry run finds well formed, and that leaves nothing to score on once it is tokenized."""
-    data = tmp_path / "data.jsonl"
-    data.write_text('{"text": "a"}\n' * 2)
-    words = ("quantize_fp8", "executor=local", "engine=hf", "args.hf_model_id=tiny:qwen3", f"args.calib_dataset={data}")
-    assert nemo("run", *words, "--dryrun").code == 0
-    done = nemo("rehearse", *words)
-    assert done.code == 1 and "too_little_text" in done.out
-
-
 def test_what_a_submission_would_refuse_is_refused(nemo: Nemo, home: Path) -> None:
     done = nemo(*JOB, "args.calib_sise=3")
     assert done.code == 2 and "calib_size" in done.err and not (home / "runs").exists()
