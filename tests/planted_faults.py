@@ -106,7 +106,7 @@ FAULTS: tuple[Fault, ...] = (
     _configured("max_position_embeddings", "40k", "max_position_embeddings"),
     _configured("attention_dropout", "x", "attention_dropout"),
     Fault(
-        name="half a tokenizer", job=OWN_MODEL, files={"tokenizer.json": '{"version": "1.0"}'}, told="no usable tokeni"
+        name="half a tokenizer", job=OWN_MODEL, files={"tokenizer.json": '{"version": "1.0"}'}, told="no usable token"
     ),
     Fault(name="a token that is no text", job=OWN_MODEL, tokenizer={"eos_token": 5}, told="eos_token has to be"),
     # The configuration of a training.
