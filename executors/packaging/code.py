@@ -28,7 +28,9 @@ OWN_FOLDER = Path(OWN_CODE).name
 OWN_PACKAGES = ("configs", "executors", "recipes", "scripts")
 LARGE_BYTES = 200_000_000
 _OWN_ROOT = CONFIGS.parent
-_NOT_RUN = (".pyc", ".md", ".txt")  # of our own files; a Lepton job has a megabyte for everything
+# Of our own files; a Lepton job has a megabyte for everything.
+_NOT_RUN = (".pyc", ".md", ".txt")
+_NOT_ON_NODES = ("recipes", "rehearsal")
 _LEVEL = 4
 _TIME = 946684800  # the year 2000: tar warns about older files, and clocks that are behind about newer ones
 _LISTED = 5
@@ -170,7 +172,8 @@ def _own_files() -> Iterator[tuple[str, Path]]:
         for file in folder.rglob("*"):
             inner = file.relative_to(_OWN_ROOT)
             hidden = any(part.startswith(".") or part == "__pycache__" for part in inner.parts)
-            if file.is_file() and not hidden and file.suffix not in _NOT_RUN:
+            needed = file.suffix not in _NOT_RUN and inner.parts[:2] != _NOT_ON_NODES
+            if file.is_file() and needed and not hidden:
                 yield f"{OWN_FOLDER}/{inner.as_posix()}", file
 
 
