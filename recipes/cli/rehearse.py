@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from recipes.rehearsal.perform import Rehearsal
 
 #: What is said of a job whose checkpoint or data nobody has named.
-_INPUTS = ("missing_input", "missing_value", "missing_flag", "no_data")
+_INPUTS = ("missing_input", "missing_value", "missing_flag", "no_data", "one_data_source")
 _GATED = "gated_without_token"
 
 
@@ -110,19 +110,29 @@ def _tell(found: "Rehearsal") -> None:
     say(f"{'rehearsed':10} {job.recipe} for {job.executor}: {found.state}, {found.seconds:.0f} s")
 
 
-def _all(options: "Options", words: Sequence[str], *, as_json: bool) -> int:
-    """Every recipe, one after the other, for this machine where an engine of ours does it; 0 where none failed."""
+def _shipped(name: str, words: Sequence[str], options: "Options") -> "Rehearsal":
+    """A recipe as it is, for a cluster; for this machine, where its container lacks what an engine of ours does."""
     from recipes.catalogue import RECIPES
     from recipes.rehearsal.scale import engine_here
+
+    try:
+        return _one(name, ["executor=slurm", *words], [], [], options, quiet=True, shipped=True)
+    except ProblemsError:
+        if (engine := engine_here(RECIPES[name].family.args)) is None:
+            raise
+    return _one(name, [f"engine={engine}", *words], [], [], options, quiet=True, shipped=True)
+
+
+def _all(options: "Options", words: Sequence[str], *, as_json: bool) -> int:
+    """Every recipe, one after the other; 0 where none failed."""
+    from recipes.catalogue import RECIPES
 
     rows: list[dict[str, Any]] = []
     for name in RECIPES:
         began = time.monotonic()
         row: dict[str, Any] = {"recipe": name, "engine": None}
         try:
-            engine = engine_here(RECIPES[name].family.args)
-            own = [f"engine={engine}", *words] if engine else ["executor=slurm", *words]
-            found = _one(name, own, [], [], options, quiet=True, shipped=True)
+            found = _shipped(name, words, options)
             error = next((run.record["error"] for run in found.runs if run.record.get("error")), None)
             said = f"{error['name']}: {error['message']}" if error else ""
             row |= {"engine": found.prepared.scaled.engine, "state": found.state, "why": said}

@@ -29,7 +29,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_it_is_rehearsed(recipe: str, home: Path) -> None:
     env = os.environ | {"NEMORUN_HOME": str(home / recipe), "HOME": str(home), "OMP_NUM_THREADS": "1"}
-    words = [NEMO, "experiment", "rehearse", recipe, "executor=local", "engine=bridge", "--json"]
+    words = [NEMO, "experiment", "rehearse", recipe, "executor=slurm", "--json"]
     done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=1400, cwd=home)
     assert done.returncode == 0, done.stderr[-3000:]
     told = json.loads(done.stdout)

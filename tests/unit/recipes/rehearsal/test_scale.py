@@ -110,3 +110,12 @@ def test_what_cannot_be_rehearsed_says_why(recipe: str, values: dict[str, Any], 
     with pytest.raises(ProblemsError) as caught:
         scaled(_job(recipe, **values))
     assert caught.value.problems[0].name == "cannot_rehearse" and said in str(caught.value.problems[0])
+
+
+@pytest.mark.usefixtures("with_bridge")
+def test_a_hybrid_model_is_rehearsed_by_what_needs_no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scale, "gpus_here", lambda: 0)
+    model = "nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-Base-BF16"
+    assert scaled(_job("quantize_fp8", hf_model_id=model)).engine == "hf"
+    with pytest.raises(ProblemsError, match="Mamba"):
+        scaled(_job("prune", hf_model_name_or_path=model))
