@@ -117,10 +117,14 @@ def _shipped(name: str, words: Sequence[str], options: "Options") -> "Rehearsal"
 
     try:
         return _one(name, ["executor=slurm", *words], [], [], options, quiet=True, shipped=True)
-    except ProblemsError:
+    except ProblemsError as refused:
         if (engine := engine_here(RECIPES[name].family.args)) is None:
             raise
-    return _one(name, [f"engine={engine}", *words], [], [], options, quiet=True, shipped=True)
+        there = refused
+    try:
+        return _one(name, [f"engine={engine}", *words], [], [], options, quiet=True, shipped=True)
+    except ProblemsError:
+        raise there from None
 
 
 def _all(options: "Options", words: Sequence[str], *, as_json: bool) -> int:

@@ -36,6 +36,7 @@ from scripts.args.meaning import (
 )
 from scripts.data.sources import BUILT_IN
 from scripts.engines.choice import Chosen, is_built_in
+from scripts.engines.script.locate import installed
 from scripts.processor import gpus_here
 from scripts.run.files import expanded, is_there, write_text
 from scripts.run.problems import JobError, Problem, ProblemsError
@@ -167,7 +168,9 @@ class _Scaling:
         if role == "adapter":
             raise _cannot(name, value, "no recipe makes an adapter to begin with")
         if meaning.consumes == "checkpoint_megatron":
-            needed = meaning.required or value is not None
+            # What is trained to stay quantized, and has an exporter for that, begins with a quantized checkpoint.
+            begins = bool(meaning.quantized and type(self.job.args).EXPORTER)
+            needed = meaning.required or value is not None or begins
             return self._checkpoint(quantized=meaning.quantized is not False) if needed else None
         if role in ("data", "eval_data"):
             return self._data(name, meaning, value)
@@ -177,8 +180,8 @@ class _Scaling:
             return self._configured(value)
         if role in self.sizes:
             return None if value is None else self.sizes[role]
-        if role in ("first_stage", "last_stage"):
-            return value if value is None or self.sizes["pp"] == 1 else 1
+        if role in ("first_stage", "last_stage"):  # of two, one says what is left for the other
+            return 1 if role == "first_stage" and value is not None and self.sizes["pp"] > 1 else None
         if role in ("kept_parameters", "kept_active_parameters", "kept_memory"):
             return value if value is None else value * self._share(role)
         if role == "pruned_sizes":
@@ -288,7 +291,9 @@ class _Scaling:
             self._add(_before("prepare_data", **told))
             self.stand_ins.append("data: the built-in text, tokenized by prepare_data")
             return ["${artifact:prepare_data.binidx}"]
-        if value is None and (given or meaning.role == "eval_data" or meaning.names != "data" or self._built_in()):
+        nothing = self.job.algorithm == "prepare_data" and not given  # to tokenize, which is all that it is for
+        other = given or meaning.role == "eval_data" or meaning.names != "data" or self._built_in()
+        if value is None and other and not nothing:
             return None
         stated = value if isinstance(value, list) else [value]
         if value is not None and all(one == BUILT_IN or (self.job.here and is_there(expanded(one))) for one in stated):
@@ -369,6 +374,8 @@ def _engine(job: Job) -> Chosen | None:
         return here
     if kind.HF_ENGINE:
         return "hf"
+    if installed(kind.SCRIPTS):  # with a package of this Python
+        return "script"
     if kind.BRIDGE:
         raise _cannot(
             "engine", job.engine, "it needs Megatron-Bridge, which is not installed", "In a checkout: make bridge."

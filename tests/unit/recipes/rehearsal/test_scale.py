@@ -119,3 +119,19 @@ def test_a_hybrid_model_is_rehearsed_by_what_needs_no_kernels(monkeypatch: pytes
     assert scaled(_job("quantize_fp8", hf_model_id=model)).engine == "hf"
     with pytest.raises(ProblemsError, match="Mamba"):
         scaled(_job("prune", hf_model_name_or_path=model))
+
+
+@pytest.mark.usefixtures("with_bridge")
+def test_qad_begins_with_a_quantized_student() -> None:
+    found = scaled(_job("qad", data_paths=[1.0, "/lustre/data"]))
+    assert [stage.name for stage in found.stages] == ["quantize", "prepare_data", "qad"]
+
+
+@pytest.mark.usefixtures("with_bridge")
+def test_of_two_stages_one_says_what_is_left_for_the_other() -> None:
+    args = _args(scaled(_job("prune_uneven", hf_model_name_or_path="Qwen/Qwen3-8B")))
+    assert (args.pp_size, args.num_layers_in_first_pipeline_stage, args.num_layers_in_last_pipeline_stage) == (
+        2,
+        1,
+        None,
+    )
