@@ -149,11 +149,15 @@ def _all(options: "Options", words: Sequence[str], *, as_json: bool) -> int:
         except JobError as failed:
             row |= {"state": "failed", "why": str(failed)}
         rows.append(row | {"seconds": round(time.monotonic() - began, 1)})
+        stopped = row["state"] == "cancelled"  # somebody wants no more of it
         if not as_json:
             say("{recipe:38} {state:10} {engine!s:7} {seconds:6} s  {why}".format(**rows[-1]), as_line=True)
+        if stopped:
+            break
     if as_json:
         print_json({"recipes": rows})
     else:
         done = sum(row["state"] == "succeeded" for row in rows)
         say(f"{done} of {len(rows)} recipes were rehearsed; {sum(row['state'] == 'failed' for row in rows)} failed.")
-    return exit_status(["failed" if row["state"] == "failed" else "succeeded" for row in rows])
+    ended = ("failed", "cancelled")
+    return exit_status(["failed" if row["state"] in ended else "succeeded" for row in rows])
