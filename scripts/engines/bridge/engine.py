@@ -16,6 +16,7 @@ from scripts.checkpoints import kinds
 from scripts.engines import cpu_runtime
 from scripts.engines import outputs as out
 from scripts.engines.ranks import Child, across_ranks, inputs_of
+from scripts.engines.script.command import blends
 from scripts.run.problems import JobError
 from scripts.run.record import Follower, Record, read_json
 from scripts.run.registry import refuse
@@ -38,7 +39,7 @@ def run_bridge(args: ScriptArgs, script: ScriptSpec, record: Record) -> None:
     named = {name: value for name, value, meaning in values_of(args) if meaning.names_a_model and value is not None}
     # A built-in model is trained by whoever comes first; the others wait for its lock.
     models = {name: local_model(value, record) for name, value in named.items()}
-    values = asdict(args) | {one.field: str(one.written) for one in outputs} | models
+    values = asdict(args) | blends(args) | {one.field: str(one.written) for one in outputs} | models
     kind = type(args)
     rank = os.environ.get("RANK", "0")
     error = record.dir / "logs" / ERROR_FILE.format(rank=rank)

@@ -65,18 +65,26 @@ def command_words(
 
 def with_inputs(args: ScriptArgs) -> ScriptArgs:
     """`args` with what is only known where the inputs are: the iteration to take, the files of prepared data."""
+    rows = [(field, value) for field, value, meaning in values_of(args) if meaning.concrete and value is not None]
+    taken: dict[str, Any] = {field: str(concrete_iteration(Path(value))) for field, value in rows}
+    return dataclasses.replace(args, **taken, **blends(args))
+
+
+def blends(args: ScriptArgs) -> dict[str, Any]:
+    """What fields of training data mean that name one folder or prefix: a weight and a prefix for each file.
+
+    Raises JobError `no_data` where the folder has none.
+    """
     found: dict[str, Any] = {}
     for field, value, meaning in values_of(args):
-        if meaning.concrete and value is not None:
-            found[field] = str(concrete_iteration(Path(value)))
-        elif meaning.consumes == "binidx" and value and len(value) == 1:
+        if meaning.consumes == "binidx" and value and len(value) == 1:
             # What prepare_data left in a folder, each file weighed by its tokens; a prefix alone stays one.
             folder = Path(value[0])
             found[field] = blend(token_files(folder)) if is_folder(folder) else [1, str(folder)]
             if not found[field]:
                 cause = f"args.{field}: {folder} holds no .bin and .idx files."
                 raise JobError("no_data", cause, "Make them with prepare_data.")
-    return dataclasses.replace(args, **found)
+    return found
 
 
 def file_content(args: Any, name: str) -> dict[str, Any]:
