@@ -13,7 +13,6 @@ from typing import Any
 
 TINY = ("quantize_fp8", "executor=local", "engine=hf", "args.hf_model_id=tiny:qwen3")
 OWN_MODEL = ("quantize_fp8", "executor=local", "engine=hf")
-RANKS = ("quantize_fp8", "executor=local", "engine=bridge", "args.hf_model_id=tiny:qwen3", "args.tp=2")
 QAT = (
     *("qat", "executor=slurm", "engine=bridge", "args.hf_path=Qwen/Qwen3-8B", "executor.mounts=[/lustre:/lustre]"),
     *("args.pretrained_checkpoint=/lustre/megatron", "args.output_dir=/lustre/trained"),
@@ -56,8 +55,8 @@ class Fault:
         return words
 
 
-def _variable(name: str, value: str, told: str, job: tuple[str, ...] = TINY) -> Fault:
-    return Fault(name=f"{name}={value}", job=job, words=(f"executor.env.{name}={value}",), told=told)
+def _variable(name: str, value: str, told: str) -> Fault:
+    return Fault(name=f"{name}={value}", job=TINY, words=(f"executor.env.{name}={value}",), told=told)
 
 
 def _trained(key: str, value: str, told: str) -> Fault:

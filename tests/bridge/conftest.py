@@ -15,7 +15,7 @@ from scripts.args.quantize import QuantizeArgs
 from scripts.engines import cpu_runtime
 from scripts.engines.bridge.worker import Work
 from tests.conftest import NEMO
-from tests.hf_models import build, tokenizer
+from tests.hf_models import build, save
 from tests.testbed.slurm import free_ports
 
 HERE = util.find_spec("megatron") is not None
@@ -42,9 +42,7 @@ def experts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def saved(folder: Path, family: str, **values: Any) -> Path:
-    build(family, **values).save_pretrained(folder)
-    tokenizer().save_pretrained(folder)
-    return folder
+    return save(build(family, **values), folder)
 
 
 def tensors(folder: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Done
-from tests.hf_models import build, tokenizer
+from tests.hf_models import build, save
 from tests.planted_faults import FAULTS, Fault
 
 pytestmark = pytest.mark.integration
@@ -22,10 +22,7 @@ TRIED = OURS if os.environ.get("FAULTS") == "all" else OURS[::9]
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    build("qwen3").save_pretrained(folder)
-    tokenizer().save_pretrained(folder)
-    return folder
+    return save(build("qwen3"), tmp_path_factory.mktemp("model"))
 
 
 @pytest.mark.parametrize("fault", TRIED, ids=lambda fault: fault.name)
