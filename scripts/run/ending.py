@@ -101,6 +101,8 @@ class Ending:
         finals = self._finals([chain for chain in chains if not chain.of_another], alone=alone)
         within = {number for chain in chains for number in chain.rows}
         over = {number for chain in chains if not chain.of_another for number in chain.rows}
+        if finals:  # what is printed on the way out is the end only where nothing else is
+            over |= {number for chain in chains if chain.aside for number in chain.rows}
         over -= {number for chain in finals for number in chain.rows if chain.begin <= number < chain.end}
         known = alone or any(_UNCAUGHT.search(chain.who) for chain in finals)
         ending = min((chain.rows[0] for chain in finals), default=0) if known else 0
