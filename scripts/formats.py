@@ -199,8 +199,9 @@ def resolve_format(value: str) -> FormatRef:
     """What `value` names; needs neither torch nor an import of ModelOpt. Raises JobError `unsupported_quant_recipe`."""
     if value in FORMATS:
         return FormatRef(kind="format", value=value)
-    if value in config_names():
-        return FormatRef(kind="config", value=value)
+    config = f"{value.upper()}_CFG" if value.startswith("mamba_moe_") else value  # as NVIDIA's scripts write some
+    if config in config_names():
+        return FormatRef(kind="config", value=config)
     plain = value.removesuffix(".yaml").removesuffix(".yml")
     if plain in builtin_recipes():
         return FormatRef(kind="builtin_recipe", value=plain)

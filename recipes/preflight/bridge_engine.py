@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from recipes.experiment.job import Job
-from scripts.args.meaning import MEGATRON, field_of
+from scripts.args.meaning import MEGATRON
 from scripts.engines.cpu_runtime import LIMITS
 from scripts.processor import gpus_here
 from scripts.run.problems import Problem
@@ -22,21 +22,6 @@ def runtime_of_megatron(job: Job) -> Iterator[Problem]:
     cause = "it is for jobs of Megatron, and this is none"
     remedy = "Leave it out; args.device says where the hf engine runs." if job.engine == "hf" else "Leave it out."
     yield Problem(key="script.runtime", value=job.script.runtime, cause=cause, remedy=remedy)
-
-
-def needs_kernels(job: Job) -> bool:
-    """Whether Megatron computes layers of its model with kernels of mamba-ssm, which nothing stands in for."""
-    return job.model is not None and bool(job.model.count_of("mamba"))
-
-
-@check("needs_kernels", applies=lambda job: job.engine in MEGATRON and job.script.runtime == "cpu")
-def kernels_of_hybrids(job: Job) -> Iterator[Problem]:
-    """The stand-ins know attention, MLPs and experts."""
-    if needs_kernels(job):
-        key = field_of(job.args, "model")
-        cause = "Megatron computes its Mamba layers with mamba-ssm and Transformer Engine, which need a GPU"
-        remedy = "Use engine=hf." if type(job.args).HF_ENGINE else "Use a machine that has one."
-        yield Problem(key=f"args.{key}", value=job.get("model"), cause=cause, remedy=remedy)
 
 
 @check("gpu_is_here", applies=lambda job: job.script.runtime == "cpu" and job.place.runs_here)

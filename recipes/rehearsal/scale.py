@@ -19,7 +19,6 @@ from recipes.models import ModelFacts, facts_of
 from recipes.models.architecture import MEGATRON_SIZES
 from recipes.models.hub import configuration_of
 from recipes.planner.layout import SIZES, Layout, Size
-from recipes.preflight.bridge_engine import needs_kernels
 from recipes.rehearsal.kept import kept
 from recipes.rehearsal.small import smaller
 from scripts.args.configuration import KEYS
@@ -37,7 +36,6 @@ from scripts.args.meaning import (
 from scripts.data.sources import BUILT_IN
 from scripts.engines.choice import Chosen, is_built_in
 from scripts.engines.script.locate import installed
-from scripts.processor import gpus_here
 from scripts.run.files import expanded, is_there, write_text
 from scripts.run.problems import JobError, Problem, ProblemsError
 from scripts.tiny.corpus import passages
@@ -365,11 +363,6 @@ def _engine(job: Job) -> Chosen | None:
         return "script"
     kind = type(job.args)
     here = engine_here(kind)
-    if here == "bridge" and needs_kernels(job) and gpus_here() == 0:
-        if not kind.HF_ENGINE:
-            cause = "Megatron's kernels for the Mamba layers of its model need a GPU"
-            raise _cannot("engine", job.engine, cause)
-        return "hf"
     if here is not None and (job.engine in MEGATRON or here == "hf"):
         return here
     if kind.HF_ENGINE:

@@ -10,13 +10,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from scripts.checkpoints.published import save_model
 from scripts.run.problems import JobError
 from scripts.tiny.corpus import corpus_digest
 from scripts.tiny.model import made_once
 from scripts.tiny.train import build_tokenizer
 
 # Part of the cache key: raise it when other weights come out for the same configuration.
-_CODE_VERSION = 1
+_CODE_VERSION = 2
 #: What a folder of a model may hold of its tokenizer.
 TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json"),
@@ -62,7 +63,7 @@ def _make(config: Mapping[str, Any], folder: Path, tokenizer: Path | None) -> No
         said = why[0][:_WORDS] if why else type(error).__name__
         cause = f"transformers builds no small {config.get('model_type')}: {said}"
         raise JobError("unsupported_model", cause) from error
-    model.save_pretrained(folder)
+    save_model(model, folder)
     if tokenizer is None:
         build_tokenizer(min(1024, config["vocab_size"])).save_pretrained(folder)
         return

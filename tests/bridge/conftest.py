@@ -117,3 +117,20 @@ def run_of(home: Path, recipe: str) -> dict[str, Any]:
     (folder,) = (home / "runs").glob(f"{recipe}_*")
     record: dict[str, Any] = json.loads((folder / "run.json").read_text())
     return record | {"folder": folder}
+
+
+def perplexity(folder: Path, samples: list[tuple[int, ...]]) -> float:
+    """What transformers makes of a checkpoint, over all tokens but the first of each sample."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    total, tokens = 0.0, 0
+    with torch.no_grad():
+        for sample in samples:
+            ids = torch.tensor([sample])
+            total += float(
+                torch.nn.functional.cross_entropy(model(ids).logits[0, :-1].float(), ids[0, 1:], reduction="sum")
+            )
+            tokens += len(sample) - 1
+    return float(torch.tensor(total / tokens).exp())

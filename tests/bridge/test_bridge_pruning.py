@@ -10,7 +10,7 @@ from scripts.args.distill import DistillArgs
 from scripts.args.export import ExportArgs
 from scripts.args.quantize import QuantizeArgs
 from scripts.engines import cpu_runtime
-from tests.bridge.conftest import begin_anew, nemo, run_of, work
+from tests.bridge.conftest import begin_anew, nemo, perplexity, run_of, work
 from tests.hf_models import tokenizer
 
 pytestmark = pytest.mark.integration
@@ -75,19 +75,3 @@ def test_a_distilled_one_has_the_same_logits_in_both(
         theirs = AutoModelForCausalLM.from_pretrained(exported, dtype=torch.float32)(ids).logits[0]
     assert theirs.abs().max() > 0.1
     assert (ours - theirs).abs().max() <= 1e-3
-
-
-def perplexity(folder: Path, samples: list[tuple[int, ...]]) -> float:
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
-    total, tokens = 0.0, 0
-    with torch.no_grad():
-        for sample in samples:
-            ids = torch.tensor([sample])
-            total += float(
-                torch.nn.functional.cross_entropy(model(ids).logits[0, :-1].float(), ids[0, 1:], reduction="sum")
-            )
-            tokens += len(sample) - 1
-    return float(torch.tensor(total / tokens).exp())

@@ -68,10 +68,18 @@ def not_known() -> Iterator[None]:
         raise JobError("unsupported_model", " ".join(str(error).split())[:300], remedy) from error
 
 
-def load(args: Any, *, source: str | None = None, checkpoint: str | None = None, quantizers: bool = True) -> Loaded:
+def load(
+    args: Any,
+    *,
+    source: str | None = None,
+    checkpoint: str | None = None,
+    quantizers: bool = True,
+    single_experts: bool = False,
+) -> Loaded:
     """Build the model of `args` on all ranks, and fill it: from its own weights, or from a Megatron checkpoint.
 
     `source`: where its configuration is, if the arguments name several. `quantizers`: restore what ModelOpt had put in.
+    `single_experts`: each a module of its own, also where ModelOpt exports grouped ones.
     Torch's process group begins here. Raises JobError `unsupported_model` as `not_known` does.
     """
     import torch
@@ -91,7 +99,7 @@ def load(args: Any, *, source: str | None = None, checkpoint: str | None = None,
             hf_model_name_or_path=source,
             trust_remote_code=trusted,
             provider_overrides=sizes_of(args) | precision,
-            moe_grouped_gemm=use_moe_grouped_gemm(source, trusted),
+            moe_grouped_gemm=use_moe_grouped_gemm(source, trusted, force_sequential=single_experts),
             load_weights=checkpoint is None,
         )
     if checkpoint is not None:

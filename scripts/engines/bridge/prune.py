@@ -11,6 +11,7 @@ from typing import Any
 
 from scripts.args.prune import MMLU_SHARE, PruneArgs
 from scripts.args.quantize import QuantizeArgs
+from scripts.checkpoints.published import save_model
 from scripts.engines.bridge.evidence import passes
 from scripts.engines.bridge.loaded import Loaded, is_first_rank, load
 from scripts.engines.bridge.worker import Work
@@ -27,6 +28,8 @@ _CALLED: dict[str, tuple[str, ...]] = {
     "num_layers": ("num_hidden_layers",),
     "moe_ffn_hidden_size": ("moe_intermediate_size",),
     "moe_shared_expert_intermediate_size": ("moe_shared_expert_intermediate_size",),
+    "mamba_num_heads": ("mamba_num_heads",),
+    "mamba_head_dim": ("mamba_head_dim",),
     "num_moe_experts": ("num_experts", "n_routed_experts", "num_local_experts"),
 }
 
@@ -37,7 +40,7 @@ def prune(work: Work) -> None:
     import modelopt.torch.prune as mtp
 
     args: PruneArgs = work.args
-    loaded = load(args)
+    loaded = load(args, single_experts=True)  # of grouped ones ModelOpt prunes none
     text = QuantizeArgs(
         hf_model_id=args.hf_model_name_or_path,
         calib_dataset=args.calib_dataset_name,
@@ -151,7 +154,7 @@ def _write_hugging_face(loaded: Loaded, folder: Path, scores: Any, trusted: bool
         loaded.bridge.hf_pretrained.save_artifacts(folder)
         config = _pruned_config(loaded, scores)
         made = AutoModelForCausalLM.from_config(config, trust_remote_code=trusted, dtype=loaded.dtype)
-        made.save_pretrained(folder)
+        save_model(made, folder)
     torch.distributed.barrier()
     AutoBridge.from_hf_pretrained(str(folder), trust_remote_code=trusted).save_hf_weights(loaded.parts, str(folder))
 

@@ -46,6 +46,7 @@ def install(*, te_layers: bool = False) -> None:
         from scripts.engines.cpu_runtime import te_layers as stand_ins
 
         sys.modules.update(stand_ins.modules())
+    _import_hybrids(te_layers=te_layers)
     import megatron.core.extensions.transformer_engine
     import megatron.core.inference.communication_utils
     import megatron.core.models.gpt.gpt_layer_specs
@@ -70,6 +71,17 @@ def install(*, te_layers: bool = False) -> None:
     _fill_optimizers()
     _KERNELS.enter_context(cpu_kernels())
     _spawn_without_main()
+
+
+def _import_hybrids(*, te_layers: bool) -> None:
+    """What asks for mamba-ssm while it is imported; transformers, which asks later, does without."""
+    from scripts.engines.cpu_runtime import mamba_layers
+
+    with _while_importing(mamba_layers.modules()):
+        import megatron.core.ssm.mamba_mixer  # noqa: F401
+
+        if te_layers:
+            import modelopt.torch.nas.plugins.megatron  # noqa: F401
 
 
 @contextmanager
@@ -108,12 +120,19 @@ def _resiliency() -> dict[str, types.ModuleType]:
 def _replace_search_spaces() -> None:
     """ModelOpt's search spaces name Transformer Engine's layers; its loader of models imports functions from there."""
     import modelopt.torch.nas.plugins
+    from megatron.core.models.hybrid import hybrid_block
+    from megatron.core.post_training.modelopt.hybrid import model_specs
+    from megatron.core.transformer.torch_norm import WrappedTorchNorm
 
     def missing(*_: Any, **__: Any) -> None:
-        raise NotImplementedError("hybrid layers and pruning need Transformer Engine, which needs a GPU")
+        raise NotImplementedError("pruning needs Transformer Engine's layers")
 
-    names = ("get_te_hybrid_stack_spec", "get_te_mamba_stack_spec", "parse_main_layer_chars")
-    module = made_of("modelopt.torch.nas.plugins.megatron", **dict.fromkeys(names, missing))
+    def local(**_: Any) -> Any:
+        return model_specs.get_hybrid_stack_modelopt_spec(local_core_attention=True)
+
+    model_specs.Norm = hybrid_block.TENorm = WrappedTorchNorm
+    names = {"get_te_hybrid_stack_spec": local, "get_te_mamba_stack_spec": local, "parse_main_layer_chars": missing}
+    module = made_of("modelopt.torch.nas.plugins.megatron", **names)
     sys.modules[module.__name__] = module
     modelopt.torch.nas.plugins.megatron = module
 
@@ -121,19 +140,25 @@ def _replace_search_spaces() -> None:
 def _set_providers(*, local: bool) -> None:
     """Whatever a model's provider was told, it builds layers without fused kernels: Megatron-Core's local ones."""
     from megatron.bridge.models.gpt_provider import GPTModelProvider, local_layer_spec
+    from megatron.bridge.models.hybrid.hybrid_provider import HybridModelProvider
 
-    finalize = GPTModelProvider.finalize
     told = _NO_KERNELS | ({"sequence_parallel": False} if local else {})  # local layers keep whole sequences
 
-    def finalized(self: Any) -> Any:
-        for name, value in told.items():
-            if name in type(self).__dataclass_fields__:
-                setattr(self, name, value)
-        if local:
-            self.transformer_layer_spec = local_layer_spec
-        return finalize(self)
+    def set_up(provider: Any) -> None:
+        finalize = provider.finalize
 
-    GPTModelProvider.finalize = finalized
+        def finalized(self: Any) -> Any:
+            for name, value in told.items():
+                if name in type(self).__dataclass_fields__:
+                    setattr(self, name, value)
+            if local and provider is GPTModelProvider:
+                self.transformer_layer_spec = local_layer_spec
+            return finalize(self)
+
+        provider.finalize = finalized
+
+    for provider in (GPTModelProvider, HybridModelProvider):
+        set_up(provider)
 
 
 def _set_trainer() -> None:
