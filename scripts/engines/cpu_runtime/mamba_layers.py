@@ -48,7 +48,7 @@ class RMSNorm(torch.nn.Module):
         wide = x.float()
         if z is not None and not self.norm_before_gate:
             wide = wide * functional.silu(z.float())
-        groups = wide.unflatten(-1, (-1, self.group_size))
+        groups = wide.reshape(*wide.shape[:-1], -1, self.group_size)
         wide = functional.rms_norm(groups, (self.group_size,), None, self.eps).flatten(-2) * self.weight.float()
         if z is not None and self.norm_before_gate:
             wide = wide * functional.silu(z.float())
@@ -86,7 +86,7 @@ def mamba_chunk_scan_combined(
     state = x.new_zeros(x.shape[0], *x.shape[2:], B.shape[3], dtype=torch.float32)
     state = state if initial_states is None else initial_states.float()
     outputs = []
-    for part in zip(*(one.split(chunk_size, dim=1) for one in (given, decay, writes, reads)), strict=True):
+    for part in zip(*(torch.split(one, chunk_size, dim=1) for one in (given, decay, writes, reads)), strict=True):
         out, state = _chunk(state, *part)
         outputs.append(out)
     y = torch.cat(outputs, dim=1)
@@ -138,7 +138,7 @@ def mamba_split_conv1d_scan_combined(
     heads = A.shape[0]
     width = headdim or D.shape[1]
     inner = heads * width
-    z, convolved, dt = zxbcdt.split([inner, conv1d_weight.shape[0], heads], dim=-1)
+    z, convolved, dt = torch.split(zxbcdt, [inner, conv1d_weight.shape[0], heads], dim=-1)
     tokens, taps = convolved.shape[1], conv1d_weight.shape[1]
     weight = conv1d_weight[:, None]
     convolved = functional.conv1d(convolved.transpose(1, 2), weight, conv1d_bias, padding=taps - 1, groups=len(weight))[
@@ -147,15 +147,19 @@ def mamba_split_conv1d_scan_combined(
     x, written, read = (
         functional.silu(convolved).transpose(1, 2).tensor_split((inner, inner + (len(weight) - inner) // 2), dim=-1)
     )
+
+    def spread(one: torch.Tensor, over: int) -> torch.Tensor:
+        return one.reshape(*one.shape[:-1], over, -1)
+
     y = mamba_chunk_scan_combined(
-        x.unflatten(-1, (heads, width)),
+        spread(x, heads),
         dt,
         A,
-        written.unflatten(-1, (ngroups, -1)),
-        read.unflatten(-1, (ngroups, -1)),
+        spread(written, ngroups),
+        spread(read, ngroups),
         chunk_size,
         D=D,
-        z=z.unflatten(-1, (heads, width)),
+        z=spread(z, heads),
         dt_bias=dt_bias,
         seq_idx=seq_idx,
         dt_softplus=True,
