@@ -4,7 +4,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import click
 import typer
+from typer.core import TyperCommand
 
 from recipes.cli.document import FAILED, AsJson, exits, say
 from scripts.run.problems import JobError
@@ -17,10 +19,26 @@ _Id = Annotated[str, typer.Argument(metavar="ID", help="A run's id, or the begin
 _Ids = Annotated[list[str], typer.Argument(metavar="ID...", help="Runs' ids, or the beginnings of them.")]
 
 
+class OrNemoRunsCommand(TyperCommand):
+    """A command that NeMo-Run has too: of an experiment that is its own, its own answers, whatever words it takes."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        word = next((one for one in args if not one.startswith("-")), "")
+        if _is_nemo_runs(word):
+            from nemo_run.cli import experiment
+
+            theirs = typer.Typer(pretty_exceptions_enable=False)
+            theirs.command()(getattr(experiment, str(self.name)))
+            ctx.exit(typer.main.get_command(theirs).main(args, ctx.command_path, standalone_mode=False) or 0)
+        return super().parse_args(ctx, args)
+
+
 def register(app: typer.Typer) -> None:
-    """Add the commands; NeMo-Run's own experiments still reach NeMo-Run's own commands."""
-    for command in (ps, status, logs, cancel, resume):
+    """Add the commands."""
+    for command in (ps, resume):
         app.command(command.__name__)(command)
+    for command in (status, logs, cancel):
+        app.command(command.__name__, cls=OrNemoRunsCommand)(command)
 
 
 def ps(
@@ -48,8 +66,6 @@ def status(run_id: _Id, as_json: AsJson = False) -> None:
     from recipes.cli import show
     from recipes.experiment.runs import look
 
-    if _left_to_nemo_run("status", run_id):
-        return
     for folder in _found([run_id], as_json=as_json):
         show.Output(as_json=as_json).status(look([folder])[0])
 
@@ -65,8 +81,6 @@ def logs(
     """
     from recipes.experiment.logs import log_of, refuse_rank
 
-    if _left_to_nemo_run("logs", run_id):
-        return
     for folder in _found([run_id]):
         try:
             with exits():
@@ -88,8 +102,6 @@ def cancel(run_ids: _Ids, as_json: AsJson = False) -> None:
     from recipes.cli import show
     from recipes.experiment.runs import cancel_run
 
-    if len(run_ids) == 1 and _left_to_nemo_run("cancel", run_ids[0]):
-        return
     runs, reached = [], True
     for folder in _found(run_ids, as_json=as_json):
         try:
@@ -123,9 +135,8 @@ def _found(words: list[str], *, as_json: bool = False) -> "list[RunFolder]":
         return [find_run(word) for word in words]
 
 
-def _left_to_nemo_run(command: str, word: str) -> bool:
-    """Whether `word` is an experiment that is not ours; then NeMo-Run's own command answers."""
-    from nemo_run.cli import experiment
+def _is_nemo_runs(word: str) -> bool:
+    """Whether `word` is an experiment that NeMo-Run made, and none of ours."""
     from nemo_run.config import get_nemorun_home
 
     from recipes.experiment.store import runs_dir
@@ -135,7 +146,4 @@ def _left_to_nemo_run(command: str, word: str) -> bool:
         return False
     experiments = f"{get_nemorun_home()}/experiments"
     title = word.rpartition("_")[0]
-    if not any(Path(path).is_dir() for path in (f"{experiments}/{title}/{word}", f"{experiments}/{word}")):
-        return False
-    getattr(experiment, command)(word)
-    return True
+    return any(Path(path).is_dir() for path in (f"{experiments}/{title}/{word}", f"{experiments}/{word}"))

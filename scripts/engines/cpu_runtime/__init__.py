@@ -12,6 +12,7 @@ for the process that asks for it and for nobody else:
 - Transformer Engine and nvidia-resiliency-ext, which need CUDA to be built, by empty modules while Megatron-Bridge is
   imported; layers are Megatron-Core's local ones, without fused kernels (libraries.py), or, where a job works on
   Transformer Engine's own, those in plain torch (te_layers.py);
+- mamba-ssm, while what asks for it is imported, by its scan and its norm in plain torch (mamba_layers.py);
 - ModelOpt's NVFP4 kernel by the hf engine's, which rounds as ModelOpt packs (libraries.py).
 
 It refuses a machine with a GPU and releases that it was not tried with. LIMITS is what it cannot show.
@@ -27,7 +28,7 @@ from scripts.run.record import Record
 RELEASES = {"megatron-bridge": "0.6.", "megatron-core": "0.19.", "nvidia-modelopt": "0.47."}
 #: What a job that ran here has not shown.
 LIMITS = (
-    "Transformer Engine's layers and numerics: layers of plain torch stood in",
+    "layers and numerics of Transformer Engine and mamba-ssm: plain torch stood in",
     "NCCL: ranks talked through gloo",
     "grouped GEMM and fused kernels: experts were computed one after the other",
     "memory and speed of a GPU",
