@@ -2,9 +2,8 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
-import click
 import typer
 from typer.core import TyperCommand
 
@@ -22,7 +21,7 @@ _Ids = Annotated[list[str], typer.Argument(metavar="ID...", help="Runs' ids, or 
 class OrNemoRunsCommand(TyperCommand):
     """A command that NeMo-Run has too: of an experiment that is its own, its own answers, whatever words it takes."""
 
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         word = next((one for one in args if not one.startswith("-")), "")
         if _is_nemo_runs(word):
             from nemo_run.cli import experiment
@@ -30,15 +29,17 @@ class OrNemoRunsCommand(TyperCommand):
             theirs = typer.Typer(pretty_exceptions_enable=False)
             theirs.command()(getattr(experiment, str(self.name)))
             ctx.exit(typer.main.get_command(theirs).main(args, ctx.command_path, standalone_mode=False) or 0)
-        return super().parse_args(ctx, args)
+        parsed: list[str] = super().parse_args(ctx, args)
+        return parsed
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    for command in (ps, resume):
-        app.command(command.__name__)(command)
-    for command in (status, logs, cancel):
-        app.command(command.__name__, cls=OrNemoRunsCommand)(command)
+    app.command("ps")(ps)
+    app.command("status", cls=OrNemoRunsCommand)(status)
+    app.command("logs", cls=OrNemoRunsCommand)(logs)
+    app.command("cancel", cls=OrNemoRunsCommand)(cancel)
+    app.command("resume")(resume)
 
 
 def ps(

@@ -99,13 +99,14 @@ def begin_anew() -> None:
 def one_rank() -> Iterator[None]:
     """In this process; what comes next begins anew."""
     (port,) = free_ports(1)
+    before = dict(os.environ)  # a model's attention says in variables what it may be computed with
     told = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     os.environ.update(told)
     cpu_runtime.start()
     yield
     begin_anew()
-    for name in told:
-        os.environ.pop(name, None)
+    os.environ.clear()
+    os.environ.update(before)
 
 
 def nemo(home: Path, *words: str) -> "subprocess.CompletedProcess[str]":

@@ -10,8 +10,8 @@ import psutil
 import pytest
 
 from scripts.args.convert import HfToMegatronArgs, MegatronToHfArgs
-from scripts.args.export import ExportArgs
-from scripts.args.quantize import QuantizeArgs
+from scripts.args.export import ExportArgs, ExportDistilledArgs
+from scripts.args.quantize import QuantizeArgs, QuantizeModelOptArgs
 from scripts.checkpoints import look
 from scripts.engines import cpu_runtime
 from scripts.formats import FORMATS
@@ -101,9 +101,32 @@ def test_conversions_there_and_back_change_nothing(source: Path, tmp_path: Path,
     begin_anew()
     args = MegatronToHfArgs(hf_model=str(source), megatron_path=str(there), hf_path=str(back), no_progress=True)
     transfer.megatron_to_hf(work(args, tmp_path))
-    before, after = tensors(source), tensors(back)
-    assert before.keys() == after.keys()
-    assert all(after[name].equal(value) for name, value in before.items())
+    begin_anew()
+    paths = {"megatron_path": str(there), "hf_export_path": str(tmp_path / "student")}
+    transfer.export_distilled(work(ExportDistilledArgs(student_hf_path=str(source), **paths), tmp_path))
+    before = tensors(source)
+    for after in (tensors(back), tensors(tmp_path / "student")):
+        assert before.keys() == after.keys()
+        assert all(after[name].equal(value) for name, value in before.items())
+
+
+def test_a_recipe_of_modelopt_is_a_format(source: Path, text: Path, tmp_path: Path, parallel: None) -> None:
+    """In the words of Model-Optimizer's own script; the recipe's key/value cache is quantized and exported, too."""
+    from scripts.engines.bridge import quantize, transfer
+
+    made, exported = tmp_path / "megatron", tmp_path / "hf"
+    told = {"recipe": "general/ptq/nvfp4_default-kv_fp8", "calib_dataset_name": str(text), "skip_generate": True}
+    small = {"calib_num_samples": 4, "seq_length": 64, "export_megatron_path": str(made)}
+    args = QuantizeModelOptArgs(hf_model_name_or_path=str(source), **told, **small)
+    quantize.quantize_modelopt(work(args, tmp_path))
+    assert (look(made).kind, look(made).quantization) == ("checkpoint_megatron", "nvfp4")
+    kinds = json.loads((tmp_path / "report" / "report.json").read_text())["quantizers"]["kinds"]
+    assert kinds["k_bmm E4M3"] == kinds["v_bmm E4M3"] == 4
+    begin_anew()
+    paths = {"megatron_load_path": str(made), "export_dir": str(exported)}
+    transfer.export(work(ExportArgs(hf_model_id=str(source), **paths), tmp_path))
+    written = json.loads((exported / "hf_quant_config.json").read_text())["quantization"]
+    assert (written["quant_algo"], written["kv_cache_quant_algo"]) == ("NVFP4", "FP8")
 
 
 @pytest.mark.timeout(1500)  # two commands of two ranks, each of which imports all of Megatron

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 NEMO = Path(sys.executable).with_name("nemo")
+#: Its script is newer than those of the container which a cluster has: done here.
+HERE = ("export_modelopt",)
 #: What each goes through, and what it leaves.
 RECIPES = {
     "prune": (["prune"], "checkpoint_hf"),
     "export_modelopt": (["quantize", "export_modelopt"], "checkpoint_hf"),
-    "export_distilled": (["hf_to_megatron", "export_distilled"], "checkpoint_hf"),
-    "quantize_modelopt_recipe": (["quantize_modelopt_recipe"], "checkpoint_megatron"),
     "distill": (["prepare_data", "distill"], "checkpoint_megatron"),
 }
 
@@ -29,7 +29,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_it_is_rehearsed(recipe: str, home: Path) -> None:
     env = os.environ | {"NEMORUN_HOME": str(home / recipe), "HOME": str(home), "OMP_NUM_THREADS": "1"}
-    words = [NEMO, "experiment", "rehearse", recipe, "executor=slurm", "--json"]
+    place = "engine=bridge" if recipe in HERE else "executor=slurm"
+    words = [NEMO, "experiment", "rehearse", recipe, place, "--json"]
     done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=1400, cwd=home)
     assert done.returncode == 0, done.stderr[-3000:]
     told = json.loads(done.stdout)

@@ -16,7 +16,7 @@ SCRIPT = Path(__file__).with_name("quantize_with_cuda.py")
 @pytest.mark.timeout(900)  # two ranks, each of which imports all of Megatron
 def test_it_quantizes_on_two_ranks(source: Path, home: Path) -> None:
     given = [f"args.hf_model_id={source}", "executor=local", f"script.path={SCRIPT}", "script.runtime=cpu", "--yes"]
-    done = nemo(home, "run", "quantize_fp8", *given, "args.tp=2", "args.calib_size=2")
+    done = nemo(home, "run", "quantize_fp8", *given, "args.tp=2", "args.calib_size=2", "torchrun.nproc_per_node=2")
     assert done.returncode == 0, done.stdout + done.stderr
     record = run_of(home, "quantize_fp8")
     assert (record["state"], record["engine"]) == ("succeeded", "script")

@@ -62,6 +62,9 @@ def install(*, te_layers: bool = False) -> None:
         import megatron.bridge.training.distill
         import megatron.bridge.training.pretrain
     if not te_layers:
+        from scripts.engines.cpu_runtime import attention
+
+        attention.register()
         _replace_search_spaces()
         import megatron.bridge.peft.utils
 

@@ -42,4 +42,4 @@ def test_their_commands_take_all_their_words(nemo: Callable[..., Done], experime
     for words in (["1"], ["--all"], ["0", "--dependencies"]):
         cancelled = nemo("cancel", experiment, *words)
         assert cancelled.code == 0, cancelled.err
-    assert json.loads(nemo("ps", "--all", "--json").out)["runs"] == []
+    assert json.loads(nemo("ps", "--all", "--json").out) == []
