@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from recipes.experiment.job import Job
-from scripts.args.meaning import MEGATRON
+from scripts.args.meaning import MEGATRON, field_of
 from scripts.engines.cpu_runtime import LIMITS
 from scripts.processor import gpus_here
 from scripts.run.problems import Problem
@@ -22,6 +22,18 @@ def runtime_of_megatron(job: Job) -> Iterator[Problem]:
     cause = "it is for jobs of Megatron, and this is none"
     remedy = "Leave it out; args.device says where the hf engine runs." if job.engine == "hf" else "Leave it out."
     yield Problem(key="script.runtime", value=job.script.runtime, cause=cause, remedy=remedy)
+
+
+@check(
+    "experts_split_twice",
+    applies=lambda job: job.engine == "bridge" and job.script.runtime == "cpu" and job.algorithm == "quantize",
+)
+def experts_split_twice(job: Job) -> Iterator[Problem]:
+    """ModelOpt's quantizers of experts that are modules of their own, as they are without grouped GEMM."""
+    tp, ep = (job.get(role) or 1 for role in ("tp", "ep"))
+    if tp > 1 and ep > 1 and job.model is not None and job.model.experts:
+        cause = f"ModelOpt quantizes experts over tensor or over expert ranks, not over both, and tp is {tp}"
+        yield Problem(key=f"args.{field_of(job.args, 'ep')}", value=ep, cause=cause, remedy="Use 1, or tp=1.")
 
 
 @check("gpu_is_here", applies=lambda job: job.script.runtime == "cpu" and job.place.runs_here)

@@ -33,7 +33,7 @@ from scripts.args.meaning import (
     fields_of,
     values_of,
 )
-from scripts.data.sources import BUILT_IN
+from scripts.data.texts import BUILT_IN
 from scripts.engines.choice import Chosen, is_built_in
 from scripts.engines.script.locate import installed
 from scripts.run.files import expanded, is_there, write_text

@@ -13,12 +13,11 @@ from typing import IO, Any, cast
 
 from scripts.args.data import PrepareDataArgs
 from scripts.data import texts
+from scripts.data.texts import BUILT_IN
 from scripts.run.files import expanded, is_file, is_folder
 from scripts.run.problems import JobError, Problem
 from scripts.run.registry import check
 
-#: The text that the built-in models were trained on.
-BUILT_IN = "tiny:text"
 _JSONL, _TEXT, _GZ = (".jsonl", ".ndjson", ".json"), (".txt", ".md"), ".gz"
 _CHUNK = 1 << 20
 _SHOWN_KEYS = 12

@@ -19,6 +19,8 @@ TEXT_KEYS = (
     *("question", "input", "messages", "conversations"),
 )
 DEFAULT_DATASET = "cnn_dailymail"
+#: The text that the built-in models were trained on.
+BUILT_IN = "tiny:text"
 _ALIASES = {"cnn_dailymail": ("abisee/cnn_dailymail", "3.0.0")}
 _SUFFIXES: dict[str, Literal["jsonl", "text"]] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".txt": "text", ".md": "text"}
 #: What the data sets library reads as rows of text, or unpacks.
@@ -45,12 +47,15 @@ class Source:
 def source_of(dataset: str | None, model: str, *, split: Literal["calibration", "eval"] = "calibration") -> Source:
     """What `dataset` names. None is the built-in text for a tiny model, cnn_dailymail for any other.
 
+    BUILT_IN is that text for a tiny model that is named by its folder.
+
     Raises JobError `missing_data` for a path that is not there or a folder without data, and
     `unknown_data` for a file or folder of another kind.
     """
+    if dataset == BUILT_IN or (dataset is None and model.startswith("tiny:")):
+        return Source(kind="builtin", place=split)
     if dataset is None:
-        built_in = model.startswith("tiny:")
-        return Source(kind="builtin", place=split) if built_in else Source(kind="hub", place=DEFAULT_DATASET)
+        return Source(kind="hub", place=DEFAULT_DATASET)
     path = expanded(dataset)
     if is_folder(path):
         require_rows(path)

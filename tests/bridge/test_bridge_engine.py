@@ -129,6 +129,11 @@ def test_a_recipe_of_modelopt_is_a_format(source: Path, text: Path, tmp_path: Pa
     assert (written["quant_algo"], written["kv_cache_quant_algo"]) == ("NVFP4", "FP8")
 
 
+def report_of(record: dict[str, Any]) -> dict[str, Any]:
+    report: dict[str, Any] = json.loads((record["folder"] / "report" / "report.json").read_text())
+    return report
+
+
 @pytest.mark.timeout(1500)  # two commands of two ranks, each of which imports all of Megatron
 def test_two_ranks_through_the_command_line(source: Path, text: Path, home: Path) -> None:
     """Quantize with tp=2, then generate at pp=2 from what it left."""
@@ -137,6 +142,7 @@ def test_two_ranks_through_the_command_line(source: Path, text: Path, home: Path
     done = nemo(home, "run", "quantize_fp8", *given, *small, f"args.calib_dataset={text}", "args.tp=2")
     assert done.returncode == 0, done.stdout + done.stderr
     quantized = run_of(home, "quantize_fp8")
+    assert report_of(quantized)["quantizers"]["kinds"] == {"weight E4M3": 4 * 4, "input E4M3": 4 * 4}
     assert quantized["state"] == "succeeded" and quantized["engine"] == "bridge"
     assert quantized["not_shown"] == list(cpu_runtime.LIMITS)
     (checkpoint,) = (one["path"] for one in quantized["outputs"] if one["type"] == "checkpoint_megatron")
@@ -155,7 +161,9 @@ def test_experts_on_two_ranks(experts: Path, text: Path, home: Path) -> None:
     small = [f"args.{name}={value}" for name, value in SMALL.items()]
     done = nemo(home, "run", "quantize_fp8", *given, *small, f"args.calib_dataset={text}", "args.ep=2")
     assert done.returncode == 0, done.stdout + done.stderr
-    (checkpoint,) = (one["path"] for one in run_of(home, "quantize_fp8")["outputs"] if "megatron" in one["type"])
+    record = run_of(home, "quantize_fp8")
+    assert report_of(record)["quantizers"]["kinds"] == {"weight E4M3": 2 * (2 + 4 * 2), "input E4M3": 2 * (2 + 4 * 2)}
+    (checkpoint,) = (one["path"] for one in record["outputs"] if one["type"] == "checkpoint_megatron")
     done = nemo(home, "run", "export", *given, f"args.megatron_load_path={checkpoint}")
     assert done.returncode == 0, done.stdout + done.stderr
     (exported,) = (one["path"] for one in run_of(home, "export")["outputs"] if one["type"] == "checkpoint_hf")

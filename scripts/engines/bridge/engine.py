@@ -13,8 +13,10 @@ from configs import CONFIGS
 from scripts.args import constraints
 from scripts.args.meaning import ScriptArgs, ScriptSpec, values_of
 from scripts.checkpoints import kinds
+from scripts.data.texts import BUILT_IN
 from scripts.engines import cpu_runtime
 from scripts.engines import outputs as out
+from scripts.engines.choice import is_built_in
 from scripts.engines.ranks import Child, across_ranks, inputs_of
 from scripts.engines.script.command import blends
 from scripts.run.problems import JobError
@@ -40,6 +42,9 @@ def run_bridge(args: ScriptArgs, script: ScriptSpec, record: Record) -> None:
     # A built-in model is trained by whoever comes first; the others wait for its lock.
     models = {name: local_model(value, record) for name, value in named.items()}
     values = asdict(args) | blends(args) | {one.field: str(one.written) for one in outputs} | models
+    if any(map(is_built_in, named.values())):  # it has text of its own, which its folder does not tell
+        data = [name for name, value, meaning in values_of(args) if meaning.names == "data" and value is None]
+        values |= dict.fromkeys(data, BUILT_IN)
     kind = type(args)
     rank = os.environ.get("RANK", "0")
     error = record.dir / "logs" / ERROR_FILE.format(rank=rank)

@@ -39,6 +39,7 @@ def quantize(work: Work, new_tokens: int = _NEW_TOKENS) -> None:
         quantizers.compress(loaded.model)
     if args.megatron_save_path:
         loaded.bridge.save_megatron_model(loaded.parts, args.megatron_save_path, hf_tokenizer_path=loaded.source)
+    counted = _quantizers(loaded)
     if not is_first_rank():
         return
     results = {
@@ -52,7 +53,7 @@ def quantize(work: Work, new_tokens: int = _NEW_TOKENS) -> None:
             {"prompt": prompt, "before": old, "after": new}
             for (prompt, old), (_, new) in zip(before, after, strict=True)
         ],
-        "quantizers": quantizers.summary(loaded.model),
+        "quantizers": counted,
         "size": {"base_bytes": None, "export_bytes": None},
         "verified": [],
         "warnings": report.warnings(args, samples),
@@ -83,6 +84,18 @@ def _head_is_quantized(model: Any) -> bool:
     """Then the unquantized model's logits cannot be computed again from its hidden states."""
     quantizer = getattr(getattr(model, "output_layer", None), "weight_quantizer", None)
     return quantizer is not None and bool(quantizer.is_enabled)
+
+
+def _quantizers(loaded: Loaded) -> dict[str, Any]:
+    """Those of all ranks, which each have their stage of the model and their experts; every rank has to ask."""
+    import torch
+    from megatron.core import parallel_state
+
+    stage, share = parallel_state.get_pipeline_model_parallel_rank(), parallel_state.get_expert_model_parallel_rank()
+    mine = {(stage, share if ".experts." in name else 0, name): kind for name, kind in quantizers.placed(loaded.model)}
+    every: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(every, mine)
+    return quantizers.summary({at: kind for one in every for at, kind in one.items()}.values())
 
 
 @contextmanager

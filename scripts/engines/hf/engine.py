@@ -119,7 +119,7 @@ def _measure_and_quantize(state: _State) -> dict[str, Any]:
         left = quantizers.leave_unreached(state.model)
         if left:
             record.line(f"left alone, as no text goes through them: {len(left)} layers, such as {left[0]}")
-        record.update(quantizers=quantizers.summary(state.model))
+        record.update(quantizers=quantizers.summary(kind for _, kind in quantizers.placed(state.model)))
     if seconds is None:
         seconds = record.values["timings"]["calibrate"]
         kept.keep(record, state.model, of, noted, seconds)

@@ -2,7 +2,7 @@
 
 import copy
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import redirect_stdout
 from io import StringIO
 from typing import TYPE_CHECKING, Any
@@ -118,7 +118,7 @@ def _scale_zeros(model: "nn.Module") -> None:
 
 
 def _require_weights(model: "nn.Module") -> None:
-    if not any("weight" in kind for kind in summary(model)["kinds"]):
+    if not any(kind and "weight" in kind for _, kind in placed(model)):
         raise JobError("nothing_quantized", "The format matches no weight of this model.", "Take another format.")
 
 
@@ -187,27 +187,36 @@ def leave_unreached(model: "nn.Module") -> list[str]:
     return left
 
 
-def summary(model: "nn.Module") -> dict[str, Any]:
-    """How many quantizers are `enabled` and `disabled`; `kinds` counts the enabled by place and number format."""
+def placed(model: "nn.Module") -> Iterator[tuple[str, str | None]]:
+    """Each quantizer by its module's name: place and number format, or None where it is disabled."""
     from modelopt.torch.quantization.nn import TensorQuantizer
 
-    kinds: Counter[str] = Counter()
-    enabled = disabled = 0
     for name, module in model.named_modules():
         if not isinstance(module, TensorQuantizer):
             continue
         if not module.is_enabled:
-            disabled += 1
+            yield name, None
             continue
-        enabled += 1
         part = next(part for part in reversed(name.split(".")) if "quantizer" in part)
         place = part.replace("_quantizers", "").replace("_quantizer", "")
         bits = module.num_bits
         number = f"E{bits[0]}M{bits[1]}" if isinstance(bits, tuple) else f"INT{bits}"
         sizes = [str(size) for key, size in (module.block_sizes or {}).items() if isinstance(key, int) and size]
-        kinds[f"{place} {number}" + (f" block {'x'.join(sizes)}" if sizes else "")] += 1
-    ordered = sorted(kinds.items(), key=lambda kind: ("weight" not in kind[0], kind[0]))
-    return {"enabled": enabled, "disabled": disabled, "kinds": dict(ordered)}
+        yield name, f"{place} {number}" + (f" block {'x'.join(sizes)}" if sizes else "")
+
+
+def summary(kinds: Iterable[str | None]) -> dict[str, Any]:
+    """How many quantizers are `enabled` and `disabled`; `kinds` counts the enabled by place and number format."""
+    counted = Counter(kinds)
+    disabled = counted.pop(None, 0)
+    ordered = sorted(
+        ((str(kind), count) for kind, count in counted.items()), key=lambda one: ("weight" not in one[0], one)
+    )
+    return {"enabled": sum(counted.values()), "disabled": disabled, "kinds": dict(ordered)}
+
+
+def _weights_first(kind: tuple[str, int]) -> tuple[bool, str]:
+    return "weight" not in kind[0], kind[0]
 
 
 def refuse_compress(args: QuantizeArgs) -> None:

@@ -136,7 +136,8 @@ def test_refusals() -> None:
 
 
 def test_summary() -> None:
-    found = quantizers.summary(quantized(export_quant_cfg="nvfp4", export_kv_cache_quant="fp8"))
+    model = quantized(export_quant_cfg="nvfp4", export_kv_cache_quant="fp8")
+    found = quantizers.summary(kind for _, kind in quantizers.placed(model))
     kinds = {"weight E2M1 block 16": 14, "input E2M1 block 16": 14, "k_bmm E4M3": 2, "v_bmm E4M3": 2}
     assert (found["kinds"], found["enabled"]) == (kinds, 32)
     assert found["disabled"] > 0
