@@ -43,7 +43,8 @@ def run_bridge(args: ScriptArgs, script: ScriptSpec, record: Record) -> None:
     models = {name: local_model(value, record) for name, value in named.items()}
     values = asdict(args) | blends(args) | {one.field: str(one.written) for one in outputs} | models
     if any(map(is_built_in, named.values())):  # it has text of its own, which its folder does not tell
-        data = [name for name, value, meaning in values_of(args) if meaning.names == "data" and value is None]
+        unsaid = ((name, meaning) for name, value, meaning in values_of(args) if value is None)
+        data = [name for name, meaning in unsaid if (meaning.role, meaning.names) == ("data", "data")]
         values |= dict.fromkeys(data, BUILT_IN)
     kind = type(args)
     rank = os.environ.get("RANK", "0")

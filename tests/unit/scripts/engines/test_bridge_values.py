@@ -49,6 +49,7 @@ def test_a_built_in_model_keeps_its_text(
     given = told(args, tmp_path, monkeypatch)
     assert "/cache/qwen3" in given.values()
     assert source_of(given[key], "/cache/qwen3").kind == "builtin"
+    assert given.get("eval_dataset") is None  # which stands for the part of it that is kept aside
 
 
 def test_of_another_model_nothing_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
