@@ -21,6 +21,7 @@ from recipes.preflight import (
     pruning,
     references,
     script_engine,
+    teacher,
     walltime,
 )
 from recipes.preflight.bridge_engine import bridge_notes
@@ -48,6 +49,7 @@ SUBJECTS = (
     serving,
     sources,
     contradictions,
+    teacher,
     layout,
     pruning,
     formats,
