@@ -26,9 +26,13 @@ _SIZES = frozenset(f"{size}{ending}" for size in ("tp", "pp", "cp", "ep", "etp")
 
 
 def write_checkpoints(folder: Path) -> Mapping[str, Path]:
-    """One checkpoint of each kind that recipes consume."""
+    """One checkpoint of each kind that recipes consume, and what describes a teacher."""
     lora = "decoder.layers.0.adapter.linear_in.weight"
+    teacher = folder / "teacher.yaml"
+    folder.mkdir(parents=True, exist_ok=True)
+    teacher.write_text("num_layers: 2\nhidden_size: 8\nffn_hidden_size: 16\nnum_attention_heads: 2\n", encoding="utf-8")
     return {
+        "teacher_config": teacher,
         "checkpoint_megatron": write_megatron(folder / "megatron"),
         "quantized": write_megatron(folder / "quantized", quantized=True),
         "checkpoint_hf": write_huggingface(folder / "hf"),
@@ -45,6 +49,8 @@ def fill(args: Any, checkpoints: Mapping[str, Path]) -> None:
     for one, meaning in meanings(args.__fn_or_cls__):
         if getattr(args, one.name) is None and (meaning.required or one.name in _BEGIN):
             setattr(args, one.name, str(_fitting(meaning, checkpoints)) if meaning.consumes else 10)
+    if getattr(args, "export_kd_teacher_load", None):
+        args.export_kd_teacher_model_config = str(checkpoints["teacher_config"])
     if getattr(args, "use_mock_data", None) is False:
         args.data_paths = [1.0, "/data/tokenized/domain_text_document"]
     if getattr(args, "hf_dataset", "") is None and args.jsonl_paths is None:
