@@ -401,7 +401,7 @@ def planned(name: str, folder: Path) -> Plan:
     (folder / "executors.yaml").write_text(SITE, encoding="utf-8")
     partial = RECIPES[name].build()
     model = getattr(partial.args, "hf_model_id", None)
-    kinds = ("checkpoint_megatron", "quantized", "checkpoint_hf", "checkpoint_lora")
+    kinds = ("checkpoint_megatron", "quantized", "checkpoint_hf", "checkpoint_lora", "teacher_config")
     fill(partial.args, {kind: Path("/lustre/models") / kind for kind in kinds})
     if model is not None:
         partial.args.hf_model_id = model  # a built-in one too
