@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from recipes.experiment.job import Job
-from scripts.args.meaning import MEGATRON, field_of
+from scripts.args.meaning import MEGATRON
 from scripts.engines.cpu_runtime import LIMITS
 from scripts.processor import gpus_here
 from scripts.run.problems import Problem
@@ -33,7 +33,22 @@ def experts_split_twice(job: Job) -> Iterator[Problem]:
     tp, ep = (job.get(role) or 1 for role in ("tp", "ep"))
     if tp > 1 and ep > 1 and job.model is not None and job.model.experts:
         cause = f"ModelOpt quantizes experts over tensor or over expert ranks, not over both, and tp is {tp}"
-        yield Problem(key=f"args.{field_of(job.args, 'ep')}", value=ep, cause=cause, remedy="Use 1, or tp=1.")
+        yield Problem(key=job.key("ep") or "", value=ep, cause=cause, remedy="Use 1, or tp=1.")
+
+
+@check(
+    "vision_needs_gpu",
+    can_force=True,
+    needs=("model.model_type",),
+    applies=lambda job: job.engine == "bridge" and job.script.runtime == "cpu",
+)
+def vision_without_gpu(job: Job) -> Iterator[Problem]:
+    """Megatron-Bridge knows the weights of such models in Transformer Engine's layers alone (qwen3_vl_bridge.py)."""
+    assert job.model is not None
+    if job.model.vision is not None:
+        cause = "it has a vision tower, and Megatron-Bridge builds those of Transformer Engine's layers"
+        remedy = "Use a machine that has a GPU, or a language model."
+        yield Problem(key=job.key("model") or "", value=job.get("model"), cause=cause, remedy=remedy)
 
 
 @check("gpu_is_here", applies=lambda job: job.script.runtime == "cpu" and job.place.runs_here)

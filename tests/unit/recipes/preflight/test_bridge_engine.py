@@ -1,5 +1,7 @@
 """What ModelOpt cannot quantize in Megatron without a GPU is refused where the job is submitted, by name."""
 
+from typing import Any
+
 import pytest
 
 from recipes.catalogue import RECIPES
@@ -17,9 +19,18 @@ from recipes.experiment.stage import Options, Stage
     ],
 )
 def test_experts_are_split_one_way(model: str, tp: int, ep: int, refused: bool) -> None:
+    assert told("experts_split_twice", hf_model_id=model, tp=tp, ep=ep) == ([("args.ep", 2)] if refused else [])
+
+
+@pytest.mark.parametrize(("model", "refused"), [("Qwen/Qwen3-VL-8B-Instruct", True), ("Qwen/Qwen3-8B", False)])
+def test_a_vision_tower_needs_a_gpu(model: str, refused: bool) -> None:
+    assert told("vision_needs_gpu", hf_model_id=model) == ([("args.hf_model_id", model)] if refused else [])
+
+
+def told(name: str, **values: Any) -> list[tuple[str | None, Any]]:
     partial = RECIPES["quantize_fp8"].build()
     partial.engine, partial.script.runtime = "bridge", "cpu"
-    partial.args.hf_model_id, partial.args.tp, partial.args.ep = model, tp, ep
+    for key, value in values.items():
+        setattr(partial.args, key, value)
     found = examine([Stage(name="q", partial=partial)], "local", Options(online=False)).errors
-    told = [(one.key, one.value) for one in found if one.name == "experts_split_twice"]
-    assert told == ([("args.ep", 2)] if refused else [])
+    return [(one.key, one.value) for one in found if one.name == name]
