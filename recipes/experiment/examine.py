@@ -22,6 +22,7 @@ from recipes.experiment.store import find_run
 from recipes.planner.gpus import gpu_problems
 from recipes.preflight.history import experiment_problems
 from recipes.preflight.subjects import of_values, preflight
+from scripts.args.meaning import meanings
 from scripts.run.problems import Problem, ProblemsError, nearest
 from scripts.run.record import DamagedRecordError
 
@@ -195,7 +196,10 @@ def _with_paths(
     named = dict.fromkeys(name for name, text in _texts(partial) if _REFERENCE.search(text))
     if not named:
         return partial, frozenset(), problems
-    values = {name: _replaced(getattr(partial.args, name), f"args.{name}", made, problems) for name in named}
+    consumed = {one.name: meaning.consumes for one, meaning in meanings(partial.args.__fn_or_cls__)}
+    values = {
+        name: _replaced(getattr(partial.args, name), f"args.{name}", consumed[name], made, problems) for name in named
+    }
     args = copy_with(partial.args, **values)
     return copy_with(partial, args=args), frozenset(named), list(dict.fromkeys(problems))
 
@@ -208,9 +212,10 @@ def _texts(partial: "run.Partial[Any]") -> Iterator[tuple[str, str]]:
                 yield field.name, item
 
 
-def _replaced(value: Any, key: str, made: Mapping[str, Outputs], problems: list[Problem]) -> Any:
+def _replaced(value: Any, key: str, consumed: str, made: Mapping[str, Outputs], problems: list[Problem]) -> Any:
+    """`consumed`: the type of artifact that the key stands for, which is taken where the reference names none."""
     if isinstance(value, (list, tuple)):
-        return [_replaced(item, key, made, problems) for item in value]
+        return [_replaced(item, key, consumed, made, problems) for item in value]
     if not isinstance(value, str):
         return value
 
@@ -228,6 +233,8 @@ def _replaced(value: Any, key: str, made: Mapping[str, Outputs], problems: list[
                 cause, remedy = error.problems[0].cause, error.problems[0].remedy
         else:
             fitting = [output for output in outputs if kind is None or output["type"] == kind]
+            if kind is None:
+                fitting = [output for output in fitting if output["type"] == consumed] or fitting
             if len({output["path"] for output in fitting}) == 1:
                 return fitting[0]["path"]
             types = ", ".join(output["type"] for output in outputs)

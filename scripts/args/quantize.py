@@ -38,7 +38,7 @@ class QuantizeArgs(_BridgeArgs):
     HF_ENGINE: ClassVar[bool] = True
     BRIDGE: ClassVar[str] = "scripts.engines.bridge.quantize:quantize"
 
-    hf_model_id: str = hub_model("tiny:qwen3", "a folder, a hub name, tiny:qwen3 or tiny:llama (hf engine)")
+    hf_model_id: str = hub_model("tiny:qwen3", "a folder, a hub name, tiny:qwen3 or tiny:llama (hf and bridge engines)")
     export_quant_cfg: str = doc(
         f"a format name ({_FORMATS}); hf engine: also a ModelOpt config name (FP8_DEFAULT_CFG) or recipe YAML",
         "fp8",

@@ -9,6 +9,8 @@ import pytest
 from recipes import ProblemsError, Stage, chain, find
 from recipes.experiment.examine import examine, prepare_all
 from recipes.experiment.stage import Options
+from recipes.experiment.store import RunFolder
+from scripts.run.record import Record
 
 PROFILES = """
 slurm: {account: a, image: "nvcr.io/nvidia/nemo:26.06", job_dir: /lustre/me, mounts: ["/data:/data"]}
@@ -92,6 +94,22 @@ def test_a_reference_makes_its_stage_wait(options: Options) -> None:
     )
     assert (first.name, second.name, second.after) == ("first", "second", (first.id,))
     assert second.resolved.megatron_load_path == first.resolved.megatron_save_path
+
+
+def test_of_several_things_a_reference_takes_what_its_key_stands_for(
+    options: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run of the bridge engine leaves a checkpoint and a report."""
+    monkeypatch.setattr("nemo_run.config._NEMORUN_HOME", str(tmp_path))
+    folder = RunFolder.of("quantize_fp8_1795214403955-ad07")
+    left = [{"type": kind, "path": f"/left/{kind}"} for kind in ("eval_results", "checkpoint_megatron")]
+    of = {"recipe": "quantize_fp8", "algorithm": "quantize", "executor": {"name": "x", "kind": "local"}}
+    Record.submit(folder.dir, id=folder.id, values={}, expects=left, run_dir=str(folder.dir), **of)
+    (export,) = build("export")
+    export.args.megatron_load_path = f"${{artifact:{folder.id}}}"
+    examined = examine([Stage(name="export", partial=export)], "slurm", options)
+    assert [str(one) for one in examined.problems if one.name == "unknown_artifact"] == []
+    assert examined.jobs[0].resolved.megatron_load_path == "/left/checkpoint_megatron"
 
 
 @pytest.mark.parametrize(
