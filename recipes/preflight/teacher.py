@@ -13,7 +13,6 @@ import yaml
 
 from recipes.experiment.job import Job
 from recipes.preflight.paths import path_here
-from scripts.args.meaning import field_of
 from scripts.args.megatron_lm import MlmFinetuneArgs
 from scripts.run.files import is_file, is_folder, read_limited
 from scripts.run.problems import Problem
@@ -41,7 +40,7 @@ def teacher_config(job: Job) -> Iterator[Problem]:
     """The file is there, and says what the teacher's builder needs, in words that it understands."""
     given = job.resolved.export_kd_teacher_model_config
     folder = str(job.get("teacher_checkpoint"))
-    key = "args.export_kd_teacher_model_config" if given else f"args.{field_of(job.args, 'teacher_checkpoint')}"
+    key = "args.export_kd_teacher_model_config" if given else job.key("teacher_checkpoint") or ""
     path = path_here(job, given or posixpath.join(folder, _BESIDE))
     there = path_here(job, folder)
     if path is None or (not given and (there is None or not is_folder(there))):

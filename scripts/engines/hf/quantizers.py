@@ -209,9 +209,7 @@ def summary(kinds: Iterable[str | None]) -> dict[str, Any]:
     """How many quantizers are `enabled` and `disabled`; `kinds` counts the enabled by place and number format."""
     counted = Counter(kinds)
     disabled = counted.pop(None, 0)
-    ordered = sorted(
-        ((str(kind), count) for kind, count in counted.items()), key=lambda one: ("weight" not in one[0], one)
-    )
+    ordered = sorted(((str(kind), count) for kind, count in counted.items()), key=_weights_first)
     return {"enabled": sum(counted.values()), "disabled": disabled, "kinds": dict(ordered)}
 
 
