@@ -67,7 +67,7 @@ architectures: $(VENV)/.ready-dev
 golden: $(VENV)/.ready-dev
 	$(BIN)/python -m tests.golden.regenerate
 
-# Megatron-Bridge in .venv; without CUDA, without what only GPUs need. Its own `lm` commands of `nemo` would be imported by each
+# Megatron-Bridge and lm-eval in .venv; without CUDA, without what only GPUs need. Its own `lm` commands of `nemo` would be imported by each
 # of ours: its entry point is taken out.
 bridge: PYTHON = $(or $(PYTHON312),$(error Megatron-Bridge needs Python 3.12, and none is here: uv python install 3.12))
 bridge: $(VENV)/.ready-bridge
@@ -76,7 +76,7 @@ $(VENV)/.ready-bridge: pyproject.toml configs/bridge-without-cuda.txt
 	test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
 	@$(BIN)/python -c 'import sys; v = sys.version_info; sys.exit(v[:2] != (3, 12) and f"$(VENV) has Python {v[0]}.{v[1]}, and Megatron-Bridge needs 3.12: make clean bridge")'
 	$(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --config-settings editable_mode=compat "$(TORCH)" -e ".[hf,bridge]" \
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --config-settings editable_mode=compat "$(TORCH)" -e ".[hf,bridge,eval]" \
 	  $(if $(shell nvidia-smi -L 2>/dev/null),,--overrides configs/bridge-without-cuda.txt)
 	$(BIN)/python -m scripts.engines.bridge.quiet_nemo
 	touch $(VENV)/.ready $@

@@ -7,6 +7,7 @@ builds the NeMo-Run executor of a job, submits it, says what the job sees of thi
 import os
 import posixpath
 import re
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -409,10 +410,10 @@ class Place(ABC):
 
 
 def nemorun_home() -> str:
-    """Where NeMo-Run keeps what it makes on this machine."""
-    from nemo_run.config import get_nemorun_home
-
-    return str(Path(get_nemorun_home()).absolute())
+    """Where NeMo-Run keeps what it makes on this machine; where it is not imported, what it would say."""
+    config = sys.modules.get("nemo_run.config")
+    home = config.get_nemorun_home() if config else os.environ.get("NEMORUN_HOME", "~/.nemo_run")
+    return str(Path(home).expanduser().absolute())
 
 
 def job_variables(job: AnyJob, env: Mapping[str, str]) -> dict[str, str]:

@@ -25,6 +25,7 @@ from executors.base import (
     read_from,
 )
 from scripts.run.identity import is_alive, started_with, terminate, terminate_started_with
+from scripts.run.problems import install
 from scripts.run.record import DamagedRecordError, read_record
 
 if TYPE_CHECKING:
@@ -150,8 +151,7 @@ class LocalPlace(Place):
     def probes(self) -> Iterator[Probe]:
         missing = [name for name in _PACKAGES if util.find_spec(name) is None]
         detail = f"{sys.executable} lacks {', '.join(missing)}" if missing else sys.executable
-        remedy = 'pip install "modelopt-recipes[hf]"'
-        yield Probe("packages", not missing, detail, remedy)
+        yield Probe("packages", not missing, detail, install("hf"))
         root = Path(self.run_root())
         existing = next(parent for parent in (root, *root.parents) if parent.exists())
         detail, remedy = f"{root}, in {existing}", "Set output_root, or NEMORUN_HOME."

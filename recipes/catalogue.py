@@ -62,18 +62,27 @@ class Recipe:
 
         Raises ProblemsError when a file does not parse, or has a key that the algorithm does not know.
         """
-        import nemo_run as run
+        from nemo_run import Config, Partial
 
         RECIPES.register()
+        return self._built(Partial, Config)
+
+    def outline(self) -> "run.Partial[None]":
+        """The same to look at, of Fiddle's own classes: NeMo-Run, which takes seconds to import, is to submit one."""
+        from fiddle import Config, Partial
+
+        return self._built(Partial, Config)
+
+    def _built(self, partial_of: Any, config_of: Any) -> "run.Partial[None]":
         args = self.family.args
         made = {one.name: one.default_factory() for one in fields(args) if one.default_factory is not MISSING}
-        partial = run.Partial(
+        partial: run.Partial[None] = partial_of(
             self.family.entrypoint,
             recipe=self.name,
             engine="auto",
-            script=run.Config(ScriptSpec),
-            args=run.Config(args, **made),  # Fiddle cannot read what each object gets its own of
-            torchrun=run.Config(Torchrun),
+            script=config_of(ScriptSpec),
+            args=config_of(args, **made),  # Fiddle cannot read what each object gets its own of
+            torchrun=config_of(Torchrun),
             extra_args=[],
         )
         if problems := merge_files(partial, layers(self.family, self.file)):
@@ -118,7 +127,7 @@ class Recipe:
         if self.file.is_relative_to(CONFIGS):
             return ()
         try:
-            self.build()
+            self.outline()
         except ProblemsError as error:
             return error.problems
         return ()
@@ -342,7 +351,7 @@ def merge_files(partial: "run.Partial[Any]", files: list[tuple[Path, Mapping[str
 
 def describe(recipe: Recipe) -> dict[str, Any]:
     """A recipe as plain data: values with meanings and types, artifacts, strategies, errors, releases."""
-    partial = recipe.build()
+    partial = recipe.outline()
     values = []
     docs = {
         f"{section}.{one.name}": str(one.metadata["doc"])

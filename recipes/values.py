@@ -100,6 +100,16 @@ def set_value(partial: "run.Partial[Any]", key: str, value: Any, *, strict: bool
     return [dataclasses.replace(one, remedy=_example(partial, key)) for one in problems]
 
 
+def type_problems(partial: "run.Partial[Any]") -> list[Problem]:
+    """What of a recipe has another type than its field: values from files and words have theirs, Python takes any."""
+    problems = []
+    for key, kind in field_types(partial).items():
+        section, _, name = key.partition(".")
+        holder = getattr(partial, section)
+        problems += _convert(kind, key, getattr(holder, name) if name else holder, strict=True)[1]
+    return problems
+
+
 def _example(partial: "run.Partial[Any]", key: str) -> str:
     """What a value that is no single word is for, in the words of its declaration, which show one."""
     if key == "extra_args":

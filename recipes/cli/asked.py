@@ -76,11 +76,27 @@ class Asked:
             problems.append(Problem(name="contradiction", key=key, value=executor, cause=cause, remedy="Give one."))
         return replace(self, stage=replace(self.stage, executor=executor), problems=problems)
 
+    def called(self, name: str | None, after: Sequence[str]) -> "Asked":
+        """Under a name that somebody gives to the run, and after other runs."""
+        from recipes.experiment.run_ids import title_problems
+
+        stage = replace(self.stage, title=name or "", after=after)
+        return replace(self, stage=stage, problems=[*self.problems, *title_problems(name)])
+
 
 def asked_for(
-    recipe: str, words: Sequence[str], configs: Sequence[str], passthrough: Sequence[str], options: "Options"
+    recipe: str,
+    words: Sequence[str],
+    configs: Sequence[str],
+    passthrough: Sequence[str],
+    options: "Options",
+    *,
+    submits: bool = True,
 ) -> Asked:
-    """Raises ProblemsError where there is no recipe of that name, with all else that is wrong."""
+    """With `submits`, as NeMo-Run's Partial, which takes seconds to import.
+
+    Raises ProblemsError where there is no recipe of that name, with all else that is wrong.
+    """
     from executors import load_profile
     from recipes.catalogue import RECIPES, config_of, find, layers, merge_files, named_config
     from recipes.experiment.stage import Stage
@@ -99,7 +115,7 @@ def asked_for(
         raise ProblemsError([*error.problems, *problems, *wrong]) from None
     if configs and (named := named_config(entry.family, configs[0])) is not None:
         entry, configs = named, configs[1:]  # `quantize -c tiny` is the recipe quantize_tiny
-    partial, whole = entry.build(), True
+    partial, whole = entry.build() if submits else entry.outline(), True
     for config in configs:
         try:
             found = merge_files(partial, layers(entry.family, config_of(entry.family, config)))
@@ -125,8 +141,8 @@ def looked_at(asked: Asked, sweep: Sequence[str] = ()) -> "tuple[Sequence[Stage]
     problems, stages = [*asked.problems, *wrong], [asked.stage]
     try:
         if grid:
-            made = stages_of(asked.stage.partial, grid)
-            stages = [replace(asked.stage, name=one.name, partial=one.partial) for one in made]
+            made = stages_of(asked.stage.partial, grid, asked.stage.title)
+            stages = [replace(asked.stage, name=one.name, partial=one.partial, title=one.title) for one in made]
     except ProblemsError as error:
         problems += error.problems
     if not asked.whole or any(one.key == "executor" for one in problems):  # of another job than was meant

@@ -1,7 +1,6 @@
 """`nemo experiment run`, `plan` and `recipes`: what can be run, what it would need, and running it."""
 
 import sys
-from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -32,7 +31,7 @@ Batch = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add our commands to NeMo-Run's `experiment` group; status, logs and cancel take the place of its own."""
-    from recipes.cli import executors, explain, inspect, manage, rehearse
+    from recipes.cli import executors, explain, inspect, manage, rehearse, storage
 
     app.command("run", cls=RecipeCommand, context_settings=_HELP)(run)
     app.command("plan", cls=RecipeCommand, context_settings=_HELP)(plan)
@@ -41,6 +40,7 @@ def register(app: typer.Typer) -> None:
     app.command("inspect")(inspect.inspect)
     app.command("explain")(explain.explain)
     manage.register(app)
+    storage.register(app)
     executors.register(app)
 
 
@@ -61,6 +61,7 @@ def run(
     sweep: Annotated[
         list[str] | None, typer.Option(metavar="KEY=A,B,C", help="One run for each value; repeated: each combination.")
     ] = None,
+    name: Annotated[str | None, typer.Option(help="How the run's id begins, instead of with the recipe.")] = None,
     dryrun: Annotated[
         bool, typer.Option("--dryrun", "--dry-run", "-d", help="Check, show what would run, write nothing.")
     ] = False,
@@ -95,7 +96,8 @@ def run(
             asked = asked_for(recipe, words or [], config or [], ctx.meta[PASSTHROUGH], options)
             asked = asked.at(attached, batch, detach=detach)
             detach = detach or batch is not None
-            stages, examined = looked_at(replace(asked, stage=replace(asked.stage, after=after or [])), sweep or [])
+            asked = asked.called(name, after or [])
+            stages, examined = looked_at(asked, sweep or [])
             refused = bool(examined.errors)
             if dryrun and examined.jobs:
                 out.plan(examined.jobs, full=True, sound=not refused)
@@ -149,7 +151,7 @@ def plan(
 
     options = Options(profiles=profiles, online=False, force=frozenset(force or ()))
     with exits(as_json=as_json):
-        asked = asked_for(recipe, words or [], config or [], ctx.meta[PASSTHROUGH], options)
+        asked = asked_for(recipe, words or [], config or [], ctx.meta[PASSTHROUGH], options, submits=False)
         found = plan_of(looked_at(asked.at(attached, batch))[1])
     if as_json:
         print_json(found.as_data())

@@ -14,8 +14,8 @@ from scripts.run.record import DamagedRecordError
 if TYPE_CHECKING:
     from recipes.experiment.store import RunFolder
 
-_Id = Annotated[str, typer.Argument(metavar="ID", help="A run's id, or the beginning of it.")]
-_Ids = Annotated[list[str], typer.Argument(metavar="ID...", help="Runs' ids, or the beginnings of them.")]
+_Id = Annotated[str, typer.Argument(metavar="ID", help="A run's id, a part of it, latest, or latest:RECIPE.")]
+_Ids = Annotated[list[str], typer.Argument(metavar="ID...", help="Runs' ids, parts of them, latest, or latest:RECIPE.")]
 
 
 class OrNemoRunsCommand(TyperCommand):
@@ -53,16 +53,17 @@ def ps(
     from recipes.cli import show
     from recipes.experiment.runs import all_runs
 
-    listed = [run for run in all_runs() if everything or not run.ended or run.state in ("lost", "unreadable")]
-    show.Output(as_json=as_json).runs(listed)
+    found = all_runs()
+    listed = [run for run in found if everything or not run.ended or run.state in ("lost", "unreadable")]
+    show.Output(as_json=as_json).runs(listed, hidden=len(found) - len(listed))
     if not listed and not as_json:
-        say("No run is recorded here." if everything else "No run goes on; those that ended: nemo experiment ps --all.")
+        say("No run goes on." if found else "No run is recorded here.")
 
 
 def status(run_id: _Id, as_json: AsJson = False) -> None:
     """Say how a run stands: its recorded state, set against what its scheduler says.
 
-    Example: nemo experiment status quantize_fp8_1795214403955-ad07
+    Example: nemo experiment status quantize_fp8_1126-0805-47f9a1
     """
     from recipes.cli import show
     from recipes.experiment.runs import look
@@ -78,7 +79,7 @@ def logs(
 ) -> None:
     """Print the log of a run's rank 0, or of another; of its launcher, as long as the job has not begun.
 
-    Example: nemo experiment logs -f quantize_fp8_1795214403955-ad07
+    Example: nemo experiment logs -f quantize_fp8_1126-0805-47f9a1
     """
     from recipes.experiment.logs import log_of, refuse_rank
 
@@ -96,7 +97,7 @@ def logs(
 def cancel(run_ids: _Ids, as_json: AsJson = False) -> None:
     """End runs, and wait until that is recorded. Those that have ended stay as they are.
 
-    Example: nemo experiment cancel quantize_fp8_1795214403955-ad07
+    Example: nemo experiment cancel quantize_fp8_1126-0805-47f9a1
 
     Exit status: 0 when every run has ended, 1 when one could not be reached or goes on.
     """
@@ -117,7 +118,7 @@ def cancel(run_ids: _Ids, as_json: AsJson = False) -> None:
 def resume(run_ids: _Ids, as_json: AsJson = False) -> None:
     """Start runs that were lost, failed or cancelled over, detached, in their own run directories.
 
-    Example: nemo experiment resume quantize_fp8_1795214403955-ad07
+    Example: nemo experiment resume quantize_fp8_1126-0805-47f9a1
 
     What the ended attempt left is moved to attempts/ in the run directory. What the hf engine calibrated from the same
     model, samples and values is gone on from; a training goes on from its last checkpoint.
@@ -130,7 +131,7 @@ def resume(run_ids: _Ids, as_json: AsJson = False) -> None:
 
 
 def _found(words: list[str], *, as_json: bool = False) -> "list[RunFolder]":
-    from recipes.experiment.store import find_run
+    from recipes.experiment.run_ids import find_run
 
     with exits(as_json=as_json):
         return [find_run(word) for word in words]
@@ -138,13 +139,11 @@ def _found(words: list[str], *, as_json: bool = False) -> "list[RunFolder]":
 
 def _is_nemo_runs(word: str) -> bool:
     """Whether `word` is an experiment that NeMo-Run made, and none of ours."""
-    from nemo_run.config import get_nemorun_home
-
     from recipes.experiment.store import runs_dir
 
     is_name = 0 < len(word) < 256 and "/" not in word and word.strip(".")
     if not is_name or any(path.name.startswith(word) for path in runs_dir().glob("*")):
         return False
-    experiments = f"{get_nemorun_home()}/experiments"
+    experiments = runs_dir().with_name("experiments")
     title = word.rpartition("_")[0]
     return any(Path(path).is_dir() for path in (f"{experiments}/{title}/{word}", f"{experiments}/{word}"))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from executors.profiles.values import masked, secrets_here
 from recipes.catalogue import RECIPES
 from recipes.cli.document import print_json, say
+from recipes.cli.listing import print_runs
 from recipes.experiment.job import Job
 from recipes.experiment.runs import Run
 from recipes.experiment.stage import Stage, values_of_recipe
@@ -236,22 +237,12 @@ class Output:
             for problem in first["problems"]:
                 say(f"        {problem}")
 
-    def runs(self, runs: Sequence[Run]) -> None:
-        """Recorded runs, a line each."""
+    def runs(self, runs: Sequence[Run], *, hidden: int = 0) -> None:
+        """Recorded runs, a line each; `hidden` more are not shown."""
         if self.as_json:
             print_json([run.as_data() for run in runs])
-            return
-        width = max((len(run.id) for run in runs), default=0)
-        place = max((len(run.where) for run in runs), default=0)
-        for run in runs:
-            record = run.record
-            since = record.get("finished_at") or record.get("started_at") or record.get("submitted_at", "")
-            made = ", ".join(output["type"] for output in record.get("outputs", []))
-            cause = error_line(record["error"]) if record.get("error") and "name" in record["error"] else ""
-            left = made or cause or record.get("run_dir", run.dir)
-            say(f"{run.state:10}  {run.id:{width}}  {run.where:{place}}  {since}  {left}", as_line=True)
-            if run.note:
-                say(f"{'':10}  {run.note}")
+        else:
+            print_runs(runs, hidden=hidden)
 
 
 def _preview(job: Job, *, full: bool, sound: bool) -> dict[str, Any]:

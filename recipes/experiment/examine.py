@@ -6,8 +6,6 @@ outputs is known when it is submitted, and so are these. NAME is a stage of the 
 """
 
 import re
-import secrets
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from graphlib import CycleError, TopologicalSorter
@@ -16,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 from executors import find_profile, place_of
 from executors.base import Place
 from recipes.experiment.job import Job, job_of
+from recipes.experiment.run_ids import find_run, new_ids
 from recipes.experiment.runs import Run
 from recipes.experiment.stage import Options, Stage
-from recipes.experiment.store import find_run
 from recipes.planner.gpus import gpu_problems
 from recipes.preflight.history import experiment_problems
 from recipes.preflight.subjects import of_values, preflight
+from recipes.values import type_problems
 from scripts.args.meaning import meanings
 from scripts.run.problems import Problem, ProblemsError, nearest
 from scripts.run.record import DamagedRecordError
@@ -68,9 +67,7 @@ def prepare_all(stages: Sequence[Stage], executor: str = "local", options: Optio
 def examine(stages: Sequence[Stage], executor: str = "local", options: Options = Options()) -> Examined:
     """Check every stage and say what was found; raises nothing for it, and writes nothing."""
     problems: list[Problem] = []
-    ids = {
-        stage.name: f"{stage.partial.recipe}_{time.time_ns() // 1_000_000}-{secrets.token_hex(3)}" for stage in stages
-    }
+    ids = new_ids(stages)
     jobs: dict[str, Job] = {}
     waiting = []
     for stage in stages:  # those that it names must succeed first, and those whose artifacts it takes
@@ -128,6 +125,8 @@ def _examine_one(
     before: Mapping[str, Job],
 ) -> tuple[Job | None, list[Problem]]:
     """The job of one stage, `before` it those of earlier ones, and every Problem; no job where it says too little."""
+    if mistyped := type_problems(stage.partial):
+        return None, [*wrong, *mistyped]
     if place is None:
         return None, [*wrong, *of_values(stage.partial)]
     partial, promised, problems = _with_paths(stage.partial, {name: job.expects for name, job in before.items()})

@@ -275,7 +275,7 @@ def job_of(
     args, torchrun, script = build(partial.args), build(partial.torchrun), build(partial.script)
     run_dir = Path(place.run_root()) / run_id
     recipe = RECIPES.get(partial.recipe)
-    shipped = build(recipe.build().args) if recipe else type(args)()
+    shipped = build(recipe.outline().args) if recipe else type(args)()
     given = frozenset(name for name, value, _ in values_of(args) if value != getattr(shipped, name, None))
     sizes = {name for size in SIZES for name in fields_of(args, size) if getattr(args, name) is not None}
     spread = overrides.get("nodes", "1") != "1" or torchrun.nnodes > 1 or bool(sizes & given)
@@ -291,7 +291,8 @@ def job_of(
     if engine == "bridge" and place.runs_here and gpus_here() == 0:  # this very machine, and it has none
         script = replace(script, runtime="cpu")
         partial = copy_with(partial, script=copy_with(partial.script, runtime="cpu"))
-        if recipe and torchrun == build(recipe.build().torchrun):  # nobody asked for a number: as few as the sizes need
+        # Nobody asked for a number: as few as the sizes need.
+        if recipe and torchrun == build(recipe.outline().torchrun):
             torchrun = replace(torchrun, nproc_per_node=fewest(args))
             partial = copy_with(partial, torchrun=copy_with(partial.torchrun, nproc_per_node=fewest(args)))
     if engine in MEGATRON and (ep := default_ep(args, torchrun)) is not None:
@@ -355,7 +356,7 @@ def _full_size(args: ScriptArgs, given: frozenset[str], recipe: Recipe) -> dict[
     name = field_of(args, "model")
     if name is None or name in given or not recipe.file.is_relative_to(CONFIGS):
         return {}
-    return {name: getattr(RECIPES[recipe.family.name].build().args, name)} if is_built_in(getattr(args, name)) else {}
+    return {name: getattr(RECIPES[recipe.family.name].outline().args, name)} if is_built_in(getattr(args, name)) else {}
 
 
 def _has_script(args: ScriptArgs, place: Place, *, spread: bool) -> bool:

@@ -21,6 +21,7 @@ class Stage:
     partial: "run.Partial[Any]"
     executor: str | None = None  # None: the experiment's
     after: Sequence[str] = ()
+    title: str = ""  # how the run's id begins; "": with the recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +43,10 @@ def values_of_recipe(partial: "run.Partial[Any]") -> dict[str, Any]:
     return {"engine": partial.engine, **typed, "extra_args": list(partial.extra_args)}
 
 
-def stages_of(partial: "run.Partial[Any]", grid: Mapping[str, Sequence[str]]) -> list[Stage]:
+def stages_of(partial: "run.Partial[Any]", grid: Mapping[str, Sequence[str]], title: str = "") -> list[Stage]:
     """One stage for every combination of `grid`: dotted keys, and texts as a command line would give them.
+
+    Ids begin with `title`, or the recipe, and the values.
 
     Raises ProblemsError for a key or a value that does not fit.
     """
@@ -54,7 +57,9 @@ def stages_of(partial: "run.Partial[Any]", grid: Mapping[str, Sequence[str]]) ->
         clone = partial.clone()
         for key, value in chosen.items():
             problems += [problem for problem in set_value(clone, key, value) if problem not in problems]
-        stages.append(Stage(name=",".join(f"{key}={value}" for key, value in chosen.items()), partial=clone))
+        name = ",".join(f"{key}={value}" for key, value in chosen.items())
+        called = "-".join([title or partial.recipe, *(value.rpartition("/")[2] for value in chosen.values())])
+        stages.append(Stage(name=name, partial=clone, title=called))
     if problems:
         raise ProblemsError(problems)
     return stages

@@ -7,8 +7,9 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
+from executors.base import nemorun_home
 from scripts.run.files import locked
-from scripts.run.problems import Problem, ProblemsError, nearest
+from scripts.run.problems import JobError
 from scripts.run.record import DamagedRecordError
 
 #: Whoever writes job.json is done in a moment, on a slow disk in seconds.
@@ -17,9 +18,7 @@ LOCK_SECONDS = 30.0
 
 def runs_dir() -> Path:
     """Where this machine keeps its runs: `runs` in NeMo-Run's home."""
-    from nemo_run.config import get_nemorun_home
-
-    return Path(get_nemorun_home()) / "runs"
+    return Path(nemorun_home()) / "runs"
 
 
 class RunFolder:
@@ -37,6 +36,13 @@ class RunFolder:
     def of(cls, run_id: str) -> "RunFolder":
         """The folder of a run on this machine."""
         return cls(dir=runs_dir() / run_id)
+
+    def reserve(self) -> None:
+        """Make the folder, for this run alone. Raises JobError `run_dir_taken` where there is one."""
+        try:
+            self.dir.mkdir(parents=True)
+        except FileExistsError:
+            raise JobError("run_dir_taken", f"{self.dir} is another run's.", "Submit again.") from None
 
     @contextmanager
     def turn(self, of: Literal["job", "resume"] = "job") -> Iterator[None]:
@@ -72,18 +78,5 @@ def run_folders() -> list[RunFolder]:
     except OSError:
         return []
     files = ("run.json", "job.json")
-    return [RunFolder(dir=path) for path in folders if any(os.path.lexists(path / name) for name in files)]
-
-
-def find_run(word: str) -> RunFolder:
-    """The run that `word` names: its id, or the beginning of exactly one. Raises ProblemsError."""
-    folders = run_folders()
-    matches = [folder for folder in folders if folder.id == word] or [
-        folder for folder in folders if word and folder.id.startswith(word)
-    ]
-    if len(matches) == 1:
-        return matches[0]
-    cause = "several runs begin like that" if matches else "no run of that id is recorded here"
-    names = [folder.id for folder in (matches or folders)][-8:]
-    remedy = nearest(word, names) if names else "nemo experiment ps --all lists them."
-    raise ProblemsError([Problem(name="unknown_run", key="ID", value=word, cause=cause, remedy=remedy)])
+    named = [path for path in folders if not path.name.startswith(".")]  # the others are being removed
+    return [RunFolder(dir=path) for path in named if any(os.path.lexists(path / name) for name in files)]

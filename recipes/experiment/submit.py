@@ -160,18 +160,20 @@ def record_all(jobs: Sequence[Job]) -> list[Run]:
     """Make the folders of jobs: code, record, recipe, and how to ask about them. Raises ProblemsError for the code."""
     facts = {"versions": versions(), "git": git_state(Path.cwd()), "cwd": str(Path.cwd())}
     codes: dict[str, Code | None] = {}
-    runs = []
+    runs, reserved = [], []
     try:
         for job in jobs:
             folder = RunFolder.of(job.id)
+            folder.reserve()
+            reserved.append(folder)
             key = repr((job.place.runs_here, job.profile.packager, job.profile.include))
             if key not in codes:
                 codes[key] = package_for(job, folder.archive)
                 _refuse_code(job, codes[key])
             runs.append(_record(job, folder, codes[key], facts))
     except BaseException:
-        for job in jobs:  # nothing was submitted, and nothing is left
-            shutil.rmtree(RunFolder.of(job.id).dir, ignore_errors=True)
+        for folder in reserved:  # nothing was submitted, and nothing is left
+            shutil.rmtree(folder.dir, ignore_errors=True)
         raise
     return runs
 

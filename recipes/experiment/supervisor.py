@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
-from types import FrameType
+from types import FrameType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 from executors.base import Place, SchedulerJob, SubmitError, UnreachableError
@@ -348,6 +348,21 @@ def partial_of(folder: RunFolder) -> "run.Partial[Any]":
 
 
 @contextmanager
+def without_main() -> Iterator[None]:
+    """NeMo-Run finds no main program meanwhile.
+
+    It sends the text of that along, and the node runs it before the task: a script that submits would submit again
+    unless it has a `__main__` guard, and one from standard input has no text to send. Our tasks need nothing of it.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
+@contextmanager
 def opened_experiment(job: Job, partial: "run.Partial[Any] | None", base_dir: str | None = None) -> Iterator[Any]:
     """A NeMo-Run experiment of one task, entered, quiet, and left without NeMo-Run's waiting."""
     import nemo_run as run
@@ -364,7 +379,7 @@ def opened_experiment(job: Job, partial: "run.Partial[Any] | None", base_dir: st
     )
     # Not clean_mode: it is saved with the experiment, and would silence `nemo experiment status` later.
     experiment.console = Console(quiet=True)
-    with experiment:
+    with without_main(), experiment:
         experiment.add(partial, executor=job.place.executor(job), name=job.recipe)
         try:
             yield experiment

@@ -4,12 +4,13 @@ import re
 from collections.abc import Iterator
 from importlib import util
 
+from executors.base import nemorun_home
 from executors.profiles.values import holds, looks_secret, secrets_here
 from recipes.experiment.job import Job
 from scripts.args.meaning import values_of
 from scripts.engines.script.flags.tables import container_tags, releases_in, releases_of
 from scripts.engines.script.locate import is_module
-from scripts.run.problems import Problem
+from scripts.run.problems import Problem, install
 from scripts.run.registry import check
 
 #: NVIDIA's, also by the name that a mirror or this machine has for it; not nemo-rl.
@@ -23,9 +24,7 @@ _FROM_ENV = re.compile(r"oc\.env\s*:\s*(\w+)")
 @check("wrong_home")
 def home(job: Job) -> Iterator[Problem]:
     """NeMo-Run puts its home into shell lines, scripts and mounts as it is."""
-    from nemo_run.config import get_nemorun_home
-
-    home = get_nemorun_home()
+    home = nemorun_home()
     if wrong := job.place.breaks_on(home):
         cause = f"what NeMo-Run does for {job.place.title} breaks on {' '.join(map(repr, wrong))} in its path"
         remedy = "Set NEMORUN_HOME to a folder whose path has letters, digits and . _ / - only."
@@ -105,7 +104,7 @@ def engine_installed(job: Job) -> Iterator[Problem]:
     missing = [name for name in needed if util.find_spec(name) is None]
     if missing:
         cause = f"the job runs in this environment, which lacks {', '.join(missing)}"
-        remedy = 'Install them: pip install "modelopt-recipes[hf]", or ".[hf]" in a checkout.'
+        remedy = f"Install them: {install('hf')}"
         if job.engine == "bridge":
             remedy = "In a checkout, with Python 3.12: `make bridge`."
             remedy += "  Or use engine=hf, which needs no Megatron." if job.resolved.HF_ENGINE else ""

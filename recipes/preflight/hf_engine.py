@@ -41,7 +41,7 @@ def quantize_notes(job: Job) -> Iterator[str]:
     if sizes:
         yield f"engine hf has no parallelism; {', '.join(sizes)} of the recipe is not used"
     processes = job.torchrun.nproc_per_node * job.nodes
-    shipped = RECIPES[job.recipe].build().torchrun.nproc_per_node if job.recipe in RECIPES else None
+    shipped = RECIPES[job.recipe].outline().torchrun.nproc_per_node if job.recipe in RECIPES else None
     if job.nodes > 1 or (processes > 1 and job.torchrun.nproc_per_node != shipped):  # somebody asked for them
         asked = f"torchrun asks for {processes}" if job.nodes == 1 else f"{job.nodes} machines are asked for"
         yield f"engine hf is one process, on the first machine; {asked}, and the rest is not used"

@@ -5,6 +5,7 @@ What is doubtful about data says nothing of a model's quality, however good it l
 """
 
 import json
+import os
 import posixpath
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -138,20 +139,26 @@ def unfinished_runs() -> Iterator[Origin]:
 
 
 def recorded_runs(where: Callable[[bytes], bool]) -> Iterator[Origin]:
-    """The newest runs recorded on this machine, newest first, whose run.json, as bytes, passes `where`.
+    """The newest runs recorded on this machine, by when they last wrote, whose run.json, as bytes, passes `where`.
 
     Bytes, because most are passed over: to parse two hundred records takes longer than to read them.
     """
     try:
-        names = [path.name for path in runs_dir().iterdir()]
+        with os.scandir(runs_dir()) as entries:
+            newest_first = sorted(entries, key=_last_written, reverse=True)
     except OSError:
         return
-    # By time: `quantize_fp8_1700000000000-a1b2c3` without the recipe's name.
-    names.sort(key=lambda name: name.rpartition("_")[2], reverse=True)
-    for name in islice(names, _MOST_RUNS):
-        origin = _read(runs_dir() / name, where=where)
+    for entry in islice(newest_first, _MOST_RUNS):
+        origin = _read(Path(entry.path), where=where)
         if origin is not None:
             yield origin
+
+
+def _last_written(entry: "os.DirEntry[str]") -> int:
+    try:
+        return entry.stat().st_mtime_ns
+    except OSError:  # it is being removed
+        return 0
 
 
 def _read(

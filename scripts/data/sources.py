@@ -15,7 +15,7 @@ from scripts.args.data import PrepareDataArgs
 from scripts.data import texts
 from scripts.data.texts import BUILT_IN
 from scripts.run.files import expanded, is_file, is_folder
-from scripts.run.problems import JobError, Problem
+from scripts.run.problems import JobError, Problem, install
 from scripts.run.registry import check
 
 _JSONL, _TEXT, _GZ = (".jsonl", ".ndjson", ".json"), (".txt", ".md"), ".gz"
@@ -65,7 +65,7 @@ def megatron_core(job: Any) -> Iterator[Problem]:
         there = False
     if not there:
         cause = "the data's format is Megatron-Core's, and this Python has no megatron.core"
-        remedy = "Use a NeMo container, or: pip install --no-deps megatron-core"
+        remedy = f"Use a NeMo container, or: {install('data')}"
         yield Problem(key="executor", value=None, cause=cause, remedy=remedy)
 
 

@@ -17,7 +17,7 @@ from scripts.checkpoints import look
 from scripts.checkpoints.huggingface import exported_algorithm
 from scripts.formats import FORMATS
 from scripts.run.files import is_folder, read_limited
-from scripts.run.problems import JobError, Problem, near_miss, nearest
+from scripts.run.problems import JobError, Problem, install, near_miss, nearest
 from scripts.run.provenance import compute_capabilities
 from scripts.run.registry import Skipped, check
 
@@ -129,7 +129,7 @@ def harness(job: Any) -> Iterator[Problem]:
     """The Python that is to run it has the harness."""
     if job.in_this_python and job.script.path is None and util.find_spec("lm_eval") is None:
         cause = "the lm-evaluation-harness is not installed in this Python"
-        remedy = 'Use a container that has it, or: pip install "lm-eval>=0.4.9"'
+        remedy = f"Use a container that has it, or: {install('eval')}"
         yield Problem(key="executor", value=None, cause=cause, remedy=remedy)
 
 

@@ -35,6 +35,24 @@ def tables_as_text(tables: Iterable[Table], lines: Iterable[str] = (), *, width:
     return text.getvalue().rstrip()
 
 
+def size_text(size: float) -> str:
+    """Bytes in at most seven characters, by thousands as disks are sold: 5.9 MB."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if size < 999.5 or unit == "TB":
+            return f"{size:.0f} {unit}" if unit == "B" or size >= 99.95 else f"{size:.1f} {unit}"
+        size /= 1000
+    raise AssertionError(size)
+
+
+def took_text(seconds: float) -> str:
+    """A time in at most six characters: 42s, 3m12s, 2h05m, 1d03h."""
+    whole = max(0, round(seconds))
+    for unit, part, larger, smaller in ((86400, 3600, "d", "h"), (3600, 60, "h", "m"), (60, 1, "m", "s")):
+        if whole >= unit:
+            return f"{whole // unit}{larger}{whole % unit // part:02}{smaller}"
+    return f"{whole}s"
+
+
 def png_of(figure: Any) -> bytes:
     """A matplotlib figure as a file's content."""
     buffer = io.BytesIO()

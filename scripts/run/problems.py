@@ -110,6 +110,11 @@ def error_line(error: Mapping[str, Any]) -> str:
     return " ".join(part for part in (f"{error['name']}:", error["message"], error["remedy"]) if part)
 
 
+def install(extra: str) -> str:
+    """How to have what an extra of pyproject.toml brings."""
+    return f'pip install "modelopt-recipes[{extra}]", or ".[{extra}]" in a checkout.'
+
+
 def near_miss(word: str, known: Iterable[str], otherwise: str = "", *, cutoff: float = 0.6) -> str:
     """A remedy naming the closest of the words that are known; `otherwise` where none is close."""
     close = difflib.get_close_matches(word, sorted(known), n=1, cutoff=cutoff)

@@ -87,7 +87,7 @@ def walk(words: tuple[str, ...], folder: Path) -> Walk:
     os.environ |= {"XDG_CONFIG_HOME": str(folder / "config"), "HF_HUB_OFFLINE": "1"}
     (folder / "work").mkdir()
     os.chdir(folder / "work")
-    importlib.import_module("recipes.cli")  # before NeMo-Run builds its commands: it adds ours
+    importlib.import_module("recipes.cli.hook")  # before NeMo-Run builds its commands: it adds ours
     app = importlib.import_module("nemo_run.__main__").app
 
     counted = Walk()

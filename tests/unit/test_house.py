@@ -32,7 +32,7 @@ CEILINGS = {
     "imports in functions": 1,  # the packager is a class of NeMo-Run's
     "files over 500 lines": 9,  # of tests
     "names that more than two modules have": 2,
-    "lines of Python without tests": 33_750,  # goal: 26000; stand-ins for mamba-ssm came
+    "lines of Python without tests": 35_000,  # goal: 26000; commands about what runs keep came
     "READMEs missing or too long": 0,
 }
 

@@ -1,0 +1,136 @@
+"""Runs as a table: what was run, where, how it stands, since when, how long, what it left, and what came of it."""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from recipes.catalogue import RECIPES
+from recipes.cli.document import say
+from recipes.experiment.runs import Run
+from scripts.args.meaning import fields_of
+from scripts.run.drawing import size_text, took_text
+from scripts.run.problems import error_line, shown
+
+#: A table that goes to a file or a pipe is as wide as its words.
+_ANY_WIDTH = 4096
+
+
+def print_runs(runs: Sequence[Run], *, hidden: int = 0) -> None:
+    """A line each, within the width of the terminal; below, why runs ended badly, and how many are not shown."""
+    from rich.console import Console
+    from rich.table import Table
+
+    fits = sys.stdout.isatty() or "COLUMNS" in os.environ
+    console = Console(highlight=False, markup=False, width=None if fits else _ANY_WIDTH)
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="")
+    for name, told in _COLUMNS.items():
+        table.add_column(name.upper(), justify="right" if name in ("took", "size") else "left", **told)
+    short = _short_ids(runs) if fits else {}
+    for run in runs:
+        table.add_row(*(_plain(cell(run)) for cell in (lambda run: short.get(run.id, run.id), *_CELLS)))
+    if runs:
+        console.print(table)
+    for run in runs:
+        cause = error_line(run.record["error"]) if "name" in (run.record.get("error") or {}) else ""
+        for line in filter(None, (cause, run.note)):
+            say(f"{short.get(run.id, run.id)}  {line}", as_line=True)
+    if hidden:
+        say(f"{hidden} more ended: nemo experiment ps --all.")
+
+
+#: The widths add up to 80.
+_COLUMNS: dict[str, dict[str, Any]] = {
+    "id": {"no_wrap": True},
+    "recipe": {"no_wrap": True, "overflow": "ellipsis", "min_width": 12},
+    "model": {"no_wrap": True, "overflow": "ellipsis", "min_width": 9},
+    "where": {"no_wrap": True, "overflow": "ellipsis", "min_width": 5},
+    "state": {"no_wrap": True},
+    "since": {"no_wrap": True},
+    "took": {"no_wrap": True},
+    "size": {"no_wrap": True},
+    "figure": {"no_wrap": True, "overflow": "ellipsis", "min_width": 10},
+}
+
+
+def _plain(text: str) -> str:
+    """On one line, whatever a damaged record has in its place."""
+    return shown(text).replace("\n", "\\n")
+
+
+def _short_ids(runs: Sequence[Run]) -> dict[str, str]:
+    """The last part of each id, where no other of them ends like that."""
+    ends = [run.id.rpartition("-")[2] for run in runs]
+    return {run.id: end for run, end in zip(runs, ends, strict=True) if end and ends.count(end) == 1}
+
+
+def _recipe(run: Run) -> str:
+    """How its id begins: the recipe, with the values of a sweep, or the name that it was given."""
+    return run.id.rpartition("_")[0] or str(run.record.get("recipe") or "")
+
+
+def _model(run: Run) -> str:
+    recipe, args = RECIPES.get(str(run.record.get("recipe"))), (run.record.get("values") or {}).get("args") or {}
+    named = fields_of(recipe.family.args, "model") if recipe else ()
+    return next((str(args[name]).rstrip("/").rpartition("/")[2] for name in named if args.get(name)), "")
+
+
+def _time(run: Run, *keys: str) -> datetime | None:
+    for key in keys:
+        try:
+            return datetime.fromisoformat(str(run.record.get(key)))
+        except ValueError:
+            continue
+    return None
+
+
+def _since(run: Run) -> str:
+    """When its state began, here: the time of a day that is today, else the day."""
+    began = _time(run, "finished_at", "started_at", "submitted_at")
+    if began is None:
+        return ""
+    local = began.astimezone()
+    return local.strftime("%H:%M" if local.date() == datetime.now().date() else "%b %d")
+
+
+def _took(run: Run) -> str:
+    began = _time(run, "started_at")
+    until = _time(run, "finished_at") or (datetime.now(UTC) if run.state == "running" else None)
+    return took_text((until - began).total_seconds()) if began and until else ""
+
+
+def _size(run: Run) -> str:
+    left = [output["bytes"] for output in run.record.get("outputs") or [] if isinstance(output.get("bytes"), int)]
+    return size_text(sum(left)) if left else ""
+
+
+def key_figure(run: Run) -> str:
+    """The one figure that says most: what quantization did to the perplexity, a score, a size; or how it failed."""
+    if run.state != "succeeded":
+        error = run.record.get("error") or {}
+        phase = run.record.get("phase") if run.state == "running" else ""
+        name = str(error.get("name") or phase or "")
+        return "" if name == run.state else name
+    report = run.report or {}
+    scores, size, rows = (report.get(key) for key in ("evaluation", "size", "scores"))
+    if isinstance(scores, dict) and scores.get("perplexity_base") and scores.get("perplexity_quantized"):
+        return f"ppl {(scores['perplexity_quantized'] / scores['perplexity_base'] - 1) * 100:+.2f}%"
+    score = rows[0].get("score") if isinstance(rows, list) and rows and isinstance(rows[0], dict) else None
+    if isinstance(score, dict) and isinstance(score.get("value"), float):
+        return f"{score.get('task', '')} {score['value']:.3f}"
+    if isinstance(size, dict) and size.get("base_bytes") and size.get("export_bytes"):
+        return f"{(size['export_bytes'] / size['base_bytes'] - 1) * 100:+.0f}% size"
+    return ""
+
+
+_CELLS: tuple[Callable[[Run], str], ...] = (
+    _recipe,
+    _model,
+    lambda run: run.where,
+    lambda run: run.state,
+    _since,
+    _took,
+    _size,
+    key_figure,
+)

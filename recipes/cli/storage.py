@@ -1,0 +1,190 @@
+"""`nemo experiment open`, `du`, `rm` and `prune`: what runs left on this machine."""
+
+import re
+import sys
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from recipes.cli.document import REFUSED, AsJson, exits, print_json, print_problems, say
+from scripts.run.problems import Problem, ProblemsError
+
+if TYPE_CHECKING:
+    from recipes.experiment.removal import Holding
+    from recipes.experiment.runs import Run
+
+_Ids = Annotated[list[str], typer.Argument(metavar="ID...", help="Runs' ids, parts of them, latest, or latest:RECIPE.")]
+_Dryrun = Annotated[bool, typer.Option("--dryrun", "--dry-run", "-d", help="Say what would go, and remove nothing.")]
+_Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask on a terminal.")]
+_AGE = re.compile(r"(\d{1,4})([hdw])")
+_UNITS = {"h": "hours", "d": "days", "w": "weeks"}
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command("open")(open_report)
+    app.command("du")(du)
+    app.command("rm")(rm)
+    app.command("prune")(prune)
+
+
+def open_report(
+    run_id: Annotated[str, typer.Argument(metavar="ID", help="A run's id, a part of it, latest, or latest:RECIPE.")],
+    as_json: AsJson = False,
+) -> None:
+    """Show a run's report: in the browser, or as its address where there is none.
+
+    Example: nemo experiment open latest:quantize_fp8
+    """
+    import webbrowser
+    from pathlib import Path
+
+    from recipes.experiment.run_ids import find_run
+    from recipes.experiment.runs import Run
+
+    with exits(as_json=as_json):
+        run = Run.read(find_run(run_id))
+        folder = Path(run.record.get("run_dir", run.dir)) / "report"
+        pages = [folder / name for name in ("index.html", "report.json") if (folder / name).is_file()]
+        if not pages:
+            left = any(output.get("type") == "eval_results" for output in run.record.get("outputs") or [])
+            unseen = f"its report cannot be seen from here: {folder}"
+            cause = unseen if left else f"it is {run.state}, and left no report"
+            remedy = f"nemo experiment status {run.id}"
+            raise ProblemsError([Problem(name="no_report", key="ID", value=run.id, cause=cause, remedy=remedy)])
+    if as_json:
+        print_json({"id": run.id, "url": pages[0].as_uri()})
+        return
+    say(pages[0].as_uri())
+    if sys.stdout.isatty():
+        webbrowser.open(pages[0].as_uri())
+
+
+def du(as_json: AsJson = False) -> None:
+    """Say how much each run keeps on this machine, the largest first; `artifacts` is what of it are its outputs.
+
+    Example: nemo experiment du
+    """
+    from recipes.experiment.runs import all_runs
+    from scripts.run.drawing import Table, size_text, tables_as_text
+
+    found = sorted(_holdings(all_runs()), key=lambda one: -one.bytes)
+    rows: list[dict[str, Any]] = [
+        {"id": one.run.id, "state": one.run.state, **_sizes(one), "elsewhere": one.elsewhere} for one in found
+    ]
+    if as_json:
+        print_json(rows)
+        return
+    columns: Any = {"id": "left", "state": "left", "artifacts": "right", "all": "right"}
+    lines = [(row["id"], row["state"], *(size_text(row[key]) for key in ("artifact_bytes", "bytes"))) for row in rows]
+    total = size_text(sum(row["bytes"] for row in rows))
+    say(tables_as_text([Table(title="", columns=columns, rows=lines)], [f"{_runs(len(rows))}, {total}"]).strip("\n"))
+
+
+def rm(run_ids: _Ids, dryrun: _Dryrun = False, yes: _Yes = False, as_json: AsJson = False) -> None:
+    """Remove runs that have ended: record, logs, and what they left in their own folders.
+
+    Example: nemo experiment rm 47f9a1 latest:quantize_tiny --dryrun
+
+    What was written elsewhere (args.export_dir=...) stays. A run that another one may still read is refused, and then
+    nothing is removed; exit status 2.
+    """
+    from recipes.experiment.run_ids import find_run
+    from recipes.experiment.runs import all_runs
+
+    with exits(as_json=as_json):
+        ids = {find_run(word).id for word in run_ids}
+        runs = all_runs()
+        chosen = _holdings(run for run in runs if run.id in ids)
+        if problems := _kept_back(chosen, runs):
+            raise ProblemsError(problems)
+        _remove(chosen, dryrun=dryrun, yes=yes, as_json=as_json)
+
+
+def prune(
+    older_than: Annotated[str, typer.Option(metavar="AGE", help="Since they ended: 12h, 30d, 8w.")],
+    keep_artifacts: Annotated[
+        bool, typer.Option("--keep-artifacts", help="Leave records, reports and outputs; logs and the rest go.")
+    ] = False,
+    dryrun: _Dryrun = False,
+    yes: _Yes = False,
+    as_json: AsJson = False,
+) -> None:
+    """Remove all runs that ended long ago, but for those that another run may still read.
+
+    Example: nemo experiment prune --older-than 30d --keep-artifacts --dryrun
+    """
+    from recipes.experiment.removal import ended_before
+    from recipes.experiment.runs import all_runs
+
+    with exits(as_json=as_json):
+        match = _AGE.fullmatch(older_than)
+        if match is None:
+            cause = "a number and h, d or w is expected, as in 30d"
+            raise ProblemsError([Problem(name="wrong_value", key="--older-than", value=older_than, cause=cause)])
+        age = timedelta(**{_UNITS[match[2]]: int(match[1])})
+        runs = all_runs()
+        chosen = _holdings(run for run in runs if ended_before(run, age))
+        stay = _kept_back(chosen, runs)
+        if not as_json:
+            print_problems(stay)
+        chosen = [one for one in chosen if one.run.id not in {problem.value for problem in stay}]
+        _remove(chosen, dryrun=dryrun, yes=yes, as_json=as_json, keep_artifacts=keep_artifacts)
+
+
+def _holdings(runs: "Sequence[Run] | Any") -> "list[Holding]":
+    from recipes.experiment.removal import holding_of
+
+    return [holding_of(run) for run in runs]
+
+
+def _kept_back(chosen: "Sequence[Holding]", runs: "Sequence[Run]") -> list[Problem]:
+    """Those of the chosen that must stay; they do not hold each other back."""
+    from recipes.experiment.removal import kept_back
+
+    going = {one.run.id for one in chosen}
+    others = [run for run in runs if run.id not in going]
+    return [problem for one in chosen if (problem := kept_back(one, others)) is not None]
+
+
+def _runs(count: int) -> str:
+    return f"{count} run{'' if count == 1 else 's'}"
+
+
+def _sizes(one: "Holding") -> dict[str, int]:
+    return {"bytes": one.bytes, "artifact_bytes": one.artifact_bytes}
+
+
+def _remove(
+    chosen: "Sequence[Holding]", *, dryrun: bool, yes: bool, as_json: bool, keep_artifacts: bool = False
+) -> None:
+    from recipes.experiment.removal import sweep_removed
+    from recipes.experiment.store import runs_dir
+    from recipes.experiment.submit import disk_failures
+    from scripts.run.drawing import size_text
+
+    rows: list[dict[str, Any]] = []
+    for one in chosen:
+        sizes = _sizes(one)
+        going = sizes["bytes"] - (sizes["artifact_bytes"] if keep_artifacts else 0)
+        rows.append({"id": one.run.id, "bytes": going, "folders": list(map(str, one.folders)), "stays": one.elsewhere})
+        if not as_json:
+            say(f"{'would remove' if dryrun else 'remove':12}  {one.run.id}  {size_text(going)}")
+            for folder in one.folders:
+                say(f"{'':12}  {folder}")
+            if one.elsewhere:
+                say(f"{'':12}  stays, not on this machine: {one.elsewhere}")
+    total = f"{_runs(len(rows))}, {size_text(sum(row['bytes'] for row in rows))}"
+    if not dryrun and rows:
+        if not yes and not as_json and sys.stdin.isatty() and not typer.confirm(f"Remove {total}?", default=False):
+            raise typer.Exit(REFUSED)
+        with disk_failures():
+            sweep_removed(runs_dir())
+            for one in chosen:
+                one.remove(keep_artifacts=keep_artifacts)
+    if as_json:
+        print_json({"dryrun": dryrun, "removed": rows})
+    else:
+        say(f"{total} {'would be removed' if dryrun else 'removed'}.")

@@ -1,0 +1,84 @@
+"""Ids of runs: `quantize_fp8_1126-0805-47f9a1`, what is run and when it was submitted, and the words that find one.
+
+What stands before the last `_` is the title of the experiment: NeMo-Run finds an experiment's folder by that.
+"""
+
+import re
+import secrets
+from collections.abc import Sequence
+from datetime import datetime
+
+from recipes.experiment.stage import Stage
+from recipes.experiment.store import RunFolder, run_folders
+from scripts.run.files import read_limited
+from scripts.run.problems import Problem, ProblemsError, nearest
+from scripts.run.schema import MAX_BYTES
+
+LATEST = "latest"
+_TITLE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+_MOST_OF_TITLE = 48
+_SUBMITTED = re.compile(rb'"submitted_at": "([^"]*)"')
+_RECIPE = re.compile(rb'"recipe": "([^"]*)"')
+
+
+def new_ids(stages: Sequence[Stage]) -> dict[str, str]:
+    """An id for each stage, by the stage's name: its title and the time here, which no run of this machine has.
+
+    The end is as long as it is since run directories may lie where other machines put theirs.
+    """
+    now = datetime.now().strftime("%m%d-%H%M")
+    ids: dict[str, str] = {}
+    for stage in stages:
+        title = re.sub(r"[^A-Za-z0-9_-]+", "-", stage.title or stage.partial.recipe)[:_MOST_OF_TITLE].rstrip("_-")
+        made = ""
+        while not made or made in ids.values() or RunFolder.of(made).dir.exists():
+            made = f"{title}_{now}-{secrets.token_hex(3)}"
+        ids[stage.name] = made
+    return ids
+
+
+def title_problems(name: str | None) -> list[Problem]:
+    """What is wrong with a name that somebody gives to a run."""
+    if name is None or (_TITLE.fullmatch(name) and len(name) <= _MOST_OF_TITLE and name != LATEST):
+        return []
+    cause = f"a name is at most {_MOST_OF_TITLE} letters, digits, `_` and `-`, and begins with a letter or digit"
+    cause = f"`{LATEST}` is the last run of all" if name == LATEST else cause
+    return [Problem(name="bad_run_name", key="--name", value=name, cause=cause)]
+
+
+def find_run(word: str) -> RunFolder:
+    """The run that `word` names: its id, a part that no other has, `latest`, or `latest:RECIPE`. Raises ProblemsError.
+
+    Of ids that begin with the word and others that hold it, the first count.
+    """
+    folders = run_folders()
+    if word.partition(":")[0] == LATEST:
+        return _latest(folders, word)
+    matches = [folder for folder in folders if folder.id == word]
+    matches = matches or [folder for folder in folders if word and folder.id.startswith(word)]
+    matches = matches or [folder for folder in folders if word and word in folder.id]
+    if len(matches) == 1:
+        return matches[0]
+    cause = "several runs have that in their ids" if matches else "no run of that id is recorded here"
+    names = [folder.id for folder in (matches or folders)][-8:]
+    remedy = nearest(word, names) if names else "nemo experiment ps --all lists them."
+    raise ProblemsError([Problem(name="unknown_run", key="ID", value=word, cause=cause, remedy=remedy)])
+
+
+def _latest(folders: Sequence[RunFolder], word: str) -> RunFolder:
+    """That which was submitted last, of one recipe where the word names one; by what their records say."""
+    recipe = word.partition(":")[2]
+    found = []
+    for folder in folders:
+        try:
+            content = read_limited(folder.dir / "run.json", MAX_BYTES)
+        except (OSError, ValueError):
+            continue
+        submitted, of = _SUBMITTED.search(content), _RECIPE.search(content)
+        if submitted and (not recipe or (of and of[1] == recipe.encode())):
+            found.append((submitted[1], folder.id, folder))
+    if found:
+        return max(found)[2]
+    cause = f"no run of {recipe} is recorded here" if recipe else "no run is recorded here"
+    remedy = "nemo experiment ps --all lists what is."
+    raise ProblemsError([Problem(name="unknown_run", key="ID", value=word, cause=cause, remedy=remedy)])

@@ -1,0 +1,66 @@
+"""Programs that submit: with and without a `__main__` guard, from a file, standard input and `python -c`."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from scripts.run.record import observe
+
+pytestmark = pytest.mark.integration
+
+PROGRAM = """
+from recipes import probe, submit
+
+job = submit(probe(), "local")
+print("ended", job.state)
+"""
+MISTYPED = """
+from recipes import ProblemsError, quantize_fp8, submit
+
+recipe = quantize_fp8()
+recipe.args.calib_size, recipe.args.hf_model_id, recipe.torchrun.nproc_per_node = "many", 7, "x"
+recipe.extra_args, recipe.engine = "abc", "hff"
+try:
+    submit(recipe)
+except ProblemsError as error:
+    print(*sorted(problem.key for problem in error.problems))
+"""
+
+
+def run(home: Path, work: Path, *words: str, program: str = "") -> str:
+    env = {**os.environ, "NEMORUN_HOME": str(home), "HF_HUB_OFFLINE": "1"}
+    env.pop("NEMO_RUN_DIR", None)
+    done = subprocess.run(
+        [sys.executable, *words], input=program, cwd=work, env=env, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("way", ["file", "guarded file", "standard input", "-c"])
+def test_each_submits_one_run(way: str, home: Path, work: Path) -> None:
+    program = PROGRAM
+    if way == "guarded file":
+        before, after = PROGRAM.split("\n\n", 1)
+        program = f"{before}\n\nif __name__ == '__main__':\n    " + after.replace("\n", "\n    ")
+    (work / "mine.py").write_text(program)
+    words = {"standard input": ["-"], "-c": ["-c", program]}.get(way, ["mine.py"])
+    printed = run(home, work, *words, program=program)
+    assert printed.splitlines()[-1] == "ended succeeded"
+    (record,) = home.glob("runs/*/run.json")
+    assert observe(record.parent)["state"] == "succeeded"
+
+
+def test_types_that_python_lets_pass_are_problems(home: Path, work: Path) -> None:
+    printed = run(home, work, "-c", MISTYPED)
+    assert printed.split() == [
+        "args.calib_size",
+        "args.hf_model_id",
+        "engine",
+        "extra_args",
+        "torchrun.nproc_per_node",
+    ]
+    assert not list(home.rglob("*"))
