@@ -7,7 +7,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib import util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,6 +23,7 @@ from executors.base import (
     own_variables,
     read_from,
 )
+from scripts.engines.installed import HF_PACKAGES, is_installed
 from scripts.run.identity import is_alive, started_with, terminate, terminate_started_with
 from scripts.run.problems import install
 from scripts.run.record import DamagedRecordError, read_record
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     import nemo_run as run
 
 _DIED = "its process ended without recording how: it was killed, or it crashed"
-_PACKAGES = ("torch", "transformers", "modelopt", "datasets")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +148,7 @@ class LocalPlace(Place):
             terminate_started_with("NEMO_RUN_DIR", job.run_dir)  # it has not begun to record itself
 
     def probes(self) -> Iterator[Probe]:
-        missing = [name for name in _PACKAGES if util.find_spec(name) is None]
+        missing = [name for name in HF_PACKAGES if not is_installed(name)]
         detail = f"{sys.executable} lacks {', '.join(missing)}" if missing else sys.executable
         yield Probe("packages", not missing, detail, install("hf"))
         root = Path(self.run_root())

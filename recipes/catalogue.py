@@ -8,6 +8,7 @@ is a recipe at once. What is wrong with a user's file is a Problem that names it
 
 import os
 import re
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, ValuesView
 from dataclasses import MISSING, dataclass, fields, replace
 from functools import cache, lru_cache
@@ -344,6 +345,24 @@ def merge_files(partial: "run.Partial[Any]", files: list[tuple[Path, Mapping[str
         for file, values in files
         for problem in merge(partial, values)
     ]
+
+
+def written_out(recipe: Recipe) -> str:
+    """A file with every value of a recipe and what it means, which gives the same recipe when it is merged."""
+    import yaml
+
+    said = describe(recipe)
+    lines = [f"# {recipe.name}: {recipe.summary}", f"# nemo experiment run {recipe.name} --config THIS_FILE", ""]
+    section = ""
+    for row in said["values"]:
+        above, _, name = row["key"].rpartition(".")
+        if above != section and above:
+            lines += ["", f"{above}:"]
+        section = above
+        lines += [f"{'  ' if above else ''}# {line}" for line in textwrap.wrap(row["meaning"], 110)]
+        text = yaml.safe_dump({name: row["value"]}, allow_unicode=True, width=1000, sort_keys=False)
+        lines.append(textwrap.indent(text.rstrip(), "  " if above else ""))
+    return "\n".join(lines) + "\n"
 
 
 # --- what is shown of a recipe ---------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """`nemo experiment run`, `plan` and `recipes`: what can be run, what it would need, and running it."""
 
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -17,7 +18,7 @@ from recipes.cli.document import (
     print_problems,
     say,
 )
-from scripts.run.problems import ProblemsError
+from scripts.run.problems import JobError, Problem, ProblemsError
 
 _HELP = {"help_option_names": ["-h", "--help"]}
 Attached = Annotated[
@@ -166,18 +167,31 @@ def recipes(
         bool,
         typer.Option("--models", help="Instead, the architectures that the hf engine was tried with in its format."),
     ] = False,
+    as_yaml: Annotated[bool, typer.Option("--yaml", help="Instead, a file of all its values, to start from.")] = False,
+    copy: Annotated[Path | None, typer.Option(metavar="FILE", help="Write that file; none is overwritten.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List the recipes, or describe one.
+    """List the recipes, and what can be run here; or describe one.
 
-    Example: nemo experiment recipes quantize_fp8 --models
+    Example: nemo experiment recipes quantize_fp8 --copy mine.yaml
     """
-    from recipes.catalogue import RECIPES, describe, find
+    from recipes.catalogue import RECIPES, describe, find, written_out
     from recipes.cli import show
 
     out = show.Output(as_json=as_json)
     with exits(as_json=as_json):
-        if models:
+        if as_yaml or copy is not None:
+            if name is None:
+                cause, key = "it is not said of which recipe", "--yaml" if as_yaml else "--copy"
+                wrong = Problem(name="contradiction", key=key, value=copy, cause=cause, remedy="Name one.")
+                raise ProblemsError([wrong])
+            text = written_out(find(name))
+            if copy is None:
+                say(text.rstrip())
+            else:
+                _write_new(copy, text)
+                say(f"written    {copy}\nrun it     nemo experiment run {name} --config {copy}")
+        elif models:
             values = describe(find(name))["values"] if name else []
             formats = [row["value"] for row in values if row["key"] == "args.export_quant_cfg"]
             out.architectures(formats[0] if formats else None)
@@ -186,3 +200,15 @@ def recipes(
             print_problems(RECIPES.problems())
         else:
             out.recipe(describe(find(name)))
+
+
+def _write_new(file: Path, text: str) -> None:
+    try:
+        with file.open("x", encoding="utf-8") as out:
+            out.write(text)
+    except FileExistsError:
+        remedy = "Choose another name."
+        wrong = Problem(name="output_exists", key="--copy", value=file, cause="there is such a file", remedy=remedy)
+        raise ProblemsError([wrong]) from None
+    except OSError as error:
+        raise JobError.of_os_error(error) from error

@@ -102,7 +102,7 @@ def cancel(run_ids: _Ids, as_json: AsJson = False) -> None:
     Exit status: 0 when every run has ended, 1 when one could not be reached or goes on.
     """
     from recipes.cli import show
-    from recipes.experiment.runs import cancel_run
+    from recipes.experiment.intervene import cancel_run
 
     runs, reached = [], True
     for folder in _found(run_ids, as_json=as_json):

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from executors.profiles.values import masked, secrets_here
@@ -19,6 +20,8 @@ from recipes.experiment.submit import array_of, is_array
 from recipes.preflight.subjects import notes
 from scripts.args.meaning import Role, fields_of
 from scripts.checkpoints.causal import architectures
+from scripts.engines.installed import here
+from scripts.entrypoints import ALGORITHMS
 from scripts.run.files import read_limited
 from scripts.run.problems import Problem, error_line
 from scripts.run.schema import MAX_BYTES
@@ -177,14 +180,25 @@ class Output:
             say(f"{'note':12} this is the last that is known. {run.note}")
 
     def catalogue(self, recipes: "list[Recipe]") -> None:
-        """The catalogue, a line each."""
+        """The catalogue, by algorithm: what of it this Python can run by itself, and what would let it run the rest."""
+        found = {recipe.name: here(recipe.family.args) for recipe in recipes}
         if self.as_json:
             keys = ("name", "summary", "algorithm", "consumes", "produces")
-            print_json([{key: getattr(recipe, key) for key in keys} for recipe in recipes])
+            rows = [{key: getattr(recipe, key) for key in keys} for recipe in recipes]
+            print_json([row | {"here": found[row["name"]].by, "needs": found[row["name"]].needs} for row in rows])
             return
         width = max(len(recipe.name) for recipe in recipes)
-        for recipe in recipes:
-            say(f"{recipe.name:{width}}  {recipe.summary}")
+        say(f"{'recipe':{width}}  {'here':10}  what it does")
+        for algorithm, of in groupby(recipes, key=lambda recipe: recipe.algorithm):
+            listed = list(of)
+            say(f"\n{algorithm}: {ALGORITHMS[algorithm].doc.partition(chr(10))[0]}")
+            for recipe in listed:
+                say(f"{recipe.name:{width}}  {', '.join(found[recipe.name].by) or '-':10}  {recipe.summary}")
+            for needs, these in groupby(listed, key=lambda recipe: found[recipe.name].needs):
+                if needs:
+                    names = [recipe.name for recipe in these]
+                    say(f"  {names[0]}{f' to {names[-1]}' if len(names) > 1 else ''}: {needs}")
+        say("\nOn another machine (executor=slurm, docker, lepton) its container counts. More of one: recipes NAME.")
 
     def architectures(self, fmt: str | None) -> None:
         """What became of each architecture that was tried, in one format or in all."""
@@ -218,8 +232,6 @@ class Output:
 
     def _releases(self, rows: Sequence[dict[str, Any]]) -> None:
         """The releases that have the recipe's script: what the recipe says to each, and what it cannot say."""
-        from itertools import groupby
-
         said = ("script", "flags", "left_out", "problems")
         if rows:
             say("\nreleases")

@@ -1,5 +1,6 @@
 """Runs: what became of jobs. Each is one record on the submitting machine, set against what its scheduler says."""
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,8 +16,8 @@ from recipes.experiment.job_file import DAMAGE, FLAGS, flags_of, job_file, own_j
 from recipes.experiment.store import RunFolder, run_folders
 from scripts.run.diagnosis import LOG_BYTES, diagnose, is_vague
 from scripts.run.files import write_json
-from scripts.run.identity import beats, identity, is_alive, started_with, terminate
-from scripts.run.problems import JobError, Problem, ProblemsError, error_data
+from scripts.run.identity import beats, identity, is_alive, started_with
+from scripts.run.problems import JobError, error_data
 from scripts.run.record import FINAL_STATES, DamagedRecordError, Record, now, observe, read_json, read_record
 from scripts.run.session import rank_error
 
@@ -90,6 +91,27 @@ class Run:
     def report(self) -> dict[str, Any] | None:
         """report/report.json: the measured quality, once there is one and it can be read from here."""
         return read_json(Path(self.record.get("run_dir", self.dir)) / "report" / "report.json")
+
+    @property
+    def artifacts(self) -> dict[str, Path]:
+        """What it left, by type; of several of one type the last."""
+        return {output["type"]: Path(output["path"]) for output in self.record.get("outputs") or []}
+
+    def wait(self, seconds: float = math.inf) -> "Run":
+        """The run as it has ended, or as it stands after so many seconds. Ctrl-C leaves it running."""
+        deadline = time.monotonic() + seconds
+        while not (run := look([self.folder])[0]).ended and time.monotonic() < deadline:
+            time.sleep(min(run.poll_seconds, max(0.0, deadline - time.monotonic())))
+        return run
+
+    def raise_for_state(self) -> "Run":
+        """The run itself, where it succeeded. Raises JobError with the cause of its end, or `still_running`."""
+        if self.state == "succeeded":
+            return self
+        error = self.record.get("error")
+        if not self.ended or not error:
+            raise JobError("still_running", f"{self.id} is {self.state}.", "Wait for its end: run.wait().")
+        raise JobError(error["name"], error["message"], error["remedy"])
 
     @property
     def is_elsewhere(self) -> bool:
@@ -417,67 +439,3 @@ def _began(record: dict[str, Any]) -> float:
 
 def _ended(state: str, name: str, message: str, remedy: str) -> dict[str, Any]:
     return {"state": state, "finished_at": now(), "error": error_data(name, message, remedy)}
-
-
-def cancel_run(folder: RunFolder, seconds: float = 30.0) -> Run:
-    """End a run, and wait until that is recorded (or `seconds` are over). Ended runs stay as they are.
-
-    Raises JobError when that cannot be, as for a damaged record.
-    """
-    run = look([folder])[0]
-    if run.state == "unreadable":
-        error = run.record["error"]
-        raise JobError(error["name"], error["message"], error["remedy"])
-    if folder.is_foreign:
-        raise JobError("not_your_run", f"{folder.dir} belongs to another user.", "Ask whoever submitted it.")
-    if run.ended and (run.state != "lost" or run.job is None or run.job.place.runs_here):
-        return run
-    if run.job is None:
-        terminate(run.record["process"])
-    else:
-        job, place, run = run.job, run.job.place, run.update(cancel_asked=True)
-        if run.supervisor and run.supervised:
-            terminate(run.supervisor)
-        elif run.scheduled is not None:
-            place.cancel(run.scheduled)
-        elif run.processes:  # whoever started it died before noting that
-            place.cancel(SchedulerJob.of(job, "", ""))
-        else:  # it never got to its scheduler
-            record = Record(folder.dir, read_record(folder.dir))
-            if record.values["state"] not in FINAL_STATES:  # else it did, and has ended meanwhile
-                record.finish("cancelled", error_data("cancelled", "cancelled before it was submitted"))
-    deadline = time.monotonic() + seconds
-    while not (run := look([folder])[0]).ended and time.monotonic() < deadline:
-        time.sleep(run.poll_seconds)
-    return run
-
-
-def refuse_unless_ended_badly(folder: RunFolder) -> Run:
-    """The run, which was lost, failed or cancelled. Raises ProblemsError `cannot_resume` for any other, and
-    `damaged_record` for one that cannot be read."""
-    run = look([folder])[0]
-    if run.state == "unreadable":
-        found = run.record["error"]
-        raise ProblemsError(
-            [Problem(name=found["name"], key="ID", value=folder.id, cause=found["message"], remedy=found["remedy"])]
-        )
-    if run.job is None or run.state not in ("lost", "failed", "cancelled"):
-        cause = f"it is {run.state}" if run.job else "it was not submitted from here"
-        remedy = "Only a run that ended badly can be started over."
-    elif folder.is_foreign:
-        cause, remedy = "it belongs to another user", "Submit the recipe as a run of your own."
-    elif run.processes:
-        cause = f"processes of it go on: {', '.join(map(str, run.processes))}"
-        remedy = "Wait for their end, or kill them."
-    else:
-        return run
-    raise ProblemsError([Problem(name="cannot_resume", key="ID", value=folder.id, cause=cause, remedy=remedy)])
-
-
-def reopen_run(folder: RunFolder) -> Run:
-    """Make a run that ended badly ready to be started again. Raises ProblemsError when it did not.
-
-    Of two who ask at once one does it: the other finds it submitted.
-    """
-    with folder.turn("resume"):
-        return refuse_unless_ended_badly(folder).reopen()

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 from executors.base import SubmitError
 from executors.packaging.code import Code, package
 from recipes.experiment.examine import prepare, prepare_all
+from recipes.experiment.intervene import refuse_unless_ended_badly, reopen_run
 from recipes.experiment.job import Job
 from recipes.experiment.logs import follow
-from recipes.experiment.runs import Run, Watcher, look, refuse_unless_ended_badly, reopen_run
+from recipes.experiment.runs import Run, Watcher, look
 from recipes.experiment.stage import Options, Stage, stages_of
 from recipes.experiment.store import RunFolder
 from recipes.experiment.supervisor import (

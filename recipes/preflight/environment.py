@@ -2,12 +2,12 @@
 
 import re
 from collections.abc import Iterator
-from importlib import util
 
 from executors.base import nemorun_home
 from executors.profiles.values import holds, looks_secret, secrets_here
 from recipes.experiment.job import Job
 from scripts.args.meaning import values_of
+from scripts.engines.installed import BRIDGE, HF_PACKAGES, is_installed
 from scripts.engines.script.flags.tables import container_tags, releases_in, releases_of
 from scripts.engines.script.locate import is_module
 from scripts.run.problems import Problem, install
@@ -15,8 +15,6 @@ from scripts.run.registry import check
 
 #: NVIDIA's, also by the name that a mirror or this machine has for it; not nemo-rl.
 _NEMO = re.compile(r"(?:^|[/#])nemo(?:[:@]|$)")
-#: What the hf engine imports; the local executor runs it in the environment that submits.
-ENGINE_PACKAGES = ("torch", "transformers", "modelopt", "datasets", "safetensors", "jinja2", "matplotlib")
 
 _FROM_ENV = re.compile(r"oc\.env\s*:\s*(\w+)")
 
@@ -100,8 +98,8 @@ def engine_of_algorithm(job: Job) -> Iterator[Problem]:
 def engine_installed(job: Job) -> Iterator[Problem]:
     if not job.place.runs_here:
         return  # `executors check` looks at the place itself
-    needed = (*ENGINE_PACKAGES, "megatron") if job.engine == "bridge" else ENGINE_PACKAGES
-    missing = [name for name in needed if util.find_spec(name) is None]
+    needed = (*HF_PACKAGES, BRIDGE) if job.engine == "bridge" else HF_PACKAGES  # in the environment that submits
+    missing = [name for name in needed if not is_installed(name)]
     if missing:
         cause = f"the job runs in this environment, which lacks {', '.join(missing)}"
         remedy = f"Install them: {install('hf')}"

@@ -8,7 +8,6 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib import util
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,7 @@ from scripts.args.meaning import (
 )
 from scripts.data.texts import BUILT_IN
 from scripts.engines.choice import Chosen, is_built_in
+from scripts.engines.installed import BRIDGE, is_installed
 from scripts.engines.script.locate import installed
 from scripts.run.files import expanded, is_there, write_text
 from scripts.run.problems import JobError, Problem, ProblemsError
@@ -380,7 +380,7 @@ def _engine(job: Job) -> Chosen | None:
 
 def engine_here(kind: type[ScriptArgs]) -> Chosen | None:
     """The engine of ours that does what such arguments ask for, as far as it is installed; None: there is none."""
-    if kind.BRIDGE and util.find_spec("megatron"):
+    if kind.BRIDGE and is_installed(BRIDGE):
         return "bridge"
     return "hf" if kind.HF_ENGINE else None
 

@@ -16,6 +16,7 @@ class PrepareDataArgs(ScriptArgs):
     """
 
     SCRIPTS: ClassVar[tuple[str, ...]] = ("-m modelopt.torch.utils.plugins.megatron_preprocess_data",)
+    TOOL: ClassVar[tuple[str, str] | None] = ("megatron.core", "data")
     RANKED: ClassVar[bool] = False  # it has worker processes of its own
 
     jsonl_paths: list[str] | None = doc(

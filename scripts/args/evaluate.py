@@ -17,6 +17,7 @@ class EvaluateArgs(ScriptArgs):
     scripts.evaluation.harness.
     """
 
+    TOOL: ClassVar[tuple[str, str] | None] = ("lm_eval", "eval")
     RANKED: ClassVar[bool] = False  # the harness spreads a model over GPUs by itself
 
     checkpoint: str = hub_model(

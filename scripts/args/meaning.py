@@ -162,6 +162,8 @@ class ScriptArgs:
     HF_ENGINE: ClassVar[bool] = False
     #: What the bridge engine does of it, as `module:function`; empty: nothing.
     BRIDGE: ClassVar[str] = ""
+    #: The module that another tool is imported as, and the extra of pyproject.toml that brings it.
+    TOOL: ClassVar[tuple[str, str] | None] = None
     #: Whether the libraries do it on Transformer Engine's layers alone.
     TE_LAYERS: ClassVar[bool] = False
     #: The recipe that exports the quantized checkpoint that it leaves; empty: it leaves none.

@@ -6,7 +6,6 @@ import json
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib import util
 from itertools import count
 from pathlib import Path
 from typing import IO, Any, cast
@@ -14,6 +13,7 @@ from typing import IO, Any, cast
 from scripts.args.data import PrepareDataArgs
 from scripts.data import texts
 from scripts.data.texts import BUILT_IN
+from scripts.engines.installed import is_installed
 from scripts.run.files import expanded, is_file, is_folder
 from scripts.run.problems import JobError, Problem, install
 from scripts.run.registry import check
@@ -59,11 +59,7 @@ def fields_to_tokenize(job: Any) -> Iterator[Problem]:
 @check("megatron_core_missing", args=PrepareDataArgs, where="both")
 def megatron_core(job: Any) -> Iterator[Problem]:
     """The Python that is to run it can write the data."""
-    try:
-        there = not job.in_this_python or util.find_spec("megatron.core") is not None
-    except ModuleNotFoundError:
-        there = False
-    if not there:
+    if job.in_this_python and not is_installed("megatron.core"):
         cause = "the data's format is Megatron-Core's, and this Python has no megatron.core"
         remedy = f"Use a NeMo container, or: {install('data')}"
         yield Problem(key="executor", value=None, cause=cause, remedy=remedy)

@@ -52,6 +52,13 @@ class Server:
         """What the job's Python runs; None: the program is an executable."""
         return self.program.removeprefix("-m ") if self.program.startswith("-m ") else None
 
+    @property
+    def is_here(self) -> bool:
+        """Whether this machine has it, for this Python."""
+        if self.module:
+            return util.find_spec(self.module.partition(".")[0]) is not None
+        return shutil.which(self.program) is not None
+
     def expected_program(self, path: str | None) -> list[str]:
         """The words that start it on a machine that has it, where nobody has looked yet."""
         if self.module:
@@ -86,7 +93,7 @@ def find_program(server: Server, path: str | None) -> list[str]:
         file = expanded(path).absolute()
         found = ([sys.executable, str(file)] if module else [str(file)]) if is_file(file) else None
     elif module:
-        found = [sys.executable, "-m", module] if util.find_spec(module.partition(".")[0]) else None
+        found = [sys.executable, "-m", module] if server.is_here else None
     else:
         program = shutil.which(server.program)
         found = [program] if program else None

@@ -7,7 +7,6 @@ import json
 import os
 import sys
 from dataclasses import asdict
-from importlib import util
 
 from configs import CONFIGS
 from scripts.args import constraints
@@ -17,6 +16,7 @@ from scripts.data.texts import BUILT_IN
 from scripts.engines import cpu_runtime
 from scripts.engines import outputs as out
 from scripts.engines.choice import is_built_in
+from scripts.engines.installed import BRIDGE, is_installed
 from scripts.engines.ranks import Child, across_ranks, inputs_of
 from scripts.engines.script.command import blends
 from scripts.run.problems import JobError
@@ -34,7 +34,7 @@ def run_bridge(args: ScriptArgs, script: ScriptSpec, record: Record) -> None:
     Rank 0 prepares the outputs, waits for every rank, verifies what is there, and records the report.
     """
     with record.phase("check the job"):
-        if util.find_spec("megatron") is None or util.find_spec("megatron.bridge") is None:
+        if not is_installed(BRIDGE):
             raise JobError("engine_not_installed", "Megatron-Bridge is not installed here.", "Run `make bridge`.")
         refuse(args, script, constraints, kinds)
     outputs = out.outputs_of(args, record.dir, "bridge")

@@ -32,7 +32,8 @@ from executors.local import LocalPlace
 from recipes import find
 from recipes.experiment import submit, supervisor
 from recipes.experiment.examine import prepare
-from recipes.experiment.runs import Run, cancel_run, look
+from recipes.experiment.intervene import cancel_run
+from recipes.experiment.runs import Run, look
 from scripts.run.identity import identity, started_with
 from scripts.run.record import read_record
 from tests.conftest import Done

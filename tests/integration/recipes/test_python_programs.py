@@ -14,8 +14,8 @@ pytestmark = pytest.mark.integration
 PROGRAM = """
 from recipes import probe, submit
 
-job = submit(probe(), "local")
-print("ended", job.state)
+job = submit(probe(), "local").raise_for_state()
+print("ended", job.wait().state, *job.artifacts)
 """
 MISTYPED = """
 from recipes import ProblemsError, quantize_fp8, submit
@@ -49,7 +49,7 @@ def test_each_submits_one_run(way: str, home: Path, work: Path) -> None:
     (work / "mine.py").write_text(program)
     words = {"standard input": ["-"], "-c": ["-c", program]}.get(way, ["mine.py"])
     printed = run(home, work, *words, program=program)
-    assert printed.splitlines()[-1] == "ended succeeded"
+    assert printed.splitlines()[-1] == "ended succeeded probe_report"
     (record,) = home.glob("runs/*/run.json")
     assert observe(record.parent)["state"] == "succeeded"
 
@@ -64,3 +64,24 @@ def test_types_that_python_lets_pass_are_problems(home: Path, work: Path) -> Non
         "torchrun.nproc_per_node",
     ]
     assert not list(home.rglob("*"))
+
+
+DETACHED = """
+from recipes import probe, submit
+from scripts.run.problems import JobError
+
+recipe = probe()
+recipe.args.exit_code = 3
+job = submit(recipe, "local", detach=True)
+for run in (job, job.wait(240)):
+    try:
+        run.raise_for_state()
+    except JobError as error:
+        print(run.state, error.name)
+"""
+
+
+def test_a_run_is_waited_for_and_says_why_it_failed(home: Path, work: Path) -> None:
+    before, after = (line.split() for line in run(home, work, "-c", DETACHED).splitlines()[-2:])
+    assert before[0] in ("submitted", "running") and before[1] == "still_running"
+    assert after == ["failed", "told_to_fail"]

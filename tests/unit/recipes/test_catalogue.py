@@ -7,7 +7,8 @@ import pytest
 
 from configs import CONFIGS
 from recipes import RECIPES, catalogue, find
-from recipes.catalogue import describe
+from recipes.catalogue import describe, layers, merge_files, written_out
+from recipes.experiment.stage import values_of_recipe
 from recipes.preflight import history
 from recipes.values import SECTIONS, field_types, load_yaml, set_value
 from scripts.args.meaning import ScriptSpec, Torchrun
@@ -155,3 +156,14 @@ def test_hostile_text_travels_to_the_job_unchanged(text: str) -> None:
         section, _, name = key.partition(".")
         assert getattr(job.keywords[section], name) == text
     assert job.keywords["extra_args"] == [text]
+
+
+@pytest.mark.parametrize("name", list(RECIPES))
+def test_a_recipe_written_out_is_that_recipe(name: str, tmp_path: Path) -> None:
+    recipe = find(name)
+    (tmp_path / "mine.yaml").write_text(written_out(recipe))
+    base = recipe.family
+    other = next((one for one in RECIPES.values() if one.family == base and one.name != name), recipe).outline()
+    assert merge_files(other, layers(base, tmp_path / "mine.yaml")) == []
+    other.recipe = name
+    assert values_of_recipe(other) == values_of_recipe(recipe.outline())

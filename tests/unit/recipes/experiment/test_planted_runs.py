@@ -15,7 +15,8 @@ from executors.local import LocalProfile
 from executors.slurm.jobs import job_states
 from executors.slurm.profile import SlurmProfile
 from recipes.experiment import store
-from recipes.experiment.runs import Run, cancel_run, look, refuse_unless_ended_badly
+from recipes.experiment.intervene import cancel_run, refuse_unless_ended_badly
+from recipes.experiment.runs import Run, look
 from recipes.experiment.store import RunFolder
 from scripts.run.files import locked
 from scripts.run.identity import identity

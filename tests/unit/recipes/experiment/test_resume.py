@@ -7,7 +7,8 @@ import pytest
 
 from executors.local import LocalProfile
 from recipes.experiment import submit
-from recipes.experiment.runs import Run, reopen_run
+from recipes.experiment.intervene import reopen_run
+from recipes.experiment.runs import Run
 from recipes.experiment.store import RunFolder
 from scripts.run.problems import ProblemsError
 from scripts.run.record import Record, read_record

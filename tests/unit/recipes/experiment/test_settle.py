@@ -15,7 +15,8 @@ import pytest
 from executors.base import JobState, SchedulerJob
 from executors.local import LocalProfile
 from recipes.experiment import runs, supervisor
-from recipes.experiment.runs import Run, cancel_run, look, refuse_unless_ended_badly
+from recipes.experiment.intervene import cancel_run, refuse_unless_ended_badly
+from recipes.experiment.runs import Run, look
 from recipes.experiment.store import RunFolder
 from scripts.run.identity import identity
 from scripts.run.problems import ProblemsError

@@ -70,7 +70,7 @@ def test_nodes() -> None:
 
 
 def test_an_environment_without_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preflight_module, "ENGINE_PACKAGES", ("torch", "no_such_package"))
+    monkeypatch.setattr(preflight_module, "HF_PACKAGES", ("torch", "no_such_package"))
     (problem,) = problems()
     assert (problem.name, problem.key) == ("engine_not_installed", "engine")
     assert "lacks no_such_package" in problem.cause

@@ -29,7 +29,7 @@ def _cached(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def with_bridge(monkeypatch: pytest.MonkeyPatch) -> None:
     """As where Megatron-Bridge is installed: nothing here imports it."""
-    monkeypatch.setattr(scale, "util", SimpleNamespace(find_spec=lambda name: object()))
+    monkeypatch.setattr(scale, "is_installed", lambda name: True)
     monkeypatch.setattr(scale.os, "sched_getaffinity", lambda _: {0, 1})
 
 
