@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from recipes.cli.completion import overrides, profiles, recipe_names
 from scripts.run.problems import Problem, ProblemsError
 
 if TYPE_CHECKING:
@@ -15,6 +16,35 @@ if TYPE_CHECKING:
     from recipes.experiment.stage import Options, Stage
 
 PASSTHROUGH = "recipes.passthrough"
+RecipeName = Annotated[str, typer.Argument(help="A name from `nemo experiment recipes`.", autocompletion=recipe_names)]
+Words = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]...",
+        help="executor=NAME, executor.KEY=VALUE, args.KEY=VALUE, script.KEY=VALUE ...",
+        autocompletion=overrides,
+    ),
+]
+Attached = Annotated[
+    str | None,
+    typer.Option(
+        "-r",
+        metavar="PROFILE",
+        help="Run there, attached: executor=PROFILE.",
+        show_default=False,
+        autocompletion=profiles,
+    ),
+]
+Batch = Annotated[
+    str | None,
+    typer.Option(
+        "-b",
+        metavar="PROFILE",
+        help="Run there, detached: executor=PROFILE --detach.",
+        show_default=False,
+        autocompletion=profiles,
+    ),
+]
 Configs = Annotated[
     list[str] | None,
     typer.Option("-c", "--config", metavar="NAME|PATH", help="A shipped config (fp8, tiny) or a YAML file; in order."),
@@ -30,7 +60,7 @@ class RecipeCommand(TyperCommand):
         ctx.meta[PASSTHROUGH] = args[cut + 1 :]
         known = {name for one in self.params for name in (*one.opts, *one.secondary_opts)}
         for option in (word.partition("=")[0] for word in args[:cut] if word.startswith("--")):
-            if option not in known and (instead := _word_for(option, args[:cut])):
+            if option not in known and not ctx.resilient_parsing and (instead := _word_for(option, args[:cut])):
                 ctx.fail(f"No such option: {option}. {instead}")
         parsed: list[str] = super().parse_args(ctx, args[:cut])
         return parsed

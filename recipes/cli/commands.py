@@ -6,7 +6,19 @@ from typing import Annotated
 
 import typer
 
-from recipes.cli.asked import PASSTHROUGH, Configs, Profiles, RecipeCommand, asked_for, looked_at
+from recipes.cli.asked import (
+    PASSTHROUGH,
+    Attached,
+    Batch,
+    Configs,
+    Profiles,
+    RecipeCommand,
+    RecipeName,
+    Words,
+    asked_for,
+    looked_at,
+)
+from recipes.cli.completion import recipe_names
 from recipes.cli.document import (
     FAILED,
     INTERRUPTED,
@@ -21,13 +33,6 @@ from recipes.cli.document import (
 from scripts.run.problems import JobError, Problem, ProblemsError
 
 _HELP = {"help_option_names": ["-h", "--help"]}
-Attached = Annotated[
-    str | None, typer.Option("-r", metavar="PROFILE", help="Run there, attached: executor=PROFILE.", show_default=False)
-]
-Batch = Annotated[
-    str | None,
-    typer.Option("-b", metavar="PROFILE", help="Run there, detached: executor=PROFILE --detach.", show_default=False),
-]
 
 
 def register(app: typer.Typer) -> None:
@@ -47,13 +52,8 @@ def register(app: typer.Typer) -> None:
 
 def run(
     ctx: typer.Context,
-    recipe: Annotated[str, typer.Argument(help="A name from `nemo experiment recipes`.")],
-    words: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[KEY=VALUE]...", help="executor=NAME, executor.KEY=VALUE, args.KEY=VALUE, script.KEY=VALUE ..."
-        ),
-    ] = None,
+    recipe: RecipeName,
+    words: Words = None,
     config: Configs = None,
     attached: Attached = None,
     batch: Batch = None,
@@ -129,11 +129,8 @@ def run(
 
 def plan(
     ctx: typer.Context,
-    recipe: Annotated[str, typer.Argument(help="A name from `nemo experiment recipes`.")],
-    words: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="The words that `nemo experiment run` would be given."),
-    ] = None,
+    recipe: RecipeName,
+    words: Words = None,
     config: Configs = None,
     attached: Attached = None,
     batch: Batch = None,
@@ -162,7 +159,9 @@ def plan(
 
 
 def recipes(
-    name: Annotated[str | None, typer.Argument(help="One recipe: its values and what they mean.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="One recipe: its values and what they mean.", autocompletion=recipe_names)
+    ] = None,
     models: Annotated[
         bool,
         typer.Option("--models", help="Instead, the architectures that the hf engine was tried with in its format."),

@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from recipes.cli.completion import failures
 from recipes.cli.document import REFUSED, AsJson, print_json
 from scripts.run.names import names
 from scripts.run.problems import Problem, nearest
@@ -12,7 +13,9 @@ _WHERE = {"submit": "before a job is submitted", "node": "where it runs", "log":
 
 
 def explain(
-    name: Annotated[str | None, typer.Argument(help="A Problem's, an error's or a diagnosis's name.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="A Problem's, an error's or a diagnosis's name.", autocompletion=failures)
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Say what a name of a failure means and what to do about it; without a name, list all of them.

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from recipes.cli.completion import run_ids
 from recipes.cli.document import FAILED, AsJson, exits, say
 from scripts.run.problems import JobError
 from scripts.run.record import DamagedRecordError
@@ -14,8 +15,14 @@ from scripts.run.record import DamagedRecordError
 if TYPE_CHECKING:
     from recipes.experiment.store import RunFolder
 
-_Id = Annotated[str, typer.Argument(metavar="ID", help="A run's id, a part of it, latest, or latest:RECIPE.")]
-_Ids = Annotated[list[str], typer.Argument(metavar="ID...", help="Runs' ids, parts of them, latest, or latest:RECIPE.")]
+RunId = Annotated[
+    str,
+    typer.Argument(metavar="ID", help="A run's id, a part of it, latest, or latest:RECIPE.", autocompletion=run_ids),
+]
+RunIds = Annotated[
+    list[str],
+    typer.Argument(metavar="ID...", help="Runs' ids, parts of them, latest, latest:RECIPE.", autocompletion=run_ids),
+]
 
 
 class OrNemoRunsCommand(TyperCommand):
@@ -60,7 +67,7 @@ def ps(
         say("No run goes on." if found else "No run is recorded here.")
 
 
-def status(run_id: _Id, as_json: AsJson = False) -> None:
+def status(run_id: RunId, as_json: AsJson = False) -> None:
     """Say how a run stands: its recorded state, set against what its scheduler says.
 
     Example: nemo experiment status quantize_fp8_1126-0805-47f9a1
@@ -73,7 +80,7 @@ def status(run_id: _Id, as_json: AsJson = False) -> None:
 
 
 def logs(
-    run_id: _Id,
+    run_id: RunId,
     rank: Annotated[int, typer.Argument(help="Whose log.")] = 0,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run has ended.")] = False,
 ) -> None:
@@ -94,7 +101,7 @@ def logs(
             raise typer.Exit(0) from None
 
 
-def cancel(run_ids: _Ids, as_json: AsJson = False) -> None:
+def cancel(ids: RunIds, as_json: AsJson = False) -> None:
     """End runs, and wait until that is recorded. Those that have ended stay as they are.
 
     Example: nemo experiment cancel quantize_fp8_1126-0805-47f9a1
@@ -105,7 +112,7 @@ def cancel(run_ids: _Ids, as_json: AsJson = False) -> None:
     from recipes.experiment.intervene import cancel_run
 
     runs, reached = [], True
-    for folder in _found(run_ids, as_json=as_json):
+    for folder in _found(ids, as_json=as_json):
         try:
             runs.append(cancel_run(folder))
         except (JobError, DamagedRecordError, OSError) as error:
@@ -115,7 +122,7 @@ def cancel(run_ids: _Ids, as_json: AsJson = False) -> None:
     raise typer.Exit(0 if reached and all(run.ended for run in runs) else FAILED)
 
 
-def resume(run_ids: _Ids, as_json: AsJson = False) -> None:
+def resume(ids: RunIds, as_json: AsJson = False) -> None:
     """Start runs that were lost, failed or cancelled over, detached, in their own run directories.
 
     Example: nemo experiment resume quantize_fp8_1126-0805-47f9a1
@@ -127,7 +134,7 @@ def resume(run_ids: _Ids, as_json: AsJson = False) -> None:
     from recipes.experiment.submit import take_up
 
     with exits(as_json=as_json):
-        show.Output(as_json=as_json).detached(take_up(_found(run_ids, as_json=as_json)))
+        show.Output(as_json=as_json).detached(take_up(_found(ids, as_json=as_json)))
 
 
 def _found(words: list[str], *, as_json: bool = False) -> "list[RunFolder]":

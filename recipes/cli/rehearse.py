@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from recipes.cli.asked import PASSTHROUGH, Configs, Profiles, asked_for, looked_at
+from recipes.cli.asked import PASSTHROUGH, Configs, Profiles, Words, asked_for, looked_at
+from recipes.cli.completion import recipe_names
 from recipes.cli.document import AsJson, exit_status, exits, print_json, print_problems, say
 from scripts.run.problems import JobError, Problem, ProblemsError
 
@@ -21,11 +22,10 @@ _GATED = "gated_without_token"
 
 def rehearse(
     ctx: typer.Context,
-    recipe: Annotated[str | None, typer.Argument(help="A name from `nemo experiment recipes`.")] = None,
-    words: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="The words that `nemo experiment run` would be given."),
+    recipe: Annotated[
+        str | None, typer.Argument(help="A name from `nemo experiment recipes`.", autocompletion=recipe_names)
     ] = None,
+    words: Words = None,
     config: Configs = None,
     profiles: Profiles = None,
     force: Annotated[list[str] | None, typer.Option(metavar="NAME", help="As `run` has it (repeatable).")] = None,

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from recipes.cli.document import REFUSED, AsJson, exits, print_json, print_problems, say
+from recipes.cli.manage import RunId, RunIds
 from scripts.run.problems import Problem, ProblemsError
 
 if TYPE_CHECKING:
     from recipes.experiment.removal import Holding
     from recipes.experiment.runs import Run
 
-_Ids = Annotated[list[str], typer.Argument(metavar="ID...", help="Runs' ids, parts of them, latest, or latest:RECIPE.")]
 _Dryrun = Annotated[bool, typer.Option("--dryrun", "--dry-run", "-d", help="Say what would go, and remove nothing.")]
 _Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask on a terminal.")]
 _AGE = re.compile(r"(\d{1,4})([hdw])")
@@ -31,7 +31,7 @@ def register(app: typer.Typer) -> None:
 
 
 def open_report(
-    run_id: Annotated[str, typer.Argument(metavar="ID", help="A run's id, a part of it, latest, or latest:RECIPE.")],
+    run_id: RunId,
     as_json: AsJson = False,
 ) -> None:
     """Show a run's report: in the browser, or as its address where there is none.
@@ -83,7 +83,7 @@ def du(as_json: AsJson = False) -> None:
     say(tables_as_text([Table(title="", columns=columns, rows=lines)], [f"{_runs(len(rows))}, {total}"]).strip("\n"))
 
 
-def rm(run_ids: _Ids, dryrun: _Dryrun = False, yes: _Yes = False, as_json: AsJson = False) -> None:
+def rm(ids: RunIds, dryrun: _Dryrun = False, yes: _Yes = False, as_json: AsJson = False) -> None:
     """Remove runs that have ended: record, logs, and what they left in their own folders.
 
     Example: nemo experiment rm 47f9a1 latest:quantize_tiny --dryrun
@@ -95,9 +95,9 @@ def rm(run_ids: _Ids, dryrun: _Dryrun = False, yes: _Yes = False, as_json: AsJso
     from recipes.experiment.runs import all_runs
 
     with exits(as_json=as_json):
-        ids = {find_run(word).id for word in run_ids}
+        named = {find_run(word).id for word in ids}
         runs = all_runs()
-        chosen = _holdings(run for run in runs if run.id in ids)
+        chosen = _holdings(run for run in runs if run.id in named)
         if problems := _kept_back(chosen, runs):
             raise ProblemsError(problems)
         _remove(chosen, dryrun=dryrun, yes=yes, as_json=as_json)

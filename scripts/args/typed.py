@@ -50,7 +50,7 @@ def convert(kind: Any, value: Any, *, strict: bool) -> Any:
     except ValidationError as error:
         detail = error.errors()[0]
         if detail["type"] == "literal_error":
-            said = nearest(str(detail["input"]), _choices(kind))
+            said = nearest(str(detail["input"]), choices(kind))
             raise ValueError(f"is not one of its choices.  {said}") from error
         place, item = _place(value, detail["loc"])
         if place:
@@ -102,12 +102,12 @@ def _place(value: Any, path: Sequence[int | str]) -> tuple[str, Any]:
     return place.removeprefix("."), value
 
 
-def _choices(kind: Any) -> list[str]:
+def choices(kind: Any) -> list[str]:
     """The words that a type of few values takes, wherever it stands in a union or a list."""
     if get_origin(kind) is Literal:
         return [str(choice) for choice in get_args(kind)]
     words = {type(None): ["null"], bool: ["true", "false"]}
-    return words.get(kind) or [word for one in get_args(kind) for word in _choices(one)]
+    return words.get(kind) or [word for one in get_args(kind) for word in choices(one)]
 
 
 def _meant(kinds: set[Any], value: Any) -> str:

@@ -1,0 +1,120 @@
+"""What a shell offers after TAB: recipes, keys and their values, profiles, runs, names of failures.
+
+A key and its value are one word to zsh and fish. To bash they are three: `=` ends a word there, and what is offered
+takes the place of what stands behind it.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from executors import find_profile, profile_names
+from recipes.catalogue import RECIPES, Recipe
+from recipes.experiment.run_ids import LATEST
+from recipes.experiment.store import runs_dir
+from recipes.values import field_types
+from scripts.args.typed import choices
+from scripts.formats import FORMATS
+from scripts.run.files import expanded
+from scripts.run.names import names
+
+Offer = tuple[str, str]
+#: Of a key: what it means, and the values that it takes where they are few.
+_Key = tuple[str, tuple[str, ...]]
+_MODELS = ("tiny:qwen3", "tiny:llama")
+
+
+def recipe_names(incomplete: str) -> Iterator[Offer]:
+    """Recipes, each with what it is."""
+    return ((name, recipe.summary) for name, recipe in RECIPES.items() if name.startswith(incomplete))
+
+
+def profiles(incomplete: str) -> list[str]:
+    """Executor profiles."""
+    return [name for name in profile_names() if name.startswith(incomplete)]
+
+
+def failures(incomplete: str) -> list[str]:
+    """What `explain` explains."""
+    return [name for name in names() if name.startswith(incomplete)]
+
+
+def run_ids(incomplete: str) -> list[str]:
+    """`latest`, and the runs of this machine, the newest first."""
+    try:
+        with os.scandir(runs_dir()) as entries:
+            found = [entry.name for entry in sorted(entries, key=lambda entry: -entry.stat().st_mtime)]
+    except OSError:
+        found = []
+    return [name for name in (LATEST, *found) if name.startswith(incomplete) and not name.startswith(".")]
+
+
+def overrides(ctx: typer.Context, incomplete: str) -> Iterator[Offer]:
+    """Keys with a `=`, and behind that the values of one."""
+    typed, value = _behind_equals(incomplete)
+    keys = dict(_keys(RECIPES.get(str(ctx.params.get("recipe"))), _said_profile(ctx)))
+    if typed is None:
+        yield from ((f"{key}=", meaning) for key, (meaning, _) in keys.items() if key.startswith(incomplete))
+        return
+    before = "" if _bash_words() else f"{typed}="
+    known = keys.get(typed, ("", ()))[1]
+    offered = [*(one for one in known if one.startswith(value)), *(_paths(value) if "/" in value else ())]
+    yield from ((f"{before}{one}", "") for one in offered)
+
+
+def _bash_words() -> list[str]:
+    """What is typed, as bash divides it; nothing in other shells."""
+    text = os.environ.get("COMP_WORDS", "")
+    return text.split("\n") if text else []
+
+
+def _behind_equals(incomplete: str) -> tuple[str | None, str]:
+    """The key whose value is being typed, and as much of that as there is."""
+    words, at = _bash_words(), int(os.environ.get("COMP_CWORD") or 0)
+    if 1 < at < len(words) and words[at] == "=":
+        return words[at - 1], ""
+    if 2 < at <= len(words) and words[at - 1] == "=":
+        return words[at - 2], incomplete
+    key, equals, value = incomplete.partition("=")
+    return (key, value) if equals else (None, incomplete)
+
+
+def _said_profile(ctx: typer.Context) -> str:
+    """The profile that is named before the cursor."""
+    said, words = [str(word) for word in ctx.params.get("words") or ()], _bash_words()
+    said += ["".join(words[at - 1 : at + 2]) for at, word in enumerate(words) if word == "=" and at]
+    named = [word.partition("=")[2] for word in said if word.startswith("executor=")]
+    return named[-1] if named else str(ctx.params.get("attached") or ctx.params.get("batch") or "local")
+
+
+def _keys(recipe: Recipe | None, profile: str) -> Iterator[tuple[str, _Key]]:
+    yield "executor", ("the profile to run on", tuple(profile_names()))
+    if (found := find_profile(profile, {})[0]) is not None:
+        yield from ((f"executor.{one.name}", ("", ())) for one in fields(found))
+    if recipe is None:
+        return
+    partial = recipe.outline()
+    for key, kind in field_types(partial).items():
+        section, _, name = key.partition(".")
+        facts: Mapping[str, Any] = {}
+        if name:
+            holder = getattr(partial, section).__fn_or_cls__
+            facts = next(one.metadata for one in fields(holder) if one.name == name)
+        role = getattr(facts.get("meaning"), "role", None)
+        values = {"format": tuple(FORMATS), "model": _MODELS}.get(str(role), tuple(choices(kind)))
+        yield key, (str(facts.get("doc", "")), values)
+
+
+def _paths(value: str) -> Iterator[str]:
+    folder, _, beginning = value.rpartition("/")
+    try:
+        entries = sorted(Path(expanded(folder or "/")).iterdir())
+    except OSError:
+        return
+    for entry in entries:
+        if entry.name.startswith(beginning):
+            yield f"{folder}/{entry.name}{'/' if entry.is_dir() else ''}"
