@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Literal
 
 from recipes.catalogue import RECIPES
 from recipes.cli.document import say
@@ -24,12 +24,14 @@ def print_runs(runs: Sequence[Run], *, hidden: int = 0) -> None:
 
     fits = sys.stdout.isatty() or "COLUMNS" in os.environ
     console = Console(highlight=False, markup=False, width=None if fits else _ANY_WIDTH)
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="")
-    for name, told in _COLUMNS.items():
-        table.add_column(name.upper(), justify="right" if name in ("took", "size") else "left", **told)
     short = _short_ids(runs) if fits else {}
-    for run in runs:
-        table.add_row(*(_plain(cell(run)) for cell in (lambda run: short.get(run.id, run.id), *_CELLS)))
+    rows = [[short.get(run.id, run.id), *map(_plain, (cell(run) for cell in _CELLS))] for run in runs]
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="")
+    for (name, _), width in zip(_COLUMNS, _widths(rows, console.width), strict=True):
+        side: Literal["left", "right"] = "right" if name in ("took", "size") else "left"
+        table.add_column(name.upper(), justify=side, no_wrap=True, overflow="ellipsis", width=width)
+    for row in rows:
+        table.add_row(*row)
     if runs:
         console.print(table)
     for run in runs:
@@ -40,18 +42,23 @@ def print_runs(runs: Sequence[Run], *, hidden: int = 0) -> None:
         say(f"{hidden} more ended: nemo experiment ps --all.")
 
 
-#: The widths add up to 80.
-_COLUMNS: dict[str, dict[str, Any]] = {
-    "id": {"no_wrap": True},
-    "recipe": {"no_wrap": True, "overflow": "ellipsis", "min_width": 12},
-    "model": {"no_wrap": True, "overflow": "ellipsis", "min_width": 9},
-    "where": {"no_wrap": True, "overflow": "ellipsis", "min_width": 5},
-    "state": {"no_wrap": True},
-    "since": {"no_wrap": True},
-    "took": {"no_wrap": True},
-    "size": {"no_wrap": True},
-    "figure": {"no_wrap": True, "overflow": "ellipsis", "min_width": 10},
-}
+#: Each with the least that it is cut to; None: it is not cut.
+_COLUMNS: tuple[tuple[str, int | None], ...] = (
+    *(("id", None), ("recipe", 9), ("model", 8), ("where", 5), ("state", None)),
+    *(("since", None), ("took", None), ("size", None), ("figure", 8)),
+)
+
+
+def _widths(rows: Sequence[Sequence[str]], room: int) -> list[int]:
+    """As wide as the words, or what is left of `room`, from the widest column that may be cut."""
+    names = [name for name, _ in _COLUMNS]
+    widths = [max(map(len, column)) for column in zip(names, *rows, strict=True)]
+    while sum(widths) + len(widths) > room:
+        cut = [at for at, (_, least) in enumerate(_COLUMNS) if least is not None and widths[at] > least]
+        if not cut:
+            break
+        widths[max(cut, key=lambda at: widths[at])] -= 1
+    return widths
 
 
 def _plain(text: str) -> str:

@@ -1,6 +1,7 @@
 """`nemo experiment ps`, `status`, `logs`, `cancel` and `resume`: runs after their submission."""
 
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,12 +10,13 @@ from typer.core import TyperCommand
 
 from recipes.cli.completion import run_ids
 from recipes.cli.document import FAILED, AsJson, exits, say
-from scripts.run.problems import JobError
+from scripts.run.problems import JobError, Problem, ProblemsError
 from scripts.run.record import DamagedRecordError
 
 if TYPE_CHECKING:
     from recipes.experiment.store import RunFolder
 
+_WATCH_SECONDS = 2.0
 RunId = Annotated[
     str,
     typer.Argument(metavar="ID", help="A run's id, a part of it, latest, or latest:RECIPE.", autocompletion=run_ids),
@@ -51,20 +53,43 @@ def register(app: typer.Typer) -> None:
 
 def ps(
     everything: Annotated[bool, typer.Option("--all", help="Finished runs too.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Show it anew every two seconds, until Ctrl-C.")] = False,
+    within: Annotated[
+        Path | None, typer.Option("--in", metavar="DIR", help="Runs that recorded themselves below a folder: ./output.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """List the runs submitted from this machine, wherever they run, as they truly stand.
 
     Example: nemo experiment ps --all
-    """
-    from recipes.cli import show
-    from recipes.experiment.runs import all_runs
 
-    found = all_runs()
-    listed = [run for run in found if everything or not run.ended or run.state in ("lost", "unreadable")]
-    show.Output(as_json=as_json).runs(listed, hidden=len(found) - len(listed))
-    if not listed and not as_json:
-        say("No run goes on." if found else "No run is recorded here.")
+    `mor logs ID`, and each other command, takes as ID any part of an id that no other run has.
+    """
+    from rich.console import Console
+
+    from recipes.cli import show
+    from recipes.experiment.runs import all_runs, runs_below
+
+    def tell() -> None:
+        found = runs_below(within) if within else all_runs()
+        listed = [run for run in found if everything or not run.ended or run.state in ("lost", "unreadable")]
+        show.Output(as_json=as_json).runs(listed, hidden=len(found) - len(listed))
+        if not listed and not as_json:
+            say("No run goes on." if found else "No run is recorded here.")
+
+    with exits(as_json=as_json):
+        if watch and as_json:
+            cause, remedy = "one document is printed once", "Leave one of them out."
+            wrong = Problem(name="contradiction", key="--watch", value="--json", cause=cause, remedy=remedy)
+            raise ProblemsError([wrong])
+        tell()
+        try:
+            while watch:
+                time.sleep(_WATCH_SECONDS)
+                Console().clear()  # nothing, where there is no terminal
+                tell()
+        except KeyboardInterrupt:
+            raise typer.Exit(0) from None
 
 
 def status(run_id: RunId, as_json: AsJson = False) -> None:

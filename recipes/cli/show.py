@@ -18,7 +18,7 @@ from recipes.experiment.runs import Run
 from recipes.experiment.stage import Stage, values_of_recipe
 from recipes.experiment.submit import array_of, is_array
 from recipes.preflight.subjects import notes
-from scripts.args.meaning import Role, fields_of
+from scripts.args.meaning import Role, fields_of, meanings
 from scripts.checkpoints.causal import architectures
 from scripts.engines.installed import here
 from scripts.entrypoints import ALGORITHMS
@@ -29,6 +29,8 @@ from scripts.run.schema import MAX_BYTES
 if TYPE_CHECKING:
     from recipes.catalogue import Recipe
 
+#: Recipes that say whether a checkpoint is any good.
+_JUDGES = ("evaluate", "serve")
 #: More runs than this end in a line each.
 _SHORT_FROM = 4
 
@@ -155,6 +157,8 @@ class Output:
         for line in _diagnosis_lines(record):
             say(line, to=sys.stderr)
         say(f"{record['state']}  {run.id}\nrun dir    {record.get('run_dir', run.dir)}")
+        for number, line in enumerate(_next_steps(run)):
+            say(f"{'' if number else 'next':10} nemo experiment {line}")
 
     def status(self, run: Run) -> None:
         """One run as it stands."""
@@ -255,6 +259,23 @@ class Output:
             print_json([run.as_data() for run in runs])
         else:
             print_runs(runs, hidden=hidden)
+
+
+def _next_steps(run: Run) -> Iterator[str]:
+    """Commands that a run is mostly followed by."""
+    if run.state != "succeeded":
+        yield f"logs {run.id}"
+        if run.state in ("failed", "cancelled", "lost"):
+            yield f"resume {run.id}"
+        return
+    if run.report is not None:
+        yield f"open {run.id}"
+    recipe = RECIPES.get(str(run.record.get("recipe")))
+    after = [*_JUDGES, recipe.family.args.EXPORTER if recipe else ""]
+    for name, kind in ((name, RECIPES[name].family.args) for name in after if name in RECIPES):
+        taken = ((one.name, {meaning.consumes, *meaning.accepts}) for one, meaning in meanings(kind))
+        if field := next((field for field, types in taken if types & set(run.artifacts)), None):
+            yield f"run {name} args.{field}='${{artifact:{run.id}}}'"
 
 
 def _preview(job: Job, *, full: bool, sound: bool) -> dict[str, Any]:

@@ -213,6 +213,12 @@ def all_runs() -> list[Run]:
     return sorted(runs, key=lambda run: (run.record.get("submitted_at", ""), run.id))
 
 
+def runs_below(folder: Path) -> list[Run]:
+    """The runs that recorded themselves below a folder, as recipes do on stock executors; oldest first."""
+    found = look(RunFolder(dir=path.parent) for path in folder.rglob("run.json"))
+    return sorted(found, key=lambda run: (run.record.get("submitted_at", ""), run.id))
+
+
 def look(folders: Iterable[RunFolder], places: Mapping[str, Place] | None = None) -> list[Run]:
     """How runs stand; every scheduler is asked once for all of its jobs.
 

@@ -1,0 +1,109 @@
+"""`ps` as a table: within 80 columns on a terminal, whole words in a pipe."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from executors.local import LocalProfile
+from recipes.cli.listing import key_figure
+from recipes.experiment.runs import Run
+from recipes.experiment.store import RunFolder
+from scripts.run.drawing import size_text, took_text
+from scripts.run.record import Record
+from tests.jobs import submitted
+from tests.runs import Shell, recorded
+
+LONG = "quantize-nvfp4-a-long-name-of-a-sweep_1126-0805-47f9a1"
+
+
+@pytest.fixture
+def shell(monkeypatch: pytest.MonkeyPatch) -> Shell:
+    monkeypatch.setenv("COLUMNS", "80")
+    return Shell()
+
+
+def ended(folder: Path, report: dict[str, object]) -> Run:
+    values = {"args": {"hf_model_id": "nvidia/Nemotron-3-Nano-30B-A3B-BF16"}}
+    record = Record.submit(folder, id=folder.name, recipe="quantize_nvfp4", values=values)
+    (folder / "report").mkdir()
+    (folder / "report" / "report.json").write_text(json.dumps(report))
+    outputs = [{"type": "checkpoint_hf", "path": str(folder / "hf"), "bytes": 17_300_000_000, "files": 4}]
+    times = {"started_at": "2026-11-26T08:05:00.000Z", "finished_at": "2026-11-26T09:17:30.000Z"}
+    record.update(state="succeeded", outputs=outputs, **times)
+    submitted(RunFolder(dir=folder), LocalProfile(), settled=True)
+    return Run.read(RunFolder(dir=folder))
+
+
+def test_a_table_fits_a_terminal(home: Path, shell: Shell) -> None:
+    ended(home / "runs" / LONG, {"evaluation": {"perplexity_base": 8.0, "perplexity_quantized": 8.1}})
+    recorded(home, "probe_1126-0805-000001")
+    done = shell("ps", "--all")
+    table = done.stdout.splitlines()[:3]
+    assert all(len(line) <= 80 for line in table)
+    assert table[0].split() == ["ID", "RECIPE", "MODEL", "WHERE", "STATE", "SINCE", "TOOK", "SIZE", "FIGURE"]
+    (row,) = (line for line in table if line.startswith("47f9a1"))
+    for said in ("quantize-", "Nemotron", "succeeded", "Nov 26", "1h12m", "17.3 GB", "ppl +1.25%"):
+        assert said in row
+    assert "000001  told_to_fail: m" in done.stdout
+    done = shell("ps")
+    assert "2 more ended: nemo experiment ps --all." in done.stdout and "No run goes on." in done.stdout
+
+
+def test_a_pipe_gets_whole_words(home: Path) -> None:
+    ended(home / "runs" / LONG, {})
+    shown = Shell()("ps", "--all").stdout
+    assert LONG in shown and "Nemotron-3-Nano-30B-A3B-BF16" in shown
+
+
+def test_ids_that_end_alike_are_shown_whole(home: Path, shell: Shell) -> None:
+    for run_id in ("a_1126-0805-000001", "b_1126-0805-000001", "c_1126-0805-000002"):
+        recorded(home, run_id)
+    shown = shell("ps", "--all").stdout
+    assert "a_1126-0805-000001 " in shown and "b_1126-0805-000001 " in shown and "\n000002 " in shown
+
+
+@pytest.mark.parametrize(
+    ("report", "figure"),
+    [
+        ({"evaluation": {"perplexity_base": 8.0, "perplexity_quantized": 7.9}, "size": {}}, "ppl -1.25%"),
+        ({"evaluation": None, "size": {"base_bytes": 100, "export_bytes": 59}}, "-41% size"),
+        ({"scores": [{"score": {"task": "mmlu", "metric": "acc", "value": 0.6543}}]}, "mmlu 0.654"),
+        ({"scores": 3, "evaluation": [], "size": None}, ""),
+        ({}, ""),
+    ],
+)
+def test_the_figure_that_says_most(home: Path, report: dict[str, object], figure: str) -> None:
+    assert key_figure(ended(home / "runs" / "q_1126-0805-000001", report)) == figure
+
+
+def test_runs_of_other_folders(home: Path, tmp_path: Path, shell: Shell) -> None:
+    ended(tmp_path / "output" / "mine" / "quantize_1-a", {})
+    assert json.loads(shell("ps", "--all", "--json").stdout) == []
+    (row,) = json.loads(shell("ps", "--all", "--in", str(tmp_path / "output"), "--json").stdout)
+    assert row["id"] == "quantize_1-a"
+
+
+def test_watching_ends_with_ctrl_c(home: Path, shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded(home, "probe_1126-0805-000001")
+    left = [None, None]
+
+    def sleep(_: float) -> None:
+        if not left:
+            raise KeyboardInterrupt
+        left.pop()
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    done = shell("ps", "--all", "--watch")
+    assert done.exit_code == 0 and done.stdout.count("RECIPE") == 3
+    assert shell("ps", "--watch", "--json").exit_code == 2
+
+
+def test_sizes_and_times_are_short() -> None:
+    assert [size_text(size) for size in (0, 999, 1000, 99_949, 99_950, 999_499, 999_500, 5.9e9, 2e15)] == [
+        *("0 B", "999 B", "1.0 kB", "99.9 kB", "100 kB", "999 kB", "1.0 MB", "5.9 GB", "2000 TB"),
+    ]
+    assert [took_text(seconds) for seconds in (-1, 0.4, 59.4, 59.6, 192, 3600, 7505, 97_300)] == [
+        *("0s", "0s", "59s", "1m00s", "3m12s", "1h00m", "2h05m", "1d03h"),
+    ]
