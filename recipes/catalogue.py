@@ -351,10 +351,9 @@ def written_out(recipe: Recipe) -> str:
     """A file with every value of a recipe and what it means, which gives the same recipe when it is merged."""
     import yaml
 
-    said = describe(recipe)
     lines = [f"# {recipe.name}: {recipe.summary}", f"# nemo experiment run {recipe.name} --config THIS_FILE", ""]
     section = ""
-    for row in said["values"]:
+    for row in values_described(recipe):
         above, _, name = row["key"].rpartition(".")
         if above != section and above:
             lines += ["", f"{above}:"]
@@ -370,6 +369,23 @@ def written_out(recipe: Recipe) -> str:
 
 def describe(recipe: Recipe) -> dict[str, Any]:
     """A recipe as plain data: values with meanings and types, artifacts, strategies, errors, releases."""
+    return {
+        "name": recipe.name,
+        "summary": recipe.summary,
+        "algorithm": recipe.algorithm,
+        "consumes": list(recipe.consumes),
+        "produces": list(recipe.produces),
+        "values": values_described(recipe),
+        "hardware": recipe.hardware,
+        "strategies": recipe.fact("strategies") or [],
+        "errors": recipe.fact("errors") or [],
+        "model_cards": sorted(cards()) if any(meaning.card for _, meaning in meanings(recipe.family.args)) else [],
+        "releases": releases(recipe.outline()),
+    }
+
+
+def values_described(recipe: Recipe) -> list[dict[str, Any]]:
+    """Every key of a recipe: its value, its type, and what it means."""
     partial = recipe.outline()
     values = []
     docs = {
@@ -383,16 +399,4 @@ def describe(recipe: Recipe) -> dict[str, Any]:
         value = getattr(holder, name) if name else holder
         named = kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")
         values.append({"key": key, "value": value, "type": named, "meaning": docs.get(key, "")})
-    return {
-        "name": recipe.name,
-        "summary": recipe.summary,
-        "algorithm": recipe.algorithm,
-        "consumes": list(recipe.consumes),
-        "produces": list(recipe.produces),
-        "values": values,
-        "hardware": recipe.hardware,
-        "strategies": recipe.fact("strategies") or [],
-        "errors": recipe.fact("errors") or [],
-        "model_cards": sorted(cards()) if any(meaning.card for _, meaning in meanings(recipe.family.args)) else [],
-        "releases": releases(partial),
-    }
+    return values

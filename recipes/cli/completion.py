@@ -5,18 +5,18 @@ takes the place of what stands behind it.
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 import typer
 
 from executors import find_profile, profile_names
-from recipes.catalogue import RECIPES, Recipe
+from recipes.catalogue import RECIPES, Recipe, values_described
 from recipes.experiment.run_ids import LATEST
 from recipes.experiment.store import runs_dir
 from recipes.values import field_types
+from scripts.args.meaning import meanings
 from scripts.args.typed import choices
 from scripts.formats import FORMATS
 from scripts.run.files import expanded
@@ -97,16 +97,11 @@ def _keys(recipe: Recipe | None, profile: str) -> Iterator[tuple[str, _Key]]:
         yield from ((f"executor.{one.name}", ("", ())) for one in fields(found))
     if recipe is None:
         return
-    partial = recipe.outline()
-    for key, kind in field_types(partial).items():
-        section, _, name = key.partition(".")
-        facts: Mapping[str, Any] = {}
-        if name:
-            holder = getattr(partial, section).__fn_or_cls__
-            facts = next(one.metadata for one in fields(holder) if one.name == name)
-        role = getattr(facts.get("meaning"), "role", None)
-        values = {"format": tuple(FORMATS), "model": _MODELS}.get(str(role), tuple(choices(kind)))
-        yield key, (str(facts.get("doc", "")), values)
+    few = {"format": tuple(FORMATS), "model": _MODELS}
+    roles = {f"args.{one.name}": str(meaning.role) for one, meaning in meanings(recipe.family.args)}
+    docs = {row["key"]: row["meaning"] for row in values_described(recipe)}
+    for key, kind in field_types(recipe.outline()).items():
+        yield key, (docs[key], few.get(roles.get(key, ""), tuple(choices(kind))))
 
 
 def _paths(value: str) -> Iterator[str]:

@@ -1,7 +1,6 @@
 """From jobs as they are asked for to the stages of a rehearsal. What they come to is run in tests/integration."""
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,7 +22,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _cached(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As where Megatron-Bridge is not installed."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
-    monkeypatch.setattr(scale, "util", SimpleNamespace(find_spec=lambda name: None))
+    monkeypatch.setattr(scale, "is_installed", lambda name: False)
 
 
 @pytest.fixture
