@@ -93,3 +93,16 @@ def test_who_submitted_a_job_that_has_not_begun_is_not_ended_in_its_place(
         assert ended, "it is the job that is ended"
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize(("recorded", "state"), [("succeeded", "succeeded"), ("cancelled", "failed"), ("", "failed")])
+def test_a_job_that_is_gone_while_its_launcher_has_not_said_how(tmp_path: Path, recorded: str, state: str) -> None:
+    """Stopped by torchrun for another rank's end it says `cancelled`, and torchrun itself has not ended yet."""
+    record = Record.submit(tmp_path / "run", id="run")
+    record.update(state="running", started_at="2026-01-01T00:00:00.000Z", process={**identity(), "pid": 2**22 + 1})
+    if recorded:
+        record.finish(recorded)
+    place, job = started(tmp_path, "RUNNING", "7", [])
+    job = replace(job, run_dir=str(tmp_path / "run"))
+    (seen,) = place.states([job]).values()
+    assert seen is not None and seen.state == state
