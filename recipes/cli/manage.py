@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperCommand
 
 from recipes.cli.completion import run_ids
-from recipes.cli.document import FAILED, AsJson, exits, say
+from recipes.cli.document import FAILED, AsJson, exits, print_json, say
 from scripts.run.problems import JobError, Problem, ProblemsError
 from scripts.run.record import DamagedRecordError
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from recipes.experiment.store import RunFolder
 
 _WATCH_SECONDS = 2.0
+#: In a JSON document.
+_MOST_OF_LOG = 1 << 16
 RunId = Annotated[
     str,
     typer.Argument(metavar="ID", help="A run's id, a part of it, latest, or latest:RECIPE.", autocompletion=run_ids),
@@ -108,6 +110,7 @@ def logs(
     run_id: RunId,
     rank: Annotated[int, typer.Argument(help="Whose log.")] = 0,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run has ended.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Its end, in one JSON document.")] = False,
 ) -> None:
     """Print the log of a run's rank 0, or of another; of its launcher, as long as the job has not begun.
 
@@ -115,10 +118,15 @@ def logs(
     """
     from recipes.experiment.logs import log_of, refuse_rank
 
-    for folder in _found([run_id]):
+    for folder in _found([run_id], as_json=as_json):
         try:
-            with exits():
+            with exits(as_json=as_json):
                 refuse_rank(folder, rank)
+                if as_json:
+                    whole = b"".join(log_of(folder, f"rank{rank}.log", follow=follow))
+                    text = whole[-_MOST_OF_LOG:].decode(errors="replace")
+                    print_json({"id": folder.id, "rank": rank, "bytes": len(whole), "text": text})
+                    return
                 for piece in log_of(folder, f"rank{rank}.log", follow=follow):
                     sys.stdout.buffer.write(piece)
                     sys.stdout.buffer.flush()

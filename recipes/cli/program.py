@@ -31,3 +31,7 @@ def main() -> None:
     """What the console scripts call."""
     gc.freeze()  # what is imported stays
     program()()
+
+
+if __name__ == "__main__":
+    main()

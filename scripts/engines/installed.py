@@ -57,4 +57,3 @@ def here(kind: type[ScriptArgs]) -> Here:
     if installed(kind.SCRIPTS):
         by.append("script")
     return Here(by=tuple(by), needs="; ".join(needs) if needs or by else _CONTAINER)
-

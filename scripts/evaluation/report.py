@@ -1,16 +1,18 @@
-"""What a person reads after an evaluation: report.json, a plot, and a table for the log.
+"""What a person reads after an evaluation: report.json, one HTML page with a plot, and a table for the log.
 
 report.json (schema 1): `harness`, `checkpoint`, `backend`, `quantization`, `restored`, `conditions`, `seconds`,
 `baseline` (null without one), `scores` (score, before, change, sigmas), `warnings`.
 """
 
-from collections.abc import Sequence
+import importlib.util
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from scripts.evaluation.scores import REPORT, Compared
-from scripts.run.drawing import Table, png_of, tables_as_text
-from scripts.run.files import write_json
+from scripts.run import page
+from scripts.run.drawing import Table, svg_of, tables_as_text
+from scripts.run.files import write_json, write_text
 
 _PLOTTED_METRICS = 4
 _PLOTTED_TASKS = 24
@@ -18,21 +20,34 @@ _PLOTTED_TASKS = 24
 _NOISE = 2.0
 
 
-def write_report(folder: Path, report: dict[str, Any], rows: Sequence[Compared]) -> None:
-    """Write report.json and, where matplotlib is installed, scores.png."""
+def write_report(folder: Path, report: dict[str, Any], rows: Sequence[Compared], about: Mapping[str, str]) -> None:
+    """Write report.json and index.html; plots where matplotlib is installed."""
     write_json(folder / REPORT, report)
-    try:
-        import matplotlib  # noqa: F401 - what runs the harness need not have it
-    except ImportError:
-        return
-    (folder / "scores.png").write_bytes(_plot(_headlines(rows)))
+    compared = any(row.before is not None for row in rows)
+    plot = ""
+    if importlib.util.find_spec("matplotlib"):  # what runs the harness need not have it
+        plot = page.drawing(_plot(_headlines(rows)), "The scores, with a standard error.")
+    write_text(
+        folder / "index.html",
+        page.page(
+            f"{report['checkpoint']} by {report['backend']}",
+            about=about,
+            notes=report["warnings"],
+            parts=[page.table(_columns(compared), [_cells(row, compared) for row in rows], left=2), plot],
+        ),
+    )
+
+
+def _columns(compared: bool) -> tuple[str, ...]:
+    return ("task", "metric", "score", "+/-", *(("before", "change", "") if compared else ()))
 
 
 def as_text(rows: Sequence[Compared], *, title: str, warnings: Sequence[str]) -> str:
     """The scores that are no part of another, as a table for a terminal or a log."""
     compared = any(row.before is not None for row in rows)
-    names = ("task", "metric", "score", "+/-", *(("before", "change", "") if compared else ()))
-    columns: dict[str, Any] = {name: "left" if name in ("task", "metric", "") else "right" for name in names}
+    columns: dict[str, Any] = {
+        name: "left" if name in ("task", "metric", "") else "right" for name in _columns(compared)
+    }
     table = Table(title=title, columns=columns, rows=[_cells(row, compared) for row in _headlines(rows)])
     return tables_as_text([table], [f"warning: {warning}" for warning in warnings])
 
@@ -63,7 +78,7 @@ def verdict(row: Compared) -> str:
     return "better" if (row.change > 0) == row.score.higher_is_better else "worse"
 
 
-def _plot(rows: Sequence[Compared]) -> bytes:
+def _plot(rows: Sequence[Compared]) -> str:
     """Bars for each task, an axis for each metric: perplexities and shares have nothing in common."""
     from matplotlib.figure import Figure
 
@@ -73,8 +88,10 @@ def _plot(rows: Sequence[Compared]) -> bytes:
     for axes, metric in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True):
         _bars(axes, metric, _of_metric(rows, metric))
     if any(row.before is not None for row in rows):
-        figure.legend(*figure.axes[0].get_legend_handles_labels(), fontsize=7, ncols=2, loc="outside lower center")
-    return png_of(figure)
+        figure.legend(
+            *figure.axes[0].get_legend_handles_labels(), fontsize=8, ncols=2, frameon=False, loc="outside lower center"
+        )
+    return svg_of(figure)
 
 
 def _of_metric(rows: Sequence[Compared], metric: str) -> list[Compared]:

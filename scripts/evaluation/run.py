@@ -19,6 +19,7 @@ from scripts.evaluation.report import as_text, write_report
 from scripts.evaluation.scores import SCHEMA, Baseline, as_rows, compare, read_baseline, read_results, scores_of
 from scripts.processor import bf16_is_slow
 from scripts.run.files import expanded, staged
+from scripts.run.page import about
 from scripts.run.problems import JobError
 from scripts.run.provenance import compute_capabilities
 from scripts.run.record import Record
@@ -107,7 +108,7 @@ def _report(args: EvaluateArgs, loading: Loading, baseline: Baseline | None, fol
     }
     final = record.dir / "report"
     with staged(final) as beside:
-        write_report(beside, report, rows)
+        write_report(beside, report, rows, about(record.dir))
         for file in sorted(folder.iterdir()):  # the harness's own words, and the answers where they are kept
             shutil.copy2(file, beside / file.name)
     for score in (row.score for row in rows):

@@ -1,6 +1,7 @@
 """What a report is made of besides its JSON: tables for a terminal or a log, and plots."""
 
 import io
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -53,8 +54,17 @@ def took_text(seconds: float) -> str:
     return f"{whole}s"
 
 
-def png_of(figure: Any) -> bytes:
-    """A matplotlib figure as a file's content."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return buffer.getvalue()
+def svg_of(figure: Any) -> str:
+    """A matplotlib figure as an SVG: text stays text, and black is the colour of the text around it."""
+    from matplotlib import rc_context
+
+    buffer = io.StringIO()
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "recipes"}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    drawn = buffer.getvalue()
+    drawn = re.sub(r'(<svg [^>]*?)width="[^"]*" ', r"\1", drawn[drawn.index("<svg") :], count=1)
+    drawn = re.sub(r'(<svg [^>]*?)height="[^"]*" ', r"\1", drawn, count=1)
+    drawn = re.sub(r"<metadata>.*?</metadata>", "", drawn, flags=re.DOTALL)
+    # Text has no colour of its own, and would be black.
+    drawn = drawn.replace('<text style="', '<text style="fill: currentColor; ').replace("#000000", "currentColor")
+    return drawn.strip()

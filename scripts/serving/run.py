@@ -10,7 +10,7 @@ import re
 import shlex
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -21,7 +21,8 @@ from scripts.args.meaning import ScriptArgs, ScriptSpec
 from scripts.args.serve import ServeArgs
 from scripts.engines.child import Output, last_words
 from scripts.engines.script.locate import child_environment
-from scripts.run.files import write_json
+from scripts.run import page
+from scripts.run.files import write_json, write_text
 from scripts.run.problems import JobError
 from scripts.run.record import Record
 from scripts.run.registry import refuse
@@ -136,6 +137,7 @@ def _report(args: ServeArgs, report: dict[str, Any], answers: Sequence[Answer], 
     folder = record.dir / "report"
     report |= {"answers": rows, "warnings": warnings}
     write_json(folder / "serve.json", report)
+    write_text(folder / "index.html", _as_html(report, page.about(record.dir)))
     for answer in answers:
         record.line(f"{answer.prompt!r} -> {answer.text!r} ({answer.seconds:.2f} s)")
     for name in ("start_seconds", "first_answer_seconds", "tokens_per_second"):
@@ -152,6 +154,19 @@ def _report(args: ServeArgs, report: dict[str, Any], answers: Sequence[Answer], 
     for warning in warnings:
         record.line(f"warning: {warning}")
     record.artifact("eval_results", folder, server=args.server, quantization=report["quantization"])
+
+
+def _as_html(report: Mapping[str, Any], about: Mapping[str, str]) -> str:
+    measured = {
+        "start (s)": report["start_seconds"],
+        "first answer (s)": report["first_answer_seconds"],
+        "tokens/s, one prompt at a time": report["tokens_per_second"],
+    }
+    rows = [(name, "-" if value is None else f"{value:.2f}") for name, value in measured.items()]
+    said = [(row["prompt"], row["text"], row["flaw"] or "", f"{row['seconds']:.2f}") for row in report["answers"]]
+    title = f"{report['checkpoint']} by {SERVERS[report['server']].title}"
+    answers = page.section("Answers", page.table(("prompt", "answer", "", "s"), said, left=3))
+    return page.page(title, about=about, notes=report["warnings"], parts=[page.table(("", ""), rows), answers])
 
 
 def _tokens_per_second(answers: Sequence[Answer]) -> float | None:

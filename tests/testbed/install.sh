@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# What the executor tests need on this machine: Slurm with accounting, an SSH server, a Docker engine, shells.
+# What the executor tests need on this machine: Slurm with accounting, an SSH server, a Docker engine, shells, a browser.
 # On Debian or Ubuntu as root it is installed; elsewhere those tests are skipped, unless REQUIRE_TESTBED is set.
 set -euo pipefail
-packages=(slurm-wlm slurmdbd munge mariadb-server openssh-server openssh-client rsync docker.io libslurm-dev gcc zsh fish)
+packages=(slurm-wlm slurmdbd munge mariadb-server openssh-server openssh-client rsync docker.io libslurm-dev gcc zsh fish chromium)
 missing=()
 for package in "${packages[@]}"; do
     dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'install ok installed' || missing+=("$package")

@@ -1,11 +1,11 @@
-"""What a person reads after a quantization: report.json, plots, one HTML page, and a table for terminals.
+"""What a person reads after a quantization: report.json, one HTML page with plots, and a table for terminals.
 
 report.json (schema 1): `model`, `format`, `calibration`, `evaluation` (null when skipped), `size`,
 `layers` (name, weight_db, input_db, output_db), `generations`, `verified`, `warnings`.
 """
 
-import base64
 import re
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,16 @@ from typing import Any
 from scripts.args.quantize import QuantizeArgs
 from scripts.engines.hf.evaluate import Scores
 from scripts.engines.hf.samples import Samples
-from scripts.run.drawing import Table, png_of, tables_as_text
+from scripts.run import page
+from scripts.run.drawing import Table, svg_of, tables_as_text
 from scripts.run.files import weight_bytes, write_json, write_text
 
 SCHEMA = 1
 _WORST = 12
 _QUALITY_SAMPLES = 128
 _SCORED_SAMPLES = 16
+#: More layers than this are a map.
+_DRAWN_LAYERS = 20
 _SIDES = (("weight_db", "weights"), ("input_db", "inputs"), ("output_db", "outputs"))
 
 
@@ -65,26 +68,50 @@ def warnings(args: QuantizeArgs, samples: Samples) -> list[str]:
 
 
 def write_report(folder: Path, report: dict[str, Any]) -> None:
-    """Write report.json, the PNG plots and index.html into `folder`."""
+    """Write report.json and index.html into `folder`, which lies in the directory of the run."""
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "report.json", report)
-    layers = report["layers"]
-    plots = {"sqnr_by_depth.png": _plot_depth(layers), "worst_layers.png": _plot_worst(layers)} if layers else {}
-    for name, png in plots.items():
-        (folder / name).write_bytes(png)
-    write_text(folder / "index.html", as_html(report, plots))
+    write_text(folder / "index.html", as_html(report, page.about(folder.parent)))
 
 
-def as_html(report: dict[str, Any], plots: dict[str, bytes]) -> str:
-    """One page without outside references; every value is escaped."""
-    import jinja2
-
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    template = environment.from_string(Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8"))
-    images = {name: base64.b64encode(png).decode("ascii") for name, png in plots.items()}
-    return template.render(
-        report=report, rows=summary_rows(report), images=images, worst=worst_layers(report["layers"])
+def as_html(report: dict[str, Any], about: Mapping[str, str]) -> str:
+    """One page without outside references."""
+    layers, scores, calibration = report["layers"], report["evaluation"], report["calibration"]
+    scored = "Not scored."
+    if scores:
+        scored = f"Scored on {scores['samples']} other samples ({scores['tokens']} tokens) from {scores['source']}."
+    measured = {layer["name"]: _severity(layer) for layer in layers if _severity(layer) != float("inf")}
+    worst = [
+        (layer["name"], *("-" if layer[key] is None else f"{layer[key]:.1f}" for key, _ in _SIDES))
+        for layer in worst_layers(layers)
+    ]
+    drawn = []
+    if layers:
+        drawn.append(page.drawing(_plot_worst(layers), "The worst layers: signal over quantization noise, in dB."))
+    if len(measured) > _DRAWN_LAYERS:
+        said = "Signal over noise at the outputs of each layer, in dB; the stronger the colour, the less of it."
+        drawn.append(page.heat({_block_and_part(name): value for name, value in measured.items()}, said))
+    elif measured:
+        drawn.append(page.drawing(_plot_depth(layers), "Signal over noise at the outputs, by depth, in dB."))
+    texts = [page.side_by_side(one["prompt"], one["before"], one["after"]) for one in report["generations"]]
+    return page.page(
+        f"{report['model']} in {report['format']}",
+        about=about,
+        notes=report["warnings"],
+        parts=[
+            page.table(("", "before", "after", "change"), summary_rows(report)),
+            page.text(f"Calibrated on {calibration['samples']} samples from {calibration['source']}. {scored}"),
+            page.section("Layers", *drawn, page.table(("layer", *(f"{label} dB" for _, label in _SIDES)), worst)),
+            page.section("Text before and after", *texts),
+            page.section("Verified on disk", page.table(("", ""), report["verified"], left=2)),
+        ],
     )
+
+
+def _block_and_part(name: str) -> tuple[str, str]:
+    """A layer's place in a map: the number of its block, and what it is there."""
+    found = re.fullmatch(r"(?:.*?\.)?(\d+)\.(.*)", name)
+    return (found[1], found[2]) if found else ("", name)
 
 
 def as_text(report: dict[str, Any]) -> str:
@@ -131,7 +158,7 @@ def _severity(layer: dict[str, Any]) -> float:
     return float(known[0]) if known else float("inf")
 
 
-def _plot_depth(layers: list[dict[str, Any]]) -> bytes:
+def _plot_depth(layers: list[dict[str, Any]]) -> str:
     """Output SQNR against depth, one line for each kind of layer."""
     kinds: dict[str, list[tuple[int, float]]] = {}
     for layer in layers:
@@ -142,14 +169,14 @@ def _plot_depth(layers: list[dict[str, Any]]) -> bytes:
     figure, axes = _figure()
     for kind, points in kinds.items():
         axes.plot(*zip(*sorted(points), strict=True), marker="o", markersize=3, linewidth=1, label=kind)
-    axes.set(xlabel="layer", ylabel="output SQNR (dB)", title="Which layers suffer (lower is worse)")
+    axes.set(xlabel="layer", ylabel="output SQNR (dB)", ylim=(0, None))
     axes.xaxis.get_major_locator().set_params(integer=True)
     if kinds:
-        figure.legend(fontsize=7, ncols=4, loc="outside lower center")
-    return png_of(figure)
+        figure.legend(fontsize=8, ncols=2, frameon=False, loc="outside lower center")
+    return svg_of(figure)
 
 
-def _plot_worst(layers: list[dict[str, Any]]) -> bytes:
+def _plot_worst(layers: list[dict[str, Any]]) -> str:
     """Bars for the worst layers: weights, inputs, outputs."""
     worst = worst_layers(layers)[::-1]
     figure, axes = _figure()
@@ -157,14 +184,14 @@ def _plot_worst(layers: list[dict[str, Any]]) -> bytes:
         axes.barh(
             [i + offset for i in range(len(worst))], [layer[key] or 0.0 for layer in worst], height=0.25, label=label
         )
-    axes.set_yticks(range(len(worst)), [layer["name"].removeprefix("model.") for layer in worst], fontsize=7)
-    axes.set(xlabel="SQNR (dB)", title="The worst layers")
-    figure.legend(fontsize=7, ncols=3, loc="outside lower center")
-    return png_of(figure)
+    axes.set_yticks(range(len(worst)), [layer["name"].removeprefix("model.") for layer in worst], fontsize=8)
+    axes.set(xlabel="SQNR (dB)")
+    figure.legend(fontsize=8, ncols=3, frameon=False, loc="outside lower center")
+    return svg_of(figure)
 
 
 def _figure() -> tuple[Any, Any]:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 4), layout="constrained")
+    figure = Figure(figsize=(5.5, 4), layout="constrained")
     return figure, figure.subplots()

@@ -423,7 +423,8 @@ def test_a_quantization_is_scored_before_and_after(
     assert 0.25 <= scores["tiny_choice", "acc"] < 0.6
     (artifact,) = before.record["outputs"]
     assert (artifact["type"], artifact["path"]) == ("eval_results", str(before.run_dir / "report"))
-    assert (before.run_dir / "report" / "scores.png").read_bytes().startswith(b"\x89PNG")
+    page = (before.run_dir / "report" / "index.html").read_text()
+    assert "<svg" in page and "byte_perplexity" in page and before.run_dir.name in page
     assert ("tiny_text/byte_perplexity", scores["tiny_text", "byte_perplexity"]) in [
         (row["name"], row["value"]) for row in metrics(before)
     ]

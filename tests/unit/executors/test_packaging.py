@@ -103,7 +103,7 @@ def test_none_packs_our_packages_alone(folder: Path) -> None:
     assert (unpacked / ".recipes/executors/packaging/code.py").read_bytes() == Path(packaging.__file__).read_bytes()
     assert (unpacked / ".recipes/configs/quantize/fp8.yaml").is_file()
     kinds = {path.suffix for path in unpacked.rglob("*") if path.is_file()}
-    assert kinds == {".py", ".yaml", ".json", ".j2"}  # what runs, and nothing else
+    assert kinds == {".py", ".yaml", ".json"}  # what runs, and nothing else
     assert code.digest == code.own_digest
     assert (code.commit, code.largest) == (None, ())
     assert code.notes() == []
