@@ -22,7 +22,7 @@ def told(args: ScriptArgs, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dic
     def child(**values: Any) -> None:
         raise ToldError(values["words"][-1])
 
-    monkeypatch.setattr(engine.util, "find_spec", lambda _: object())
+    monkeypatch.setattr(engine, "is_installed", lambda _: True)
     monkeypatch.setattr(engine, "local_model", lambda name, _: f"/cache/{name.removeprefix('tiny:')}")
     monkeypatch.setattr(engine, "Child", child)
     with pytest.raises(ToldError) as words:
