@@ -15,8 +15,10 @@ JOBS   ?= $(shell nproc 2>/dev/null || echo 2)
 
 .PHONY: bridge bridge-tests bridged demo test lint types unit models testbed integration covered benchmark architectures golden clean
 
+# Where `make bridge` was run, the same by Megatron-Bridge.
 demo: $(VENV)/.ready
 	$(BIN)/nemo experiment run quantize_fp8 executor=local args.hf_model_id=tiny:qwen3 --yes
+	test ! -e $(VENV)/.ready-bridge || $(BIN)/nemo experiment run quantize_fp8 executor=local engine=bridge args.hf_model_id=tiny:qwen3 --yes
 
 test: lint types unit integration covered bridged
 

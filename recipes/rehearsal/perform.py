@@ -74,7 +74,9 @@ class Rehearsal:
         if left := job.place.profile.env.keys() - _variables(job).keys():
             found.append(f"variables that name files there: {', '.join(sorted(left))}")
         if scaled.stand_ins:
-            found.append("the weights, data and checkpoints that it names")
+            random = any("random weights" in one for one in scaled.stand_ins)
+            scores = "; what is scored here are random weights" if random else ""
+            found.append(f"the weights, data and checkpoints that it names{scores}")
         if job.nodes * job.processes != scaled.processes:
             found.append(f"{job.nodes * job.processes} ranks on {job.nodes} machines, and the memory of any of them")
         return [*found, *dict.fromkeys(line for run in self.runs for line in run.record.get("not_shown", ()))]

@@ -181,7 +181,7 @@ class _Scaling:
         if role in ("first_stage", "last_stage"):  # of two, one says what is left for the other
             return 1 if role == "first_stage" and value is not None and self.sizes["pp"] > 1 else None
         if role in ("kept_parameters", "kept_active_parameters", "kept_memory"):
-            return value if value is None else value * self._share(role)
+            return value if value is None else float(f"{value * self._share(role):.3g}")
         if role == "pruned_sizes":
             return None if value is None else {size: self._pruned(size, asked) for size, asked in value.items()}
         return self._number(name, role, value)

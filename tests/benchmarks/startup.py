@@ -1,4 +1,4 @@
-"""What a dry run and a plan cost beyond NeMo-Run itself: `python tests/benchmarks/startup.py [--repeat N]`.
+"""What a dry run and a plan cost beyond NeMo-Run itself, and `mor` without it: `python tests/benchmarks/startup.py`.
 
 Times whole processes in turn (A B A B ...) after one warm-up each and prints medians of wall and processor time and
 their difference, so that a slow machine slows both; then the checks of one job alone, in this process.
@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-NEMO = str(Path(sys.executable).with_name("nemo"))
+NEMO, MOR = (str(Path(sys.executable).with_name(name)) for name in ("nemo", "mor"))
 #: A place whose storage is not here: the benchmark needs no room for 60 GB.
 PLACE = ["executor=slurm", "executor.output_root=/lustre/runs", "executor.image=nvcr.io/nvidia/nemo:26.06"]
 PLANNED = ["quantize_fp8", *PLACE, "args.hf_model_id=Qwen/Qwen3-30B-A3B", "executor.nodes=2"]
@@ -24,6 +24,12 @@ COMMANDS = {
     "dry run, tiny model": [NEMO, "experiment", "run", "quantize_nvfp4", "args.hf_model_id=tiny:qwen3", "--dryrun"],
     "plan": [NEMO, "experiment", "plan", *PLANNED],
     "import recipes": [sys.executable, "-c", "import recipes"],
+    "mor ps": [MOR, "ps"],
+    "mor recipes": [MOR, "recipes"],
+    "mor explain": [MOR, "explain", "timeout"],
+    "mor executors": [MOR, "executors"],
+    "mor plan": [MOR, "plan", *PLANNED],
+    "mor --help": [MOR, "--help"],
 }
 
 

@@ -7,7 +7,7 @@ report.json (schema 1): `model`, `format`, `calibration`, `evaluation` (null whe
 import re
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from scripts.args.quantize import QuantizeArgs
@@ -95,7 +95,7 @@ def as_html(report: dict[str, Any], about: Mapping[str, str]) -> str:
         drawn.append(page.drawing(_plot_depth(layers), "Signal over noise at the outputs, by depth, in dB."))
     texts = [page.side_by_side(one["prompt"], one["before"], one["after"]) for one in report["generations"]]
     return page.page(
-        f"{report['model']} in {report['format']}",
+        _title(report),
         about=about,
         notes=report["warnings"],
         parts=[
@@ -108,6 +108,11 @@ def as_html(report: dict[str, Any], about: Mapping[str, str]) -> str:
     )
 
 
+def _title(report: Mapping[str, Any]) -> str:
+    """The model as people call it: of a folder its name alone."""
+    return f"{PurePath(report['model']).name if report['model'][:1] in '/.~' else report['model']} in {report['format']}"
+
+
 def _block_and_part(name: str) -> tuple[str, str]:
     """A layer's place in a map: the number of its block, and what it is there."""
     found = re.fullmatch(r"(?:.*?\.)?(\d+)\.(.*)", name)
@@ -116,7 +121,7 @@ def _block_and_part(name: str) -> tuple[str, str]:
 
 def as_text(report: dict[str, Any]) -> str:
     """The summary and the layers that suffer most, as tables for a terminal or a log."""
-    title = f"{report['model']} in {report['format']}"
+    title = _title(report)
     columns: dict[str, Any] = {"": "left", "before": "right", "after": "right", "change": "right"}
     tables = [Table(title=title, columns=columns, rows=summary_rows(report))]
     if report["layers"]:
