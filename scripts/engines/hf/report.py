@@ -110,7 +110,8 @@ def as_html(report: dict[str, Any], about: Mapping[str, str]) -> str:
 
 def _title(report: Mapping[str, Any]) -> str:
     """The model as people call it: of a folder its name alone."""
-    return f"{PurePath(report['model']).name if report['model'][:1] in '/.~' else report['model']} in {report['format']}"
+    model = str(report["model"])
+    return f"{PurePath(model).name if model.startswith(('/', '.', '~')) else model} in {report['format']}"
 
 
 def _block_and_part(name: str) -> tuple[str, str]:
