@@ -17,6 +17,8 @@ from scripts.run.schema import MAX_BYTES
 LATEST = "latest"
 _TITLE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _MOST_OF_TITLE = 48
+#: Of a part that is not the beginning: `rm 1` is not to find a run by a digit of its id.
+_LEAST_PART = 4
 _SUBMITTED = re.compile(rb'"submitted_at": "([^"]*)"')
 _RECIPE = re.compile(rb'"recipe": "([^"]*)"')
 
@@ -49,14 +51,15 @@ def title_problems(name: str | None) -> list[Problem]:
 def find_run(word: str) -> RunFolder:
     """The run that `word` names: its id, a part that no other has, `latest`, or `latest:RECIPE`. Raises ProblemsError.
 
-    Of ids that begin with the word and others that hold it, the first count.
+    Of ids that begin with the word and others that hold it, the first count; a rank's number is no part of an id.
     """
     folders = run_folders()
     if word.partition(":")[0] == LATEST:
         return _latest(folders, word)
     matches = [folder for folder in folders if folder.id == word]
     matches = matches or [folder for folder in folders if word and folder.id.startswith(word)]
-    matches = matches or [folder for folder in folders if word and word in folder.id]
+    if len(word) >= _LEAST_PART:
+        matches = matches or [folder for folder in folders if word in folder.id]
     if len(matches) == 1:
         return matches[0]
     cause = "several runs have that in their ids" if matches else "no run of that id is recorded here"

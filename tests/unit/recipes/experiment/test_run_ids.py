@@ -50,7 +50,7 @@ def test_words_that_find_a_run(home: Path) -> None:
     assert find_run("ad07").id == find_run("quantize_fp8_17").id == old
     assert find_run("47f9").id == find_run("0805").id == new
     assert find_run("mine").id == "mine_1126-0806-000001", "one that begins with the word counts before others"
-    for word in ("quantize", "1126", "", "absent"):
+    for word in ("quantize", "1126", "", "absent", "f9a", "d"):
         with pytest.raises(ProblemsError) as caught:
             find_run(word)
         assert caught.value.problems[0].name == "unknown_run"
