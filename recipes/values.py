@@ -8,7 +8,7 @@ import unicodedata
 from collections.abc import Mapping
 from copy import deepcopy
 from functools import cache, lru_cache
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
 from recipes.planner.gpus import stated_problems
@@ -102,11 +102,20 @@ def set_value(partial: "run.Partial[Any]", key: str, value: Any, *, strict: bool
 
 def type_problems(partial: "run.Partial[Any]") -> list[Problem]:
     """What of a recipe has another type than its field: values from files and words have theirs, Python takes any."""
-    problems = []
+    from fiddle import Config
+
+    problems: list[Problem] = []
+    held = {section: getattr(partial, section) for section in ("script", "args", "torchrun")}
+    if strange := [section for section, values in held.items() if not isinstance(values, Config)]:
+        return [_wrong(one, type(held[one]).__name__, f"is no Config: set {one}.KEY, one by one") for one in strange]
     for key, kind in field_types(partial).items():
         section, _, name = key.partition(".")
         holder = getattr(partial, section)
-        problems += _convert(kind, key, getattr(holder, name) if name else holder, strict=True)[1]
+        value = getattr(holder, name) if name else holder
+        if isinstance(value, PurePath):
+            problems.append(_wrong(key, value, "is a path object, and the key takes a text: str(path)"))
+            continue
+        problems += _convert(kind, key, value, strict=True)[1]
     return problems
 
 

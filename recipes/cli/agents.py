@@ -61,7 +61,9 @@ def _said(command: str, *words: str) -> dict[str, Any]:
     except ValueError:  # a command line that no command has
         document = {"state": "refused", "error": done.stderr.strip()}
     found: dict[str, Any] = document if isinstance(document, dict) else {"rows": document}
-    return found | ({"exit_status": done.returncode} if done.returncode else {})
+    if not done.returncode:
+        return found
+    return {"state": "refused" if done.returncode == REFUSED else "failed"} | found | {"exit_status": done.returncode}
 
 
 def recipes() -> dict[str, Any]:
@@ -74,12 +76,12 @@ def recipe(name: str) -> dict[str, Any]:
     return _said("recipes", "--", name)
 
 
-def plan(recipe: str, values: list[str]) -> dict[str, Any]:
+def plan(recipe: str, values: list[str] | None = None) -> dict[str, Any]:
     """Whether a job fits, where its memory goes, what each rank would run, and every problem. Nothing is written."""
     return _with("plan", recipe, values)
 
 
-def dry_run(recipe: str, values: list[str]) -> dict[str, Any]:
+def dry_run(recipe: str, values: list[str] | None = None) -> dict[str, Any]:
     """All values of a job and the exact script or request that would be submitted. Nothing is written."""
     return _with("run", recipe, values, "--dryrun")
 
@@ -116,7 +118,7 @@ def executors() -> dict[str, Any]:
     return _said("executors")
 
 
-def submit(recipe: str, values: list[str]) -> dict[str, Any]:
+def submit(recipe: str, values: list[str] | None = None) -> dict[str, Any]:
     """Check a job and submit it, detached. The document has the run's id, for `status` and `logs`."""
     return _with("run", recipe, values, "--detach", "--yes")
 
@@ -127,11 +129,11 @@ READING: tuple[Callable[..., dict[str, Any]], ...] = (
 )
 
 
-def _with(command: str, recipe: str, values: list[str], *options: str) -> dict[str, Any]:
+def _with(command: str, recipe: str, values: list[str] | None, *options: str) -> dict[str, Any]:
     """A command on a recipe. An option among the values could submit, or force what was refused: it is none."""
-    strange = [value for value in (recipe, *values) if value.startswith("-")]
+    strange = [value for value in (recipe, *(values or [])) if value.startswith("-")]
     if strange:
         cause, remedy = "an option is no value", "Write KEY=VALUE."
         found = [Problem(name="not_an_override", key=one, value=None, cause=cause, remedy=remedy) for one in strange]
         return {"state": "refused", "problems": [one.as_data() for one in found], "exit_status": REFUSED}
-    return _said(command, *options, recipe, *values)
+    return _said(command, *options, recipe, *(values or []))

@@ -1,7 +1,5 @@
 """Runs as a table: what was run, where, how it stands, since when, how long, what it left, and what came of it."""
 
-import os
-import sys
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Literal
@@ -22,8 +20,9 @@ def print_runs(runs: Sequence[Run], *, hidden: int = 0) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    fits = sys.stdout.isatty() or "COLUMNS" in os.environ
-    console = Console(highlight=False, markup=False, width=None if fits else _ANY_WIDTH)
+    console = Console(highlight=False, markup=False, color_system=None)
+    fits = console.is_terminal
+    console.width = console.width if fits else _ANY_WIDTH
     short = _short_ids(runs) if fits else {}
     rows = [[short.get(run.id, run.id), *map(_plain, (cell(run) for cell in _CELLS))] for run in runs]
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="")
@@ -73,8 +72,9 @@ def _short_ids(runs: Sequence[Run]) -> dict[str, str]:
 
 
 def _recipe(run: Run) -> str:
-    """How its id begins: the recipe, with the values of a sweep, or the name that it was given."""
-    return run.id.rpartition("_")[0] or str(run.record.get("recipe") or "")
+    """The recipe, with the values of a sweep, and the name that it was given."""
+    title, recipe = run.id.rpartition("_")[0], str(run.record.get("recipe") or "")
+    return title if title.startswith(recipe) else f"{recipe} {title}".strip()
 
 
 def _model(run: Run) -> str:

@@ -80,6 +80,9 @@ def ps(
             say("No run goes on." if found else "No run is recorded here.")
 
     with exits(as_json=as_json):
+        if within is not None and not within.is_dir():
+            wrong = Problem(name="missing_path", key="--in", value=within, cause="there is no such folder")
+            raise ProblemsError([wrong])
         if watch and as_json:
             cause, remedy = "one document is printed once", "Leave one of them out."
             wrong = Problem(name="contradiction", key="--watch", value="--json", cause=cause, remedy=remedy)
@@ -117,6 +120,7 @@ def logs(
     Example: nemo experiment logs -f quantize_fp8_1126-0805-47f9a1
     """
     from recipes.experiment.logs import log_of, refuse_rank
+    from recipes.experiment.runs import look
 
     for folder in _found([run_id], as_json=as_json):
         try:
@@ -127,9 +131,13 @@ def logs(
                     text = whole[-_MOST_OF_LOG:].decode(errors="replace")
                     print_json({"id": folder.id, "rank": rank, "bytes": len(whole), "text": text})
                     return
+                said = 0
                 for piece in log_of(folder, f"rank{rank}.log", follow=follow):
+                    said += len(piece)
                     sys.stdout.buffer.write(piece)
                     sys.stdout.buffer.flush()
+                if not said:
+                    say(f"{folder.id} is {look([folder])[0].state}, and has no log of rank {rank}.", to=sys.stderr)
         except KeyboardInterrupt:
             raise typer.Exit(0) from None
 

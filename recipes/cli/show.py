@@ -193,7 +193,9 @@ class Output:
             return
         width = max(len(recipe.name) for recipe in recipes)
         say(f"{'recipe':{width}}  {'here':10}  what it does")
-        for algorithm, of in groupby(recipes, key=lambda recipe: recipe.algorithm):
+        order = list(dict.fromkeys(recipe.algorithm for recipe in recipes))
+        together = sorted(recipes, key=lambda recipe: order.index(recipe.algorithm))
+        for algorithm, of in groupby(together, key=lambda recipe: recipe.algorithm):
             listed = list(of)
             say(f"\n{algorithm}: {ALGORITHMS[algorithm].doc.partition(chr(10))[0]}")
             for recipe in listed:

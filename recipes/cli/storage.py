@@ -47,11 +47,11 @@ def open_report(
     with exits(as_json=as_json):
         run = Run.read(find_run(run_id))
         folder = Path(run.record.get("run_dir", run.dir)) / "report"
-        pages = [folder / name for name in ("index.html", "report.json") if (folder / name).is_file()]
+        pages = [folder / "index.html", folder / "report.json", *sorted(folder.glob("*.json"))]
+        pages = [path for path in pages if path.is_file()]
         if not pages:
-            left = any(output.get("type") == "eval_results" for output in run.record.get("outputs") or [])
-            unseen = f"its report cannot be seen from here: {folder}"
-            cause = unseen if left else f"it is {run.state}, and left no report"
+            left = any(str(output.get("path")) == str(folder) for output in run.record.get("outputs") or [])
+            cause = f"{folder} cannot be seen from here" if left else f"it left no report; its state is {run.state}"
             remedy = f"nemo experiment status {run.id}"
             raise ProblemsError([Problem(name="no_report", key="ID", value=run.id, cause=cause, remedy=remedy)])
     if as_json:
@@ -160,23 +160,26 @@ def _sizes(one: "Holding") -> dict[str, int]:
 def _remove(
     chosen: "Sequence[Holding]", *, dryrun: bool, yes: bool, as_json: bool, keep_artifacts: bool = False
 ) -> None:
-    from recipes.experiment.removal import sweep_removed
+    from recipes.experiment.removal import bytes_of, sweep_removed
     from recipes.experiment.store import runs_dir
     from recipes.experiment.submit import disk_failures
     from scripts.run.drawing import size_text
 
     rows: list[dict[str, Any]] = []
+    chosen = [one for one in chosen if one.going(keep_artifacts=keep_artifacts)]
     for one in chosen:
-        sizes = _sizes(one)
-        going = sizes["bytes"] - (sizes["artifact_bytes"] if keep_artifacts else 0)
-        rows.append({"id": one.run.id, "bytes": going, "folders": list(map(str, one.folders)), "stays": one.elsewhere})
+        going = one.going(keep_artifacts=keep_artifacts)
+        row: dict[str, Any] = {"id": one.run.id, "bytes": bytes_of(going)}
+        row |= {"paths": list(map(str, going)), "stays": one.elsewhere}
+        rows.append(row)
         if not as_json:
-            say(f"{'would remove' if dryrun else 'remove':12}  {one.run.id}  {size_text(going)}")
-            for folder in one.folders:
-                say(f"{'':12}  {folder}")
+            of = "of " if keep_artifacts else ""
+            say(f"{'would remove' if dryrun else 'remove':12}  {of}{one.run.id}  {size_text(row['bytes'])}")
+            for path in going:
+                say(f"{'':12}  {path}")
             if one.elsewhere:
                 say(f"{'':12}  stays, not on this machine: {one.elsewhere}")
-    total = f"{_runs(len(rows))}, {size_text(sum(row['bytes'] for row in rows))}"
+    total = f"{'parts of ' if keep_artifacts else ''}{_runs(len(rows))}, {size_text(sum(row['bytes'] for row in rows))}"
     if not dryrun and rows:
         if not yes and not as_json and sys.stdin.isatty() and not typer.confirm(f"Remove {total}?", default=False):
             raise typer.Exit(REFUSED)
@@ -187,4 +190,4 @@ def _remove(
     if as_json:
         print_json({"dryrun": dryrun, "removed": rows})
     else:
-        say(f"{total} {'would be removed' if dryrun else 'removed'}.")
+        say(f"{total} {'would be removed' if dryrun else 'removed'}." if rows else "There is nothing to remove.")

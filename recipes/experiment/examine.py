@@ -51,6 +51,12 @@ def prepare(
     partial: "run.Partial[Any]", executor: str = "local", profile: Mapping[str, str] | None = None, **options: Any
 ) -> Job:
     """Check `partial` on the executor profile named. Raises ProblemsError with every Problem; writes nothing."""
+    from fiddle import Partial
+
+    if not isinstance(partial, Partial):
+        remedy = "Call the function: submit(quantize_fp8())."
+        cause = "a recipe is what a function of `recipes` returns"
+        raise ProblemsError([Problem(name="wrong_value", key="recipe", value=partial, cause=cause, remedy=remedy)])
     stage = Stage(name=partial.recipe, partial=partial, after=options.pop("after", ()))
     (job,) = prepare_all([stage], executor, Options(overrides=profile or {}, **options))
     return job
@@ -66,7 +72,12 @@ def prepare_all(stages: Sequence[Stage], executor: str = "local", options: Optio
 
 def examine(stages: Sequence[Stage], executor: str = "local", options: Options = Options()) -> Examined:
     """Check every stage and say what was found; raises nothing for it, and writes nothing."""
-    problems: list[Problem] = []
+    problems = [problem for stage in stages for problem in type_problems(stage.partial)]
+    if problems:  # nothing more can be told of them
+        named = {stage.executor or executor for stage in stages}
+        wrong = [problem for name in sorted(named) for problem in place_named(name, options)[1]]
+        problems = [*wrong, *problems]
+        return Examined(jobs=(), problems=tuple(one for at, one in enumerate(problems) if one not in problems[:at]))
     ids = new_ids(stages)
     jobs: dict[str, Job] = {}
     waiting = []
@@ -125,8 +136,6 @@ def _examine_one(
     before: Mapping[str, Job],
 ) -> tuple[Job | None, list[Problem]]:
     """The job of one stage, `before` it those of earlier ones, and every Problem; no job where it says too little."""
-    if mistyped := type_problems(stage.partial):
-        return None, [*wrong, *mistyped]
     if place is None:
         return None, [*wrong, *of_values(stage.partial)]
     partial, promised, problems = _with_paths(stage.partial, {name: job.expects for name, job in before.items()})

@@ -3,7 +3,7 @@
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -37,20 +37,30 @@ class Holding:
 
     @property
     def bytes(self) -> int:
-        return sum(map(_size, self.folders))
+        return bytes_of(self.folders)
 
     @property
     def artifact_bytes(self) -> int:
-        return sum(map(_size, self.artifacts))
+        return bytes_of(self.artifacts)
+
+    def going(self, *, keep_artifacts: bool = False) -> list[Path]:
+        """What a removal takes: the folders, or of them what is neither artifact nor record."""
+        if not keep_artifacts:
+            return list(self.folders)
+        found: list[Path] = []
+        for folder in self.folders:
+            kept = {folder / name for name in _RECORDS} | set(self.artifacts)
+            is_runs = (folder / "run.json").exists()
+            found += _beside(folder, kept) if is_runs else [folder]
+        return found
 
     def remove(self, *, keep_artifacts: bool = False) -> None:
-        """All of it, or what is neither artifact nor record. Raises OSError."""
-        for folder in reversed(self.folders):  # the record goes last: it says where the rest is
-            if keep_artifacts:
-                kept = {folder / name for name in _RECORDS} | set(self.artifacts)
-                _clear(folder, kept if folder.name == self.run.id and (folder / "run.json").exists() else set())
+        """Raises OSError."""
+        for path in reversed(self.going(keep_artifacts=keep_artifacts)):  # records go last: they say where the rest is
+            if path.is_dir() and not path.is_symlink():
+                _remove(path)
             else:
-                _remove(folder)
+                path.unlink()
 
 
 def holding_of(run: Run) -> Holding:
@@ -114,6 +124,11 @@ def _texts(values: object) -> Iterator[str]:
             yield from _texts(one)
 
 
+def bytes_of(paths: Iterable[Path]) -> int:
+    """What files below them hold together."""
+    return sum(map(_size, paths))
+
+
 def _size(path: Path) -> int:
     """Bytes below a path; of files alone, and of links nothing."""
     if not path.is_dir():
@@ -129,15 +144,12 @@ def _remove(folder: Path) -> None:
     shutil.rmtree(aside)
 
 
-def _clear(folder: Path, kept: set[Path]) -> None:
-    """Everything below that is not kept, nor leads there."""
-    for entry in folder.iterdir():
+def _beside(folder: Path, kept: set[Path]) -> Iterator[Path]:
+    """Everything below that is not kept, nor leads there; as few paths as say that."""
+    for entry in sorted(folder.iterdir()):
         if entry in kept:
             continue
-        if entry.is_dir() and not entry.is_symlink():
-            if any(entry in path.parents for path in kept):
-                _clear(entry, kept)
-            else:
-                shutil.rmtree(entry)
+        if entry.is_dir() and not entry.is_symlink() and any(entry in path.parents for path in kept):
+            yield from _beside(entry, kept)
         else:
-            entry.unlink()
+            yield entry

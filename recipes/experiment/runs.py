@@ -28,7 +28,7 @@ _Living = Mapping[str, Sequence[int]] | None
 _Answer = tuple[JobState | None, dict[str, Any] | None, str]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Run:
     """What became of a job: job.json of this machine, and run.json as it stood when it was looked at."""
 
@@ -63,6 +63,11 @@ class Run:
             return replace(self, record=record, **flags_of(job_file(self.folder, record), self.job))
         except DAMAGE as error:
             raise DamagedRecordError(f"{self.folder.job}: {error}") from error
+
+    def __str__(self) -> str:
+        return f"{self.id}: {self.state} ({self.dir})"
+
+    __repr__ = __str__  # a record is some kilobytes
 
     @property
     def id(self) -> str:

@@ -27,7 +27,8 @@ dt { opacity: .7; } dd { margin: 0; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; margin: .5rem 0; }
 td, th { padding: .25rem .7rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap;
   font-variant-numeric: tabular-nums; }
-td.left, th.left { text-align: left; } .heat td { padding: .2rem .5rem; border: 1px solid var(--paper); }
+td.left, th.left { text-align: left; } .heat td { padding: .2rem .4rem; border: 1px solid var(--paper); }
+.heat th { white-space: normal; font-weight: 500; font-size: .85rem; padding: .2rem .4rem; min-width: 3.5rem; }
 figure { margin: .8rem 0; } figure svg { width: 100%; max-width: 46rem; height: auto; } figcaption { opacity: .8; }
 pre { background: var(--soft); padding: .6rem; white-space: pre-wrap; margin: .2rem 0; }
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(20rem, 100%), 1fr)); gap: .6rem; }
@@ -53,6 +54,7 @@ def about(run_dir: Path) -> dict[str, str]:
     record = read_json(run_dir / "run.json") or {}
     args: Mapping[str, Any] = (record.get("values") or {}).get("args") or {}
     plain = {key: value for key, value in args.items() if isinstance(value, (str, int, float)) and value != ""}
+    plain = {key: value for key, value in plain.items() if "${" not in str(value)}  # folders of a run of its own
     models = [one for one in record.get("inputs") or [] if str(one.get("type", "")).startswith("checkpoint")]
     named = [" ".join(filter(None, (one.get("name"), one.get("revision"), one.get("digest")))) for one in models]
     executor = (record.get("executor") or {}).get("name")

@@ -23,10 +23,13 @@ from recipes import ProblemsError, quantize_fp8, submit
 recipe = quantize_fp8()
 recipe.args.calib_size, recipe.args.hf_model_id, recipe.torchrun.nproc_per_node = "many", 7, "x"
 recipe.extra_args, recipe.engine = "abc", "hff"
-try:
-    submit(recipe)
-except ProblemsError as error:
-    print(*sorted(problem.key for problem in error.problems))
+other = quantize_fp8()
+other.args = {"calib_size": 4}
+for one in (recipe, other, quantize_fp8, "quantize_fp8"):
+    try:
+        submit(one)
+    except ProblemsError as error:
+        print(*sorted(problem.key for problem in error.problems))
 """
 
 
@@ -62,6 +65,7 @@ def test_types_that_python_lets_pass_are_problems(home: Path, work: Path) -> Non
         "engine",
         "extra_args",
         "torchrun.nproc_per_node",
+        *("args", "recipe", "recipe"),
     ]
     assert not list(home.rglob("*"))
 

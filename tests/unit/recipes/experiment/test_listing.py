@@ -15,12 +15,13 @@ from scripts.run.record import Record
 from tests.jobs import submitted
 from tests.runs import Shell, recorded
 
-LONG = "quantize-nvfp4-a-long-name-of-a-sweep_1126-0805-47f9a1"
+LONG = "quantize_nvfp4-64-a-long-name-of-a-sweep_1126-0805-47f9a1"
 
 
 @pytest.fixture
 def shell(monkeypatch: pytest.MonkeyPatch) -> Shell:
     monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("FORCE_COLOR", "1")  # a terminal, as rich sees it
     return Shell()
 
 
@@ -44,7 +45,7 @@ def test_a_table_fits_a_terminal(home: Path, shell: Shell) -> None:
     assert all(len(line) <= 80 for line in table)
     assert table[0].split() == ["ID", "RECIPE", "MODEL", "WHERE", "STATE", "SINCE", "TOOK", "SIZE", "FIGURE"]
     (row,) = (line for line in table if line.startswith("47f9a1"))
-    for said in ("quantize-", "Nemotron", "succeeded", "Nov 26", "1h12m", "17.3 GB", "ppl +1.25%"):
+    for said in ("quantize_", "Nemotron", "succeeded", "Nov 26", "1h12m", "17.3 GB", "ppl +1.25%"):
         assert said in row
     assert "000001  told_to_fail: m" in done.stdout
     done = shell("ps")
@@ -107,3 +108,8 @@ def test_sizes_and_times_are_short() -> None:
     assert [took_text(seconds) for seconds in (-1, 0.4, 59.4, 59.6, 192, 3600, 7505, 97_300)] == [
         *("0s", "0s", "59s", "1m00s", "3m12s", "1h00m", "2h05m", "1d03h"),
     ]
+
+
+def test_a_run_with_a_name_of_its_own_shows_its_recipe_too(home: Path) -> None:
+    recorded(home, "mine_1126-0805-000001")
+    assert " probe mine " in Shell()("ps", "--all").stdout

@@ -93,7 +93,9 @@ def test_a_run_that_goes_on_stays(home: Path, shell: Shell) -> None:
 def test_pruning_takes_what_is_old_and_can_leave_artifacts(home: Path, shell: Shell) -> None:
     old, new = succeeded(home, "q_0901-0805-47f9a1", days=40), succeeded(home, "q_1126-0805-47f9a2", days=3)
     done = shell("prune", "--older-than", "30d", "--keep-artifacts", "--yes")
-    assert done.exit_code == 0, done.output
+    assert done.exit_code == 0 and f"  {old / 'logs'}\n" in done.stdout and f"  {old}\n" not in done.stdout, done.output
+    done = shell("prune", "--older-than", "30d", "--keep-artifacts", "--yes")
+    assert "There is nothing to remove." in done.stdout
     assert (old / "out" / "model.safetensors").stat().st_size == 1000
     assert (old / "report" / "index.html").is_file() and not (old / "logs").exists() and (new / "logs").is_dir()
     assert {run.id: run.state for run in all_runs()} == {old.name: "succeeded", new.name: "succeeded"}
@@ -147,4 +149,4 @@ def test_a_report_is_opened_by_its_address(home: Path, shell: Shell) -> None:
     assert shell("open", "latest").stdout.strip() == (folder / "report" / "index.html").as_uri()
     recorded(home, "probe_1126-0900-000001")
     done = shell("open", "000001")
-    assert done.exit_code == 2 and "no_report" in done.stderr and "it is failed" in done.stderr
+    assert done.exit_code == 2 and "no_report" in done.stderr and "its state is failed" in done.stderr
