@@ -21,6 +21,7 @@ from recipes.experiment.releases import releases
 from recipes.serialization import adapt
 from recipes.values import field_types, load_yaml, merge, read_text
 from scripts.args.meaning import ScriptArgs, ScriptSpec, Torchrun, meanings
+from scripts.args.typed import dump_yaml
 from scripts.checkpoints.documents import neighbour
 from scripts.engines.script.cards import cards
 from scripts.entrypoints import ALGORITHMS, entrypoint
@@ -349,9 +350,8 @@ def merge_files(partial: "run.Partial[Any]", files: list[tuple[Path, Mapping[str
 
 def written_out(recipe: Recipe) -> str:
     """A file with every value of a recipe and what it means, which gives the same recipe when it is merged."""
-    import yaml
-
-    lines = [f"# {recipe.name}: {recipe.summary}", f"# nemo experiment run {recipe.name} --config THIS_FILE", ""]
+    about = " ".join(recipe.summary.split())
+    lines = [f"# {recipe.name}: {about}", f"# nemo experiment run {recipe.name} --config THIS_FILE", ""]
     section = ""
     for row in values_described(recipe):
         above, _, name = row["key"].rpartition(".")
@@ -359,7 +359,7 @@ def written_out(recipe: Recipe) -> str:
             lines += ["", f"{above}:"]
         section = above
         lines += [f"{'  ' if above else ''}# {line}" for line in textwrap.wrap(row["meaning"], 110)]
-        text = yaml.safe_dump({name: row["value"]}, allow_unicode=True, width=1000, sort_keys=False)
+        text = dump_yaml({name: row["value"]})
         lines.append(textwrap.indent(text.rstrip(), "  " if above else ""))
     return "\n".join(lines) + "\n"
 

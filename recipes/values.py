@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 #: Values fill some kilobytes.
 _MAX_BYTES = 1 << 20
+#: Of a value, in lists and mappings.
+_DEEPEST = 64
 #: The sections of a recipe's YAML: its values, and what is known of them.
 SECTIONS = ("engine", "script", "args", "torchrun", "extra_args")
 #: What is said of the values: a line on what they are, when to use which, what can go wrong, and what they vary.
@@ -112,11 +114,20 @@ def type_problems(partial: "run.Partial[Any]") -> list[Problem]:
         section, _, name = key.partition(".")
         holder = getattr(partial, section)
         value = getattr(holder, name) if name else holder
-        if isinstance(value, PurePath):
-            problems.append(_wrong(key, value, "is a path object, and the key takes a text: str(path)"))
+        if not _is_plain(value):
+            cause = f"is a {type(value).__name__}; a key takes what YAML has: texts, numbers, booleans, lists, mappings"
+            problems.append(_wrong(key, value if isinstance(value, PurePath) else None, cause))
             continue
         problems += _convert(kind, key, value, strict=True)[1]
     return problems
+
+
+def _is_plain(value: Any, depth: int = 0) -> bool:
+    """Whether a value is what YAML makes: an Enum or a number of NumPy's is none, though it passes for one."""
+    if type(value) in (list, dict):
+        inner = [*value, *value.values()] if isinstance(value, dict) else value
+        return depth < _DEEPEST and all(_is_plain(one, depth + 1) for one in inner)
+    return type(value) in (str, int, float, bool, type(None))
 
 
 def _example(partial: "run.Partial[Any]", key: str) -> str:

@@ -30,7 +30,7 @@ LARGE_BYTES = 200_000_000
 _OWN_ROOT = CONFIGS.parent
 # Of our own files; a Lepton job has a megabyte for everything.
 _NOT_RUN = (".pyc", ".md", ".txt")
-_NOT_ON_NODES = ("recipes", "rehearsal")
+_NOT_ON_NODES = (("recipes", "cli"), ("recipes", "rehearsal"))
 _LEVEL = 4
 _TIME = 946684800  # the year 2000: tar warns about older files, and clocks that are behind about newer ones
 _LISTED = 5
@@ -172,7 +172,7 @@ def _own_files() -> Iterator[tuple[str, Path]]:
         for file in folder.rglob("*"):
             inner = file.relative_to(_OWN_ROOT)
             hidden = any(part.startswith(".") or part == "__pycache__" for part in inner.parts)
-            needed = file.suffix not in _NOT_RUN and inner.parts[:2] != _NOT_ON_NODES
+            needed = file.suffix not in _NOT_RUN and inner.parts[:2] not in _NOT_ON_NODES
             if file.is_file() and needed and not hidden:
                 yield f"{OWN_FOLDER}/{inner.as_posix()}", file
 

@@ -55,11 +55,14 @@ def _server() -> Any:
 def _said(command: str, *words: str) -> dict[str, Any]:
     """The document of a command, with its exit status where that is not 0."""
     argv = [sys.executable, "-m", "recipes.cli.program", command, "--json", *words]
-    done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_SECONDS)
+    try:
+        done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_SECONDS)
+    except (ValueError, OSError) as error:  # NUL, half characters, more than a command line holds
+        return {"state": "refused", "error": f"{type(error).__name__}: {error}", "exit_status": REFUSED}
     try:
         document = json.loads(done.stdout)
-    except ValueError:  # a command line that no command has
-        document = {"state": "refused", "error": done.stderr.strip()}
+    except ValueError:  # a command line that no command has, or a crash
+        document = {"error": done.stderr.strip()}
     found: dict[str, Any] = document if isinstance(document, dict) else {"rows": document}
     if not done.returncode:
         return found

@@ -6,6 +6,7 @@ takes the place of what stands behind it.
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 
@@ -14,13 +15,14 @@ import typer
 from executors import find_profile, profile_names
 from recipes.catalogue import RECIPES, Recipe, values_described
 from recipes.experiment.run_ids import LATEST
-from recipes.experiment.store import runs_dir
+from recipes.experiment.store import last_written, runs_dir
 from recipes.values import field_types
 from scripts.args.meaning import meanings
 from scripts.args.typed import choices
 from scripts.formats import FORMATS
 from scripts.run.files import expanded
 from scripts.run.names import names
+from scripts.run.problems import ProblemsError
 
 Offer = tuple[str, str]
 #: Of a key: what it means, and the values that it takes where they are few.
@@ -30,7 +32,10 @@ _MODELS = ("tiny:qwen3", "tiny:llama")
 
 def recipe_names(incomplete: str) -> Iterator[Offer]:
     """Recipes, each with what it is."""
-    return ((name, recipe.summary) for name, recipe in RECIPES.items() if name.startswith(incomplete))
+    for name, recipe in RECIPES.items():
+        if name.startswith(incomplete):
+            with suppress(ProblemsError):  # of a user's file; running it says what it is
+                yield name, recipe.summary
 
 
 def profiles(incomplete: str) -> list[str]:
@@ -47,7 +52,7 @@ def run_ids(incomplete: str) -> list[str]:
     """`latest`, and the runs of this machine, the newest first."""
     try:
         with os.scandir(runs_dir()) as entries:
-            found = [entry.name for entry in sorted(entries, key=lambda entry: -entry.stat().st_mtime)]
+            found = [entry.name for entry in sorted(entries, key=last_written, reverse=True)]
     except OSError:
         found = []
     return [name for name in (LATEST, *found) if name.startswith(incomplete) and not name.startswith(".")]
@@ -97,9 +102,12 @@ def _keys(recipe: Recipe | None, profile: str) -> Iterator[tuple[str, _Key]]:
         yield from ((f"executor.{one.name}", ("", ())) for one in fields(found))
     if recipe is None:
         return
+    try:
+        docs = {row["key"]: row["meaning"] for row in values_described(recipe)}
+    except ProblemsError:  # of a user's file; running it says what it is
+        return
     few = {"format": tuple(FORMATS), "model": _MODELS}
     roles = {f"args.{one.name}": str(meaning.role) for one, meaning in meanings(recipe.family.args)}
-    docs = {row["key"]: row["meaning"] for row in values_described(recipe)}
     for key, kind in field_types(recipe.outline()).items():
         yield key, (docs[key], few.get(roles.get(key, ""), tuple(choices(kind))))
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import cache
 from typing import Literal
 
 from recipes.catalogue import RECIPES
@@ -20,13 +21,14 @@ def print_runs(runs: Sequence[Run], *, hidden: int = 0) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False, markup=False, color_system=None)
+    console = Console(highlight=False, markup=False, emoji=False, color_system=None)
     fits = console.is_terminal
-    console.width = console.width if fits else _ANY_WIDTH
     short = _short_ids(runs) if fits else {}
-    rows = [[short.get(run.id, run.id), *map(_plain, (cell(run) for cell in _CELLS))] for run in runs]
+    rows = [[short.get(run.id, run.id), *(_cell(cell, run) for cell in _CELLS)] for run in runs]
+    widths = _widths(rows, (console.width or 80) if fits else _ANY_WIDTH)
+    console.width = sum(widths) + len(widths)  # a line runs over rather than lose its id
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="")
-    for (name, _), width in zip(_COLUMNS, _widths(rows, console.width), strict=True):
+    for (name, _), width in zip(_COLUMNS, widths, strict=True):
         side: Literal["left", "right"] = "right" if name in ("took", "size") else "left"
         table.add_column(name.upper(), justify=side, no_wrap=True, overflow="ellipsis", width=width)
     for row in rows:
@@ -60,9 +62,18 @@ def _widths(rows: Sequence[Sequence[str]], room: int) -> list[int]:
     return widths
 
 
-def _plain(text: str) -> str:
-    """On one line, whatever a damaged record has in its place."""
-    return shown(text).replace("\n", "\\n")
+def _cell(cell: Callable[[Run], str], run: Run) -> str:
+    """On one line, and `?` where a damaged record has something else in its place."""
+    try:
+        return shown(cell(run)).replace("\n", "\\n")
+    except (TypeError, AttributeError, ValueError, KeyError, OverflowError, ZeroDivisionError):
+        return "?"
+
+
+@cache
+def _model_keys() -> dict[str, list[str]]:
+    """By recipe, the keys of its model."""
+    return {name: fields_of(recipe.family.args, "model") for name, recipe in RECIPES.items()}
 
 
 def _short_ids(runs: Sequence[Run]) -> dict[str, str]:
@@ -78,8 +89,8 @@ def _recipe(run: Run) -> str:
 
 
 def _model(run: Run) -> str:
-    recipe, args = RECIPES.get(str(run.record.get("recipe"))), (run.record.get("values") or {}).get("args") or {}
-    named = fields_of(recipe.family.args, "model") if recipe else ()
+    args = (run.record.get("values") or {}).get("args") or {}
+    named = _model_keys().get(str(run.record.get("recipe")), [])
     return next((str(args[name]).rstrip("/").rpartition("/")[2] for name in named if args.get(name)), "")
 
 

@@ -39,14 +39,13 @@ def open_report(
     Example: nemo experiment open latest:quantize_fp8
     """
     import webbrowser
-    from pathlib import Path
 
     from recipes.experiment.run_ids import find_run
     from recipes.experiment.runs import Run
 
     with exits(as_json=as_json):
         run = Run.read(find_run(run_id))
-        folder = Path(run.record.get("run_dir", run.dir)) / "report"
+        folder = (run.job.run_dir if run.job else run.dir) / "report"
         pages = [folder / "index.html", folder / "report.json", *sorted(folder.glob("*.json"))]
         pages = [path for path in pages if path.is_file()]
         if not pages:
@@ -91,6 +90,7 @@ def rm(ids: RunIds, dryrun: _Dryrun = False, yes: _Yes = False, as_json: AsJson 
     What was written elsewhere (args.export_dir=...) stays. A run that another one may still read is refused, and then
     nothing is removed; exit status 2.
     """
+    from recipes.experiment.removal import kept_back
     from recipes.experiment.run_ids import find_run
     from recipes.experiment.runs import all_runs
 
@@ -98,7 +98,7 @@ def rm(ids: RunIds, dryrun: _Dryrun = False, yes: _Yes = False, as_json: AsJson 
         named = {find_run(word).id for word in ids}
         runs = all_runs()
         chosen = _holdings(run for run in runs if run.id in named)
-        if problems := _kept_back(chosen, runs):
+        if problems := kept_back(chosen, runs):
             raise ProblemsError(problems)
         _remove(chosen, dryrun=dryrun, yes=yes, as_json=as_json)
 
@@ -116,7 +116,7 @@ def prune(
 
     Example: nemo experiment prune --older-than 30d --keep-artifacts --dryrun
     """
-    from recipes.experiment.removal import ended_before
+    from recipes.experiment.removal import ended_before, kept_back
     from recipes.experiment.runs import all_runs
 
     with exits(as_json=as_json):
@@ -127,7 +127,7 @@ def prune(
         age = timedelta(**{_UNITS[match[2]]: int(match[1])})
         runs = all_runs()
         chosen = _holdings(run for run in runs if ended_before(run, age))
-        stay = _kept_back(chosen, runs)
+        stay = kept_back(chosen, runs)
         if not as_json:
             print_problems(stay)
         chosen = [one for one in chosen if one.run.id not in {problem.value for problem in stay}]
@@ -138,15 +138,6 @@ def _holdings(runs: "Sequence[Run] | Any") -> "list[Holding]":
     from recipes.experiment.removal import holding_of
 
     return [holding_of(run) for run in runs]
-
-
-def _kept_back(chosen: "Sequence[Holding]", runs: "Sequence[Run]") -> list[Problem]:
-    """Those of the chosen that must stay; they do not hold each other back."""
-    from recipes.experiment.removal import kept_back
-
-    going = {one.run.id for one in chosen}
-    others = [run for run in runs if run.id not in going]
-    return [problem for one in chosen if (problem := kept_back(one, others)) is not None]
 
 
 def _runs(count: int) -> str:

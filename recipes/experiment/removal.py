@@ -1,9 +1,11 @@
 """What runs keep on this machine, and removing it: nothing that another run reads, nothing but their own folders."""
 
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,42 +19,47 @@ from scripts.run.record import read_json
 REMOVED = ".removed-"
 #: Of a run's folder, beside what it left: what it was, how it went, and what it takes to run it again.
 _RECORDS = ("run.json", "job.json", "partial.zlib", "report")
-#: A run that ended like this is never taken up again.
-_OVER = ("succeeded", "cancelled")
+#: A run that ended like this reads nothing any more.
+_OVER = ("succeeded",)
+#: A variable in a value, as OmegaConf has it.
+_ENV = re.compile(r"\$\{oc\.env:\s*(\w+)\s*(?:,([^}]*))?\}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Holding:
-    """A run's own folders on this machine: its record, its run directory where that is another, NeMo-Run's notes."""
+    """A run's own folders on this machine: its record, its run directories where those are others, NeMo-Run's notes."""
 
     run: Run
-    folders: tuple[Path, ...]
+    folders: tuple[Path, ...]  # real ones, that of the record first
+    notes: tuple[Path, ...]
     elsewhere: str | None  # its run directory, where it cannot be seen from here
 
     @property
-    def artifacts(self) -> tuple[Path, ...]:
-        """What it left below its own folders."""
-        paths = (Path(str(output["path"])) for output in self.run.record.get("outputs") or [])
-        return tuple(path for path in paths if any(is_below(str(path), str(folder)) for folder in self.folders))
+    def artifacts(self) -> set[Path]:
+        """What it left in its own folders, wherever those lie by now. None where one of them cannot be found."""
+        return {place for output in self._outputs for place in self._places(output)}
 
     @property
     def bytes(self) -> int:
-        return bytes_of(self.folders)
+        return bytes_of((*self.folders, *self.notes))
 
     @property
     def artifact_bytes(self) -> int:
         return bytes_of(self.artifacts)
 
     def going(self, *, keep_artifacts: bool = False) -> list[Path]:
-        """What a removal takes: the folders, or of them what is neither artifact nor record."""
+        """What a removal takes: the folders, or of them what is neither artifact nor record.
+
+        Nothing of a folder that is an artifact as a whole, and nothing at all where an artifact is not found: it may be
+        any of what lies there.
+        """
         if not keep_artifacts:
-            return list(self.folders)
-        found: list[Path] = []
-        for folder in self.folders:
-            kept = {folder / name for name in _RECORDS} | set(self.artifacts)
-            is_runs = (folder / "run.json").exists()
-            found += _beside(folder, kept) if is_runs else [folder]
-        return found
+            return [*self.folders, *self.notes]
+        lost = any(not self._places(output) and not _exists(Path(output)) for output in self._outputs)
+        if lost or self.artifacts & set(self.folders):
+            return []
+        kept = self.artifacts | {folder / name for folder in self.folders for name in _RECORDS}
+        return [*(path for folder in self.folders for path in _beside(folder, kept)), *self.notes]
 
     def remove(self, *, keep_artifacts: bool = False) -> None:
         """Raises OSError."""
@@ -62,24 +69,53 @@ class Holding:
             else:
                 path.unlink()
 
+    @property
+    def _outputs(self) -> list[str]:
+        return [str(output["path"]) for output in self.run.record.get("outputs") or []]
+
+    def _places(self, output: str) -> list[Path]:
+        """Where an output lies in the run's folders: as recorded, or where it lay in the folder that was recorded."""
+        recorded = os.path.normpath(str(self.run.record.get("run_dir") or self.run.dir))
+        path = os.path.normpath(output)
+        tried = [Path(path)]
+        if is_below(path, recorded):
+            tried += [folder / os.path.relpath(path, recorded) for folder in self.folders]
+        real = [Path(os.path.realpath(one)) for one in tried if _exists(one)]
+        return [one for one in real if any(is_below(str(one), str(folder)) for folder in self.folders)]
+
 
 def holding_of(run: Run) -> Holding:
-    """Where a run has something here. A run directory counts where it holds the record of this run."""
-    folders = [run.dir]
-    where = str(run.record.get("run_dir") or run.dir)
-    own = read_json(Path(where) / "run.json") if Path(where) != run.dir else None
-    seen = own is not None and own.get("id") == run.id and not Path(where).is_symlink()
-    if seen:
-        folders.append(Path(where))
-    notes = Path(nemorun_home()) / "experiments" / run.id.rpartition("_")[0] / run.id
-    if notes.is_dir() and not notes.is_symlink():
-        folders.append(notes)
-    elsewhere = None if seen or Path(where) == run.dir else where
-    return Holding(run=run, folders=tuple(folders), elsewhere=elsewhere)
+    """What of a run is here. A run directory counts by its name and the record that lies in it; no link does."""
+    attempt = re.compile(re.escape(run.id) + r"(?:-r\d+)?")
+    folders = [] if run.dir.is_symlink() else [Path(os.path.realpath(run.dir))]
+    run_dir = run.job.run_dir if run.job else run.dir  # of run.json anybody may have written it
+    found = [] if run_dir == run.dir else [path for path in _entries(run_dir.parent) if attempt.fullmatch(path.name)]
+    for path in found:
+        own = None if path.is_symlink() else read_json(path / "run.json")
+        if own is not None and own.get("id") == run.id and Path(os.path.realpath(path)) not in folders:
+            folders.append(Path(os.path.realpath(path)))
+    title = run.id.rpartition("_")[0]
+    below = Path(nemorun_home()) / "experiments" / title
+    noted = _entries(below) if title else []
+    notes = [path for path in noted if attempt.fullmatch(path.name) and not path.is_symlink()]
+    seen = run_dir == run.dir or any(path.name == run_dir.name for path in folders[1:])
+    return Holding(run=run, folders=tuple(folders), notes=tuple(notes), elsewhere=None if seen else str(run_dir))
 
 
-def kept_back(holding: Holding, others: Sequence[Run]) -> Problem | None:
-    """Why a run must stay: it goes on, it is somebody else's, or another one that may go on reads what it left."""
+def kept_back(chosen: Sequence[Holding], runs: Sequence[Run]) -> list[Problem]:
+    """Those of the chosen that must stay: they go on, are somebody else's, or another run that stays may read them."""
+    found: dict[str, Problem] = {}
+    while True:  # what is read by one that stays must stay
+        going = {one.run.id for one in chosen} - found.keys()
+        others = [run for run in runs if run.id not in going and run.state not in _OVER]
+        more = [one for one in chosen if one.run.id in going]
+        stay = {one.run.id: problem for one in more if (problem := _kept_back(one, others)) is not None}
+        if not stay:
+            return list(found.values())
+        found |= stay
+
+
+def _kept_back(holding: Holding, others: Sequence[Run]) -> Problem | None:
     run = holding.run
 
     def stays(cause: str, remedy: str) -> Problem:
@@ -87,17 +123,37 @@ def kept_back(holding: Holding, others: Sequence[Run]) -> Problem | None:
 
     if run.folder.is_foreign:
         return stays("it is another user's", "They can remove it.")
+    if run.dir.is_symlink():
+        return stays(f"{run.dir} is a link", "Remove the link yourself, or what it leads to.")
+    if run.state == "unreadable":
+        return stays("its record cannot be read, and so not whether it goes on", f"Remove {run.dir} yourself.")
     if not run.ended:
         return stays(f"it is {run.state}", f"Wait for its end, or: nemo experiment cancel {run.id}")
     places = [str(folder) for folder in holding.folders] + ([holding.elsewhere] if holding.elsewhere else [])
     for other in others:
-        if other.id == run.id or other.state in _OVER:
+        if other.id == run.id:
             continue
-        named = [text for text in _texts(other.record.get("values")) if any(place in text for place in places)]
-        if named or run.id in (other.record.get("after") or ()):
-            cause = f"{other.id}, which is {other.state}, reads {named[0] if named else 'what it leaves'}"
+        read = next((path for path in _read_by(other) if any(is_below(path, place) for place in places)), None)
+        if read or run.id in (other.record.get("after") or ()):
+            cause = f"{other.id}, which is {other.state}, reads {read or 'what it leaves'}"
             return stays(cause, f"Remove {other.id} too, or before.")
     return None
+
+
+def _read_by(run: Run) -> Iterator[str]:
+    """Every path among a run's values, as given and as resolved, from the folder where it was submitted."""
+    given: list[object] = [run.record.get("values"), run.record.get("resolved")]
+    if run.job is not None:
+        given += [run.job.values, vars(run.job.resolved) if run.job.resolved is not None else None]
+    start = str(run.record.get("cwd") or "/")
+    for text in _texts(given):
+        with suppress(ValueError, RuntimeError):  # it is no path
+            path = Path(start) / Path(os.path.expandvars(_ENV.sub(_variable, text))).expanduser()
+            yield from (os.path.normpath(path), os.path.realpath(path))
+
+
+def _variable(match: re.Match[str]) -> str:
+    return os.environ.get(match[1], match[2] or "")
 
 
 def ended_before(run: Run, age: timedelta) -> bool:
@@ -119,22 +175,38 @@ def sweep_removed(root: Path) -> None:
 def _texts(values: object) -> Iterator[str]:
     if isinstance(values, str):
         yield values
-    elif isinstance(values, (dict, list)):
+    elif isinstance(values, (dict, list, tuple)):
         for one in values.values() if isinstance(values, dict) else values:
             yield from _texts(one)
 
 
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError:
+        return []
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # a name that is none
+        return False
+
+
 def bytes_of(paths: Iterable[Path]) -> int:
-    """What files below them hold together."""
-    return sum(map(_size, paths))
+    """What files below them hold together; of links nothing."""
+    return sum(map(_size, set(paths)))
 
 
 def _size(path: Path) -> int:
-    """Bytes below a path; of files alone, and of links nothing."""
-    if not path.is_dir():
-        return path.stat().st_size if path.is_file() and not path.is_symlink() else 0
-    files = (Path(at) / name for at, _, names in os.walk(path) for name in names)
-    return sum(file.lstat().st_size for file in files if os.path.lexists(file))
+    try:
+        if path.is_symlink() or not path.is_dir():
+            return 0 if path.is_symlink() else path.stat().st_size
+        files = (Path(at) / name for at, _, names in os.walk(path) for name in names)
+        return sum(file.lstat().st_size for file in files if os.path.lexists(file))
+    except OSError:
+        return 0
 
 
 def _remove(folder: Path) -> None:
@@ -146,7 +218,7 @@ def _remove(folder: Path) -> None:
 
 def _beside(folder: Path, kept: set[Path]) -> Iterator[Path]:
     """Everything below that is not kept, nor leads there; as few paths as say that."""
-    for entry in sorted(folder.iterdir()):
+    for entry in _entries(folder):
         if entry in kept:
             continue
         if entry.is_dir() and not entry.is_symlink() and any(entry in path.parents for path in kept):

@@ -10,17 +10,14 @@ from datetime import datetime
 
 from recipes.experiment.stage import Stage
 from recipes.experiment.store import RunFolder, run_folders
-from scripts.run.files import read_limited
 from scripts.run.problems import Problem, ProblemsError, nearest
-from scripts.run.schema import MAX_BYTES
+from scripts.run.record import DamagedRecordError, read_record
 
 LATEST = "latest"
 _TITLE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _MOST_OF_TITLE = 48
 #: Of a part that is not the beginning: `rm 1` is not to find a run by a digit of its id.
 _LEAST_PART = 4
-_SUBMITTED = re.compile(rb'"submitted_at": "([^"]*)"')
-_RECIPE = re.compile(rb'"recipe": "([^"]*)"')
 
 
 def new_ids(stages: Sequence[Stage]) -> dict[str, str]:
@@ -74,12 +71,11 @@ def _latest(folders: Sequence[RunFolder], word: str) -> RunFolder:
     found = []
     for folder in folders:
         try:
-            content = read_limited(folder.dir / "run.json", MAX_BYTES)
-        except (OSError, ValueError):
+            record = read_record(folder.dir)
+        except (OSError, DamagedRecordError):
             continue
-        submitted, of = _SUBMITTED.search(content), _RECIPE.search(content)
-        if submitted and (not recipe or (of and of[1] == recipe.encode())):
-            found.append((submitted[1], folder.id, folder))
+        if not recipe or record.get("recipe") == recipe:
+            found.append((str(record.get("submitted_at")), folder.id, folder))
     if found:
         return max(found)[2]
     cause = f"no run of {recipe} is recorded here" if recipe else "no run is recorded here"

@@ -80,3 +80,11 @@ def run_folders() -> list[RunFolder]:
     files = ("run.json", "job.json")
     named = [path for path in folders if not path.name.startswith(".")]  # the others are being removed
     return [RunFolder(dir=path) for path in named if any(os.path.lexists(path / name) for name in files)]
+
+
+def last_written(entry: "os.DirEntry[str]") -> int:
+    """When anything was put into a run's folder last, in nanoseconds; 0 of one that is being removed."""
+    try:
+        return entry.stat().st_mtime_ns
+    except OSError:
+        return 0

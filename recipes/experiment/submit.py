@@ -30,6 +30,7 @@ from recipes.experiment.supervisor import (
     partial_of,
     spawn,
     submit_elements,
+    without_main,
     without_stdin,
 )
 from scripts.run.files import write_text
@@ -242,6 +243,7 @@ def would_send(job: Job) -> dict[str, Any]:
         with (
             without_stdin(),
             redirect_stdout(io.StringIO()),  # NeMo-Run reports some of its steps there
+            without_main(),
             opened_experiment(job, job.partial, base_dir=folder) as experiment,
         ):
             experiment.dryrun(log=False, delete_exp_dir=False)

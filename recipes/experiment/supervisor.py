@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import zlib
 from collections.abc import Iterator, Sequence
@@ -127,7 +128,7 @@ def submit_elements(runs: Sequence[Run], array: Job) -> None:
     """Submit runs as the elements of one job. Raises JobError with every record closed."""
     try:
         array = array.noting(waits_for=parents_ready(runs[0], None))
-        with named_failures(), opened_experiment(array, array.partial) as experiment:
+        with named_failures(), opened_experiment(array, array.partial) as experiment, without_main():
             deliver(runs, array, experiment)
     except (JobError, KeyboardInterrupt) as error:
         cause = error if isinstance(error, JobError) else JobError("cancelled", "stopped while submitting.")
@@ -141,7 +142,8 @@ def _submit(run: Run, watch: Watcher | None) -> None:
     assert run.job is not None
     job = run.job.noting(waits_for=parents_ready(run, watch))
     with named_failures(), opened_experiment(job, job.partial or partial_of(run.folder)) as experiment:
-        scheduled = deliver([run], job, experiment)
+        with without_main():
+            scheduled = deliver([run], job, experiment)
         if job.capabilities.detach == "supervisor":
             _see_to_its_end(run, job.place, scheduled, watch)
 
@@ -347,19 +349,31 @@ def partial_of(folder: RunFolder) -> "run.Partial[Any]":
         raise JobError("damaged_recipe", cause, "Submit the recipe again, as a new run.") from error
 
 
+class _Hidden:
+    """The main program, while as many threads as `by` have NeMo-Run not find it."""
+
+    lock, by = threading.Lock(), 0
+    main: ModuleType
+
+
 @contextmanager
 def without_main() -> Iterator[None]:
-    """NeMo-Run finds no main program meanwhile.
+    """NeMo-Run finds no main program meanwhile; around a submission, which takes a moment.
 
     It sends the text of that along, and the node runs it before the task: a script that submits would submit again
     unless it has a `__main__` guard, and one from standard input has no text to send. Our tasks need nothing of it.
     """
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = ModuleType("__main__")
+    with _Hidden.lock:
+        if not _Hidden.by:
+            _Hidden.main, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
+        _Hidden.by += 1
     try:
         yield
     finally:
-        sys.modules["__main__"] = main
+        with _Hidden.lock:
+            _Hidden.by -= 1
+            if not _Hidden.by:
+                sys.modules["__main__"] = _Hidden.main
 
 
 @contextmanager
@@ -379,7 +393,7 @@ def opened_experiment(job: Job, partial: "run.Partial[Any] | None", base_dir: st
     )
     # Not clean_mode: it is saved with the experiment, and would silence `nemo experiment status` later.
     experiment.console = Console(quiet=True)
-    with without_main(), experiment:
+    with experiment:
         experiment.add(partial, executor=job.place.executor(job), name=job.recipe)
         try:
             yield experiment

@@ -19,7 +19,7 @@ from executors.kinds import place_from_record
 from recipes.catalogue import FAMILIES
 from recipes.experiment.job import Job
 from recipes.experiment.runs import Run
-from recipes.experiment.store import RunFolder, runs_dir
+from recipes.experiment.store import RunFolder, last_written, runs_dir
 from recipes.preflight.paths import inputs_of, overlap, real
 from scripts.args.meaning import ScriptArgs, field_of, meanings, values_of
 from scripts.run import schema
@@ -145,20 +145,13 @@ def recorded_runs(where: Callable[[bytes], bool]) -> Iterator[Origin]:
     """
     try:
         with os.scandir(runs_dir()) as entries:
-            newest_first = sorted(entries, key=_last_written, reverse=True)
+            newest_first = sorted(entries, key=last_written, reverse=True)
     except OSError:
         return
     for entry in islice(newest_first, _MOST_RUNS):
         origin = _read(Path(entry.path), where=where)
         if origin is not None:
             yield origin
-
-
-def _last_written(entry: "os.DirEntry[str]") -> int:
-    try:
-        return entry.stat().st_mtime_ns
-    except OSError:  # it is being removed
-        return 0
 
 
 def _read(

@@ -134,6 +134,24 @@ def _adapter(kind: Any) -> Any:
     return TypeAdapter(kind, config=ConfigDict(allow_inf_nan=False))
 
 
+def dump_yaml(value: Any) -> str:
+    """What `parse_yaml` reads back as the same: a text that it would take for a number is in quotes."""
+    import yaml
+
+    return str(yaml.dump(value, Dumper=_dumper(), allow_unicode=True, width=1000, sort_keys=False))
+
+
+@cache
+def _dumper() -> type:
+    import yaml
+
+    class Dumper(yaml.SafeDumper):
+        """SafeDumper with the floats of YAML 1.2."""
+
+    Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789"))
+    return Dumper
+
+
 def parse_yaml(text: str, *, as_text: bool = False) -> Any:
     """A YAML document, in which 6e9 is a number, or with `as_text` the text that stands there.
 

@@ -25,7 +25,7 @@ def write_report(folder: Path, report: dict[str, Any], rows: Sequence[Compared],
     write_json(folder / REPORT, report)
     compared = any(row.before is not None for row in rows)
     plot = ""
-    if importlib.util.find_spec("matplotlib"):  # what runs the harness need not have it
+    if _headlines(rows) and importlib.util.find_spec("matplotlib"):  # what runs the harness need not have it
         plot = page.drawing(_plot(_headlines(rows)), "The scores, with a standard error.")
     write_text(
         folder / "index.html",

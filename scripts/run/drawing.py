@@ -23,7 +23,7 @@ def tables_as_text(tables: Iterable[Table], lines: Iterable[str] = (), *, width:
     from rich.table import Table as Drawn
 
     text = io.StringIO()
-    console = Console(file=text, width=width, color_system=None, markup=False, highlight=False)
+    console = Console(file=text, width=width, color_system=None, markup=False, emoji=False, highlight=False)
     for table in tables:
         drawn = Drawn(title=table.title, box=box.SIMPLE, title_justify="left")
         for column, justify in table.columns.items():

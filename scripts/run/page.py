@@ -4,6 +4,8 @@ A page says first what it is of; then come sections of tables, drawings, heat ma
 """
 
 import difflib
+import json
+import math
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
@@ -52,24 +54,41 @@ def page(title: str, *, about: Mapping[str, str], notes: Iterable[str], parts: I
 def about(run_dir: Path) -> dict[str, str]:
     """What a page is of, by the record of its run: who can find it again, and make it again."""
     record = read_json(run_dir / "run.json") or {}
-    args: Mapping[str, Any] = (record.get("values") or {}).get("args") or {}
-    plain = {key: value for key, value in args.items() if isinstance(value, (str, int, float)) and value != ""}
-    plain = {key: value for key, value in plain.items() if "${" not in str(value)}  # folders of a run of its own
-    models = [one for one in record.get("inputs") or [] if str(one.get("type", "")).startswith("checkpoint")]
-    named = [" ".join(filter(None, (one.get("name"), one.get("revision"), one.get("digest")))) for one in models]
-    executor = (record.get("executor") or {}).get("name")
-    words = ["nemo", "experiment", "run", str(record.get("recipe")), f"executor={executor}"]
-    words += [f"args.{key}={value}" for key, value in plain.items()]
+    executor, process, versions, values = (
+        _mapping(record, key) for key in ("executor", "process", "versions", "values")
+    )
+    models = [one for one in record.get("inputs") or [] if isinstance(one, dict)]
+    models = [one for one in models if str(one.get("type")).startswith("checkpoint")]
+    named = [" ".join(str(one[key]) for key in ("name", "revision", "digest") if one.get(key)) for one in models]
+    where = (executor.get("name"), record.get("device"), process.get("host"))
     return {
         "recipe": str(record.get("recipe") or ""),
         "model": "; ".join(named),
         "run": str(record.get("id") or run_dir.name),
         "began": str(record.get("started_at") or ""),
-        "where": ", ".join(filter(None, (executor, record.get("device"), (record.get("process") or {}).get("host")))),
+        "where": ", ".join(str(one) for one in where if one),
         "engine": str(record.get("engine") or ""),
-        "versions": ", ".join(f"{name} {version}" for name, version in (record.get("versions") or {}).items()),
-        "command": shlex.join(words) if record.get("recipe") else "",
+        "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
+        "command": _command(str(record["recipe"]), executor.get("name"), values) if record.get("recipe") else "",
     }
+
+
+def _mapping(values: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    found = values.get(key)
+    return found if isinstance(found, dict) else {}
+
+
+def _command(recipe: str, executor: object, values: Mapping[str, Any]) -> str:
+    """Words that ask for the same; without those that are folders of a run of its own."""
+    words = ["nemo", "experiment", "run", recipe, f"executor={executor}"]
+    words += [f"engine={values['engine']}"] if values.get("engine") not in (None, "auto") else []
+    for section in ("args", "script", "torchrun"):
+        for key, value in _mapping(values, section).items():
+            text = json.dumps(value) if isinstance(value, (list, dict)) else str(value)
+            if value not in (None, "", [], {}) and "${" not in text:
+                words.append(f"{section}.{key}={text}")
+    more = values.get("extra_args")
+    return shlex.join([*words, *(["--", *map(str, more)] if isinstance(more, list) and more else [])])
 
 
 def section(title: str, *parts: str) -> str:
@@ -101,6 +120,9 @@ def drawing(svg: str, caption: str) -> str:
 
 def heat(values: Mapping[tuple[str, str], float], caption: str) -> str:
     """Numbers by row and column, the lower the stronger their colour; a place without one stays empty."""
+    values = {key: value for key, value in values.items() if math.isfinite(value)}
+    if not values:
+        return ""
     rows, columns = (list(dict.fromkeys(key[at] for key in values)) for at in (0, 1))
     low, high = min(values.values()), max(values.values())
     lines = []

@@ -116,8 +116,8 @@ def _title(report: Mapping[str, Any]) -> str:
 
 def _block_and_part(name: str) -> tuple[str, str]:
     """A layer's place in a map: the number of its block, and what it is there."""
-    found = re.fullmatch(r"(?:.*?\.)?(\d+)\.(.*)", name)
-    return (found[1], found[2]) if found else ("", name)
+    found = re.fullmatch(r"(.*?\d+)\.(.*)", name)
+    return (found[1].removeprefix("model.layers."), found[2]) if found else ("", name)
 
 
 def as_text(report: dict[str, Any]) -> str:
@@ -141,11 +141,12 @@ def summary_rows(report: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     scores = report["evaluation"]
     if scores:
         before, after = scores["perplexity_base"], scores["perplexity_quantized"]
-        rows.append(("held-out perplexity", f"{before:.3f}", f"{after:.3f}", f"{(after / before - 1) * 100:+.2f}%"))
+        change = f"{(after / before - 1) * 100:+.2f}%" if before else ""
+        rows.append(("held-out perplexity", f"{before:.3f}", f"{after:.3f}", change))
         rows.append(("KL divergence (nats/token)", "", f"{scores['kl_divergence']:.5f}", ""))
         rows.append(("top-1 agreement", "", f"{scores['top1_agreement'] * 100:.2f}%", ""))
     size = report["size"]
-    if size["export_bytes"] is not None:
+    if size["export_bytes"]:
         ratio = f"{size['base_bytes'] / size['export_bytes']:.2f}x smaller"
         before, after = f"{size['base_bytes'] / 1e6:.2f}", f"{size['export_bytes'] / 1e6:.2f}"
         rows.append(("weights on disk (MB)", before, after, ratio))
@@ -190,7 +191,9 @@ def _plot_worst(layers: list[dict[str, Any]]) -> str:
         axes.barh(
             [i + offset for i in range(len(worst))], [layer[key] or 0.0 for layer in worst], height=0.25, label=label
         )
-    axes.set_yticks(range(len(worst)), [layer["name"].removeprefix("model.") for layer in worst], fontsize=8)
+    axes.set_yticks(
+        range(len(worst)), [layer["name"].removeprefix("model.").replace("$", r"\$") for layer in worst], fontsize=8
+    )
     axes.set(xlabel="SQNR (dB)")
     figure.legend(fontsize=8, ncols=3, frameon=False, loc="outside lower center")
     return svg_of(figure)

@@ -45,6 +45,8 @@ class _Sums:
         if part not in self.signal or self.signal[part] <= 0:
             return None
         ratio = self.noise[part] / self.signal[part]
+        if not math.isfinite(ratio):  # of NaN and infinity nothing is signal
+            return -CEILING_DB
         return CEILING_DB if ratio <= 0 else min(CEILING_DB, -10 * math.log10(ratio))
 
 

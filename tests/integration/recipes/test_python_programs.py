@@ -18,11 +18,18 @@ job = submit(probe(), "local").raise_for_state()
 print("ended", job.wait().state, *job.artifacts)
 """
 MISTYPED = """
+import enum
+import numpy
 from recipes import ProblemsError, quantize_fp8, submit
+
+class Color(enum.StrEnum):
+    RED = "red"
+
 
 recipe = quantize_fp8()
 recipe.args.calib_size, recipe.args.hf_model_id, recipe.torchrun.nproc_per_node = "many", 7, "x"
 recipe.extra_args, recipe.engine = "abc", "hff"
+recipe.args.prompts, recipe.args.calib_seq_length = Color.RED, numpy.int64(3)
 other = quantize_fp8()
 other.args = {"calib_size": 4}
 for one in (recipe, other, quantize_fp8, "quantize_fp8"):
@@ -60,8 +67,7 @@ def test_each_submits_one_run(way: str, home: Path, work: Path) -> None:
 def test_types_that_python_lets_pass_are_problems(home: Path, work: Path) -> None:
     printed = run(home, work, "-c", MISTYPED)
     assert printed.split() == [
-        "args.calib_size",
-        "args.hf_model_id",
+        *("args.calib_seq_length", "args.calib_size", "args.hf_model_id", "args.prompts"),
         "engine",
         "extra_args",
         "torchrun.nproc_per_node",
@@ -89,3 +95,26 @@ def test_a_run_is_waited_for_and_says_why_it_failed(home: Path, work: Path) -> N
     before, after = (line.split() for line in run(home, work, "-c", DETACHED).splitlines()[-2:])
     assert before[0] in ("submitted", "running") and before[1] == "still_running"
     assert after == ["failed", "told_to_fail"]
+
+
+THREADS = """
+import sys, threading, time
+from recipes.experiment.supervisor import without_main
+
+main, order = sys.modules["__main__"], []
+
+def other(begin, end):
+    time.sleep(begin)
+    with without_main():
+        order.append(sys.modules["__main__"] is main)
+        time.sleep(end - begin)
+
+threads = [threading.Thread(target=other, args=times) for times in ((0, 0.3), (0.1, 0.5))]
+[one.start() for one in threads]
+[one.join() for one in threads]
+print(order, sys.modules["__main__"] is main)
+"""
+
+
+def test_threads_that_submit_leave_the_main_program_where_it_was(home: Path, work: Path) -> None:
+    assert run(home, work, "-c", THREADS).strip() == "[False, False] True"

@@ -167,3 +167,16 @@ def test_a_recipe_written_out_is_that_recipe(name: str, tmp_path: Path) -> None:
     assert merge_files(other, layers(base, tmp_path / "mine.yaml")) == []
     other.recipe = name
     assert values_of_recipe(other) == values_of_recipe(recipe.outline())
+
+
+def test_texts_that_look_like_numbers_are_written_out_as_texts(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        "summary: |\n  first\n  args: {calib_size: 3}\nargs: {hf_model_id: '6e9', calib_dataset: '1e-5'}\n"
+        "extra_args: ['1e-5', 'yes']\n"
+    )
+    recipe = dataclasses.replace(find("quantize"), file=file)
+    (tmp_path / "copy.yaml").write_text(written_out(recipe))
+    copy = find("quantize").outline()
+    assert merge_files(copy, layers(recipe.family, tmp_path / "copy.yaml")) == []
+    assert values_of_recipe(copy) == values_of_recipe(recipe.outline())

@@ -113,3 +113,30 @@ def test_sizes_and_times_are_short() -> None:
 def test_a_run_with_a_name_of_its_own_shows_its_recipe_too(home: Path) -> None:
     recorded(home, "mine_1126-0805-000001")
     assert " probe mine " in Shell()("ps", "--all").stdout
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"started_at": "2026-11-26T08:05:00"},
+        {"values": {"args": [1]}, "recipe": "quantize_fp8"},
+        {"finished_at": "9999-12-31T23:59:59.999Z"},
+        {"values": {"args": {"hf_model_id": "/m/llama:fire:v1"}}},
+    ],
+)
+def test_one_damaged_record_does_not_take_the_table_away(home: Path, shell: Shell, odd: dict[str, object]) -> None:
+    recorded(home, "probe_1126-0805-000001")
+    folder = home / "runs" / "quantize_1126-0805-000002"
+    ended(folder, {"evaluation": {"perplexity_base": "x", "perplexity_quantized": [1]}})
+    (folder / "run.json").write_text(json.dumps(json.loads((folder / "run.json").read_text()) | odd))
+    done = shell("ps", "--all")
+    assert done.exit_code == 0 and "000001" in done.stdout and "000002" in done.stdout and "🔥" not in done.stdout
+
+
+@pytest.mark.parametrize("columns", ["0", "1", "20"])
+def test_a_narrow_terminal_shows_ids_whole(
+    home: Path, shell: Shell, columns: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    recorded(home, "probe_1126-0805-47f9a1")
+    assert "\n47f9a1 " in shell("ps", "--all").stdout

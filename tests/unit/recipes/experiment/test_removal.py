@@ -2,14 +2,16 @@
 
 import json
 import os
+import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import nemo_run.config
 import pytest
 
 from executors.local import LocalProfile
-from recipes.experiment.removal import REMOVED, holding_of
-from recipes.experiment.runs import Run, all_runs
+from recipes.experiment.removal import REMOVED
+from recipes.experiment.runs import all_runs
 from recipes.experiment.store import RunFolder, run_folders
 from scripts.run.record import Record
 from tests.jobs import submitted
@@ -105,23 +107,107 @@ def test_pruning_takes_what_is_old_and_can_leave_artifacts(home: Path, shell: Sh
     assert done.exit_code == 2 and "as in 30d" in done.stderr
 
 
-def test_a_run_directory_that_is_not_its_own_stays(home: Path, tmp_path: Path, shell: Shell) -> None:
-    """Of another run, of none, behind a link: a record says a path, and anybody may have written it."""
-    for number, make in enumerate(("other", "none", "link")):
-        run_id = f"q_1126-0805-00000{number}"
-        where = tmp_path / make / run_id
-        folder = succeeded(home, run_id, run_dir=where)
-        if make == "other":
-            (where / "run.json").write_text(json.dumps({"schema": 1, "id": "another", "state": "succeeded"}))
-        elif make == "none":
-            (where / "run.json").unlink()
-        else:
-            where.rename(tmp_path / "real")
-            where.symlink_to(tmp_path / "real")
-        assert holding_of(Run.read(RunFolder(dir=folder))).elsewhere == str(where)
-        done = shell("rm", run_id, "--yes")
-        assert done.exit_code == 0 and f"stays, not on this machine: {where}" in done.stdout
-        assert (where / "out" / "model.safetensors").is_file() and not folder.exists()
+@pytest.mark.parametrize("make", ["another run's", "no record", "link", "other name"])
+def test_a_run_directory_that_is_not_its_own_stays(home: Path, tmp_path: Path, shell: Shell, make: str) -> None:
+    """A record says a path, and anybody may have written it."""
+    run_id = "q_1126-0805-000001"
+    where = tmp_path / "runs" / ("results" if make == "other name" else run_id)
+    folder = succeeded(home, run_id, run_dir=where)
+    if make == "another run's":
+        (where / "run.json").write_text(json.dumps({"schema": 1, "id": "another", "state": "succeeded"}))
+    elif make == "no record":
+        (where / "run.json").unlink()
+    elif make == "link":
+        where.rename(tmp_path / "real")
+        where.symlink_to(tmp_path / "real")
+    for words in (["prune", "--older-than", "0h", "--keep-artifacts"], ["rm", run_id]):
+        shell(*words, "--yes")
+        assert (where / "out" / "model.safetensors").is_file()
+    assert folder.exists() is (make == "other name"), "job.json that names another folder cannot be read"
+
+
+def test_every_attempt_s_directory_goes(home: Path, tmp_path: Path, shell: Shell) -> None:
+    run_id = "q_1126-0805-000001"
+    folder = succeeded(home, run_id, run_dir=tmp_path / "runs" / run_id)
+    shutil.copytree(tmp_path / "runs" / run_id, tmp_path / "runs" / f"{run_id}-r2")
+    (tmp_path / "runs" / f"{run_id}-r2x").mkdir()
+    (home / "experiments" / "q" / f"{run_id}-r2").mkdir()
+    assert shell("rm", run_id, "--yes").exit_code == 0
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == [f"{run_id}-r2x"] and not folder.exists()
+    assert list((home / "experiments" / "q").iterdir()) == []
+
+
+@pytest.mark.parametrize("how", ["moved", "alias", "through a link", "odd path", "the folder itself", "lost"])
+def test_artifacts_are_kept_wherever_they_lie(
+    home: Path, tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = succeeded(home, "q_1126-0805-000001")
+    record = json.loads((folder / "run.json").read_text())
+    if how == "moved":
+        record |= {"run_dir": f"/old/{folder.name}"}
+        record["outputs"][0]["path"] = f"/old/{folder.name}/out"
+    elif how == "alias":
+        (tmp_path / "alias").symlink_to(home)
+        monkeypatch.setattr(nemo_run.config, "_NEMORUN_HOME", str(tmp_path / "alias"))
+    elif how == "through a link":
+        folder.rename(tmp_path / folder.name)
+        folder.symlink_to(tmp_path / folder.name)
+    elif how == "lost":
+        record["outputs"][0]["path"] = "/elsewhere/out"
+    else:
+        record["outputs"][0]["path"] = str(folder / "x" / ".." / "out") if how == "odd path" else str(folder)
+    (folder / "run.json").write_text(json.dumps(record))
+    done = Shell()("prune", "--older-than", "0h", "--keep-artifacts", "--yes")
+    assert done.exit_code == 0, done.output
+    assert (folder / "out" / "model.safetensors").is_file()
+    assert (folder / "logs").exists() is (how in ("through a link", "the folder itself", "lost"))
+    assert Shell()("rm", "000001", "--yes").exit_code == (2 if how == "through a link" else 0)
+    assert folder.exists() is (how == "through a link")
+
+
+def test_notes_of_other_runs_stay(home: Path, shell: Shell) -> None:
+    kept = succeeded(home, "probe_1126-0805-000001")
+    shutil.copytree(kept, home / "runs" / "probe")
+    (home / "runs" / "probe" / "job.json").unlink()
+    shell("rm", "probe", "--yes")
+    assert (home / "experiments" / "probe" / kept.name / "_DONE").exists()
+
+
+def test_what_is_read_by_a_run_that_stays_must_stay(home: Path, shell: Shell) -> None:
+    """The newest reads the middle one, which failed and reads the oldest."""
+    oldest = succeeded(home, "a_0901-0805-000001", days=40)
+    middle = recorded(home, "b_0901-0900-000002")
+    newest = recorded(home, "c_1126-0900-000003")
+    for folder, reads, days in ((middle, oldest, 40), (newest, middle, 0)):
+        record = json.loads((folder / "run.json").read_text())
+        ended = (datetime.now(UTC) - timedelta(days=days)).isoformat()
+        record |= {"values": {"args": {"model": str(reads)}}, "finished_at": ended}
+        (folder / "run.json").write_text(json.dumps(record))
+    done = shell("prune", "--older-than", "30d", "--yes")
+    assert done.exit_code == 0 and len(run_folders()) == 3, done.output
+
+
+@pytest.mark.parametrize("written", ["~/{}", "{}/../{}", "${{oc.env:CKPT}}/out", "../runs/{}"])
+def test_a_path_is_known_however_it_is_written(home: Path, written: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = succeeded(home, "q_1126-0805-000001")
+    monkeypatch.setenv("CKPT", str(folder))
+    monkeypatch.setenv("HOME", str(home / "runs"))
+    reader = recorded(home, "serve_1126-0900-000002")
+    record = json.loads((reader / "run.json").read_text())
+    name = folder.name if written[0] in "~." else str(folder)
+    text = written.format(name, folder.name)
+    record |= {"values": {"args": {"model": text}}, "cwd": str(home / "runs")}
+    (reader / "run.json").write_text(json.dumps(record))
+    done = Shell()("rm", "000001", "--yes")
+    assert (done.exit_code, folder.is_dir()) == (2, True), done.output
+
+
+def test_a_run_whose_record_cannot_be_read_stays(home: Path, shell: Shell) -> None:
+    folder = succeeded(home, "q_1126-0805-000001")
+    (folder / "job.json").write_text("{")
+    done = shell("rm", "000001", "--yes")
+    assert done.exit_code == 2 and folder.is_dir() and "cannot be read" in done.stderr
+    assert shell("prune", "--older-than", "0h", "--yes").exit_code == 0 and folder.is_dir()
 
 
 def test_links_in_a_run_are_not_followed(home: Path, tmp_path: Path, shell: Shell) -> None:

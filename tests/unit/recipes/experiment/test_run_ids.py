@@ -62,6 +62,8 @@ def test_the_latest_run_is_that_which_was_submitted_last(home: Path) -> None:
     for number, recipe in enumerate(("quantize_fp8", "prune", "quantize_fp8", "probe")):
         folder = home / "runs" / f"{9 - number}-of-{recipe}"
         Record.submit(folder, id=folder.name, recipe=recipe, submitted_at=f"2026-11-26T0{number}:00:00.000Z")
+    (home / "runs" / "garbage").mkdir()
+    (home / "runs" / "garbage" / "run.json").write_text('{"submitted_at": "9999", garbage')
     assert find_run("latest").id == "6-of-probe"
     assert find_run("latest:quantize_fp8").id == "7-of-quantize_fp8"
     with pytest.raises(ProblemsError, match="no run of serve"):

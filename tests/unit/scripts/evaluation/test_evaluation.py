@@ -273,8 +273,8 @@ def test_a_baseline_of_other_tasks_is_told() -> None:
 
 def test_a_report_is_a_baseline(tmp_path: Path) -> None:
     rows, _ = compare(scores_of(RESULTS), None)
-    report = {"schema": SCHEMA, "checkpoint": "m", "scores": as_rows(rows)}
-    write_report(tmp_path / "report", report, rows)
+    report = {"schema": SCHEMA, "checkpoint": "m", "backend": "hf", "scores": as_rows(rows), "warnings": []}
+    write_report(tmp_path / "report", report, rows, {})
     for place in (tmp_path, tmp_path / "report", tmp_path / "report" / "report.json"):
         found = read_baseline(place)
         assert found.scores == tuple(scores_of(RESULTS))

@@ -1,5 +1,7 @@
 """Pages are one file, and say what others wrote without obeying it."""
 
+import json
+import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -66,22 +68,33 @@ def test_the_lower_a_number_the_stronger_its_colour() -> None:
     made = page.heat({("0", "q"): 10.0, ("0", "k"): 30.0, ("1", "q"): 20.0}, "dB")
     found = re.findall(r"<td(?: style=\"background: rgb\(var\(--worse\) / ([\d.]+)\)\")?>([\d.]*)</td>", made)
     assert found == [("0.80", "10.0"), ("", "30.0"), ("0.40", "20.0"), ("", "")]
+    assert page.heat({}, "dB") == page.heat({("0", "q"): math.nan}, "dB") == ""
+    assert "inf" not in page.heat({("0", "q"): -math.inf, ("0", "k"): 1.0, ("1", "k"): 2.0}, "dB")
 
 
 def test_a_page_says_what_it_is_of(tmp_path: Path) -> None:
     assert page.about(tmp_path)["run"] == tmp_path.name
+    odd = {"inputs": ["x", 3], "executor": 1, "versions": [], "process": "p", "values": {"args": [1]}, "recipe": 7}
+    (tmp_path / "run.json").write_text(json.dumps(odd))
+    assert page.about(tmp_path)["command"] == "nemo experiment run 7 executor=None"
     record = Record.submit(
         tmp_path / "run",
         id="quantize_fp8_1126-0805-47f9a1",
         recipe="quantize_fp8",
         executor={"name": "slurm"},
-        values={"args": {"hf_model_id": "Qwen/Qwen3 8B", "calib_size": 64, "export_dir": None, "prompts": ""}},
+        values={
+            "engine": "hf",
+            "args": {"hf_model_id": "Qwen/Qwen3 8B", "sizes": [1, 2], "export_dir": None, "out": "${x}", "prompts": ""},
+            "torchrun": {"nproc_per_node": 8},
+            "extra_args": ["--flag"],
+        },
     )
     model = {"type": "checkpoint_hf", "name": "Qwen/Qwen3-8B"}
     record.update(versions={"torch": "2.13.0"}, device="cpu", inputs=[model])
     said = page.about(tmp_path / "run")
     assert said["command"] == (
-        "nemo experiment run quantize_fp8 executor=slurm 'args.hf_model_id=Qwen/Qwen3 8B' args.calib_size=64"
+        "nemo experiment run quantize_fp8 executor=slurm engine=hf 'args.hf_model_id=Qwen/Qwen3 8B' "
+        "'args.sizes=[1, 2]' torchrun.nproc_per_node=8 -- --flag"
     )
     assert (said["model"], said["versions"]) == ("Qwen/Qwen3-8B", "torch 2.13.0")
     assert said["where"].startswith("slurm, cpu")
