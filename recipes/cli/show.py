@@ -275,8 +275,9 @@ def _next_steps(run: Run) -> Iterator[str]:
     recipe = RECIPES.get(str(run.record.get("recipe")))
     after = [*_JUDGES, recipe.family.args.EXPORTER if recipe else ""]
     for name, kind in ((name, RECIPES[name].family.args) for name in after if name in RECIPES):
+        left = {name for name in run.artifacts if name.startswith("checkpoint")}
         taken = ((one.name, {meaning.consumes, *meaning.accepts}) for one, meaning in meanings(kind))
-        if field := next((field for field, types in taken if types & set(run.artifacts)), None):
+        if field := next((field for field, types in taken if types & left), None):
             yield f"run {name} args.{field}='${{artifact:{run.id}}}'"
 
 

@@ -1,5 +1,6 @@
 """`ps` as a table: within 80 columns on a terminal, whole words in a pipe."""
 
+import dataclasses
 import json
 import time
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 
 from executors.local import LocalProfile
 from recipes.cli.listing import key_figure
+from recipes.cli.show import _next_steps
 from recipes.experiment.runs import Run
 from recipes.experiment.store import RunFolder
 from scripts.run.drawing import size_text, took_text
@@ -140,3 +142,19 @@ def test_a_narrow_terminal_shows_ids_whole(
     monkeypatch.setenv("COLUMNS", columns)
     recorded(home, "probe_1126-0805-47f9a1")
     assert "\n47f9a1 " in shell("ps", "--all").stdout
+
+
+@pytest.mark.parametrize(
+    ("kinds", "steps"),
+    [
+        (["checkpoint_modelopt", "checkpoint_hf"], ["run evaluate args.checkpoint=", "run serve args.checkpoint="]),
+        (["checkpoint_megatron"], ["run export args.megatron_load_path="]),
+        ([], []),
+    ],
+)
+def test_what_mostly_follows_a_run(home: Path, kinds: list[str], steps: list[str]) -> None:
+    run = ended(home / "runs" / "q_1126-0805-000001", {})
+    outputs = [{"type": kind, "path": f"/m/{kind}"} for kind in (*kinds, "eval_results")]
+    run = dataclasses.replace(run, record=run.record | {"outputs": outputs})
+    found = list(_next_steps(run))
+    assert found[0] == f"open {run.id}" and [line.partition("'")[0] for line in found[1:]] == steps
