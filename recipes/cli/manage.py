@@ -159,7 +159,10 @@ def cancel(ids: RunIds, as_json: AsJson = False) -> None:
         except (JobError, DamagedRecordError, OSError) as error:
             reached = False
             say(f"{folder.id}: {error}", to=sys.stderr)
-    show.Output(as_json=as_json).runs(runs)
+    if as_json:
+        show.Output(as_json=True).runs(runs)
+    for run in () if as_json else runs:
+        say(f"{run.state:10}  {run.id}  {run.note}".rstrip(), as_line=True)
     raise typer.Exit(0 if reached and all(run.ended for run in runs) else FAILED)
 
 

@@ -1,5 +1,7 @@
 """Ending runs, and starting over those that ended badly."""
 
+import time
+
 from executors.base import SchedulerJob
 from recipes.experiment.runs import Run, look
 from recipes.experiment.store import RunFolder
@@ -7,13 +9,16 @@ from scripts.run.identity import terminate
 from scripts.run.problems import JobError, Problem, ProblemsError, error_data
 from scripts.run.record import FINAL_STATES, Record, read_record
 
+#: Seconds.
+_ASK_AGAIN = 5.0
+
 
 def cancel_run(folder: RunFolder, seconds: float = 30.0) -> Run:
     """End a run, and wait until that is recorded (or `seconds` are over). Ended runs stay as they are.
 
     Raises JobError when that cannot be, as for a damaged record.
     """
-    run = look([folder])[0]
+    run, deadline = look([folder])[0], time.monotonic() + seconds
     if run.state == "unreadable":
         error = run.record["error"]
         raise JobError(error["name"], error["message"], error["remedy"])
@@ -21,21 +26,31 @@ def cancel_run(folder: RunFolder, seconds: float = 30.0) -> Run:
         raise JobError("not_your_run", f"{folder.dir} belongs to another user.", "Ask whoever submitted it.")
     if run.ended and (run.state != "lost" or run.job is None or run.job.place.runs_here):
         return run
+    run = _ask_for_its_end(run)
+    while not (run := run.wait(min(_ASK_AGAIN, deadline - time.monotonic()))).ended and time.monotonic() < deadline:
+        # A supervisor that was stopped before it knew of its job left the job behind.
+        if not run.supervised:
+            run = _ask_for_its_end(run)
+    return run
+
+
+def _ask_for_its_end(run: Run) -> Run:
+    """Whoever looks after it is told, or its scheduler, or its processes."""
     if run.job is None:
         terminate(run.record["process"])
-    else:
-        job, place, run = run.job, run.job.place, run.update(cancel_asked=True)
-        if run.supervisor and run.supervised:
-            terminate(run.supervisor)
-        elif run.scheduled is not None:
-            place.cancel(run.scheduled)
-        elif run.processes:  # whoever started it died before noting that
-            place.cancel(SchedulerJob.of(job, "", ""))
-        else:  # it never got to its scheduler
-            record = Record(folder.dir, read_record(folder.dir))
-            if record.values["state"] not in FINAL_STATES:  # else it did, and has ended meanwhile
-                record.finish("cancelled", error_data("cancelled", "cancelled before it was submitted"))
-    return run.wait(seconds)
+        return run
+    job, place, run = run.job, run.job.place, run.update(cancel_asked=True)
+    if run.supervisor and run.supervised:
+        terminate(run.supervisor)
+    elif run.scheduled is not None:
+        place.cancel(run.scheduled)
+    elif run.processes:  # whoever started it died before noting that
+        place.cancel(SchedulerJob.of(job, "", ""))
+    else:  # it never got to its scheduler
+        record = Record(run.dir, read_record(run.dir))
+        if record.values["state"] not in FINAL_STATES:  # else it did, and has ended meanwhile
+            record.finish("cancelled", error_data("cancelled", "cancelled before it was submitted"))
+    return run
 
 
 def refuse_unless_ended_badly(folder: RunFolder) -> Run:

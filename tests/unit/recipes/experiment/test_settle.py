@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -14,7 +16,7 @@ import pytest
 
 from executors.base import JobState, SchedulerJob
 from executors.local import LocalProfile
-from recipes.experiment import runs, supervisor
+from recipes.experiment import intervene, runs, supervisor
 from recipes.experiment.intervene import cancel_run, refuse_unless_ended_badly
 from recipes.experiment.runs import Run, look
 from recipes.experiment.store import RunFolder
@@ -258,3 +260,21 @@ def test_who_looked_after_an_attempt_leaves_the_next_alone(tmp_path: Path, other
     supervisor._see_to_its_end(run, place, run.scheduled, watch)
     assert seen == ["running", "running"]
     assert time.monotonic() - began < 30
+
+
+def test_a_job_that_its_supervisor_left_behind_is_ended_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was stopped while NeMo-Run was still starting the job, and so did not know of it."""
+    monkeypatch.setattr(intervene, "_ASK_AGAIN", 0.2)
+    folder = RunFolder(dir=tmp_path / "probe_1-ab")
+    words = [sys.executable, "-c", "import time; time.sleep(60)"]
+    env = {**os.environ, "NEMO_RUN_DIR": str(folder.dir)}
+    with subprocess.Popen(words) as supervisor, subprocess.Popen(words, env=env) as job:
+        record = Record.submit(folder.dir, id=folder.id)
+        record.update(state="running", started_at="2026-01-01T00:00:00.000Z", process=identity(job.pid))
+        scheduled = SchedulerJob(run_id=folder.id, id="local_persistent://x/y", run_dir=str(folder.dir), folder="/f")
+        submitted(folder, LocalProfile(), scheduled=scheduled, supervisor=identity(supervisor.pid))
+        threading.Thread(target=supervisor.wait, daemon=True).start()
+        assert cancel_run(folder, seconds=20).ended
+        assert job.wait(10) == -signal.SIGTERM
