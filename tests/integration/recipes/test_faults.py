@@ -493,7 +493,7 @@ def small_disk(folder: Path, kib: int) -> Iterator[Callable[[int], None]]:
 def test_a_run_that_is_followed_ends_on_a_full_disk_too(user: User, kib: int) -> None:
     """Where the run cannot be recorded, and where its job cannot; NeMo-Run takes the latter for running."""
     with small_disk(user.home, kib):
-        line = user.refused("executor=here")
+        line, *_ = user.run("executor=here", code=1).err.splitlines()
         assert line.startswith(("failed: disk_full: ", "failed: job_died: "))
 
 
