@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
 from recipes.planner.gpus import stated_problems
 from scripts.args.meaning import Engine
-from scripts.args.typed import convert, parse_yaml, refuse_huge
+from scripts.args.typed import DEEPEST, convert, parse_yaml, refuse_huge
 from scripts.run.files import read_limited
 from scripts.run.problems import Problem, ProblemsError, nearest
 
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 #: Values fill some kilobytes.
 _MAX_BYTES = 1 << 20
-#: Of a value, in lists and mappings.
-_DEEPEST = 64
 #: The sections of a recipe's YAML: its values, and what is known of them.
 SECTIONS = ("engine", "script", "args", "torchrun", "extra_args")
 #: What is said of the values: a line on what they are, when to use which, what can go wrong, and what they vary.
@@ -126,7 +124,7 @@ def _is_plain(value: Any, depth: int = 0) -> bool:
     """Whether a value is what YAML makes: an Enum or a number of NumPy's is none, though it passes for one."""
     if type(value) in (list, dict):
         inner = [*value, *value.values()] if isinstance(value, dict) else value
-        return depth < _DEEPEST and all(_is_plain(one, depth + 1) for one in inner)
+        return depth < DEEPEST and all(_is_plain(one, depth + 1) for one in inner)
     return type(value) in (str, int, float, bool, type(None))
 
 

@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -69,10 +69,12 @@ def du(as_json: AsJson = False) -> None:
     from recipes.experiment.runs import all_runs
     from scripts.run.drawing import Table, size_text, tables_as_text
 
-    found = sorted(_holdings(all_runs()), key=lambda one: -one.bytes)
     rows: list[dict[str, Any]] = [
-        {"id": one.run.id, "state": one.run.state, **_sizes(one), "elsewhere": one.elsewhere} for one in found
+        {"id": one.run.id, "state": one.run.state, "bytes": one.bytes, "artifact_bytes": one.artifact_bytes}
+        | {"elsewhere": one.elsewhere}
+        for one in _holdings(all_runs())
     ]
+    rows.sort(key=lambda row: -row["bytes"])
     if as_json:
         print_json(rows)
         return
@@ -134,7 +136,7 @@ def prune(
         _remove(chosen, dryrun=dryrun, yes=yes, as_json=as_json, keep_artifacts=keep_artifacts)
 
 
-def _holdings(runs: "Sequence[Run] | Any") -> "list[Holding]":
+def _holdings(runs: "Iterable[Run]") -> "list[Holding]":
     from recipes.experiment.removal import holding_of
 
     return [holding_of(run) for run in runs]
@@ -144,22 +146,17 @@ def _runs(count: int) -> str:
     return f"{count} run{'' if count == 1 else 's'}"
 
 
-def _sizes(one: "Holding") -> dict[str, int]:
-    return {"bytes": one.bytes, "artifact_bytes": one.artifact_bytes}
-
-
 def _remove(
     chosen: "Sequence[Holding]", *, dryrun: bool, yes: bool, as_json: bool, keep_artifacts: bool = False
 ) -> None:
-    from recipes.experiment.removal import bytes_of, sweep_removed
+    from recipes.experiment.removal import bytes_of, remove, sweep_removed
     from recipes.experiment.store import runs_dir
     from recipes.experiment.submit import disk_failures
     from scripts.run.drawing import size_text
 
     rows: list[dict[str, Any]] = []
-    chosen = [one for one in chosen if one.going(keep_artifacts=keep_artifacts)]
-    for one in chosen:
-        going = one.going(keep_artifacts=keep_artifacts)
+    goes = [(one, going) for one in chosen if (going := one.going(keep_artifacts=keep_artifacts))]
+    for one, going in goes:
         row: dict[str, Any] = {"id": one.run.id, "bytes": bytes_of(going)}
         row |= {"paths": list(map(str, going)), "stays": one.elsewhere}
         rows.append(row)
@@ -176,8 +173,8 @@ def _remove(
             raise typer.Exit(REFUSED)
         with disk_failures():
             sweep_removed(runs_dir())
-            for one in chosen:
-                one.remove(keep_artifacts=keep_artifacts)
+            for _, going in goes:
+                remove(going)
     if as_json:
         print_json({"dryrun": dryrun, "removed": rows})
     else:

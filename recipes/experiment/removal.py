@@ -4,7 +4,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -36,7 +36,7 @@ class Holding:
 
     @property
     def artifacts(self) -> set[Path]:
-        """What it left in its own folders, wherever those lie by now. None where one of them cannot be found."""
+        """What it left in its own folders, wherever those lie by now."""
         return {place for output in self._outputs for place in self._places(output)}
 
     @property
@@ -61,14 +61,6 @@ class Holding:
         kept = self.artifacts | {folder / name for folder in self.folders for name in _RECORDS}
         return [*(path for folder in self.folders for path in _beside(folder, kept)), *self.notes]
 
-    def remove(self, *, keep_artifacts: bool = False) -> None:
-        """Raises OSError."""
-        for path in reversed(self.going(keep_artifacts=keep_artifacts)):  # records go last: they say where the rest is
-            if path.is_dir() and not path.is_symlink():
-                _remove(path)
-            else:
-                path.unlink()
-
     @property
     def _outputs(self) -> list[str]:
         return [str(output["path"]) for output in self.run.record.get("outputs") or []]
@@ -82,6 +74,15 @@ class Holding:
             tried += [folder / os.path.relpath(path, recorded) for folder in self.folders]
         real = [Path(os.path.realpath(one)) for one in tried if _exists(one)]
         return [one for one in real if any(is_below(str(one), str(folder)) for folder in self.folders)]
+
+
+def remove(going: Sequence[Path]) -> None:
+    """Remove what `Holding.going` says. Raises OSError."""
+    for path in reversed(going):  # records go last: they say where the rest is
+        if path.is_dir() and not path.is_symlink():
+            _remove(path)
+        else:
+            path.unlink()
 
 
 def holding_of(run: Run) -> Holding:
@@ -105,17 +106,18 @@ def holding_of(run: Run) -> Holding:
 def kept_back(chosen: Sequence[Holding], runs: Sequence[Run]) -> list[Problem]:
     """Those of the chosen that must stay: they go on, are somebody else's, or another run that stays may read them."""
     found: dict[str, Problem] = {}
+    reads = {run.id: tuple(_read_by(run)) for run in runs if run.state not in _OVER}
     while True:  # what is read by one that stays must stay
         going = {one.run.id for one in chosen} - found.keys()
-        others = [run for run in runs if run.id not in going and run.state not in _OVER]
+        others = [run for run in runs if run.id not in going and run.id in reads]
         more = [one for one in chosen if one.run.id in going]
-        stay = {one.run.id: problem for one in more if (problem := _kept_back(one, others)) is not None}
+        stay = {one.run.id: problem for one in more if (problem := _kept_back(one, others, reads)) is not None}
         if not stay:
             return list(found.values())
         found |= stay
 
 
-def _kept_back(holding: Holding, others: Sequence[Run]) -> Problem | None:
+def _kept_back(holding: Holding, others: Sequence[Run], reads: Mapping[str, Sequence[str]]) -> Problem | None:
     run = holding.run
 
     def stays(cause: str, remedy: str) -> Problem:
@@ -133,7 +135,7 @@ def _kept_back(holding: Holding, others: Sequence[Run]) -> Problem | None:
     for other in others:
         if other.id == run.id:
             continue
-        read = next((path for path in _read_by(other) if any(is_below(path, place) for place in places)), None)
+        read = next((path for path in reads[other.id] if any(is_below(path, place) for place in places)), None)
         if read or run.id in (other.record.get("after") or ()):
             cause = f"{other.id}, which is {other.state}, reads {read or 'what it leaves'}"
             return stays(cause, f"Remove {other.id} too, or before.")

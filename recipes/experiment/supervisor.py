@@ -213,7 +213,9 @@ def _see_to_its_end(run: Run, place: Place, job: SchedulerJob, watch: Watcher | 
         raise
     if watch:
         watch(run)
-    if run.ended and read_record(run.dir)["state"] not in FINAL_STATES:  # whoever looks later would wait for ever
+    # Whoever looks later would wait for ever. (That a run is lost is written down by nobody.)
+    told = run.note and run.state in FINAL_STATES - {"lost"}
+    if told and read_record(run.dir)["state"] not in FINAL_STATES:
         cause = f"{run.id} is {run.state}, and that cannot be recorded. {run.note}"
         raise JobError("disk_full", cause, "Make room in NeMo-Run's home.")
 

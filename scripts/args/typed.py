@@ -16,7 +16,7 @@ _SCALES = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9, "t": 1e12}
 #: No count, size or seed is larger, and arithmetic in floats overflows far above.
 _LARGEST = 1 << 63
 #: A document of values has some hundred of nodes, some levels deep; aliases count as what they stand for.
-_MOST_NODES, _DEEPEST = 100_000, 64
+_MOST_NODES, DEEPEST = 100_000, 64
 _STR = "tag:yaml.org,2002:str"
 _TYPED = [f"tag:yaml.org,2002:{name}" for name in ("int", "float", "bool", "timestamp")]
 
@@ -208,7 +208,7 @@ def _refuse_endless(text: str) -> None:
             cause = "" if size else f"*{anchor} stands for nothing, or for what it is in"
         elif isinstance(event, (yaml.MappingStartEvent, yaml.SequenceStartEvent)):
             open_.append((anchor, 1))
-            cause = f"it is nested more than {_DEEPEST} deep" if len(open_) > _DEEPEST else ""
+            cause = f"it is nested more than {DEEPEST} deep" if len(open_) > DEEPEST else ""
         elif isinstance(event, (yaml.MappingEndEvent, yaml.SequenceEndEvent)):
             anchor, size = open_.pop()
         elif isinstance(event, yaml.ScalarEvent):

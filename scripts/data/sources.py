@@ -13,9 +13,9 @@ from typing import IO, Any, cast
 from scripts.args.data import PrepareDataArgs
 from scripts.data import texts
 from scripts.data.texts import BUILT_IN
-from scripts.engines.installed import is_installed
+from scripts.engines.installed import missing_tool
 from scripts.run.files import expanded, is_file, is_folder
-from scripts.run.problems import JobError, Problem, install
+from scripts.run.problems import JobError, Problem
 from scripts.run.registry import check
 
 _JSONL, _TEXT, _GZ = (".jsonl", ".ndjson", ".json"), (".txt", ".md"), ".gz"
@@ -59,9 +59,9 @@ def fields_to_tokenize(job: Any) -> Iterator[Problem]:
 @check("megatron_core_missing", args=PrepareDataArgs, where="both")
 def megatron_core(job: Any) -> Iterator[Problem]:
     """The Python that is to run it can write the data."""
-    if job.in_this_python and not is_installed("megatron.core"):
+    if job.in_this_python and (missing := missing_tool(PrepareDataArgs)):
         cause = "the data's format is Megatron-Core's, and this Python has no megatron.core"
-        remedy = f"Use a NeMo container, or: {install('data')}"
+        remedy = f"Use a NeMo container, or: {missing}"
         yield Problem(key="executor", value=None, cause=cause, remedy=remedy)
 
 

@@ -25,6 +25,11 @@ def is_installed(module: str) -> bool:
         return False
 
 
+def missing_tool(kind: type[ScriptArgs]) -> str:
+    """How to have the tool that such arguments are for; empty where it is installed, or there is none."""
+    return "" if kind.TOOL is None or is_installed(kind.TOOL[0]) else install(kind.TOOL[1])
+
+
 @dataclass(frozen=True, kw_only=True)
 class Here:
     """What carries out such arguments in this Python, and what else would."""
@@ -49,9 +54,8 @@ def here(kind: type[ScriptArgs]) -> Here:
         there = any(server.is_here for server in SERVERS.values())
         return Here(by=("tool",) if there else (), needs="" if there else f"one of {', '.join(SERVERS)}, installed")
     if kind.TOOL is not None:
-        module, extra = kind.TOOL
-        there = is_installed(module)
-        return Here(by=("tool",) if there else (), needs="" if there else install(extra))
+        missing = missing_tool(kind)
+        return Here(by=() if missing else ("tool",), needs=missing)
     if not kind.SCRIPTS:  # ours, of the standard library
         return Here(by=("tool",), needs="")
     if installed(kind.SCRIPTS):

@@ -15,9 +15,10 @@ from configs import CONFIGS
 from scripts.args.evaluate import Backend, EvaluateArgs
 from scripts.checkpoints import look
 from scripts.checkpoints.huggingface import exported_algorithm
+from scripts.engines.installed import missing_tool
 from scripts.formats import FORMATS
 from scripts.run.files import is_folder, read_limited
-from scripts.run.problems import JobError, Problem, install, near_miss, nearest
+from scripts.run.problems import JobError, Problem, near_miss, nearest
 from scripts.run.provenance import compute_capabilities
 from scripts.run.registry import Skipped, check
 
@@ -127,9 +128,9 @@ def questions_at_a_time(job: Any) -> Iterator[Problem]:
 @check("harness_not_installed", args=EvaluateArgs, where="both")
 def harness(job: Any) -> Iterator[Problem]:
     """The Python that is to run it has the harness."""
-    if job.in_this_python and job.script.path is None and util.find_spec("lm_eval") is None:
+    if job.in_this_python and job.script.path is None and (missing := missing_tool(EvaluateArgs)):
         cause = "the lm-evaluation-harness is not installed in this Python"
-        remedy = f"Use a container that has it, or: {install('eval')}"
+        remedy = f"Use a container that has it, or: {missing}"
         yield Problem(key="executor", value=None, cause=cause, remedy=remedy)
 
 
