@@ -20,6 +20,7 @@ class _Constraint:
     choices: Collection[str] = ()
     expected: str = ""  # in words
     remedy: str = ""
+    first: str = ""  # what users write here before they use a new profile
 
     def fault(self, value: Any) -> str:
         """What is wrong with a value that is there; empty where nothing is."""
@@ -41,6 +42,12 @@ def key(default: Any, **constraint: Any) -> Any:
 def wrong(key: str, value: Any, cause: str, remedy: str = "", name: str = "wrong_value") -> Problem:
     """A Problem of a profile's key."""
     return Problem(name=name, key=f"executor.{key}", value=value, cause=cause, remedy=remedy)
+
+
+def to_set_first(profile: type) -> dict[str, str]:
+    """The keys that a profile of one's own is useless without, and what to write there; not all of them are needed."""
+    marked = {one.name: one.metadata.get("constraint") for one in fields(profile)}
+    return {name: constraint.first for name, constraint in marked.items() if constraint and constraint.first}
 
 
 def value_problems(profile: Any) -> Iterator[Problem]:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from tests.answers import answer_of, data_of
 from tests.testbed.warm import Warm, warm_nemo
 from tests.unmeasured import sweep
 
@@ -46,8 +47,14 @@ class Done:
     err: str
 
     @property
+    def answer(self) -> dict[str, Any]:
+        """The envelope that it printed."""
+        return answer_of(self.out)
+
+    @property
     def json(self) -> Any:
-        return json.loads(self.out)
+        """What is in it."""
+        return data_of(self.out)
 
 
 @pytest.fixture

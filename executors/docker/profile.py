@@ -36,13 +36,13 @@ class DockerProfile(Profile):
     """Values of a `kind: docker` profile."""
 
     kind: Literal["docker"] = "docker"
-    image: str = ""  # a name, or an id (sha256:...); required
+    image: str = key("", first="the container: a name, or an id (sha256:...)")  # required
     pull: Literal["missing", "always", "never"] = "missing"
     gpus: int | None = key(None, least=-1, expected="a number of GPUs is expected, or -1 for all")
     user: str | None = key(  # UID:GID; None: whoever submits, so that the files of a run are theirs
         None, pattern=_USER, expected="UID, UID:GID or the name of a user in the image is expected"
     )
-    mounts: list[str] = field(default_factory=list)  # SOURCE:TARGET[:ro]
+    mounts: list[str] = key(list, first="the model store, as jobs are to see it: [/data/models:/models:ro]")
     shm_size: str | None = key(
         "16g", pattern=r"(?i)\d+(\.\d+)?[bkmgt]?", expected="a size is expected, such as 16g or 512m"
     )

@@ -22,12 +22,17 @@ class LeptonProfile(Profile):
     """A DGX Cloud Lepton workspace's node group. The workspace and its token are the SDK's own login, never here."""
 
     kind: Literal["lepton"] = "lepton"
-    image: str = key("", needed=True)
-    node_group: str = key("", needed=True)
-    resource_shape: str = key("", needed=True)  # what one node is, as the workspace names it
-    nemo_run_dir: str = key("", needed=True)  # as the job sees it, on a mount; run directories are made in its runs/
+    image: str = key("", needed=True, first="a container that the workspace can pull")
+    node_group: str = key("", needed=True, first="as the workspace names it")
+    resource_shape: str = key("", needed=True, first="what one node is, as the workspace names it: gpu.8xh100-80gb")
+    nemo_run_dir: str = key(
+        "", needed=True, first="the run root, as the job sees it, on a mount; run directories are made in its runs/"
+    )
     mounts: list[dict[str, Any]] = key(
-        list, needed=True, remedy="Mount the storage that nemo_run_dir is on: path, mount_path and from."
+        list,
+        needed=True,
+        remedy="Mount the storage that nemo_run_dir is on: path, mount_path and from.",
+        first="the storage of runs and models: path, mount_path and from",
     )
     gpus: int = key(0, least=0)  # of one node; the resource shape has them
     shared_memory_size: int = key(65536, least=0)  # MiB

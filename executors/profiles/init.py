@@ -1,10 +1,12 @@
 """A new profile in the user's file, made of the one that ships, with its comments."""
 
 import stat
+import textwrap
 from pathlib import Path
 from typing import NoReturn
 
-from executors.kinds import kinds, template_of
+from executors.constraints import to_set_first
+from executors.kinds import kind_of, kinds, template_of
 from executors.profiles.files import NAME, ProfileFile, parse, user_file
 from scripts.run.files import expanded, write_text
 from scripts.run.problems import JobError, Problem, ProblemsError, nearest
@@ -54,7 +56,9 @@ def _appended(target: Path, before: bytes, name: str, kind: str) -> str:
     text = before.decode("utf-8")
     if text.strip():
         text = text.rstrip("\n") + "\n\n"
-    text += "\n".join([f"{name}:", *(f"  {line}".rstrip() for line in template_of(kind).splitlines())]) + "\n"
+    first = to_set_first(kind_of(kind).profile)
+    lines = ["# Set first:", *(f"#   {key}: {what}" for key, what in first.items())] if first else []
+    text += f"{name}:\n" + textwrap.indent("\n".join([*lines, template_of(kind)]), "  ").rstrip() + "\n"
     new = parse(target, text.encode())
     if not _is_old_and(name, old, new):
         cause = f"{target} is not written as `NAME:` with indented keys below, so nothing can be appended to it"

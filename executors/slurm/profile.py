@@ -43,9 +43,9 @@ class SlurmProfile(Profile):
     user: str | None = key(None, pattern=_NAME, expected="this is no user name")
     port: int | None = key(None, least=1)
     identity: str | None = None
-    job_dir: str | None = None  # on the cluster's shared storage
-    account: str | None = None
-    partition: str | None = None
+    job_dir: str | None = key(None, first="the run root, on storage that every node shares: /lustre/me/modelopt")
+    account: str | None = key(None, first="whose hours it takes, where the cluster asks")
+    partition: str | None = key(None, first="its queue with GPUs, where that is not the default")
     qos: str | None = None
     time: str | None = key(
         None, pattern=_TIME, expected="minutes, H:M:S, D-H or D-H:M:S is expected", remedy="For example 4:00:00."
@@ -65,12 +65,17 @@ class SlurmProfile(Profile):
     requeue: bool = True
     retries: int = key(0, least=0)
     image: str | None = key(  # None: no container
-        None, pattern=r"\S+", expected="this is no image", remedy="Write null for a job without a container."
+        None,
+        pattern=r"\S+",
+        expected="this is no image",
+        remedy="Write null for a job without a container.",
+        first="the container, or a .sqsh file on the cluster",
     )
     mounts: list[str] = key(
         list,
         pattern=r"/[^:,]*:/[^:,]*(:[^:,]*)?",
         expected="/SOURCE:/TARGET or /SOURCE:/TARGET:ro is expected, without commas",
+        first="the model store, as jobs are to see it: [/lustre/models:/models:ro]",
     )
     workdir: str | None = key(None, pattern="/.*", expected="an absolute path is expected")
     squash_dir: str | None = key(None, pattern="/.*", expected="an absolute path is expected")

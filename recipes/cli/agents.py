@@ -11,15 +11,15 @@ from typing import Annotated, Any
 
 import typer
 
-from recipes.cli.document import REFUSED, exits
-from scripts.run.problems import Problem, ProblemsError, install
+from recipes.cli.document import REFUSED, envelope, exits
+from scripts.run.problems import JobError, Problem, ProblemsError, install
 
 _SECONDS = 600
 _ABOUT = """Quantize, prune, distill, export and score language models with NVIDIA Model Optimizer, here or elsewhere.
 
 Begin with `recipes`; `recipe` says what the values of one mean. `plan` checks a job and says what it needs, without a
-GPU: values are words such as args.hf_model_id=Qwen/Qwen3-8B, executor=slurm and executor.nodes=2. A refusal is a
-document with `state` refused and `problems`, each with what would be right."""
+GPU: values are words such as args.hf_model_id=Qwen/Qwen3-8B, executor=slurm and executor.nodes=2. Every
+answer has `data`, `outcome` (done, refused, failed) and `problems`, each with what would be right."""
 
 
 def mcp(
@@ -53,20 +53,16 @@ def _server() -> Any:
 
 
 def _said(command: str, *words: str) -> dict[str, Any]:
-    """The document of a command, with its exit status where that is not 0."""
+    """The answer of a command."""
     argv = [sys.executable, "-m", "recipes.cli.program", command, "--json", *words]
     try:
         done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_SECONDS)
-    except (ValueError, OSError) as error:  # NUL, half characters, more than a command line holds
-        return {"state": "refused", "error": f"{type(error).__name__}: {error}", "exit_status": REFUSED}
-    try:
-        document = json.loads(done.stdout)
-    except ValueError:  # a command line that no command has, or a crash
-        document = {"error": done.stderr.strip()}
-    found: dict[str, Any] = document if isinstance(document, dict) else {"rows": document}
-    if not done.returncode:
-        return found
-    return {"state": "refused" if done.returncode == REFUSED else "failed"} | found | {"exit_status": done.returncode}
+        found: dict[str, Any] = json.loads(done.stdout)
+    except json.JSONDecodeError:  # a command line that no command has, or a crash
+        return envelope(command, None, status=REFUSED, error=JobError("wrong_usage", done.stderr.strip()))
+    except (OSError, ValueError) as error:  # more than a command line holds, NUL, half characters
+        return envelope(command, None, status=REFUSED, error=JobError("wrong_usage", str(error)))
+    return found
 
 
 def recipes() -> dict[str, Any]:
@@ -138,5 +134,5 @@ def _with(command: str, recipe: str, values: list[str] | None, *options: str) ->
     if strange:
         cause, remedy = "an option is no value", "Write KEY=VALUE."
         found = [Problem(name="not_an_override", key=one, value=None, cause=cause, remedy=remedy) for one in strange]
-        return {"state": "refused", "problems": [one.as_data() for one in found], "exit_status": REFUSED}
+        return envelope(command, None, status=REFUSED, problems=found)
     return _said(command, *options, recipe, *(values or []))

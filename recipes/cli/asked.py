@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperCommand
 
 from recipes.cli.completion import overrides, profiles, recipe_names
+from recipes.cli.document import Command
 from scripts.run.problems import Problem, ProblemsError
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ Configs = Annotated[
 Profiles = Annotated[Path | None, typer.Option(help="A file of executor profiles, instead of your own.")]
 
 
-class RecipeCommand(TyperCommand):
+class RecipeCommand(Command):
     """Keeps the words after `--` apart: they are arguments for an upstream script, not overrides."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:

@@ -24,9 +24,11 @@ from recipes.cli.document import (
     INTERRUPTED,
     REFUSED,
     AsJson,
+    Command,
+    Quiet,
+    answer,
     exit_status,
     exits,
-    print_json,
     print_problems,
     say,
 )
@@ -42,13 +44,13 @@ def register(app: typer.Typer) -> None:
     app.command("run", cls=RecipeCommand, context_settings=_HELP)(run)
     app.command("plan", cls=RecipeCommand, context_settings=_HELP)(plan)
     app.command("rehearse", cls=RecipeCommand, context_settings=_HELP)(rehearse.rehearse)
-    app.command("recipes")(recipes)
-    app.command("inspect")(inspect.inspect)
-    app.command("explain")(explain.explain)
+    app.command("recipes", cls=Command)(recipes)
+    app.command("inspect", cls=Command)(inspect.inspect)
+    app.command("explain", cls=Command)(explain.explain)
     manage.register(app)
     storage.register(app)
     executors.register(app)
-    app.command("mcp")(agents.mcp)
+    app.command("mcp", cls=Command)(agents.mcp)
 
 
 def run(
@@ -74,6 +76,7 @@ def run(
     force_squash: Annotated[bool, typer.Option("--force-squash", help="Slurm: import the image anew.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask on a terminal.")] = False,
     as_json: AsJson = False,
+    quiet: Quiet = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Show tracebacks.")] = False,
 ) -> None:
     """Check a recipe, run it, and say what came of it.
@@ -91,7 +94,7 @@ def run(
     from recipes.experiment.stage import Options
     from recipes.experiment.submit import start_sweep
 
-    out = show.Output(as_json=as_json)
+    out = show.Output(as_json=as_json, quiet=quiet)
     options = Options(profiles=profiles, online=not dryrun, force_squash=force_squash, force=frozenset(force or ()))
     try:
         with exits(as_json=as_json, submits=True) as refusal:
@@ -109,12 +112,14 @@ def run(
                 refusal |= out.planned if dryrun else {}
                 raise ProblemsError([*examined.problems, *out.problems])
             print_problems(examined.problems)
+            out.warnings = examined.problems
             if dryrun:
                 if as_json:
-                    print_json(out.planned)
+                    answer(out.planned, problems=examined.problems)
                 return
             out.plan(examined.jobs, full=False)
-            if not yes and not as_json and sys.stdin.isatty() and not typer.confirm("Run it?", default=True):
+            asks = sys.stdin.isatty() and not (yes or as_json or quiet)
+            if asks and not typer.confirm("Run it?", default=True):
                 raise typer.Exit(INTERRUPTED)
             with out.following() as watch:
                 runs = start_sweep(examined.jobs, detach=detach, watch=watch)
@@ -137,7 +142,7 @@ def plan(
     batch: Batch = None,
     profiles: Profiles = None,
     force: Annotated[list[str] | None, typer.Option(metavar="NAME", help="As `run` has it (repeatable).")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document; configs/schemas/plan.json.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document; its data: schemas/plan.json.")] = False,
 ) -> None:
     """Say whether a job fits, where its memory goes, what each rank runs, and what is wrong. No GPU, no network.
 
@@ -153,7 +158,7 @@ def plan(
         asked = asked_for(recipe, words or [], config or [], ctx.meta[PASSTHROUGH], options, submits=False)
         found = plan_of(looked_at(asked.at(attached, batch))[1])
     if as_json:
-        print_json(found.as_data())
+        answer(found.as_data(), status=REFUSED if found.refused else 0, problems=found.problems)
     else:
         say(found)
     raise typer.Exit(REFUSED if found.refused else 0)
@@ -196,7 +201,7 @@ def recipes(
             formats = [row["value"] for row in values if row["key"] == "args.export_quant_cfg"]
             out.architectures(formats[0] if formats else None)
         elif name is None:
-            out.catalogue([recipe for recipe in RECIPES.values() if not recipe.problems()])
+            out.catalogue([recipe for recipe in RECIPES.values() if not recipe.problems()], RECIPES.problems())
             print_problems(RECIPES.problems())
         else:
             out.recipe(describe(find(name)))

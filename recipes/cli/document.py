@@ -1,19 +1,51 @@
-"""What every command shares: its one JSON document, how it says what is wrong, and its exit status."""
+"""What every command shares: its one JSON answer, how it says what is wrong, and its exit status."""
 
 import json
 import math
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Annotated, Any, TextIO
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 from scripts.run.problems import JobError, Problem, ProblemsError, shown
 from scripts.run.record import DamagedRecordError
 
 FAILED, REFUSED, INTERRUPTED = 1, 2, 130
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON document; configs/schemas/answer.json.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print the runs' ids alone, and what is wrong.")]
+#: Of the answer. Raised when a key changes its meaning or goes away.
+_SCHEMA = 1
+_OUTCOMES = {0: "done", REFUSED: "refused", INTERRUPTED: "stopped"}
+#: The words of the command that runs, whichever program it was called by: `ps`, `executors check`.
+_COMMAND: ContextVar[str] = ContextVar("command", default="")
+
+
+class _Named:
+    """Notes its own words while it runs; paragraphs of its help are as wide as the terminal, not as the source."""
+
+    def __init__(self, *args: Any, help: str | None = None, **values: Any) -> None:
+        paragraphs = (" ".join(paragraph.split()) for paragraph in (help or "").split("\n\n"))
+        super().__init__(*args, help="\n\n".join(paragraphs), **values)  # type: ignore[call-arg]
+
+    def invoke(self, ctx: Any) -> Any:
+        words, at = [], ctx
+        while at.parent is not None and at.info_name != "experiment":
+            words.append(str(at.info_name))
+            at = at.parent
+        _COMMAND.set(" ".join(reversed(words)))
+        return super().invoke(ctx)  # type: ignore[misc]
+
+
+class Command(_Named, TyperCommand):
+    """What each of our commands is."""
+
+
+class Group(_Named, TyperGroup):
+    """The same of commands that stand together, and do something by themselves."""
 
 
 def say(text: object, *, to: TextIO | None = None, as_line: bool = False) -> None:
@@ -21,9 +53,28 @@ def say(text: object, *, to: TextIO | None = None, as_line: bool = False) -> Non
     print(shown(text).replace("\n", "\\n") if as_line else shown(text), file=to, flush=True)
 
 
-def print_json(value: Any) -> None:
-    """Print `value`; what JSON does not know becomes text, NaN null. In ASCII: any terminal and locale can take it."""
-    print(json.dumps(_finite(value), indent=2, default=str))
+def answer(data: Any, *, status: int = 0, problems: Sequence[Problem] = (), error: JobError | None = None) -> None:
+    """Print what a command found, in the envelope that every command has; `status` is what it is going to exit with.
+
+    What JSON does not know becomes text, NaN null. In ASCII: any terminal and locale can take it.
+    """
+    whole = envelope(_COMMAND.get(), data, status=status, problems=problems, error=error)
+    print(json.dumps(_finite(whole), indent=2, default=str))
+
+
+def envelope(
+    command: str, data: Any, *, status: int, problems: Sequence[Problem] = (), error: JobError | None = None
+) -> dict[str, Any]:
+    """A command's answer as configs/schemas/answer.json describes it."""
+    return {
+        "schema": _SCHEMA,
+        "command": command,
+        "outcome": _OUTCOMES.get(status, "failed"),
+        "exit_status": status,
+        "problems": [problem.as_data() for problem in problems],
+        "error": error and error.as_data(),
+        "data": data,
+    }
 
 
 def _finite(value: Any) -> Any:
@@ -42,27 +93,34 @@ def print_problems(problems: Sequence[Problem]) -> None:
 
 @contextmanager
 def exits(*, as_json: bool = False, submits: bool = False) -> Iterator[dict[str, Any]]:
-    """What is wrong in the block is printed, or is the JSON document, and becomes the exit status.
+    """What is wrong in the block is printed, is the JSON answer too, and becomes the exit status.
 
-    The block may put more into the document of a refusal. `submits`: it would have submitted something.
+    The block may put data into the answer of a refusal. `submits`: it would have submitted something.
     """
-    document: dict[str, Any] = {}
+    data: dict[str, Any] = {}
     try:
-        yield document
+        yield data
     except ProblemsError as error:
         if as_json:
-            print_json(document | {"state": "refused", "problems": [one.as_data() for one in error.problems]})
+            answer(data or None, status=REFUSED, problems=error.problems)
         print_problems(error.problems)
         errors = sum(problem.severity == "error" for problem in error.problems)
         if submits:
             say(f"{errors} problem{'s' if errors > 1 else ''}; nothing was submitted.", to=sys.stderr)
         raise typer.Exit(REFUSED) from None
     except (JobError, DamagedRecordError) as error:
-        cause = error if isinstance(error, JobError) else JobError("damaged_record", str(error))
+        cause = named(error)
         if as_json:
-            print_json({"state": "failed", "error": cause.as_data()})
+            answer(data or None, status=FAILED, error=cause)
         say(f"failed: {cause}", to=sys.stderr)
         raise typer.Exit(FAILED) from None
+
+
+def named(error: Exception) -> JobError:
+    """What a run, its record or this machine did not let happen, under the name that it has."""
+    if isinstance(error, OSError):
+        return JobError.of_os_error(error)
+    return error if isinstance(error, JobError) else JobError("damaged_record", str(error))
 
 
 def exit_status(states: Sequence[str]) -> int:

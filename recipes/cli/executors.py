@@ -1,14 +1,13 @@
 """`nemo experiment executors`: the profiles there are, a new one to edit, and whether one really works."""
 
 import dataclasses
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from recipes.cli.document import FAILED, REFUSED, AsJson, print_json, print_problems, say
+from recipes.cli.document import FAILED, REFUSED, AsJson, Command, Group, answer, exits, print_problems, say
 from scripts.run.problems import JobError, Problem, ProblemsError
 
 _FILES_HELP = "Read the profiles of this file in place of your own."
@@ -16,10 +15,10 @@ _FILES_HELP = "Read the profiles of this file in place of your own."
 
 def register(app: typer.Typer) -> None:
     """Add the group `executors` to NeMo-Run's `experiment` group."""
-    group = typer.Typer(invoke_without_command=True)
+    group = typer.Typer(cls=Group, invoke_without_command=True)
     group.callback()(executors)
-    group.command("init")(init)
-    group.command("check")(check)
+    group.command("init", cls=Command)(init)
+    group.command("check", cls=Command)(check)
     app.add_typer(group, name="executors")
 
 
@@ -44,13 +43,13 @@ def executors(
 
     sources, broken = list_profiles(profiles)
     rows = [_row(source) for source in sources]
+    status = REFUSED if broken or any(source.problems for source in sources) else 0
     if as_json:
-        print_json({"profiles": rows, "problems": [problem.as_data() for problem in broken]})
+        answer({"profiles": rows}, status=status, problems=broken)
     else:
         _print_table(sources, rows)
         print_problems(broken)
-    if broken or any(source.problems for source in sources):
-        raise typer.Exit(REFUSED)
+    raise typer.Exit(status)
 
 
 def init(
@@ -58,24 +57,26 @@ def init(
     name: Annotated[str | None, typer.Option(help="The profile's name; without it, the kind's.")] = None,
     file: Annotated[Path | None, typer.Option(help="The file to write to.")] = None,
     here: Annotated[bool, typer.Option("--here", help="Write to executors.yaml in this folder.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Write a commented profile to edit, into your configuration folder. What is there already is left as it is.
 
     Example: nemo experiment executors init slurm --name dgx-h100
     """
+    from executors.constraints import to_set_first
+    from executors.kinds import kind_of
     from executors.profiles.init import add_profile
 
     if file is not None and here:
         raise typer.BadParameter("give --file or --here, not both")
-    try:
+    with exits(as_json=as_json):
         target = add_profile(kind, name or kind, Path("executors.yaml") if here else file)
-    except ProblemsError as error:
-        print_problems(error.problems)
-        say("nothing was written.", to=sys.stderr)
-        raise typer.Exit(REFUSED) from None
-    except JobError as error:
-        say(error, to=sys.stderr)
-        raise typer.Exit(FAILED) from None
+    first = to_set_first(kind_of(kind).profile)
+    if as_json:
+        answer({"name": name or kind, "file": str(target), "to_set": first})
+        return
+    for number, (key, what) in enumerate(first.items()):
+        say(f"{'' if number else 'set first':10} {key:14} {what}")
     flag = f" --profiles {target}" if file is not None else ""
     say(f"wrote      {target}\nedit it, then: nemo experiment executors check {name or kind}{flag}")
 
@@ -105,10 +106,8 @@ def check(
     if not problems:
         problems += place.problems()
     if problems:
-        if as_json:
-            print_json({"name": name, "state": "refused", "problems": [problem.as_data() for problem in problems]})
-        print_problems(problems)
-        raise typer.Exit(REFUSED)
+        with exits(as_json=as_json):
+            raise ProblemsError(problems)
 
     def tried() -> Iterator[Probe]:
         try:
@@ -126,7 +125,8 @@ def check(
     failed = sum(not probe.passed for probe in probes)
     if as_json:
         rows = [dataclasses.asdict(probe) for probe in probes]
-        print_json({"name": name, "kind": place.title, "passed": not failed, "probes": rows})
+        found = {"name": name, "kind": place.title, "passed": not failed, "probes": rows}
+        answer(found, status=FAILED if failed else 0)
     else:
         say(f"{len(probes) - failed} passed, {failed} failed")
     if failed:

@@ -5,9 +5,9 @@ from typing import Annotated
 import typer
 
 from recipes.cli.completion import failures
-from recipes.cli.document import REFUSED, AsJson, print_json
+from recipes.cli.document import AsJson, answer, exits
 from scripts.run.names import names
-from scripts.run.problems import Problem, nearest
+from scripts.run.problems import Problem, ProblemsError, nearest
 
 _WHERE = {"submit": "before a job is submitted", "node": "where it runs", "log": "in its logs, by their words"}
 
@@ -26,7 +26,7 @@ def explain(
     """
     if name is None:
         if as_json:
-            print_json([vars(one) for one in names().values()])
+            answer({"names": [vars(one) for one in names().values()]})
         else:
             for one in names().values():
                 print(f"{one.name:36} {one.meaning}")
@@ -35,12 +35,10 @@ def explain(
     if found is None:
         remedy = nearest(name, names(), listed=0)
         problem = Problem(name="unknown_name", key="NAME", value=name, cause="no failure is called so", remedy=remedy)
-        if as_json:
-            print_json({"state": "refused", "problems": [problem.as_data()]})
-        typer.echo(str(problem), err=True)
-        raise typer.Exit(REFUSED)
+        with exits(as_json=as_json):
+            raise ProblemsError([problem])
     if as_json:
-        print_json(vars(found))
+        answer(vars(found))
         return
     print(found.name)
     for label, text in (("meaning", found.meaning), ("remedy", found.remedy)):

@@ -1,15 +1,14 @@
 """`nemo experiment inspect`: what a checkpoint or a data set on disk is, told from its files."""
 
 import dataclasses
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from recipes.cli.document import FAILED, REFUSED, AsJson, print_json, say
-from scripts.run.problems import JobError
+from recipes.cli.document import AsJson, answer, exits, say
+from scripts.run.problems import JobError, ProblemsError
 
 if TYPE_CHECKING:
     from scripts.checkpoints import Checkpoint
@@ -30,18 +29,15 @@ def inspect(
     """
     from scripts.checkpoints import look
 
-    try:
-        found = look(path)
-    except JobError as error:
-        # A damaged file is a failure; a path that cannot be looked at is a problem with what was asked.
-        damaged, problem = error.name == "unreadable_checkpoint", error.as_problem("PATH", str(path))
-        if as_json:
-            refused = {"state": "refused", "problems": [vars(problem)]}
-            print_json({"state": "failed", "error": error.as_data()} if damaged else refused)
-        say(f"failed: {error}" if damaged else problem, to=sys.stderr)
-        raise typer.Exit(FAILED if damaged else REFUSED) from None
+    with exits(as_json=as_json):
+        try:
+            found = look(path)
+        except JobError as error:
+            if error.name == "unreadable_checkpoint":  # a failure; any other path is a problem with what was asked
+                raise
+            raise ProblemsError([error.as_problem("PATH", str(path))]) from None
     if as_json:
-        print_json(dataclasses.asdict(found) | {"path": str(found.path)})
+        answer(dataclasses.asdict(found) | {"path": str(found.path)})
         return
     for key, value in _lines(found):
         say(f"{key:13} {value}", as_line=True)

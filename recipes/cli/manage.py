@@ -1,15 +1,15 @@
 """`nemo experiment ps`, `status`, `logs`, `cancel` and `resume`: runs after their submission."""
 
+import os
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperCommand
 
 from recipes.cli.completion import run_ids
-from recipes.cli.document import FAILED, AsJson, exits, print_json, say
+from recipes.cli.document import FAILED, AsJson, Command, Quiet, answer, exits, named, say
 from scripts.run.problems import JobError, Problem, ProblemsError
 from scripts.run.record import DamagedRecordError
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from recipes.experiment.store import RunFolder
 
 _WATCH_SECONDS = 2.0
+#: Folders whose runs `ps` lists too.
+RUNS_VARIABLE = "MODELOPT_RECIPES_RUNS"
 #: In a JSON document.
 _MOST_OF_LOG = 1 << 16
 RunId = Annotated[
@@ -29,7 +31,7 @@ RunIds = Annotated[
 ]
 
 
-class OrNemoRunsCommand(TyperCommand):
+class OrNemoRunsCommand(Command):
     """A command that NeMo-Run has too: of an experiment that is its own, its own answers, whatever words it takes."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -46,43 +48,49 @@ class OrNemoRunsCommand(TyperCommand):
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    app.command("ps")(ps)
+    app.command("ps", cls=Command)(ps)
     app.command("status", cls=OrNemoRunsCommand)(status)
     app.command("logs", cls=OrNemoRunsCommand)(logs)
     app.command("cancel", cls=OrNemoRunsCommand)(cancel)
-    app.command("resume")(resume)
+    app.command("resume", cls=Command)(resume)
 
 
 def ps(
     everything: Annotated[bool, typer.Option("--all", help="Finished runs too.")] = False,
     watch: Annotated[bool, typer.Option("--watch", help="Show it anew every two seconds, until Ctrl-C.")] = False,
     within: Annotated[
-        Path | None, typer.Option("--in", metavar="DIR", help="Runs that recorded themselves below a folder: ./output.")
+        Path | None,
+        typer.Option("--in", metavar="DIR", help="Instead, runs that recorded themselves below a folder: ./output."),
     ] = None,
     as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """List the runs submitted from this machine, wherever they run, as they truly stand.
 
     Example: nemo experiment ps --all
 
-    `mor logs ID`, and each other command, takes as ID any part of an id that no other run has.
+    `mor logs ID`, and each other command, takes as ID any part of an id that no other run has. Folders that
+    MODELOPT_RECIPES_RUNS lists, as PATH does, are looked through too: for runs of other NeMo-Run experiments.
     """
     from rich.console import Console
 
     from recipes.cli import show
     from recipes.experiment.runs import all_runs, runs_below
 
+    beside = [] if within else [Path(path) for path in os.environ.get(RUNS_VARIABLE, "").split(os.pathsep) if path]
+
     def tell() -> None:
-        found = runs_below(within) if within else all_runs()
+        found = runs_below(within) if within else [*all_runs(), *(run for path in beside for run in runs_below(path))]
         listed = [run for run in found if everything or not run.ended or run.state in ("lost", "unreadable")]
-        show.Output(as_json=as_json).runs(listed, hidden=len(found) - len(listed))
-        if not listed and not as_json:
+        show.Output(as_json=as_json, quiet=quiet).runs(listed, hidden=len(found) - len(listed))
+        if not listed and not as_json and not quiet:
             say("No run goes on." if found else "No run is recorded here.")
 
     with exits(as_json=as_json):
-        if within is not None and not within.is_dir():
-            wrong = Problem(name="missing_path", key="--in", value=within, cause="there is no such folder")
-            raise ProblemsError([wrong])
+        named = [("--in", within)] if within else [(RUNS_VARIABLE, path) for path in beside]
+        if gone := [(key, path) for key, path in named if not path.is_dir()]:
+            cause = "there is no such folder"
+            raise ProblemsError([Problem(name="missing_path", key=key, value=path, cause=cause) for key, path in gone])
         if watch and as_json:
             cause, remedy = "one document is printed once", "Leave one of them out."
             wrong = Problem(name="contradiction", key="--watch", value="--json", cause=cause, remedy=remedy)
@@ -129,7 +137,7 @@ def logs(
                 if as_json:
                     whole = b"".join(log_of(folder, f"rank{rank}.log", follow=follow))
                     text = whole[-_MOST_OF_LOG:].decode(errors="replace")
-                    print_json({"id": folder.id, "rank": rank, "bytes": len(whole), "text": text})
+                    answer({"id": folder.id, "rank": rank, "bytes": len(whole), "text": text})
                     return
                 said = 0
                 for piece in log_of(folder, f"rank{rank}.log", follow=follow):
@@ -149,24 +157,24 @@ def cancel(ids: RunIds, as_json: AsJson = False) -> None:
 
     Exit status: 0 when every run has ended, 1 when one could not be reached or goes on.
     """
-    from recipes.cli import show
     from recipes.experiment.intervene import cancel_run
 
-    runs, reached = [], True
+    runs, problems = [], []
     for folder in _found(ids, as_json=as_json):
         try:
             runs.append(cancel_run(folder))
         except (JobError, DamagedRecordError, OSError) as error:
-            reached = False
+            problems.append(named(error).as_problem("ID", folder.id))
             say(f"{folder.id}: {error}", to=sys.stderr)
+    status = 0 if not problems and all(run.ended for run in runs) else FAILED
     if as_json:
-        show.Output(as_json=True).runs(runs)
+        answer({"runs": [run.as_data() for run in runs]}, status=status, problems=problems)
     for run in () if as_json else runs:
         say(f"{run.state:10}  {run.id}  {run.note}".rstrip(), as_line=True)
-    raise typer.Exit(0 if reached and all(run.ended for run in runs) else FAILED)
+    raise typer.Exit(status)
 
 
-def resume(ids: RunIds, as_json: AsJson = False) -> None:
+def resume(ids: RunIds, as_json: AsJson = False, quiet: Quiet = False) -> None:
     """Start runs that were lost, failed or cancelled over, detached, in their own run directories.
 
     Example: nemo experiment resume quantize_fp8_1126-0805-47f9a1
@@ -178,7 +186,7 @@ def resume(ids: RunIds, as_json: AsJson = False) -> None:
     from recipes.experiment.submit import take_up
 
     with exits(as_json=as_json):
-        show.Output(as_json=as_json).detached(take_up(_found(ids, as_json=as_json)))
+        show.Output(as_json=as_json, quiet=quiet).detached(take_up(_found(ids, as_json=as_json)))
 
 
 def _found(words: list[str], *, as_json: bool = False) -> "list[RunFolder]":

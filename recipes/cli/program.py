@@ -4,6 +4,8 @@ Importing NeMo-Run takes seconds; what only reads answers before.
 """
 
 import gc
+from importlib.metadata import PackageNotFoundError, version
+from typing import Annotated
 
 import typer
 
@@ -13,6 +15,8 @@ _DOC = """NeMo-Run experiment recipes for NVIDIA Model Optimizer. `nemo experime
 
 Example: mor run quantize_fp8 executor=slurm args.hf_model_id=Qwen/Qwen3-8B executor.nodes=2 --detach
 """
+#: What a report of a bug is to name.
+_VERSIONS = ("modelopt-recipes", "nemo-run", "nvidia-modelopt", "megatron-bridge", "torch", "transformers")
 
 
 def program() -> typer.Typer:
@@ -23,8 +27,27 @@ def program() -> typer.Typer:
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
+    app.callback()(_options)
     register(app)
     return app
+
+
+def _tell_versions(asked: bool) -> None:
+    if not asked:
+        return
+    for name in _VERSIONS:
+        try:
+            typer.echo(f"{name:16}  {version(name)}")
+        except PackageNotFoundError:
+            typer.echo(f"{name:16}  not installed")
+    raise typer.Exit
+
+
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Say which versions are here.", is_eager=True, callback=_tell_versions)
+    ] = False,
+) -> None: ...
 
 
 def main() -> None:

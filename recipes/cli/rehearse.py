@@ -8,7 +8,7 @@ import typer
 
 from recipes.cli.asked import PASSTHROUGH, Configs, Profiles, Words, asked_for, looked_at
 from recipes.cli.completion import recipe_names
-from recipes.cli.document import AsJson, exit_status, exits, print_json, print_problems, say
+from recipes.cli.document import AsJson, answer, exit_status, exits, print_problems, say
 from scripts.run.problems import JobError, Problem, ProblemsError
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def rehearse(
     with exits(as_json=as_json):
         found = _one(recipe, words or [], config or [], ctx.meta.get(PASSTHROUGH, []), options, quiet=as_json)
     if as_json:
-        print_json(found.as_data())
+        answer(found.as_data(), status=exit_status([found.state]))
     else:
         _tell(found)
     raise typer.Exit(exit_status([found.state]))
@@ -154,10 +154,11 @@ def _all(options: "Options", words: Sequence[str], *, as_json: bool) -> int:
             say("{recipe:38} {state:10} {engine!s:7} {seconds:6} s  {why}".format(**rows[-1]), as_line=True)
         if stopped:
             break
+    ended = ("failed", "cancelled")
+    status = exit_status(["failed" if row["state"] in ended else "succeeded" for row in rows])
     if as_json:
-        print_json({"recipes": rows})
+        answer({"recipes": rows}, status=status)
     else:
         done = sum(row["state"] == "succeeded" for row in rows)
         say(f"{done} of {len(rows)} recipes were rehearsed; {sum(row['state'] == 'failed' for row in rows)} failed.")
-    ended = ("failed", "cancelled")
-    return exit_status(["failed" if row["state"] in ended else "succeeded" for row in rows])
+    return status

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from executors.profiles.values import masked, secrets_here
 from recipes.catalogue import RECIPES
-from recipes.cli.document import print_json, say
+from recipes.cli.document import FAILED, INTERRUPTED, answer, exit_status, say
 from recipes.cli.listing import print_runs
 from recipes.experiment.job import Job
 from recipes.experiment.runs import Run
@@ -46,14 +46,16 @@ def _diagnosis_lines(record: dict[str, Any]) -> list[str]:
 
 
 class Output:
-    """Prints either for a person or as JSON; never both on standard output."""
+    """Prints either for a person or as JSON; never both on standard output. `quiet`: of runs their ids alone."""
 
-    def __init__(self, *, as_json: bool) -> None:
+    def __init__(self, *, as_json: bool, quiet: bool = False) -> None:
         self.as_json = as_json
+        self.quiet = quiet
         self._plans: list[dict[str, Any]] = []
         self._array: dict[str, Any] = {}  # of a dry run: the one job that all of them would be
         self._told = False
         self.problems: list[Problem] = []  # of what was to be sent, which the place would refuse
+        self.warnings: Sequence[Problem] = ()  # of the checks, for the answer
 
     def plan(self, jobs: Sequence[Job], *, full: bool, sound: bool = True) -> None:
         """What would run, where, and where it leaves its outputs; with `full`, every value and the exact text sent.
@@ -66,17 +68,17 @@ class Output:
             self._array = _text(array_of(jobs)[0], sound=sound)
         refusals = (plan.pop("problem", None) for plan in (*self._plans, self._array))
         self.problems = list(dict.fromkeys(filter(None, refusals)))
-        if self.as_json:
+        if self.as_json or (self.quiet and not full):
             return
         if len(self._plans) > 1 and (array or not full):
-            _print_preview(self._plans[0] | {"run_dir": None}, full=False)
+            _print_preview(self._plans[0] | {"run_dir": None}, full=False, sound=sound)
             for job in jobs:
                 say(f"run        {job.id}  {job.name}")
             if array:
-                _print_text(self._array)
+                _print_text(self._array, sound=sound)
             return
         for plan in self._plans:
-            _print_preview(plan, full=full)
+            _print_preview(plan, full=full, sound=sound)
 
     def values(self, stages: Sequence[Stage]) -> None:
         """Of stages that are no jobs: what was asked for."""
@@ -88,12 +90,15 @@ class Output:
 
     @property
     def planned(self) -> dict[str, Any]:
-        """The document of a dry run."""
-        return self._plans[0] if len(self._plans) == 1 else {"runs": self._plans, **self._array}
+        """What a dry run found; of a job array, with the one job that all of them would be."""
+        return {"runs": self._plans, **self._array} if self._plans else {}
 
     @contextmanager
     def following(self) -> Iterator[Callable[[Run], None]]:
         """A watcher to call while jobs run: a progress bar on a terminal, plain lines elsewhere."""
+        if self.quiet:
+            yield lambda run: None
+            return
         from rich.console import Console
 
         from recipes.cli.follow import follower
@@ -109,8 +114,11 @@ class Output:
     def detached(self, runs: Sequence[Run]) -> None:
         """Where detached jobs record themselves."""
         if self.as_json:
-            rows = [{"id": run.id, "run_dir": str(run.dir), "state": run.state} for run in runs]
-            print_json(rows[0] if len(rows) == 1 else {"runs": rows})
+            failed = any(run.state == "failed" for run in runs)
+            answer({"runs": _rows(runs)}, status=FAILED if failed else 0, problems=self.warnings)
+            return
+        if self.quiet:
+            _say_ids(runs)
             return
         if runs[0].record.get("code"):
             say(f"code       {_code_line(runs[0].record['code'])}")
@@ -122,6 +130,8 @@ class Output:
 
     def left_running(self, runs: Sequence[Run]) -> None:
         """After Ctrl-C: the jobs go on, and how to reach them."""
+        if self.as_json:
+            answer({"runs": _rows(runs)}, status=INTERRUPTED, problems=self.warnings)
         for run in runs:
             say(f"{run.id} goes on ({run.state} on {run.where}).", to=sys.stderr)
         one = runs[0].id
@@ -131,7 +141,13 @@ class Output:
         """The end of attached jobs: figures, outputs, or the cause of a failure."""
         if self.as_json:
             documents = [run.record | {"dir": str(run.dir), "report": run.report} for run in runs]
-            print_json(documents[0] if len(documents) == 1 else {"runs": documents})
+            status = exit_status([run.state for run in runs])
+            answer({"runs": documents}, status=status, problems=self.warnings)
+            return
+        if self.quiet:
+            _say_ids(runs)
+            for run in (run for run in runs if run.record.get("error")):
+                say(f"{run.id}  {run.state}: {error_line(run.record['error'])}", to=sys.stderr, as_line=True)
             return
         if len(runs) > _SHORT_FROM:
             self.runs(runs)
@@ -163,7 +179,7 @@ class Output:
     def status(self, run: Run) -> None:
         """One run as it stands."""
         if self.as_json:
-            print_json(run.as_data())
+            answer(run.as_data())
             return
         record = run.record
         say(f"{run.state}  {run.id}  on {run.where}")
@@ -183,13 +199,17 @@ class Output:
         if run.note:
             say(f"{'note':12} this is the last that is known. {run.note}")
 
-    def catalogue(self, recipes: "list[Recipe]") -> None:
-        """The catalogue, by algorithm: what of it this Python can run by itself, and what would let it run the rest."""
+    def catalogue(self, recipes: "list[Recipe]", problems: Sequence[Problem]) -> None:
+        """The catalogue, by algorithm: what of it this Python can run by itself, and what would let it run the rest.
+
+        `problems`: of recipes that cannot be read.
+        """
         found = {recipe.name: here(recipe.family.args) for recipe in recipes}
         if self.as_json:
             keys = ("name", "summary", "algorithm", "consumes", "produces")
             rows = [{key: getattr(recipe, key) for key in keys} for recipe in recipes]
-            print_json([row | {"here": found[row["name"]].by, "needs": found[row["name"]].needs} for row in rows])
+            rows = [row | {"here": found[row["name"]].by, "needs": found[row["name"]].needs} for row in rows]
+            answer({"recipes": rows}, problems=problems)
             return
         width = max(len(recipe.name) for recipe in recipes)
         say(f"{'recipe':{width}}  {'here':10}  what it does")
@@ -211,7 +231,7 @@ class Output:
         table = architectures()
         rows = {kind: {f: said for f, said in of.items() if fmt in (None, f)} for kind, of in table["tried"].items()}
         if self.as_json:
-            print_json(table | {"tried": rows})
+            answer(table | {"tried": rows})
             return
         say(f"tried, tiny, with transformers {table['transformers']} and ModelOpt {table['modelopt']}:")
         width = max(map(len, rows))
@@ -222,7 +242,7 @@ class Output:
     def recipe(self, described: dict[str, Any]) -> None:
         """One recipe: values, meaning, consumes, produces."""
         if self.as_json:
-            print_json(described)
+            answer(described)
             return
         say(f"{described['name']}: {described['summary']}")
         say(f"consumes   {', '.join(described['consumes'])}\nproduces   {', '.join(described['produces'])}")
@@ -258,9 +278,20 @@ class Output:
     def runs(self, runs: Sequence[Run], *, hidden: int = 0) -> None:
         """Recorded runs, a line each; `hidden` more are not shown."""
         if self.as_json:
-            print_json([run.as_data() for run in runs])
+            answer({"runs": [run.as_data() for run in runs], "hidden": hidden})
+        elif self.quiet:
+            _say_ids(runs)
         else:
             print_runs(runs, hidden=hidden)
+
+
+def _say_ids(runs: Sequence[Run]) -> None:
+    for run in runs:
+        say(run.id, as_line=True)
+
+
+def _rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    return [{"id": run.id, "run_dir": str(run.dir), "state": run.state} for run in runs]
 
 
 def _next_steps(run: Run) -> Iterator[str]:
@@ -341,7 +372,7 @@ def _said(plan: dict[str, Any], *roles: Role) -> Any:
     return next((args[name] for name in named if args.get(name)), None)
 
 
-def _print_preview(plan: dict[str, Any], *, full: bool) -> None:
+def _print_preview(plan: dict[str, Any], *, full: bool, sound: bool) -> None:
     args, shape, script = plan["values"]["args"], plan["shape"], plan["script"]
     release = f", release {script['release']} (by {script['known_by']})" if script and script["release"] else ""
     lines = {
@@ -371,16 +402,16 @@ def _print_preview(plan: dict[str, Any], *, full: bool) -> None:
         say(f"note: {note}")
     if plan["command"]:
         say(f"{'every rank' if script else 'the job'} runs:\n{shlex.join(plan['command'])}")
-    _print_text(plan)
+    _print_text(plan, sound=sound)
 
 
-def _print_text(plan: dict[str, Any]) -> None:
+def _print_text(plan: dict[str, Any], *, sound: bool) -> None:
     if plan["code"]:
         say(f"code       {_code_line(plan['code'])}")
     if plan["submits"] is None:
         say(f"would submit: nothing can be made of these values ({plan['cannot']})")
     else:
-        say(f"would submit:\n{plan['submits']}")
+        say(f"would submit{'' if sound else ', were it not refused'}:\n{plan['submits']}")
 
 
 def _code_line(code: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from recipes.cli.document import REFUSED, AsJson, exits, print_json, print_problems, say
+from recipes.cli.document import REFUSED, AsJson, Command, answer, exits, print_problems, say
 from recipes.cli.manage import RunId, RunIds
 from scripts.run.problems import Problem, ProblemsError
 
@@ -24,10 +24,10 @@ _UNITS = {"h": "hours", "d": "days", "w": "weeks"}
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    app.command("open")(open_report)
-    app.command("du")(du)
-    app.command("rm")(rm)
-    app.command("prune")(prune)
+    app.command("open", cls=Command)(open_report)
+    app.command("du", cls=Command)(du)
+    app.command("rm", cls=Command)(rm)
+    app.command("prune", cls=Command)(prune)
 
 
 def open_report(
@@ -54,7 +54,7 @@ def open_report(
             remedy = f"nemo experiment status {run.id}"
             raise ProblemsError([Problem(name="no_report", key="ID", value=run.id, cause=cause, remedy=remedy)])
     if as_json:
-        print_json({"id": run.id, "url": pages[0].as_uri()})
+        answer({"id": run.id, "url": pages[0].as_uri()})
         return
     say(pages[0].as_uri())
     if sys.stdout.isatty():
@@ -76,7 +76,7 @@ def du(as_json: AsJson = False) -> None:
     ]
     rows.sort(key=lambda row: -row["bytes"])
     if as_json:
-        print_json(rows)
+        answer({"runs": rows})
         return
     columns: Any = {"id": "left", "state": "left", "artifacts": "right", "all": "right"}
     lines = [(row["id"], row["state"], *(size_text(row[key]) for key in ("artifact_bytes", "bytes"))) for row in rows]
@@ -133,7 +133,7 @@ def prune(
         if not as_json:
             print_problems(stay)
         chosen = [one for one in chosen if one.run.id not in {problem.value for problem in stay}]
-        _remove(chosen, dryrun=dryrun, yes=yes, as_json=as_json, keep_artifacts=keep_artifacts)
+        _remove(chosen, dryrun=dryrun, yes=yes, as_json=as_json, keep_artifacts=keep_artifacts, kept=stay)
 
 
 def _holdings(runs: "Iterable[Run]") -> "list[Holding]":
@@ -147,7 +147,13 @@ def _runs(count: int) -> str:
 
 
 def _remove(
-    chosen: "Sequence[Holding]", *, dryrun: bool, yes: bool, as_json: bool, keep_artifacts: bool = False
+    chosen: "Sequence[Holding]",
+    *,
+    dryrun: bool,
+    yes: bool,
+    as_json: bool,
+    keep_artifacts: bool = False,
+    kept: Sequence[Problem] = (),
 ) -> None:
     from recipes.experiment.removal import bytes_of, remove, sweep_removed
     from recipes.experiment.store import runs_dir
@@ -176,6 +182,6 @@ def _remove(
             for _, going in goes:
                 remove(going)
     if as_json:
-        print_json({"dryrun": dryrun, "removed": rows})
+        answer({"dryrun": dryrun, "removed": rows}, problems=kept)
     else:
         say(f"{total} {'would be removed' if dryrun else 'removed'}." if rows else "There is nothing to remove.")

@@ -52,7 +52,8 @@ def resolve(values: dict[str, Any], *, run_dir: Path, run_tag: str, secrets: Col
     Raises UnresolvedError for variables that are not set and have no default, and interpolations that do not parse.
     """
     problems: list[Problem] = []
-    with _variables({**{name: f"<{name}>" for name in secrets}, "NEMO_RUN_DIR": str(run_dir)}):
+    own = {"NEMO_RUN_DIR": str(run_dir), "PWD": os.environ.get("PWD") or str(Path.cwd())}  # which cron does not set
+    with _variables({**{name: f"<{name}>" for name in secrets}, **own}):
         found = {key: _resolve(f"args.{key}", value, run_tag, problems) for key, value in values.items()}
     if problems:
         raise UnresolvedError(problems)

@@ -212,7 +212,7 @@ class Bench:
             real = self.run(["sh", "-c", f"command -v {name}"]).strip()
             executable(spies / name, f'#!/bin/sh\necho {name} >> {asked}\nexec {real} "$@"\n')
         path = {"PATH": f"{spies}:{self.env['PATH']}"}
-        rows = json.loads(self.run([NEMO, "experiment", "ps", "--all", "--json"], path))
+        rows = json.loads(self.run([NEMO, "experiment", "ps", "--all", "--json"], path))["data"]["runs"]
         states = [row["state"] for row in rows]
         found = (states.count("succeeded"), states.count("running"))
         if found != (FINISHED, RUNNING):

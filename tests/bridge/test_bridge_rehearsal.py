@@ -33,7 +33,7 @@ def test_it_is_rehearsed(recipe: str, home: Path) -> None:
     words = [NEMO, "experiment", "rehearse", recipe, place, "--json"]
     done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=1400, cwd=home)
     assert done.returncode == 0, done.stderr[-3000:]
-    told = json.loads(done.stdout)
+    told = json.loads(done.stdout)["data"]
     stages, kind = RECIPES[recipe]
     assert (told["state"], told["engine"]) == ("succeeded", "bridge")
     assert [run["recipe"] for run in told["runs"]] == stages

@@ -32,7 +32,7 @@ CEILINGS = {
     "imports in functions": 1,  # the packager is a class of NeMo-Run's
     "files over 500 lines": 9,  # of tests
     "names that more than two modules have": 2,
-    "lines of Python without tests": 35_500,  # goal: 26000; `mor`, what runs keep, pages and `mcp` came
+    "lines of Python without tests": 35_600,  # goal: 26000; `mor`, what runs keep, pages, `mcp` and answers came
     "READMEs missing or too long": 0,
 }
 

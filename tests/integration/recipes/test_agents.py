@@ -58,20 +58,20 @@ def test_an_agent_reads_and_plans(home: Path, work: Path) -> None:
     )
     assert names == READING
     catalogue, recipe, plan, refused, dry, runs, status, logs, unknown, inspected, explained, profiles = answers
-    assert {"quantize_fp8", "prune"} <= {row["name"] for row in catalogue["rows"]}
-    assert any(row["key"] == "args.calib_size" for row in recipe["values"])
-    assert plan["recipe"] == "quantize_fp8" and "exit_status" not in plan
+    assert {"quantize_fp8", "prune"} <= {row["name"] for row in catalogue["data"]["recipes"]}
+    assert any(row["key"] == "args.calib_size" for row in recipe["data"]["values"])
+    assert plan["data"]["recipe"] == "quantize_fp8" and plan["outcome"] == "done"
     assert refused["exit_status"] == 2 and "args.calib_sze" in json.dumps(refused)
     assert dry["exit_status"] == 2 and dry["problems"][0]["key"] == "--detach", "an option is no value"
-    assert [row["id"] for row in runs["rows"]] == ["probe_1126-0805-47f9a1"]
-    assert status["error"]["name"] == "told_to_fail" and logs["text"] == "a line\n"
+    assert [row["id"] for row in runs["data"]["runs"]] == ["probe_1126-0805-47f9a1"]
+    assert status["data"]["error"]["name"] == "told_to_fail" and logs["data"]["text"] == "a line\n"
     assert unknown["problems"][0]["name"] == "unknown_run" and unknown["exit_status"] == 2
-    assert inspected["exit_status"] == 2 and explained["remedy"] and profiles
+    assert inspected["exit_status"] == 2 and explained["data"]["remedy"] and profiles["data"]["profiles"]
     assert [path.name for path in (home / "runs").iterdir()] == ["probe_1126-0805-47f9a1"], "nothing was begun"
 
 
 def test_an_agent_that_may_submits(home: Path, work: Path) -> None:
     names, (begun,) = talk(home, work, [("submit", {"recipe": "probe", "values": ["executor=local"]})], "--submit")
     assert names == READING | {"submit"}
-    _, (status,) = talk(home, work, [("status", {"run": begun["id"]})])
-    assert status["recipe"] == "probe"
+    _, (status,) = talk(home, work, [("status", {"run": begun["data"]["runs"][0]["id"]})])
+    assert status["data"]["recipe"] == "probe"

@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.answers import data_of
 from tests.conftest import Done
 from tests.testbed.docker import IMAGE, Engine, host_mounts, host_path
 from tests.testbed.lepton import NODE_GROUP, LeptonWorkspace
@@ -597,7 +598,7 @@ def test_commands_at_the_same_time(user: User) -> None:
         for command in both:
             out, err = command.communicate(timeout=100)
             assert command.returncode == 0, err
-            assert {row["state"] for row in json.loads(out)} <= {"submitted", "running", "succeeded"}
+            assert {row["state"] for row in data_of(out)} <= {"submitted", "running", "succeeded"}
     until(lambda: user.record(last)["state"] == "running")
     both = [user.begin("cancel", last) for _ in range(2)]
     for command in both:

@@ -1,6 +1,5 @@
 """`nemo experiment status`, `logs` and `cancel` of an experiment that NeMo-Run made, which is none of ours."""
 
-import json
 import os
 import subprocess
 import sys
@@ -42,4 +41,4 @@ def test_their_commands_take_all_their_words(nemo: Callable[..., Done], experime
     for words in (["1"], ["--all"], ["0", "--dependencies"]):
         cancelled = nemo("cancel", experiment, *words)
         assert cancelled.code == 0, cancelled.err
-    assert json.loads(nemo("ps", "--all", "--json").out) == []
+    assert nemo("ps", "--all", "--json").json == []

@@ -1,15 +1,16 @@
 """`mor` beside `nemo experiment`: the same words, the same answers, and NeMo-Run imported to submit alone."""
 
-import json
 import os
 import re
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
+from tests.answers import data_of
 from tests.conftest import Done
 from tests.runs import recorded
 
@@ -73,7 +74,7 @@ def test_it_submits(home: Path, work: Path) -> None:
     words = [MOR, "run", "probe", "--name", "mine", "--json", "--yes"]
     done = subprocess.run(words, cwd=work, env=env, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
-    record = json.loads(done.stdout)
+    record = data_of(done.stdout)
     assert record["state"] == "succeeded" and record["id"].startswith("mine_")
 
 
@@ -83,3 +84,10 @@ def test_each_command_has_help_with_an_example() -> None:
         assert f" {name} " in listed
         said = subprocess.run([MOR, name, "--help"], capture_output=True, text=True, check=True).stdout
         assert f"Example: nemo experiment {name}" in " ".join(said.split()), said
+
+
+def test_it_says_which_versions_are_here() -> None:
+    said = subprocess.run([MOR, "--version"], capture_output=True, text=True, check=True).stdout
+    found = dict(line.split(maxsplit=1) for line in said.splitlines())
+    assert found["modelopt-recipes"] == version("modelopt-recipes") and found["nemo-run"] == version("nemo-run")
+    assert found["megatron-bridge"] == "not installed" or found["megatron-bridge"] == version("megatron-bridge")

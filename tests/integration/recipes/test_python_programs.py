@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from nbclient import NotebookClient
+from nbformat.v4 import new_code_cell, new_notebook
 
 from scripts.run.record import observe
 
@@ -62,6 +64,23 @@ def test_each_submits_one_run(way: str, home: Path, work: Path) -> None:
     assert printed.splitlines()[-1] == "ended succeeded probe_report"
     (record,) = home.glob("runs/*/run.json")
     assert observe(record.parent)["state"] == "succeeded"
+
+
+def test_cells_of_a_notebook_submit_and_wait(home: Path, work: Path) -> None:
+    """A real kernel, whose main program is none that could be imported again."""
+    cells = [
+        "from recipes import probe, submit",
+        "attached = submit(probe(), 'local')\nattached.state",
+        "job = submit(probe(), 'local', detach=True)",
+        "job = job.wait(240)\nprint(job.state, *job.artifacts)",
+    ]
+    notebook = new_notebook(cells=[new_code_cell(cell) for cell in cells])
+    client = NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(work)}})
+    client.execute(env={**os.environ, "NEMORUN_HOME": str(home), "HF_HUB_OFFLINE": "1"})
+    shown = [cell.outputs for cell in notebook.cells]
+    assert shown[1][-1]["data"]["text/plain"] == "'succeeded'"
+    assert shown[3][-1]["text"] == "succeeded probe_report\n"
+    assert len(list(home.glob("runs/*/run.json"))) == 2
 
 
 def test_types_that_python_lets_pass_are_problems(home: Path, work: Path) -> None:

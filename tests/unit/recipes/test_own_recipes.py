@@ -1,6 +1,5 @@
 """Recipes that a user adds: one file in a folder of the user's own."""
 
-import json
 import os
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from recipes.catalogue import FAMILIES, describe
 from recipes.experiment.job import serialized
 from scripts import entrypoints
 from scripts.entrypoints import ALGORITHMS, Algorithm
+from tests.answers import data_of
 
 MINE = """
 summary: Ours, with fewer samples.
@@ -71,7 +71,7 @@ def test_it_is_listed_described_and_run_by_name(folder: Path, tmp_path: Path) ->
     assert "quantize_mine" in listed.stdout and "Ours, with fewer samples." in listed.stdout
     assert "quantize_broken" not in listed.stdout and str(folder / "quantize" / "broken.yaml") in listed.stderr
     rehearsed = nemo("run", "quantize_mine", "args.calib_size=32", "--dryrun", "--json")
-    assert json.loads(rehearsed.stdout)["recipe"] == "quantize_mine"
+    assert data_of(rehearsed.stdout)["recipe"] == "quantize_mine"
 
 
 @pytest.mark.parametrize(

@@ -386,7 +386,7 @@ def test_a_job_that_was_forced_is_recorded_as_such(user: User) -> None:
     # What it would write, this machine's disk may not hold.
     refused = user.nemo("run", "quantize_fp8", *words, "--force", "not_enough_disk", "--json")
     assert refused.code == 2
-    found = {problem["name"]: problem["severity"] for problem in refused.json["problems"]}
+    found = {problem["name"]: problem["severity"] for problem in refused.answer["problems"]}
     assert found["does_not_fit"] == "error"
     assert not user.home.exists(), "nothing is recorded"
 

@@ -1,6 +1,5 @@
 """The CLI as its users meet it: a process, its exit status, what it prints, what it leaves."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from recipes.cli.commands import register
 from recipes.experiment.job import Job
 from recipes.experiment.runs import Run
 from scripts.run.problems import JobError
+from tests.answers import answer_of, data_of
 from tests.conftest import Done
 
 Nemo = Callable[..., Done]
@@ -48,12 +48,18 @@ def test_a_dry_run_shows_everything_of_a_job_that_is_refused(nemo: Nemo, home: P
     words = ["run", "quantize_fp8", "executor=slurm", "args.calib_sze=3", "args.export_quant_cfg=fp9", "--dryrun"]
     done = nemo(*words)
     assert done.code == 2
-    for expected in ("calib_size: 512", "--export-quant-cfg fp9", "would submit:", "#SBATCH", "torchrun"):
+    for expected in (
+        "calib_size: 512",
+        "--export-quant-cfg fp9",
+        "would submit, were it not refused:",
+        "#SBATCH",
+        "torchrun",
+    ):
         assert expected in done.out, expected
     assert "unknown_key" in done.err and "2 problems; nothing was submitted." in done.err
-    document = nemo(*words, "--json").json
-    assert document["state"] == "refused" and "#SBATCH" in document["submits"]
-    assert {one["name"] for one in document["problems"]} == {"unknown_key", "unsupported_quant_recipe"}
+    told = nemo(*words, "--json")
+    assert told.answer["outcome"] == "refused" and "#SBATCH" in told.json["submits"]
+    assert {one["name"] for one in told.answer["problems"]} == {"unknown_key", "unsupported_quant_recipe"}
     assert _files(home) == []
 
 
@@ -78,8 +84,8 @@ def test_a_package_that_no_job_can_carry_is_told_after_everything(
     assert done.exit_code == 2, done.output
     assert "# launch.sh, in the package:" in done.stdout
     assert "Problem package_too_large   executor.packager=pattern: " in done.stderr
-    document = json.loads(CliRunner().invoke(_app(), [*words, "--json"]).stdout)
-    assert "launch.sh" in document["submits"] and document["problems"][-1]["name"] == "package_too_large"
+    told = CliRunner().invoke(_app(), [*words, "--json"]).stdout
+    assert "launch.sh" in data_of(told)["submits"] and answer_of(told)["problems"][-1]["name"] == "package_too_large"
     done = CliRunner().invoke(_app(), [*words[:-1], "--detach", "--yes"])
     assert done.exit_code == 2 and "1 problem; nothing was submitted." in done.stderr
     assert _files(home) == []
@@ -196,7 +202,7 @@ def test_refusals(nemo: Nemo, home: Path, tmp_path: Path, words: list[str], expe
 def test_refusals_as_json(nemo: Nemo) -> None:
     done = nemo("run", "quantize_fp8", "args.hf_model_id=./none", "args.calib_size=0", "--json", "--yes")
     assert done.code == 2
-    assert {problem["name"] for problem in done.json["problems"]} >= {"missing_model", "out_of_range"}
+    assert {problem["name"] for problem in done.answer["problems"]} >= {"missing_model", "out_of_range"}
 
 
 @pytest.mark.parametrize(
@@ -245,14 +251,14 @@ def test_configs_in_their_order(tmp_path: Path) -> None:
     (tmp_path / "b.yaml").write_text("args: {calib_size: 8}")
     words = ["run", "quantize", "-c", "nvfp4", "-c", str(tmp_path / "a.yaml"), "-c", str(tmp_path / "b.yaml")]
     shown = CliRunner().invoke(_app(), [*words, "-r", "slurm", "--dry-run", "--json"])
-    args = json.loads(shown.stdout)["values"]["args"]
+    args = data_of(shown.stdout)["values"]["args"]
     assert (args["export_quant_cfg"], args["calib_size"], args["calib_seq_length"]) == ("nvfp4", 8, 99)
 
 
 @pytest.mark.parametrize("how", [["quantize", "-c", "tiny"], ["quantize_tiny"]])
 def test_tiny_is_the_same_command_wherever_an_image_is_named(how: list[str]) -> None:
     def shown(*words: str) -> Any:
-        return json.loads(CliRunner().invoke(_app(), ["run", *words, "--dryrun", "--json"]).stdout)
+        return data_of(CliRunner().invoke(_app(), ["run", *words, "--dryrun", "--json"]).stdout)
 
     tiny, whole = shown(*how, "-b", "slurm"), shown("quantize", "-b", "slurm")
     assert (tiny["engine"], tiny["shape"]) == (whole["engine"], whole["shape"])
@@ -280,7 +286,7 @@ def test_a_config_that_cannot_be_read_is_all_that_is_said(tmp_path: Path, config
     if config is not None:
         (tmp_path / "a.yaml").write_text(config)
     words = ["run", "export", "-c", str(tmp_path / "a.yaml"), "--json", "--dryrun"]  # which lacks what it needs
-    problems = json.loads(CliRunner().invoke(_app(), words).stdout)["problems"]
+    problems = answer_of(CliRunner().invoke(_app(), words).stdout)["problems"]
     assert [one["name"] for one in problems] == [name]
 
 
@@ -297,7 +303,7 @@ def test_a_config_that_cannot_be_read_hides_nothing_of_the_place(
 ) -> None:
     (tmp_path / "a.yaml").write_text("a: [")
     told = CliRunner().invoke(_app(), ["run", "export", "-c", str(tmp_path / "a.yaml"), *words, "--json", "--dryrun"])
-    assert {one["key"] for one in json.loads(told.stdout)["problems"]} == {"file", *more}
+    assert {one["key"] for one in answer_of(told.stdout)["problems"]} == {"file", *more}
 
 
 def test_unknown_options_are_refused(nemo: Nemo) -> None:
@@ -312,7 +318,7 @@ def test_the_catalogue(nemo: Nemo) -> None:
     assert "args.calib_size = 2000   (int)" in one.out
     assert "consumes   checkpoint_hf" in one.out and "hardware   b200" in one.out
     assert nemo("recipes", "quantize_nvfp4", "--json").json["algorithm"] == "quantize"
-    assert len(nemo("recipes", "--json").json) >= 60
+    assert len(nemo("recipes", "--json").json["recipes"]) >= 60
     assert "v0.4.2" in one.out
     assert "without args.calib_seq_length" in one.out
     assert nemo("recipes", "nope").code == 2

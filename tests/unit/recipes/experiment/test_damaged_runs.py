@@ -16,6 +16,7 @@ import pytest
 
 from recipes import Stage, find
 from recipes.experiment.examine import examine
+from tests.answers import data_of
 from tests.runs import Shell, in_time, recorded
 
 Damage = Callable[[Path], None]
@@ -203,7 +204,7 @@ def test_what_is_no_file_makes_a_run_unreadable(home: Path, file: str, make: Cal
     recorded(home, GOOD)
     instead(file, make)(recorded(home, BAD))
     done = Shell()("ps", "--all", "--json")
-    rows = {row["id"]: row for row in json.loads(done.stdout)}
+    rows = {row["id"]: row for row in data_of(done.stdout)}
     assert (rows[GOOD]["state"], rows[BAD]["state"]) == ("failed", "unreadable")
     assert file in rows[BAD]["error"]["message"]
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import time
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from recipes.experiment.runs import Run
 from recipes.experiment.store import RunFolder
 from scripts.run.drawing import size_text, took_text
 from scripts.run.record import Record
+from tests.answers import data_of
 from tests.jobs import submitted
 from tests.runs import Shell, recorded
 
@@ -83,8 +85,8 @@ def test_the_figure_that_says_most(home: Path, report: dict[str, object], figure
 
 def test_runs_of_other_folders(home: Path, tmp_path: Path, shell: Shell) -> None:
     ended(tmp_path / "output" / "mine" / "quantize_1-a", {})
-    assert json.loads(shell("ps", "--all", "--json").stdout) == []
-    (row,) = json.loads(shell("ps", "--all", "--in", str(tmp_path / "output"), "--json").stdout)
+    assert data_of(shell("ps", "--all", "--json").stdout) == []
+    (row,) = data_of(shell("ps", "--all", "--in", str(tmp_path / "output"), "--json").stdout)
     assert row["id"] == "quantize_1-a"
 
 
@@ -158,3 +160,19 @@ def test_what_mostly_follows_a_run(home: Path, kinds: list[str], steps: list[str
     run = dataclasses.replace(run, record=run.record | {"outputs": outputs})
     found = list(_next_steps(run))
     assert found[0] == f"open {run.id}" and [line.partition("'")[0] for line in found[1:]] == steps
+
+
+def test_folders_that_a_setting_names_are_listed_beside_our_own(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shell = Shell()
+    recorded(home, "probe_1126-0805-00000a")
+    recorded(tmp_path / "output", "probe_1126-0805-00000b")
+    monkeypatch.setenv("MODELOPT_RECIPES_RUNS", f"{tmp_path / 'output'}{os.pathsep}{tmp_path / 'gone'}")
+    done = shell("ps", "--all")
+    assert done.exit_code == 2 and f"MODELOPT_RECIPES_RUNS={tmp_path / 'gone'}" in done.stderr
+    (tmp_path / "gone").mkdir()
+    listed = shell("ps", "--all", "--quiet").stdout.split()
+    assert sorted(listed) == ["probe_1126-0805-00000a", "probe_1126-0805-00000b"]
+    (alone,) = data_of(shell("ps", "--all", "--in", str(tmp_path / "output"), "--json").stdout)
+    assert alone["id"] == "probe_1126-0805-00000b"

@@ -22,6 +22,7 @@ from scripts.run.files import locked
 from scripts.run.identity import identity
 from scripts.run.problems import JobError, ProblemsError
 from scripts.run.record import DamagedRecordError, Record
+from tests.answers import data_of
 from tests.jobs import submitted
 from tests.runs import GONE, Shell, recorded
 from tests.testbed.waiting import until
@@ -210,7 +211,7 @@ def test_ps_says_that_there_is_nothing(home: Path) -> None:
     assert "No run is recorded" in Shell()("ps", "--all").stdout
     recorded(home, "probe_1-a")
     assert "ps --all" in Shell()("ps").stdout
-    assert json.loads(Shell()("ps", "--json").stdout) == []
+    assert data_of(Shell()("ps", "--json").stdout) == []
 
 
 def test_a_rank_that_is_not_there(home: Path) -> None:

@@ -14,6 +14,7 @@ from recipes.experiment.removal import REMOVED
 from recipes.experiment.runs import all_runs
 from recipes.experiment.store import RunFolder, run_folders
 from scripts.run.record import Record
+from tests.answers import data_of
 from tests.jobs import submitted
 from tests.runs import Shell, recorded
 
@@ -57,7 +58,7 @@ def test_a_run_goes_with_all_that_is_its_own(home: Path, tmp_path: Path, shell: 
     assert (done.exit_code, sorted(home.rglob("*"))) == (0, before), done.output
     assert all(str(path) in done.stdout for path in (folder, elsewhere))
     done = shell("rm", "47f9a1", "--json")
-    (row,) = json.loads(done.stdout)["removed"]
+    (row,) = data_of(done.stdout)["removed"]
     assert (done.exit_code, row["id"], row["stays"]) == (0, "q_1126-0805-47f9a1", None)
     assert not folder.exists() and not elsewhere.exists() and elsewhere.parent.is_dir() and exported.is_dir()
     assert [one.id for one in run_folders()] == [kept.name]
@@ -215,7 +216,7 @@ def test_links_in_a_run_are_not_followed(home: Path, tmp_path: Path, shell: Shel
     (tmp_path / "theirs" / "weights").write_bytes(b"z" * 7000)
     folder = succeeded(home, "q_1126-0805-47f9a1")
     (folder / "linked").symlink_to(tmp_path / "theirs")
-    (row,) = json.loads(shell("du", "--json").stdout)
+    (row,) = data_of(shell("du", "--json").stdout)
     assert 1000 <= row["artifact_bytes"] < row["bytes"] < 7000
     assert shell("prune", "--older-than", "0h", "--keep-artifacts", "--yes").exit_code == 0
     assert not os.path.lexists(folder / "linked") and (tmp_path / "theirs" / "weights").is_file()

@@ -175,7 +175,7 @@ def test_a_typo_is_told_beside_the_plan(nemo: Callable[..., Done]) -> None:
 
 def test_a_recipe_that_is_not_there_has_no_plan(nemo: Callable[..., Done]) -> None:
     done = nemo("plan", "quantise_fp8", "--json")
-    assert (done.code, done.json["problems"][0]["name"]) == (2, "unknown_recipe")
+    assert (done.code, done.answer["problems"][0]["name"]) == (2, "unknown_recipe")
 
 
 def test_help_has_an_example(nemo: Callable[..., Done]) -> None:

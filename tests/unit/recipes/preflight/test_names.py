@@ -1,7 +1,5 @@
 """Names of failures: one list, complete and without the dead, and a command that shows it."""
 
-import json
-
 import typer
 import yaml
 from typer.testing import CliRunner
@@ -9,6 +7,7 @@ from typer.testing import CliRunner
 from configs import CONFIGS
 from recipes.cli.explain import explain
 from scripts.run.names import names
+from tests.answers import data_of
 from tests.names import names_given
 
 SIGNATURES = {one["name"] for one in yaml.safe_load((CONFIGS / "diagnosis.yaml").read_text())["signatures"]}
@@ -43,7 +42,7 @@ def test_the_command_explains_a_name() -> None:
     run = CliRunner()
     shown = run.invoke(app, ["export_needs_tp1"])
     assert shown.exit_code == 0 and "gathers no tensor-parallel shards" in shown.output
-    as_data = json.loads(run.invoke(app, ["export_needs_tp1", "--json"]).output)
+    as_data = data_of(run.invoke(app, ["export_needs_tp1", "--json"]).output)
     assert set(as_data) == {"name", "meaning", "remedy", "found"}
     missed = run.invoke(app, ["export_need_tp1"])
     assert missed.exit_code == 2 and "Did you mean export_needs_tp1?" in missed.output

@@ -77,3 +77,11 @@ def test_a_reference_that_is_none_says_what_is_wrong(text: str, cause: str, reme
 def test_run_tag(model: str, variant: str, tag: str) -> None:
     assert run_tag(model, variant) == tag
     assert "/" not in run_tag(model, variant)
+
+
+def test_the_working_directory_is_known_where_no_shell_says_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """cron and service managers set no PWD, which the default of every output names."""
+    monkeypatch.delenv("PWD", raising=False)
+    monkeypatch.chdir(tmp_path)
+    value = "${oc.env:NEMO_RUN_DIR,${oc.env:PWD}/output}/${oc.env:PWD}"
+    assert resolve({"out": value}, run_dir=Path("/r"), run_tag="t") == {"out": f"/r/{tmp_path}"}

@@ -629,8 +629,8 @@ def test_inspect_s_exit_status(as_json: bool, nemo: Callable[..., Done], fake_mo
     assert broken.err.startswith("failed: unreadable_checkpoint:")
     assert "Traceback" not in done.err + broken.err
     if as_json:
-        assert done.json["problems"][0]["name"] == "missing_path"
-        assert broken.json["error"]["name"] == "unreadable_checkpoint"
+        assert done.answer["problems"][0]["name"] == "missing_path"
+        assert broken.answer["error"]["name"] == "unreadable_checkpoint"
 
 
 def test_inspect_counts_tokens(nemo: Callable[..., Done], tmp_path: Path) -> None:
