@@ -54,7 +54,7 @@ def _server() -> Any:
 
 def _said(command: str, *words: str) -> dict[str, Any]:
     """The answer of a command."""
-    argv = [sys.executable, "-m", "recipes.cli.program", command, "--json", *words]
+    argv = [sys.executable, "-m", "recipes.cli.program", *command.split(), "--json", *words]
     try:
         done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_SECONDS)
         found: dict[str, Any] = json.loads(done.stdout)
@@ -102,6 +102,18 @@ def logs(run: str, rank: int = 0) -> dict[str, Any]:
     return _said("logs", "--", run, str(rank))
 
 
+def artifacts(type: str | None = None) -> dict[str, Any]:
+    """What runs left (all, or of a type such as checkpoint_hf): reference, path, size, digest.
+
+    `${artifact:REFERENCE}` in a value of a recipe names one."""
+    return _said("artifacts", *(["--", type] if type else []))
+
+
+def lineage(artifact: str) -> dict[str, Any]:
+    """What an artifact was made of, and that of what, back to the model or the data that no run here made."""
+    return _said("artifacts lineage", "--", artifact)
+
+
 def inspect(path: str) -> dict[str, Any]:
     """What a checkpoint's path holds: kind, parameters, dtypes, quantization, and what is wrong with it."""
     return _said("inspect", "--", path)
@@ -124,7 +136,7 @@ def submit(recipe: str, values: list[str] | None = None) -> dict[str, Any]:
 
 #: What begins nothing and changes nothing.
 READING: tuple[Callable[..., dict[str, Any]], ...] = (
-    *(recipes, recipe, plan, dry_run, ps, status, logs, inspect, explain, executors),
+    *(recipes, recipe, plan, dry_run, ps, status, logs, artifacts, lineage, inspect, explain, executors),
 )
 
 

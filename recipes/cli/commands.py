@@ -39,7 +39,7 @@ _HELP = {"help_option_names": ["-h", "--help"]}
 
 def register(app: typer.Typer) -> None:
     """Add our commands to NeMo-Run's `experiment` group; status, logs and cancel take the place of its own."""
-    from recipes.cli import agents, executors, explain, inspect, manage, rehearse, storage
+    from recipes.cli import agents, artifacts, executors, explain, inspect, manage, rehearse, storage
 
     app.command("run", cls=RecipeCommand, context_settings=_HELP)(run)
     app.command("plan", cls=RecipeCommand, context_settings=_HELP)(plan)
@@ -49,6 +49,7 @@ def register(app: typer.Typer) -> None:
     app.command("explain", cls=Command)(explain.explain)
     manage.register(app)
     storage.register(app)
+    artifacts.register(app)
     executors.register(app)
     app.command("mcp", cls=Command)(agents.mcp)
 

@@ -58,6 +58,12 @@ def run_ids(incomplete: str) -> list[str]:
     return [name for name in (LATEST, *found) if name.startswith(incomplete) and not name.startswith(".")]
 
 
+def artifact_types(incomplete: str) -> list[str]:
+    """What recipes leave behind."""
+    left = {kind for recipe in RECIPES.values() for kind in recipe.produces}
+    return sorted(kind for kind in left if kind.startswith(incomplete))
+
+
 def overrides(ctx: typer.Context, incomplete: str) -> Iterator[Offer]:
     """Keys with a `=`, and behind that the values of one."""
     typed, value = _behind_equals(incomplete)

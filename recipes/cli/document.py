@@ -34,7 +34,7 @@ class _Named:
     def invoke(self, ctx: Any) -> Any:
         words, at = [], ctx
         while at.parent is not None and at.info_name != "experiment":
-            words.append(str(at.info_name))
+            words += [] if at.command.hidden else [str(at.info_name)]
             at = at.parent
         _COMMAND.set(" ".join(reversed(words)))
         return super().invoke(ctx)  # type: ignore[misc]

@@ -284,7 +284,7 @@ def _stands(
     run: Run, seen: JobState | None, remote: dict[str, Any] | None, unasked: str, living: _Living
 ) -> Run | None:
     """A run with what was found out about it, which is written down where it is new."""
-    if run.state == "unreadable":
+    if run.state == "unreadable" or run.settled:
         return run
     if run.folder.is_foreign:
         return replace(run, note="It belongs to another user, and nobody was asked about it.")

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scripts.args.meaning import values_of
 from scripts.engines import outputs as out
 from scripts.engines.child import LOG_BYTES, Ended, Output, SilentError, last_words, run_child
 from scripts.run.files import write_json
@@ -68,16 +67,6 @@ def across_ranks(child: Child, outputs: Sequence[out.Output], prepare: Callable[
         _wait(lambda: [one for one in range(world) if read_json(ranks / f"{one}.json") is None], _WAIT_SECONDS, cause)
         with record.phase("verify"):
             out.finish(list(outputs), record)
-
-
-def inputs_of(args: Any, engine: str = "script") -> list[dict[str, Any]]:
-    """What the job reads; paths that are here with what they hold, and names for what is fetched on the way."""
-    rows = []
-    for _, value, meaning in values_of(args):
-        if meaning.consumes and meaning.used_by(engine) and value is not None:
-            listed = value if isinstance(value, (list, tuple)) else [str(value)]
-            rows += [{"type": meaning.consumes, "name": item} for item in listed if isinstance(item, str)]
-    return rows
 
 
 def _run(child: Child, rank: int, record: Record) -> Ended:

@@ -9,6 +9,7 @@ from pathlib import Path
 from scripts.args import constraints
 from scripts.args.evaluate import EvaluateArgs
 from scripts.args.meaning import ScriptArgs, ScriptSpec
+from scripts.engines.inputs import inputs_of
 from scripts.engines.script.command import command_words
 from scripts.engines.script.engine import run_script
 from scripts.engines.script.flags.interface import UNKNOWN
@@ -52,6 +53,7 @@ def score_checkpoint(args: ScriptArgs, script: ScriptSpec, extra_args: Sequence[
         args = dataclasses.replace(args, dtype="float32")  # holds every bfloat16 value, and is 50 times faster here
     harness, script = _harness(args, script, loading, model, record.dir)
     run_script(harness, script, [*extra_args, *closing_words(args)], record)
+    record.update(inputs=inputs_of(args))  # of the recipe: the script's are folders that were made of them
     with record.phase("report"):
         _report(args, loading, baseline, Path(harness.output_path).parent, record)
 

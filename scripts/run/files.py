@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and what a folder's content amounts to."""
+"""Files that appear whole or not at all."""
 
 import errno
 import fcntl
@@ -12,13 +12,11 @@ import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from scripts.run.problems import JobError
 
-_CHUNK = 1 << 20
 #: What lies at a path. Path's own questions raise for a name that is too long, or in a folder that is closed to us.
 is_there, is_file, is_folder = posixpath.exists, posixpath.isfile, posixpath.isdir
 
@@ -71,10 +69,13 @@ def _replacing(path: Path, mode: int) -> Iterator[IO[bytes]]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace `path` with `text`: a reader, or a crash, sees the old content or the new one."""
+    """Replace `path` with `text`: a reader, or a crash, sees the old content or the new one.
+
+    A name of a file that is no UTF-8, as Python has it in a text, becomes its own bytes.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with _replacing(path, 0o666) as file:
-        file.write(text.encode())
+        file.write(text.encode(errors="surrogateescape"))
 
 
 def write_private(path: Path, content: bytes) -> None:
@@ -172,30 +173,6 @@ def _remove_stale(final: Path) -> None:
                 continue  # its writer is alive
             shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
             lock.unlink(missing_ok=True)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Content:
-    """What a file or folder holds: bytes, number of files, and a SHA-256 over names and contents."""
-
-    bytes: int
-    files: int
-    digest: str
-
-
-def content_of(path: Path) -> Content:
-    """Measure `path`; the digest depends on relative names and contents, never on time or place."""
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
-    total, tree = 0, hashlib.sha256()
-    for file in files:
-        digest = hashlib.sha256()
-        with file.open("rb") as handle:
-            while chunk := handle.read(_CHUNK):
-                digest.update(chunk)
-                total += len(chunk)
-        name = file.name if path.is_file() else file.relative_to(path).as_posix()
-        tree.update(f"{name}\0{digest.hexdigest()}\n".encode())
-    return Content(bytes=total, files=len(files), digest=f"sha256:{tree.hexdigest()}")
 
 
 def stamp_of(folder: Path) -> str:

@@ -17,7 +17,8 @@ from typing import Any
 
 from scripts.run import identity as process
 from scripts.run import schema
-from scripts.run.files import content_of, opened, read_limited, write_json
+from scripts.run.content import content_of, manifest_of, manifest_path
+from scripts.run.files import opened, read_limited, write_json, write_text
 from scripts.run.problems import JobError, error_data
 from scripts.run.provenance import peak_memory
 
@@ -34,7 +35,9 @@ RECORD = {
     **{"id?": str, "recipe?": str, "algorithm?": str, "run_dir?": str, "phase?": str, "scheduler?": str},
     **{"started_at?": _TIME, "finished_at?": _TIME, "reopened_at?": _TIME, "process?": schema.IDENTITY},
     **{"values?": (dict, None), "executor?": (dict, None), "timings?": dict, "after?": [schema.run_id]},
-    **{"outputs?": [{"type": str, "path": str, "bytes": int}], "expects?": [{"type": str, "path": str}]},
+    "outputs?": [{"type": str, "path": str, "bytes": int, "files?": int, "digest?": str}],
+    "expects?": [{"type": str, "path": str}],
+    "inputs?": [{"type": str, "name": str, "path?": str, "digest?": (str, None), "run?": str}],
     **{"error?": (ERROR, None), "attempts?": [dict], "code?": (_CODE, None)},
     "unverified?": [{"path": str, "stamp": str}],  # checkpoints that ended attempts left beside their places
     "warnings?": [{"name": str, "key": str, "cause": str, "severity?": str}],
@@ -233,10 +236,13 @@ class Record:
             handle.write(row + "\n")
 
     def artifact(self, kind: str, path: Path, **facts: Any) -> None:
-        """Record an output: type, path, bytes, files, content digest, and whatever else is known of it."""
+        """Record an output: type, path, bytes, files, content digest, and whatever else is known of it.
+
+        Its manifest is written first: with it `artifacts verify` says which file is not what it was.
+        """
         content = content_of(path)
-        entry = {"type": kind, "path": str(path), "bytes": content.bytes, "files": content.files}
-        entry |= {"digest": content.digest, **facts}
+        write_text(manifest_path(self.dir, content.digest), manifest_of(content))
+        entry = {"type": kind, "path": str(path), **content.facts, **facts}
         self.update(outputs=[*self.values.get("outputs", []), entry])
 
 

@@ -20,6 +20,7 @@ from scripts.args import constraints
 from scripts.args.meaning import ScriptArgs, ScriptSpec
 from scripts.args.serve import ServeArgs
 from scripts.engines.child import Output, last_words
+from scripts.engines.inputs import inputs_of
 from scripts.engines.script.locate import child_environment
 from scripts.run import page
 from scripts.run.files import write_json, write_text
@@ -49,7 +50,7 @@ def check_server(args: ScriptArgs, script: ScriptSpec, extra_args: Sequence[str]
     model = local_model(args.checkpoint, record)
     with record.phase("check the checkpoint"):
         served = check_checkpoint(args, model)
-        record.update(inputs=[{"type": "checkpoint_hf", "name": args.checkpoint, "quantization": served.quantization}])
+        record.update(inputs=inputs_of(args), quantization=served.quantization)
         for doubt in served.doubts:
             record.line(f"warning: {doubt}")
         check_gpus(args, served)

@@ -16,8 +16,9 @@ from scripts.data.texts import BUILT_IN
 from scripts.engines import cpu_runtime
 from scripts.engines import outputs as out
 from scripts.engines.choice import is_built_in
+from scripts.engines.inputs import inputs_of
 from scripts.engines.installed import BRIDGE, is_installed
-from scripts.engines.ranks import Child, across_ranks, inputs_of
+from scripts.engines.ranks import Child, across_ranks
 from scripts.engines.script.command import blends
 from scripts.run.problems import JobError
 from scripts.run.record import Follower, Record, read_json

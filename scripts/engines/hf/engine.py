@@ -15,9 +15,11 @@ from scripts.args.quantize import QuantizeArgs
 from scripts.engines.hf import calibrate, evaluate, kept, load, quantizers, reference, report, save, sqnr, verify
 from scripts.engines.hf.nvfp4 import cpu_kernels
 from scripts.engines.hf.samples import Samples, choose_samples
+from scripts.engines.inputs import made_by
 from scripts.formats import FITS_ANY_WIDTH, FORMATS, format_problems
 from scripts.processor import bf16_products
-from scripts.run.files import content_of, refuse_existing, staged
+from scripts.run.content import content_of
+from scripts.run.files import refuse_existing, staged
 from scripts.run.problems import JobError
 from scripts.run.record import Record
 from scripts.tiny.model import local_model
@@ -68,8 +70,9 @@ def quantize_checkpoint(args: QuantizeArgs, record: Record) -> None:
             str(source), dtype=args.dtype, device=args.device, trust_remote_code=args.trust_remote_code
         )
         samples = choose_samples(args, loaded.tokenizer, len(loaded.model.get_input_embeddings().weight))
-        content = asdict(content_of(source))
-        model = {"type": "checkpoint_hf", "name": args.hf_model_id, "path": str(source), **content}
+        content = content_of(source)
+        model = {"type": "checkpoint_hf", "name": args.hf_model_id, "path": str(source), **content.facts}
+        model |= made_by(source, content.digest)
         text = {"type": "calibration_text", "name": samples.calibration_source}
         record.update(inputs=[model, text], device=str(loaded.device))
     state = _State(args=args, record=record, source=source, loaded=loaded, samples=samples)

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 from scripts.engines.hf.packing import replaced
 from scripts.engines.hf.samples import Tokens
 from scripts.run import schema
-from scripts.run.files import content_of, is_folder, staged, stamp_of, write_json
+from scripts.run.content import content_of
+from scripts.run.files import is_folder, staged, stamp_of, write_json
 from scripts.run.problems import JobError
 from scripts.run.provenance import versions
 from scripts.run.record import Record

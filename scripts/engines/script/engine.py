@@ -15,12 +15,13 @@ from scripts.checkpoints import kinds
 from scripts.engines import cpu_runtime
 from scripts.engines import outputs as out
 from scripts.engines.choice import refuse_ranks
-from scripts.engines.ranks import Child, across_ranks, inputs_of
+from scripts.engines.inputs import inputs_of
+from scripts.engines.ranks import Child, across_ranks
 from scripts.engines.script.command import Argv, command_words, with_inputs, write_files
 from scripts.engines.script.flags.reader import read_interface
 from scripts.engines.script.flags.tables import completed, releases_like, repository_of
 from scripts.engines.script.locate import Located, child_environment, is_module, locate
-from scripts.run.files import content_of
+from scripts.run.content import content_of
 from scripts.run.problems import JobError
 from scripts.run.record import Follower, Record
 from scripts.run.registry import refuse

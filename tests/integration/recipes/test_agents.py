@@ -16,7 +16,10 @@ from tests.runs import recorded
 pytestmark = pytest.mark.integration
 
 MOR = str(Path(sys.executable).with_name("mor"))
-READING = {"recipes", "recipe", "plan", "dry_run", "ps", "status", "logs", "inspect", "explain", "executors"}
+READING = {
+    *("recipes", "recipe", "plan", "dry_run", "ps", "status", "logs", "inspect", "explain", "executors"),
+    *("artifacts", "lineage"),
+}
 
 
 def talk(home: Path, work: Path, calls: list[tuple[str, dict[str, Any]]], *words: str) -> tuple[set[str], list[Any]]:
@@ -54,10 +57,14 @@ def test_an_agent_reads_and_plans(home: Path, work: Path) -> None:
             ("inspect", {"path": "."}),
             ("explain", {"name": "told_to_fail"}),
             ("executors", {}),
+            ("artifacts", {}),
+            ("lineage", {"artifact": "latest"}),
         ],
     )
     assert names == READING
-    catalogue, recipe, plan, refused, dry, runs, status, logs, unknown, inspected, explained, profiles = answers
+    catalogue, recipe, plan, refused, dry, runs, status, logs, unknown, inspected, explained, profiles, left, tree = (
+        answers
+    )
     assert {"quantize_fp8", "prune"} <= {row["name"] for row in catalogue["data"]["recipes"]}
     assert any(row["key"] == "args.calib_size" for row in recipe["data"]["values"])
     assert plan["data"]["recipe"] == "quantize_fp8" and plan["outcome"] == "done"
@@ -67,6 +74,7 @@ def test_an_agent_reads_and_plans(home: Path, work: Path) -> None:
     assert status["data"]["error"]["name"] == "told_to_fail" and logs["data"]["text"] == "a line\n"
     assert unknown["problems"][0]["name"] == "unknown_run" and unknown["exit_status"] == 2
     assert inspected["exit_status"] == 2 and explained["data"]["remedy"] and profiles["data"]["profiles"]
+    assert left["data"] == {"artifacts": []} and tree["problems"][0]["name"] == "unknown_artifact"
     assert [path.name for path in (home / "runs").iterdir()] == ["probe_1126-0805-47f9a1"], "nothing was begun"
 
 

@@ -17,8 +17,8 @@ import pytest
 
 from recipes import find, prepare
 from recipes.planner.disk import outputs_bytes
+from scripts.run.content import content_of
 from scripts.run.diagnosis import diagnose
-from scripts.run.files import content_of
 from scripts.run.record import observe, read_record
 from tests.conftest import Done
 from tests.testbed.waiting import until

@@ -25,6 +25,8 @@ ASKED: dict[str, tuple[list[str], str]] = {
     "prune": (["--older-than", "1h", "--dryrun"], "done"),
     "recipes": ([], "done"),
     "inspect": (["."], "refused"),
+    "artifacts": ([], "done"),
+    "artifacts show": (["47f9a1"], "refused"),
     "explain": (["told_to_fail"], "done"),
     "executors": ([], "done"),
     "plan": (["quantize_fp8", "args.hf_model_id=./none"], "refused"),

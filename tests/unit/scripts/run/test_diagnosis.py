@@ -34,6 +34,7 @@ from scripts.run.identity import identity
 from scripts.run.problems import JobError
 from scripts.run.record import Record, read_record
 from scripts.run.session import run_job
+from tests.answers import data_of
 from tests.jobs import submitted
 
 EXAMPLES = yaml.safe_load(Path(__file__).with_name("diagnosis_examples.yaml").read_text(encoding="utf-8"))
@@ -574,4 +575,4 @@ def test_status_and_the_end_of_a_run_show_it(tmp_path: Path, capsys: pytest.Capt
         assert "diagnosis    gpu_out_of_memory_calibration: The model fitted" in text
         assert f"evidence     rank1.log:2: {FULL}" in text
     Output(as_json=True).status(run)
-    assert json.loads(capsys.readouterr().out)["diagnosis"]["line"] == 2
+    assert data_of(capsys.readouterr().out)["diagnosis"]["line"] == 2

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from scripts.run.files import content_of, staged, write_json, write_text
+from scripts.run.content import content_of
+from scripts.run.files import staged, write_json, write_text
 from scripts.run.problems import JobError
 
 

@@ -1,0 +1,95 @@
+"""An artifact: one output of a run, and the words that find one."""
+
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from executors.base import is_below
+from recipes.experiment.run_ids import find_run
+from recipes.experiment.runs import Run, all_runs, look
+from scripts.run.problems import Problem, ProblemsError, nearest
+
+#: So many hexadecimal digits of a digest name an artifact; a run's id ends with fewer.
+_LEAST_DIGITS = 8
+_DIGEST = re.compile(rf"(?:sha256:)?([0-9a-f]{{{_LEAST_DIGITS},64}})")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Artifact:
+    """What a run wrote down of an output, when it had published it."""
+
+    run: Run
+    type: str
+    path: Path  # as the job saw it
+    bytes: int
+    files: int | None
+    digest: str | None  # None: an early run's, which wrote none
+
+    @property
+    def reference(self) -> str:
+        """What finds it: on the command line, and in a value as `${artifact:REFERENCE}`."""
+        return f"{self.run.id}.{self.type}"
+
+    @property
+    def place(self) -> Path | None:
+        """Where it lies on this machine, be it there still or not; None where its disk is not seen from here."""
+        job = self.run.job
+        return self.path if job is None else job.place.path_here(self.path, job.run_dir)
+
+    @property
+    def made_at(self) -> str:
+        return str(self.run.record.get("finished_at") or self.run.record.get("submitted_at") or "")
+
+    def as_data(self) -> dict[str, Any]:
+        """As `artifacts --json` has it."""
+        facts = {name: getattr(self, name) for name in ("reference", "type", "bytes", "files", "digest", "made_at")}
+        here = self.place
+        return facts | {"run": self.run.id, "path": str(self.path), "here": here is not None and here.exists()}
+
+
+def artifacts_of(runs: Iterable[Run], kind: str | None = None) -> list[Artifact]:
+    """Of runs, in their order; of one type where it is named."""
+    found = []
+    for run in runs:
+        for output in run.record.get("outputs") or []:
+            facts = {name: output.get(name) for name in ("bytes", "files", "digest")}
+            one = Artifact(run=run, type=output["type"], path=Path(output["path"]), **facts)
+            found += [one] if kind in (None, one.type) else []
+    return found
+
+
+def find_artifacts(word: str) -> list[Artifact]:
+    """What `word` names: a run, RUN.TYPE, a path, or the first digits of a digest. Raises ProblemsError.
+
+    A path names what it is, or lies in; of several the last that was made. Digits name one content, wherever it lies.
+    """
+    if os.sep in word:
+        path = os.path.realpath(word)
+        made = [one for one in artifacts_of(all_runs()) if one.place and is_below(path, os.path.realpath(one.place))]
+        return _some(made[-1:], word, "no run is recorded here that left it")
+    if match := _DIGEST.fullmatch(word):
+        made = [one for one in artifacts_of(all_runs()) if (one.digest or "").startswith(f"sha256:{match[1]}")]
+        if made or word.startswith("sha256:"):
+            return _some(made, word, "no artifact has that digest")
+    name, _, kind = word.partition(".")
+    runs = look([find_run(name)])
+    left = artifacts_of(runs)
+    if not left:
+        state = runs[0].state
+        raise _unknown(word, f"the run left nothing; its state is {state}", f"nemo experiment status {runs[0].id}")
+    types = [one.type for one in left]
+    return _some([one for one in left if kind in ("", one.type)], word, f"the run left {', '.join(types)}", kind, types)
+
+
+def _some(found: list[Artifact], word: str, cause: str, kind: str = "", types: Sequence[str] = ()) -> list[Artifact]:
+    if not found:
+        remedy = nearest(kind, types) if types else "nemo experiment artifacts lists them."
+        raise _unknown(word, cause, remedy)
+    return found
+
+
+def _unknown(word: str, cause: str, remedy: str) -> ProblemsError:
+    return ProblemsError([Problem(name="unknown_artifact", key="REF", value=word, cause=cause, remedy=remedy)])

@@ -1,0 +1,222 @@
+"""`nemo experiment artifacts`: what runs left, whether it is whole, and what it was made of."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from recipes.cli.completion import artifact_types, run_ids
+from recipes.cli.document import FAILED, AsJson, Command, Group, answer, exits, say
+
+if TYPE_CHECKING:
+    from recipes.artifacts.artifact import Artifact
+    from recipes.artifacts.verification import Verification
+
+_LIST = "list"
+#: Of a digest, where people read it.
+_DIGITS = 12
+Reference = Annotated[
+    str,
+    typer.Argument(
+        metavar="REF",
+        help="A run, RUN.TYPE, a path, or the first digits of a digest.",
+        autocompletion=run_ids,
+    ),
+]
+
+
+class _Artifacts(Group):
+    """`artifacts` and `artifacts TYPE` are `artifacts list` and `artifacts list TYPE`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        first = args[0] if args else ""
+        if first not in self.commands and first not in ("-h", "--help"):
+            args = [_LIST, *args]
+        parsed: list[str] = super().parse_args(ctx, args)
+        return parsed
+
+
+_HELP = """List what runs left, or what of one type.
+
+Example: nemo experiment artifacts checkpoint_hf
+"""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the group `artifacts`."""
+    group = typer.Typer(cls=_Artifacts, help=_HELP)
+    for function in (show, verify, lineage):
+        group.command(function.__name__, cls=Command)(function)
+    group.command(_LIST, cls=Command, hidden=True)(listed)
+    app.add_typer(group, name="artifacts")
+
+
+def listed(
+    kind: Annotated[
+        str | None, typer.Argument(metavar="TYPE", help="Of one type.", autocompletion=artifact_types)
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List what runs left, the oldest first.
+
+    Example: nemo experiment artifacts checkpoint_hf
+    """
+    from recipes.artifacts.artifact import artifacts_of
+    from recipes.experiment.runs import all_runs
+    from scripts.run.drawing import size_text
+    from scripts.run.problems import Problem, ProblemsError, nearest
+
+    with exits(as_json=as_json):
+        every = artifacts_of(all_runs())
+        types = sorted({one.type for one in every})
+        found = [one for one in every if kind in (None, one.type)]
+        if kind is not None and not found:
+            cause, remedy = "no run left one", nearest(kind, types)
+            raise ProblemsError([Problem(name="unknown_artifact", key="TYPE", value=kind, cause=cause, remedy=remedy)])
+    if as_json:
+        answer({"artifacts": [one.as_data() for one in found]})
+        return
+    width = max((len(one.reference) for one in found), default=0)
+    for one in found:
+        place = one.place
+        where = "" if place is None else "" if place.exists() else "  gone"
+        digest = (one.digest or "").removeprefix("sha256:")[:_DIGITS]
+        say(f"{one.reference:{width}}  {size_text(one.bytes):>7}  {digest:{_DIGITS}}{where}", as_line=True)
+    if not found:
+        say("No run left anything here.")
+
+
+def show(reference: Reference, as_json: AsJson = False) -> None:
+    """Say what is known of an artifact: where it lies, its digest, what made it, and of what.
+
+    Example: nemo experiment artifacts show latest:quantize_fp8.checkpoint_hf
+    """
+    with exits(as_json=as_json):
+        found = _found(reference)
+    made = ("recipe", "versions", "command", "code", "git", "inputs")
+    if as_json:
+        rows = [one.as_data() | {"made_by": {key: one.run.record.get(key) for key in made}} for one in found]
+        answer({"artifacts": rows})
+        return
+    for number, one in enumerate(found):
+        if number:
+            say("")
+        for key, value in _facts(one):
+            say(f"{key:10} {value}", as_line=True)
+
+
+def verify(reference: Reference, as_json: AsJson = False) -> None:
+    """Read artifacts again, every byte, and say whether each is what its run left.
+
+    Example: nemo experiment artifacts verify latest
+
+    Exit status: 1 where one is damaged or gone.
+    """
+    from recipes.artifacts.verification import verify as verified
+    from scripts.run.problems import JobError
+
+    with exits(as_json=as_json):
+        found = _found(reference)
+        try:
+            with _reading(found) as advance:
+                seen = [verified(one, advance) for one in found]
+        except OSError as error:
+            raise JobError.of_os_error(error) from error
+    status = 0 if all(one.sound for one in seen) else FAILED
+    if as_json:
+        answer({"artifacts": [one.as_data() for one in seen]}, status=status)
+    for one in () if as_json else seen:
+        say(f"{one.state:10} {one.artifact.reference}  {one.artifact.place or one.artifact.path}", as_line=True)
+        for line in _damage(one):
+            say(f"{'':10} {line}", as_line=True)
+    raise typer.Exit(status)
+
+
+def lineage(
+    reference: Reference,
+    dot: Annotated[bool, typer.Option("--dot", help="As a graph for Graphviz.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Say what an artifact was made of, and that of what, as a tree.
+
+    Example: nemo experiment artifacts lineage latest:export
+    """
+    from recipes.artifacts.artifact import Artifact, artifacts_of
+    from recipes.artifacts.lineage import as_dot, lines_of
+    from recipes.artifacts.lineage import lineage as traced
+    from recipes.experiment.runs import all_runs
+
+    with exits(as_json=as_json):
+        found = _found(reference)
+        known = artifacts_of(all_runs())
+        trees = [traced(one, known) for one in found]
+    if as_json:
+        answer({"artifacts": [tree.as_data() for tree in trees]})
+        return
+    for tree in trees:
+        if dot:
+            say(as_dot(tree))
+            continue
+        for branch, node in lines_of(tree):
+            of = node.of
+            digest = (of.digest or "").removeprefix("sha256:")[:_DIGITS]
+            elsewhere = "" if isinstance(of, Artifact) or of.made_by is None else f", by {of.made_by}"
+            name = of.reference if isinstance(of, Artifact) else f"{of.name}  ({of.type}{elsewhere})"
+            say(f"{branch}{name}  {digest}".rstrip(), as_line=True)
+
+
+def _found(reference: str) -> "list[Artifact]":
+    from recipes.artifacts.artifact import find_artifacts
+
+    return find_artifacts(reference)
+
+
+@contextmanager
+def _reading(found: "Sequence[Artifact]") -> Iterator[Callable[[int], None]]:
+    """A bar with rate and time left on a terminal; nothing elsewhere, where the result is what counts."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda read: None
+        return
+    columns = (TextColumn("reading"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("", total=sum(one.bytes for one in found))
+        yield lambda read: progress.advance(task, read)
+
+
+def _facts(one: "Artifact") -> Iterator[tuple[str, object]]:
+    from scripts.run.drawing import size_text
+
+    record = one.run.record
+    yield "artifact", one.reference
+    yield "path", one.path
+    place = one.place
+    if place is None:
+        yield "here", "its disk is not seen from here"
+    elif not place.exists():
+        yield "here", "it is gone"
+    files = "" if one.files is None else f" in {one.files} file{'' if one.files == 1 else 's'}"
+    yield "size", f"{size_text(one.bytes)}{files}"
+    yield "digest", one.digest or "its run wrote none"
+    yield "made", f"{one.made_at} by {record.get('recipe')} on {one.run.where}"
+    versions = record.get("versions") or {}
+    if versions:
+        yield "versions", ", ".join(f"{name} {version}" for name, version in versions.items() if version)
+    code, git = record.get("code") or {}, record.get("git") or {}
+    if code.get("digest") or git.get("commit"):
+        yield "code", " ".join(filter(None, [str(git.get("commit") or ""), str(code.get("digest") or "")]))
+    for row in record.get("inputs") or []:
+        made = f", by {row['run']}" if row.get("run") else ""
+        yield "made of", f"{row['name']}  ({row['type']}{made})  {row.get('digest') or ''}".rstrip()
+
+
+def _damage(one: "Verification") -> Iterator[str]:
+    for what in ("changed", "missing", "extra"):
+        for name in getattr(one, what):
+            yield f"{what}: {name}"
+    if one.unnamed:
+        yield "which files: not known; the list of them that its run wrote is not here, or damaged"

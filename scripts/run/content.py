@@ -1,0 +1,102 @@
+"""What a file or a folder holds: a digest of it, and a manifest that says of which file another digest would come."""
+
+import hashlib
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+#: Folder of a run directory that holds the manifests of its artifacts.
+FOLDER = "manifests"
+_CHUNK = 1 << 20
+#: A line as sha256sum writes and reads it; one that begins with a backslash has escapes in its name.
+_LINE = re.compile(r"(\\?)([0-9a-f]{64}) [ *](.+)")
+_ESCAPED = {"\\": "\\\\", "\n": "\\n", "\r": "\\r"}
+_MANIFEST_BYTES = 64 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Content:
+    """Bytes, number of files, and a SHA-256 over names and contents: another one where a bit or a name is another."""
+
+    bytes: int
+    files: int
+    digest: str
+    listing: Mapping[str, str] = field(default_factory=dict, repr=False)  # SHA-256 of each file, by its name
+
+    @property
+    def facts(self) -> dict[str, int | str]:
+        """As run.json has it."""
+        return {"bytes": self.bytes, "files": self.files, "digest": self.digest}
+
+
+def content_of(path: Path, advance: Callable[[int], None] = lambda read: None) -> Content:
+    """Measure `path`; the digest depends on relative names and contents, never on time or place.
+
+    Files are read by as many threads as there are processors. `advance` is called with the bytes of each piece that
+    was read, by any of them. Raises OSError.
+    """
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    names = [file.name if path.is_file() else file.relative_to(path).as_posix() for file in files]
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        found = list(pool.map(lambda file: _read(file, advance), files))
+    listing = {name: digest for name, (digest, _) in zip(names, found, strict=True)}
+    return Content(bytes=sum(size for _, size in found), files=len(files), digest=_digest_of(listing), listing=listing)
+
+
+def _read(file: Path, advance: Callable[[int], None]) -> tuple[str, int]:
+    digest, total, piece = hashlib.sha256(), 0, bytearray(_CHUNK)
+    with file.open("rb", buffering=0) as handle:
+        while read := handle.readinto(piece):
+            digest.update(memoryview(piece)[:read])
+            total += read
+            advance(read)
+    return digest.hexdigest(), total
+
+
+def _digest_of(listing: Mapping[str, str]) -> str:
+    tree = hashlib.sha256()
+    for name, digest in listing.items():
+        tree.update(f"{name}\0{digest}\n".encode(errors="surrogateescape"))
+    return f"sha256:{tree.hexdigest()}"
+
+
+def manifest_of(content: Content) -> str:
+    """Each file and its digest, as `sha256sum --check` takes them."""
+    return "".join(_line(name, digest) for name, digest in content.listing.items())
+
+
+def manifest_path(run_dir: Path, digest: str) -> Path:
+    """Where a run directory holds the manifest of an artifact of this digest."""
+    return run_dir / FOLDER / f"{digest.removeprefix('sha256:')[:16]}.sha256"
+
+
+def listing_in(run_dir: Path, digest: str) -> dict[str, str] | None:
+    """The files of an artifact as its run wrote them down; None where that is absent, damaged, or another's."""
+    file = manifest_path(run_dir, digest)
+    try:
+        if not file.is_file() or file.stat().st_size > _MANIFEST_BYTES:
+            return None
+        text = file.read_bytes().decode(errors="surrogateescape")
+    except OSError:
+        return None
+    listing = dict(_parsed(text))
+    return listing if _digest_of(listing) == digest else None
+
+
+def _line(name: str, digest: str) -> str:
+    escaped = "".join(_ESCAPED.get(character, character) for character in name)
+    lead = "" if escaped == name else "\\"
+    return f"{lead}{digest}  {escaped}\n"
+
+
+def _parsed(text: str) -> Iterator[tuple[str, str]]:
+    plain = {escaped: character for character, escaped in _ESCAPED.items()}
+    for line in text.split("\n"):
+        if match := _LINE.fullmatch(line):
+            escapes, digest, name = match.groups()
+            if escapes:
+                name = re.sub(r"\\[\\nr]", lambda found: plain[found[0]], name)
+            yield name, digest

@@ -1,0 +1,205 @@
+"""Artifacts: found by reference, read again, and traced back."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recipes.artifacts.artifact import Artifact, artifacts_of, find_artifacts
+from recipes.artifacts.lineage import as_dot, lines_of
+from recipes.artifacts.lineage import lineage as traced
+from recipes.artifacts.verification import Verification, verify
+from recipes.experiment.runs import all_runs
+from scripts.args.convert import HfToMegatronArgs
+from scripts.engines.inputs import inputs_of, made_by
+from scripts.run.content import FOLDER
+from scripts.run.problems import ProblemsError
+from scripts.run.record import Record
+from tests.answers import data_of
+from tests.runs import Shell
+
+#: Letters of the digests below belong to nothing else.
+HUB = "Qwen/Qwen3-0.6B"
+
+
+@pytest.fixture(autouse=True)
+def _home(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NEMORUN_HOME", str(home))
+
+
+def run(home: Path, run_id: str, kinds: tuple[str, ...], inputs: list[dict[str, Any]], at: int) -> Record:
+    """A run that left one folder of each type."""
+    folder = home / "runs" / run_id
+    record = Record.submit(folder, id=run_id, recipe=run_id.partition("_")[0], algorithm="probe", values={"args": {}})
+    times = {
+        key: f"2026-01-01T{at:02}:{minute}:00.000Z" for key, minute in (("submitted_at", "00"), ("started_at", 10))
+    }
+    record.update(inputs=inputs, **times)
+    for kind in kinds:
+        (folder / kind / "deep").mkdir(parents=True)
+        (folder / kind / "weights").write_bytes(run_id.encode() * 1000)
+        (folder / kind / "deep" / "config.json").write_text(kind)
+        record.artifact(kind, folder / kind)
+    record.finish("succeeded")
+    record.update(finished_at=f"2026-01-01T{at:02}:50:00.000Z")
+    return record
+
+
+@pytest.fixture
+def chain(home: Path) -> dict[str, Record]:
+    """hub -> prune -> convert -> evaluate; the last records nothing but a path."""
+    prune = run(
+        home, "prune_0101-0000-00000a", ("checkpoint_hf", "eval_results"), [{"type": "checkpoint_hf", "name": HUB}], 0
+    )
+    path = prune.dir / "checkpoint_hf"
+    convert = run(
+        home, "convert_0101-0000-00000b", ("checkpoint_megatron",), inputs_of(HfToMegatronArgs(hf_model=str(path))), 1
+    )
+    inputs = [{"type": "checkpoint_megatron", "name": str(convert.dir / "checkpoint_megatron")}]
+    return {
+        "prune": prune,
+        "convert": convert,
+        "score": run(home, "score_0101-0000-00000c", ("eval_results",), inputs, 2),
+    }
+
+
+def only(word: str) -> Artifact:
+    (found,) = find_artifacts(word)
+    return found
+
+
+def test_an_artifact_is_found_by_each_of_its_names(chain: dict[str, Record]) -> None:
+    one = only("00000b")
+    assert one.reference == "convert_0101-0000-00000b.checkpoint_megatron"
+    for word in (one.reference, "latest:convert", str(one.path), f"{one.path}/deep", one.digest, str(one.digest)[7:17]):
+        assert only(str(word)).reference == one.reference, word
+    assert [found.type for found in find_artifacts("00000a")] == ["checkpoint_hf", "eval_results"]
+    assert only("prune_0101-0000-00000a.eval_results").type == "eval_results"
+    assert len(artifacts_of(all_runs())) == 4 and len(artifacts_of(all_runs(), "eval_results")) == 2
+
+
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [
+        ("nothing", "no run of that id"),
+        ("00000a.checkpoint_fh", "Did you mean checkpoint_hf?"),
+        ("/nowhere/at/all", "no run is recorded here that left it"),
+        ("sha256:00000000", "no artifact has that digest"),
+        ("00000d", "left nothing; its state is failed"),
+    ],
+)
+def test_what_names_no_artifact_is_told_why(word: str, says: str, chain: dict[str, Record], home: Path) -> None:
+    Record.submit(home / "runs" / "probe_0101-0000-00000d", id="probe_0101-0000-00000d").finish("failed", None)
+    with pytest.raises(ProblemsError) as caught:
+        find_artifacts(word)
+    assert says in str(caught.value.problems[0])
+
+
+def change_a_bit(folder: Path) -> None:
+    content = bytearray((folder / "weights").read_bytes())
+    content[777] ^= 1
+    (folder / "weights").write_bytes(content)
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], object], dict[str, Any]]] = {
+    "nothing": (lambda folder: None, {"state": "intact"}),
+    "touched": (lambda folder: (folder / "weights").touch(), {"state": "intact"}),
+    "a bit": (change_a_bit, {"state": "damaged", "changed": ("weights",)}),
+    "missing": (
+        lambda folder: (folder / "deep" / "config.json").unlink(),
+        {"state": "damaged", "missing": ("deep/config.json",)},
+    ),
+    "extra": (lambda folder: (folder / "x").touch(), {"state": "damaged", "extra": ("x",)}),
+    "renamed": (
+        lambda folder: (folder / "weights").rename(folder / "w"),
+        {"state": "damaged", "missing": ("weights",), "extra": ("w",)},
+    ),
+    "gone": (lambda folder: folder.rename(folder.with_name("elsewhere")), {"state": "gone"}),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_verify_finds_what_is_another(damage: str, chain: dict[str, Record]) -> None:
+    artifact = only("00000b")
+    harm, expected = DAMAGES[damage]
+    harm(artifact.path)
+    found = verify(artifact)
+    assert found == Verification(artifact=artifact, **expected)
+    done = Shell()("artifacts", "verify", "00000b")
+    assert done.exit_code == (0 if found.sound else 1) and found.state in done.stdout
+    assert all(
+        f"{what}: {name}" in done.stdout for what in ("changed", "missing", "extra") for name in expected.get(what, ())
+    )
+
+
+def test_without_its_manifest_the_damage_is_still_found(chain: dict[str, Record]) -> None:
+    artifact = only("00000b")
+    change_a_bit(artifact.path)
+    for file in (artifact.run.dir / FOLDER).iterdir():
+        file.write_text("")
+    assert verify(artifact) == Verification(artifact=artifact, state="damaged", unnamed=True)
+    assert "which files: not known" in Shell()("artifacts", "verify", "00000b").stdout
+
+
+def test_an_artifact_is_traced_back_to_what_no_run_made(chain: dict[str, Record]) -> None:
+    tree = traced(only("00000c"), artifacts_of(all_runs()))
+    lines = [
+        branch + (node.of.reference if isinstance(node.of, Artifact) else node.of.name)
+        for branch, node in lines_of(tree)
+    ]
+    assert lines == [
+        "score_0101-0000-00000c.eval_results",
+        "└─ convert_0101-0000-00000b.checkpoint_megatron",
+        "   └─ prune_0101-0000-00000a.checkpoint_hf",
+        f"      └─ {HUB}",
+    ]
+    dot = as_dot(tree)
+    assert dot.count(" -> ") == 3 and f'"checkpoint_hf {HUB}" -> "prune_0101-0000-00000a.checkpoint_hf";' in dot
+
+
+def test_an_input_that_was_replaced_is_not_taken_for_what_lies_there_now(chain: dict[str, Record], home: Path) -> None:
+    """The run that is recorded with its digest is the parent; where it was removed, it is named and no other."""
+    (home / "runs" / "prune_0101-0000-00000a" / "run.json").unlink()
+    run(home, "other_0101-0000-00000e", (), [], 0).artifact("checkpoint_hf", chain["prune"].dir / "checkpoint_hf")
+    done = Shell()("artifacts", "lineage", "00000c")
+    assert "other_" not in done.stdout and "by prune_0101-0000-00000a" in done.stdout, done.stdout
+
+
+def test_a_circle_in_changed_records_ends(chain: dict[str, Record]) -> None:
+    prune, convert = chain["prune"], chain["convert"]
+    row = {"type": "checkpoint_hf", "name": str(convert.dir / "checkpoint_megatron"), "run": "convert_0101-0000-00000b"}
+    prune.update(inputs=[row], started_at="2026-01-01T09:00:00.000Z")
+    assert Shell()("artifacts", "lineage", "00000c").exit_code == 0
+
+
+def test_what_made_a_path_is_told_by_the_run_directory_it_lies_in(chain: dict[str, Record], tmp_path: Path) -> None:
+    path, digest = chain["prune"].dir / "checkpoint_hf", chain["prune"].values["outputs"][0]["digest"]
+    made = {"run": "prune_0101-0000-00000a", "digest": digest}
+    (tmp_path / "link").symlink_to(path)
+    assert made_by(path) == made_by(path / "deep") == made_by(tmp_path / "link") == made_by(path, digest) == made
+    assert made_by(path, "sha256:other") == made_by(path.parent / "logs") == made_by(Path("relative")) == {}
+    (path.parent / "run.json").write_text("{")
+    assert made_by(path) == {}
+
+
+def test_the_commands_list_show_and_draw(chain: dict[str, Record]) -> None:
+    shell = Shell()
+    listed = shell("artifacts").stdout.splitlines()
+    assert len(listed) == 4 and listed[0].startswith("prune_0101-0000-00000a.checkpoint_hf ")
+    assert len(shell("artifacts", "eval_results").stdout.splitlines()) == 2
+    wrong = shell("artifacts", "eval_result")
+    assert wrong.exit_code == 2 and "Did you mean eval_results?" in wrong.stderr
+    shown = shell("artifacts", "show", "00000b").stdout
+    assert "by prune_0101-0000-00000a" in shown and "in 2 files" in shown
+    assert shell("artifacts", "lineage", "00000b", "--dot").stdout.startswith("digraph lineage {")
+    rows = data_of(shell("artifacts", "--json").stdout)["artifacts"]
+    assert [row["here"] for row in rows] == [True] * 4
+    (row,) = data_of(shell("artifacts", "show", "00000b", "--json").stdout)["artifacts"]
+    assert row["made_by"]["inputs"][0]["run"] == "prune_0101-0000-00000a"
+    (tree,) = data_of(shell("artifacts", "lineage", "00000b", "--json").stdout)["artifacts"]
+    assert tree["parents"][0]["reference"] == "prune_0101-0000-00000a.checkpoint_hf"
+    (row,) = data_of(shell("artifacts", "verify", "00000b", "--json").stdout)["artifacts"]
+    assert json.dumps(row) and row["state"] == "intact"
+    assert "Example: nemo experiment artifacts" in " ".join(shell("artifacts", "--help").stdout.split())
