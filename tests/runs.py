@@ -1,10 +1,12 @@
 """Runs that are recorded by hand, and our commands about them in this process."""
 
+import json
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import typer
 from typer.testing import CliRunner, Result
@@ -37,6 +39,36 @@ def recorded(home: Path, run_id: str, *, ended: bool = True) -> Path:
     (folder.dir / "logs").mkdir()
     (folder.dir / "logs" / "rank0.log").write_text("a line\n")
     return folder.dir
+
+
+#: Size in MB, KL divergence, perplexity of one whose own is 10.
+FIGURES = {
+    "fp8": (50, 0.001, 10.01),
+    "int8_sq": (50, 0.002, 10.02),  # as large as fp8, and worse
+    "nvfp4": (30, 0.02, 10.3),
+    "int4_awq": (29, 0.01, 10.09),
+    "w4a8_awq": (28, 0.03, 10.2),
+}
+
+
+def quantized(home: Path, fmt: str, report: dict[str, Any] | None = None, **args: Any) -> str:
+    """A run of `quantize` with a report, as it would have recorded itself."""
+    size, kl, perplexity = FIGURES[fmt]
+    run_id = f"sizes-{fmt}_0101-0000-{len(fmt):06x}"
+    folder = home / "runs" / run_id
+    values = {"engine": "hf", "args": {"hf_model_id": "tiny:qwen3", "export_quant_cfg": fmt, "calib_size": 16, **args}}
+    record = Record.submit(folder, id=run_id, recipe="quantize", algorithm="quantize", values=values)
+    record.update(timings={"load": 1.0, "calibrate": 61.0})
+    record.finish("succeeded")
+    scores = {"source": "held", "samples": 8, "tokens": 4000, "perplexity_base": 10.0, "kl_divergence": kl}
+    found = {
+        "model": "tiny:qwen3",
+        "evaluation": scores | {"perplexity_quantized": perplexity, "top1_agreement": 0.97},
+        "size": {"base_bytes": 100_000_000, "export_bytes": size * 1_000_000},
+    }
+    (folder / "report").mkdir()
+    (folder / "report" / "report.json").write_text(json.dumps(found | (report or {})))
+    return run_id
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from typing import Any
 from executors.base import is_below
 from recipes.experiment.run_ids import find_run
 from recipes.experiment.runs import Run, all_runs, look
+from recipes.experiment.store import run_folders
 from scripts.run.problems import Problem, ProblemsError, nearest
 
 #: So many hexadecimal digits of a digest name an artifact; a run's id ends with fewer.
@@ -82,6 +83,12 @@ def find_artifacts(word: str) -> list[Artifact]:
         raise _unknown(word, f"the run left nothing; its state is {state}", f"nemo experiment status {runs[0].id}")
     types = [one.type for one in left]
     return _some([one for one in left if kind in ("", one.type)], word, f"the run left {', '.join(types)}", kind, types)
+
+
+def find_runs(word: str) -> list[Run]:
+    """The run that `word` names, or all whose ids begin with it, as those of a sweep do. Raises ProblemsError."""
+    begin = [folder for folder in run_folders() if word and folder.id.startswith(word)]
+    return look(begin if len(begin) > 1 else [find_run(word)])
 
 
 def _some(found: list[Artifact], word: str, cause: str, kind: str = "", types: Sequence[str] = ()) -> list[Artifact]:

@@ -31,15 +31,16 @@ from recipes.cli.document import (
     exits,
     print_problems,
     say,
+    write_new,
 )
-from scripts.run.problems import JobError, Problem, ProblemsError
+from scripts.run.problems import Problem, ProblemsError
 
 _HELP = {"help_option_names": ["-h", "--help"]}
 
 
 def register(app: typer.Typer) -> None:
     """Add our commands to NeMo-Run's `experiment` group; status, logs and cancel take the place of its own."""
-    from recipes.cli import agents, artifacts, executors, explain, inspect, manage, rehearse, storage
+    from recipes.cli import agents, artifacts, compare, executors, explain, inspect, manage, rehearse, storage
 
     app.command("run", cls=RecipeCommand, context_settings=_HELP)(run)
     app.command("plan", cls=RecipeCommand, context_settings=_HELP)(plan)
@@ -50,6 +51,7 @@ def register(app: typer.Typer) -> None:
     manage.register(app)
     storage.register(app)
     artifacts.register(app)
+    app.command("compare", cls=Command)(compare.compare)
     executors.register(app)
     app.command("mcp", cls=Command)(agents.mcp)
 
@@ -195,7 +197,7 @@ def recipes(
             if copy is None:
                 say(text.rstrip())
             else:
-                _write_new(copy, text)
+                write_new(copy, text, "--copy")
                 say(f"written    {copy}\nrun it     nemo experiment run {name} --config {copy}")
         elif models:
             values = describe(find(name))["values"] if name else []
@@ -206,15 +208,3 @@ def recipes(
             print_problems(RECIPES.problems())
         else:
             out.recipe(describe(find(name)))
-
-
-def _write_new(file: Path, text: str) -> None:
-    try:
-        with file.open("x", encoding="utf-8") as out:
-            out.write(text)
-    except FileExistsError:
-        remedy = "Choose another name."
-        wrong = Problem(name="output_exists", key="--copy", value=file, cause="there is such a file", remedy=remedy)
-        raise ProblemsError([wrong]) from None
-    except OSError as error:
-        raise JobError.of_os_error(error) from error

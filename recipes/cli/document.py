@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Annotated, Any, TextIO
 
 import typer
@@ -121,6 +122,19 @@ def named(error: Exception) -> JobError:
     if isinstance(error, OSError):
         return JobError.of_os_error(error)
     return error if isinstance(error, JobError) else JobError("damaged_record", str(error))
+
+
+def write_new(file: Path, text: str, key: str) -> None:
+    """Write a file that somebody asked for by an option. Raises ProblemsError where there is one, JobError."""
+    try:
+        with file.open("x", encoding="utf-8") as out:
+            out.write(text)
+    except FileExistsError:
+        remedy = "Choose another name."
+        wrong = Problem(name="output_exists", key=key, value=file, cause="there is such a file", remedy=remedy)
+        raise ProblemsError([wrong]) from None
+    except OSError as error:
+        raise JobError.of_os_error(error) from error
 
 
 def exit_status(states: Sequence[str]) -> int:

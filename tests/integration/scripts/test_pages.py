@@ -1,4 +1,4 @@
-"""The pages of quantize, evaluate and serve in a browser: a phone and a desk, light and dark; nothing runs over.
+"""The pages of quantize, evaluate, serve and compare in a browser: a phone and a desk, light and dark; nothing overflows.
 
 `SCREENSHOTS=DIR` keeps pictures of them, to be looked at.
 """
@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from recipes.artifacts import comparison
 from scripts.engines.hf import report as quantize_report
 from scripts.evaluation.report import write_report
 from scripts.evaluation.scores import Compared, Score
@@ -21,6 +22,8 @@ from scripts.run import page
 from scripts.run.files import write_text
 from scripts.run.record import Record
 from scripts.serving.run import _as_html
+from tests.runs import FIGURES
+from tests.runs import quantized as recorded_with_a_report
 
 pytestmark = pytest.mark.integration
 
@@ -94,18 +97,27 @@ def served(about: dict[str, str]) -> str:
     return _as_html(report | {"tokens_per_second": 41.5, "answers": answers, "warnings": []}, about)
 
 
+def compared(home: Path) -> str:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NEMORUN_HOME", str(home))
+        for fmt in FIGURES:
+            recorded_with_a_report(home, fmt)
+        return comparison.as_html(comparison.compare(["sizes"], 0.01))
+
+
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("run")
     Record.submit(folder, id="quantize_fp8_1126-0805-47f9a1", recipe="quantize_fp8", executor={"name": "slurm"})
     about = page.about(folder)
     found = {"few layers": quantized(4, about), "many layers": quantized(36, about)}
+    found |= {"comparison": compared(tmp_path_factory.mktemp("home"))}
     return found | {"scores": evaluated(folder / "report", about), "server": served(about)}
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1280])
-@pytest.mark.parametrize("name", ["few layers", "many layers", "scores", "server"])
+@pytest.mark.parametrize("name", ["few layers", "many layers", "scores", "server", "comparison"])
 def test_a_page_fits(pages: dict[str, str], name: str, width: int, scheme: str, tmp_path: Path) -> None:
     around = tmp_path / "around.html"
     write_text(around, MEASURE.format(width=width, page=html.escape(pages[name])))
@@ -117,7 +129,9 @@ def test_a_page_fits(pages: dict[str, str], name: str, width: int, scheme: str, 
     )
     found = json.loads(html.unescape(re.findall(r'<pre id="found">(.*?)</pre>', done.stdout, re.DOTALL)[0]))
     assert (found["overflow"], found["beyond"]) == (0, []), found
-    assert len(found["drawings"]) == {"few layers": 2, "many layers": 1, "scores": 1, "server": 0}[name]
+    assert (
+        len(found["drawings"]) == {"few layers": 2, "many layers": 1, "scores": 1, "server": 0, "comparison": 1}[name]
+    )
     assert all(w > 300 and h > 100 for w, h in found["drawings"]) and (found["marks"] > 10 or name == "server")
     dark = [sum(map(int, re.findall(r"\d+", found[one])[:3])) < 384 for one in ("ink", "paper")]
     assert dark == ([True, False] if scheme == "light" else [False, True]), found

@@ -26,6 +26,7 @@ ASKED: dict[str, tuple[list[str], str]] = {
     "recipes": ([], "done"),
     "inspect": (["."], "refused"),
     "artifacts": ([], "done"),
+    "compare": (["47f9a1"], "refused"),
     "artifacts show": (["47f9a1"], "refused"),
     "explain": (["told_to_fail"], "done"),
     "executors": ([], "done"),

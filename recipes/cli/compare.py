@@ -1,0 +1,71 @@
+"""`nemo experiment compare`: runs side by side, the front of them, and the one to take."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from recipes.cli.document import AsJson, answer, exits, say, write_new
+from recipes.cli.manage import RunIds
+
+
+def compare(
+    ids: RunIds,
+    within: Annotated[
+        str, typer.Option(metavar="SHARE", help="By how much the perplexity of the winner may be above the model's.")
+    ] = "1%",
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a page with the table and a plot; none is overwritten.")
+    ] = None,
+    write: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the winner's values, for --config; none is overwritten.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare what runs left: size, quality, and which is the smallest that keeps its quality.
+
+    Example: nemo experiment compare sizes --within 0.5% --html sizes.html --write best.yaml
+
+    An ID may be how several ids begin, as those of a sweep do. `front`: no other is both smaller and better.
+    """
+    from recipes.artifacts.comparison import as_html, recipe_file
+    from recipes.artifacts.comparison import compare as compared
+    from scripts.run.drawing import Table, tables_as_text
+    from scripts.run.problems import Problem, ProblemsError
+
+    with exits(as_json=as_json):
+        found = compared(ids, _share(within))
+        winner = next((row.run for row in found.rows if row.run.id == found.winner), None)
+        if write is not None and winner is None:
+            cause = found.notes[-1] if found.notes else "no run was scored and exported"
+            raise ProblemsError([Problem(name="no_winner", key="--write", value=write, cause=cause)])
+        if html is not None:
+            write_new(html, as_html(found), "--html")
+        if write is not None and winner is not None:
+            write_new(write, recipe_file(winner), "--write")
+    if as_json:
+        answer(found.as_data())
+        return
+    columns: Any = {name: "left" if name in ("#", "run", "") else "right" for name in found.columns}
+    rows = [found.cells(row) for row in found.rows]
+    text = tables_as_text([Table(title="", columns=columns, rows=rows)], width=4096)
+    say("\n".join(line.rstrip() for line in text.splitlines()).strip("\n"))
+    for note in found.notes:
+        say(f"note       {note}")
+    for key, file in (("page", html), ("recipe", write)):
+        if file is not None:
+            say(f"{key:10} {file}")
+
+
+def _share(text: str) -> float:
+    """`1%` or `0.01`. Raises ProblemsError."""
+    from scripts.run.problems import Problem, ProblemsError
+
+    try:
+        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        cause = "a share is expected, such as 1% or 0.01"
+        raise ProblemsError([Problem(name="wrong_value", key="--within", value=text, cause=cause)])
+    return value

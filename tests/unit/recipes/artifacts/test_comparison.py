@@ -1,0 +1,127 @@
+"""Runs side by side: which are on the front, which wins, and what cannot be held against each other."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from recipes.artifacts.comparison import compare
+from recipes.catalogue import config_of, find, layers, merge_files
+from scripts.run.problems import ProblemsError
+from tests.answers import data_of
+from tests.runs import FIGURES, Shell, quantized
+
+
+@pytest.fixture(autouse=True)
+def _home(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NEMORUN_HOME", str(home))
+
+
+@pytest.fixture
+def sizes(home: Path) -> dict[str, str]:
+    return {fmt: quantized(home, fmt) for fmt in FIGURES}
+
+
+def test_the_front_is_what_nothing_beats_and_the_winner_is_the_smallest_that_is_good(sizes: dict[str, str]) -> None:
+    found = compare(["sizes"], 0.01)
+    assert set(found.front) == {sizes["fp8"], sizes["int4_awq"], sizes["w4a8_awq"]}
+    assert (found.winner, found.notes) == (sizes["int4_awq"], ())
+    assert compare(["sizes"], 0.025).winner == sizes["w4a8_awq"]
+    assert compare(["sizes"], 0.0015).winner == sizes["fp8"]
+    none = compare(["sizes"], 0.0)
+    assert none.winner is None and "none keeps its perplexity within 0.00%" in none.notes[0]
+
+
+def test_only_what_differs_is_shown(sizes: dict[str, str]) -> None:
+    found = compare(list(sizes.values()), 0.01)
+    assert found.keys == ["args.export_quant_cfg"]
+    (row,) = (found.cells(one) for one in found.rows if one.run.id == sizes["fp8"])
+    assert row[1:] == (
+        sizes["fp8"],
+        "fp8",
+        "50.0 MB",
+        "2.00x",
+        "10.010",
+        "+0.10%",
+        "0.00100",
+        "97.00%",
+        "1m02s",
+        "front",
+    )
+
+
+@pytest.mark.parametrize(
+    "report",
+    [
+        {"model": "Qwen/Qwen3-8B"},
+        {"evaluation": {"source": "held", "samples": 8, "tokens": 9, "perplexity_base": 10.0, "kl_divergence": 0.0}},
+    ],
+)
+def test_what_was_scored_otherwise_is_not_held_against_the_others(home: Path, report: dict[str, Any]) -> None:
+    quantized(home, "fp8")
+    quantized(home, "nvfp4", report)
+    found = compare(["sizes"], 1.0)
+    assert (found.front, found.winner) == ((), None) and "other text or against other models" in found.notes[0]
+
+
+@pytest.mark.parametrize(
+    "report",
+    [
+        {},
+        {"evaluation": None},
+        {"evaluation": [], "size": 7, "scores": {"a": 1}, "model": ["x"]},
+        {"evaluation": {"perplexity_base": "ten", "perplexity_quantized": math.nan, "kl_divergence": math.inf}},
+        {"size": {"base_bytes": -1, "export_bytes": True}, "scores": [{"score": 3}, 4]},
+    ],
+)
+def test_odd_reports_are_rows_without_figures(home: Path, sizes: dict[str, str], report: dict[str, Any]) -> None:
+    file = home / "runs" / sizes["nvfp4"] / "report" / "report.json"
+    file.write_text(json.dumps(report))
+    found = compare(["sizes"], 0.01)
+    assert sizes["nvfp4"] not in found.front and found.winner == sizes["int4_awq"]
+    assert Shell()("compare", "sizes").exit_code == 0
+
+
+def test_one_run_is_nothing_to_compare(sizes: dict[str, str]) -> None:
+    with pytest.raises(ProblemsError) as caught:
+        compare([sizes["fp8"], sizes["fp8"]], 0.01)
+    assert caught.value.problems[0].name == "nothing_to_compare"
+
+
+def test_the_winner_s_file_gives_its_values_again(sizes: dict[str, str], tmp_path: Path) -> None:
+    file = tmp_path / "best.yaml"
+    done = Shell()("compare", "sizes", "--write", str(file), "--html", str(tmp_path / "page.html"))
+    assert done.exit_code == 0 and "winner" in done.stdout
+    assert yaml.safe_load(file.read_text())["args"] == {
+        "hf_model_id": "tiny:qwen3",
+        "export_quant_cfg": "int4_awq",
+        "calib_size": 16,
+    }
+    partial = find("quantize").outline()
+    family = find("quantize").family
+    assert merge_files(partial, layers(family, config_of(family, str(file)))) == []
+    assert partial.args.export_quant_cfg == "int4_awq"
+    page = (tmp_path / "page.html").read_text()
+    assert "<svg" in page and sizes["w4a8_awq"] in page
+    again = Shell()("compare", "sizes", "--write", str(file))
+    assert again.exit_code == 2 and "output_exists" in again.stderr
+
+
+def test_without_a_winner_there_is_nothing_to_write(sizes: dict[str, str], tmp_path: Path) -> None:
+    done = Shell()("compare", "sizes", "--within", "0", "--write", str(tmp_path / "best.yaml"))
+    assert done.exit_code == 2 and "no_winner" in done.stderr and not (tmp_path / "best.yaml").exists()
+
+
+@pytest.mark.parametrize("share", ["a", "-1%", "200%", "nan", ""])
+def test_a_share_that_is_none_is_refused(share: str, sizes: dict[str, str]) -> None:
+    done = Shell()("compare", "sizes", "--within", share)
+    assert done.exit_code == 2 and "--within" in done.stderr
+
+
+def test_the_answer_has_figures(sizes: dict[str, str]) -> None:
+    data = data_of(Shell()("compare", "sizes", "--json").stdout)
+    assert data["winner"] == sizes["int4_awq"] and len(data["runs"]) == 5
+    assert data["runs"][0]["values"] == {"args.export_quant_cfg": "fp8"}
