@@ -1,4 +1,4 @@
-"""The pages of quantize, evaluate, serve and compare in a browser: a phone and a desk, light and dark; nothing overflows.
+"""The pages of quantize, evaluate, serve and compare in a browser: a phone and a desk, light and dark; nothing is cut.
 
 `SCREENSHOTS=DIR` keeps pictures of them, to be looked at.
 """
