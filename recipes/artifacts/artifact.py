@@ -11,6 +11,7 @@ from executors.base import is_below
 from recipes.experiment.run_ids import find_run
 from recipes.experiment.runs import Run, all_runs, look
 from recipes.experiment.store import run_folders
+from recipes.experiment.tags import tag_of
 from scripts.run.problems import Problem, ProblemsError, nearest
 
 #: So many hexadecimal digits of a digest name an artifact; a run's id ends with fewer.
@@ -63,10 +64,12 @@ def artifacts_of(runs: Iterable[Run], kind: str | None = None) -> list[Artifact]
 
 
 def find_artifacts(word: str) -> list[Artifact]:
-    """What `word` names: a run, RUN.TYPE, a path, or the first digits of a digest. Raises ProblemsError.
+    """What `word` names: a tag, a run, RUN.TYPE, a path, or the first digits of a digest. Raises ProblemsError.
 
     A path names what it is, or lies in; of several the last that was made. Digits name one content, wherever it lies.
     """
+    if tag := tag_of(word):
+        word = f"{tag.run}.{tag.type}"
     if os.sep in word:
         path = os.path.realpath(word)
         made = [one for one in artifacts_of(all_runs()) if one.place and is_below(path, os.path.realpath(one.place))]

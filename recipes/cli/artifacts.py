@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from recipes.cli.completion import artifact_types, run_ids
+from recipes.cli.completion import artifact_types, references, tag_names
 from recipes.cli.document import FAILED, AsJson, Command, Group, answer, exits, say
 
 if TYPE_CHECKING:
@@ -20,8 +20,8 @@ Reference = Annotated[
     str,
     typer.Argument(
         metavar="REF",
-        help="A run, RUN.TYPE, a path, or the first digits of a digest.",
-        autocompletion=run_ids,
+        help="A name that was given, a run, RUN.TYPE, a path, or the first digits of a digest.",
+        autocompletion=references,
     ),
 ]
 
@@ -46,7 +46,7 @@ Example: nemo experiment artifacts checkpoint_hf
 def register(app: typer.Typer) -> None:
     """Add the group `artifacts`."""
     group = typer.Typer(cls=_Artifacts, help=_HELP)
-    for function in (show, verify, lineage):
+    for function in (show, verify, lineage, tag, untag):
         group.command(function.__name__, cls=Command)(function)
     group.command(_LIST, cls=Command, hidden=True)(listed)
     app.add_typer(group, name="artifacts")
@@ -64,25 +64,29 @@ def listed(
     """
     from recipes.artifacts.artifact import artifacts_of
     from recipes.experiment.runs import all_runs
+    from recipes.experiment.tags import tags
     from scripts.run.drawing import size_text
     from scripts.run.problems import Problem, ProblemsError, nearest
 
     with exits(as_json=as_json):
         every = artifacts_of(all_runs())
+        named = {f"{one.run}.{one.type}": name for name, one in tags().items()}
         types = sorted({one.type for one in every})
         found = [one for one in every if kind in (None, one.type)]
         if kind is not None and not found:
             cause, remedy = "no run left one", nearest(kind, types)
             raise ProblemsError([Problem(name="unknown_artifact", key="TYPE", value=kind, cause=cause, remedy=remedy)])
     if as_json:
-        answer({"artifacts": [one.as_data() for one in found]})
+        answer({"artifacts": [one.as_data() | {"tag": named.get(one.reference)} for one in found]})
         return
     width = max((len(one.reference) for one in found), default=0)
     for one in found:
         place = one.place
         where = "" if place is None else "" if place.exists() else "  gone"
         digest = (one.digest or "").removeprefix("sha256:")[:_DIGITS]
-        say(f"{one.reference:{width}}  {size_text(one.bytes):>7}  {digest:{_DIGITS}}{where}", as_line=True)
+        called = named.get(one.reference, "")
+        line = f"{one.reference:{width}}  {size_text(one.bytes):>7}  {digest:{_DIGITS}}{where}  {called}"
+        say(line.rstrip(), as_line=True)
     if not found:
         say("No run left anything here.")
 
@@ -164,6 +168,52 @@ def lineage(
             elsewhere = "" if isinstance(of, Artifact) or of.made_by is None else f", by {of.made_by}"
             name = of.reference if isinstance(of, Artifact) else f"{of.name}  ({of.type}{elsewhere})"
             say(f"{branch}{name}  {digest}".rstrip(), as_line=True)
+
+
+def tag(
+    reference: Reference,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="qwen3-fp8, or qwen3-fp8:v2.")],
+    as_json: AsJson = False,
+) -> None:
+    """Give an artifact a name, which stands for it wherever a reference does: ${artifact:NAME} in a value.
+
+    Example: nemo experiment artifacts tag latest:quantize_fp8.checkpoint_hf qwen3-fp8
+
+    A name that stands for another is moved. What has a name, `rm` and `prune` leave.
+    """
+    from recipes.experiment.tags import Tag, give
+    from scripts.run.problems import Problem, ProblemsError
+
+    with exits(as_json=as_json):
+        found = _found(reference)
+        if len(found) > 1:
+            cause = f"it stands for {', '.join(one.type for one in found)}"
+            remedy = f"Say which: {found[0].run.id}.TYPE."
+            raise ProblemsError([Problem(name="bad_tag", key="REF", value=reference, cause=cause, remedy=remedy)])
+        before = give(name, Tag(run=found[0].run.id, type=found[0].type, digest=found[0].digest))
+    if as_json:
+        answer({"name": name, "reference": found[0].reference, "before": before and f"{before.run}.{before.type}"})
+        return
+    moved = f", and no more for {before.run}.{before.type}" if before else ""
+    say(f"{name} stands for {found[0].reference}{moved}")
+
+
+def untag(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A name that was given.", autocompletion=tag_names)],
+    as_json: AsJson = False,
+) -> None:
+    """Forget a name; what it stood for stays.
+
+    Example: nemo experiment artifacts untag qwen3-fp8
+    """
+    from recipes.experiment.tags import take
+
+    with exits(as_json=as_json):
+        stood = take(name)
+    if as_json:
+        answer({"name": name, "reference": f"{stood.run}.{stood.type}"})
+    else:
+        say(f"{name} stood for {stood.run}.{stood.type}")
 
 
 def _found(reference: str) -> "list[Artifact]":

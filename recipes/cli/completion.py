@@ -16,13 +16,14 @@ from executors import find_profile, profile_names
 from recipes.catalogue import RECIPES, Recipe, values_described
 from recipes.experiment.run_ids import LATEST
 from recipes.experiment.store import last_written, runs_dir
+from recipes.experiment.tags import tags
 from recipes.values import field_types
 from scripts.args.meaning import meanings
 from scripts.args.typed import choices
 from scripts.formats import FORMATS
 from scripts.run.files import expanded
 from scripts.run.names import names
-from scripts.run.problems import ProblemsError
+from scripts.run.problems import JobError, ProblemsError
 
 Offer = tuple[str, str]
 #: Of a key: what it means, and the values that it takes where they are few.
@@ -56,6 +57,19 @@ def run_ids(incomplete: str) -> list[str]:
     except OSError:
         found = []
     return [name for name in (LATEST, *found) if name.startswith(incomplete) and not name.startswith(".")]
+
+
+def tag_names(incomplete: str) -> list[str]:
+    """Names that were given to artifacts."""
+    try:
+        return [name for name in tags() if name.startswith(incomplete)]
+    except JobError:  # of a damaged file; the command says what it is
+        return []
+
+
+def references(incomplete: str) -> list[str]:
+    """What names artifacts, but for their types."""
+    return [*tag_names(incomplete), *run_ids(incomplete)]
 
 
 def artifact_types(incomplete: str) -> list[str]:

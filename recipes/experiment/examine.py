@@ -17,6 +17,7 @@ from recipes.experiment.job import Job, job_of
 from recipes.experiment.run_ids import find_run, new_ids
 from recipes.experiment.runs import Run
 from recipes.experiment.stage import Options, Stage
+from recipes.experiment.tags import tag_of
 from recipes.planner.gpus import gpu_problems
 from recipes.preflight.history import experiment_problems
 from recipes.preflight.subjects import of_values, preflight
@@ -82,7 +83,7 @@ def examine(stages: Sequence[Stage], executor: str = "local", options: Options =
     jobs: dict[str, Job] = {}
     waiting = []
     for stage in stages:  # those that it names must succeed first, and those whose artifacts it takes
-        taken = [match[1] for _, text in _texts(stage.partial) for match in _REFERENCE.finditer(text)]
+        taken = [_named(match)[0] for _, text in _texts(stage.partial) for match in _REFERENCE.finditer(text)]
         where = executor if stage.executor is None else stage.executor
         waiting.append(replace(stage, executor=where, after=list(dict.fromkeys([*stage.after, *taken]))))
     places = {name: place_named(name, options) for stage in waiting if (name := stage.executor) is not None}
@@ -162,6 +163,13 @@ def _examine_one(
     return job.noting(warnings=warnings, skipped=findings.skipped), problems
 
 
+def _named(reference: re.Match[str]) -> tuple[str, str | None]:
+    """The stage or run of a reference, and the type that it names; of a tag, those that it stands for."""
+    name, kind = reference.groups()
+    tag = tag_of(name)
+    return (tag.run, kind or tag.type) if tag else (name, kind)
+
+
 def _recorded(word: str) -> Mapping[str, Any]:
     """The record of the run that a word names. Raises ProblemsError, also for one that cannot be read."""
     folder = find_run(word)
@@ -228,7 +236,7 @@ def _replaced(value: Any, key: str, consumed: str, made: Mapping[str, Outputs], 
         return value
 
     def path(match: re.Match[str]) -> str:
-        name, kind = match.groups()
+        name, kind = _named(match)
         outputs: Outputs = made.get(name, ())
         try:
             if name not in made:  # what a run left, or is going to leave

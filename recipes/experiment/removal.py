@@ -12,6 +12,7 @@ from pathlib import Path
 
 from executors.base import is_below, nemorun_home
 from recipes.experiment.runs import Run
+from recipes.experiment.tags import Tag, tags
 from scripts.run.problems import Problem
 from scripts.run.record import read_json
 
@@ -104,20 +105,23 @@ def holding_of(run: Run) -> Holding:
 
 
 def kept_back(chosen: Sequence[Holding], runs: Sequence[Run]) -> list[Problem]:
-    """Those of the chosen that must stay: they go on, are somebody else's, or another run that stays may read them."""
+    """Those of the chosen that must stay: they go on, are somebody else's, named, or read by one that stays."""
     found: dict[str, Problem] = {}
+    tagged = tags()
     reads = {run.id: tuple(_read_by(run)) for run in runs if run.state not in _OVER}
     while True:  # what is read by one that stays must stay
         going = {one.run.id for one in chosen} - found.keys()
         others = [run for run in runs if run.id not in going and run.id in reads]
         more = [one for one in chosen if one.run.id in going]
-        stay = {one.run.id: problem for one in more if (problem := _kept_back(one, others, reads)) is not None}
+        stay = {one.run.id: problem for one in more if (problem := _kept_back(one, others, reads, tagged)) is not None}
         if not stay:
             return list(found.values())
         found |= stay
 
 
-def _kept_back(holding: Holding, others: Sequence[Run], reads: Mapping[str, Sequence[str]]) -> Problem | None:
+def _kept_back(
+    holding: Holding, others: Sequence[Run], reads: Mapping[str, Sequence[str]], tagged: Mapping[str, Tag]
+) -> Problem | None:
     run = holding.run
 
     def stays(cause: str, remedy: str) -> Problem:
@@ -129,6 +133,8 @@ def _kept_back(holding: Holding, others: Sequence[Run], reads: Mapping[str, Sequ
         return stays(f"{run.dir} is a link", "Remove the link yourself, or what it leads to.")
     if run.state == "unreadable":
         return stays("its record cannot be read, and so not whether it goes on", f"Remove {run.dir} yourself.")
+    if named := next((name for name, tag in tagged.items() if tag.run == run.id), None):
+        return stays(f"{named} is what it left", f"nemo experiment artifacts untag {named}")
     if not run.ended:
         return stays(f"it is {run.state}", f"Wait for its end, or: nemo experiment cancel {run.id}")
     places = [str(folder) for folder in holding.folders] + ([holding.elsewhere] if holding.elsewhere else [])

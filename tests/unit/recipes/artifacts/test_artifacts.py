@@ -24,11 +24,6 @@ from tests.runs import Shell
 HUB = "Qwen/Qwen3-0.6B"
 
 
-@pytest.fixture(autouse=True)
-def _home(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NEMORUN_HOME", str(home))
-
-
 def run(home: Path, run_id: str, kinds: tuple[str, ...], inputs: list[dict[str, Any]], at: int) -> Record:
     """A run that left one folder of each type."""
     folder = home / "runs" / run_id

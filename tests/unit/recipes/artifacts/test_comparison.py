@@ -15,11 +15,6 @@ from tests.answers import data_of
 from tests.runs import FIGURES, Shell, quantized
 
 
-@pytest.fixture(autouse=True)
-def _home(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NEMORUN_HOME", str(home))
-
-
 @pytest.fixture
 def sizes(home: Path) -> dict[str, str]:
     return {fmt: quantized(home, fmt) for fmt in FIGURES}
