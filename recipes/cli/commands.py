@@ -37,7 +37,7 @@ _HELP = {"help_option_names": ["-h", "--help"]}
 
 def register(app: typer.Typer) -> None:
     """Add our commands to NeMo-Run's `experiment` group; status, logs and cancel take the place of its own."""
-    from recipes.cli import agents, executors, explain, inspect, manage, rehearse, storage
+    from recipes.cli import agents, executors, explain, inspect, manage, rehearse, storage, tracking
 
     app.command("run", cls=RecipeCommand, context_settings=_HELP)(run)
     app.command("plan", cls=RecipeCommand, context_settings=_HELP)(plan)
@@ -47,6 +47,7 @@ def register(app: typer.Typer) -> None:
     app.command("explain")(explain.explain)
     manage.register(app)
     storage.register(app)
+    app.command("track")(tracking.track)
     executors.register(app)
     app.command("mcp")(agents.mcp)
 

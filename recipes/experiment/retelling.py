@@ -1,0 +1,73 @@
+"""Trackers are told of a run after its end, from the machine that submitted it."""
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from recipes.experiment.runs import Run, look
+from recipes.experiment.store import RunFolder
+from scripts.engines.installed import is_installed
+from scripts.run.problems import JobError, Problem, ProblemsError, install, nearest
+from scripts.run.record import DamagedRecordError, Record, read_record
+from scripts.tracking.followers import Followers
+from scripts.tracking.known import MLFLOW_URI, NAMES
+
+_SECONDS = 300.0
+
+
+def retell(folder: RunFolder, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """How it stands with each tracker then, which the record says too.
+
+    Raises ProblemsError with all that is in the way, before anything is written.
+    """
+    run = look([folder])[0]
+    if folder.is_foreign:
+        raise JobError("not_your_run", f"{folder.dir} belongs to another user.", "Ask whoever submitted it.")
+    if problems := list(_problems(run, names)):
+        raise ProblemsError(problems)
+    run_dir = _run_dir(run)
+    (run_dir / "logs").mkdir(exist_ok=True)
+    followers = Followers(run_dir, tuple(name for name in NAMES if name in names))
+    followers.start()
+    followers.end(_SECONDS)
+    tracked = followers.tracked()
+    for place in dict.fromkeys((run_dir, run.dir)):
+        with folder.turn():
+            record = read_record(place)
+            others = {name: one for name, one in (record.get("tracked") or {}).items() if name not in tracked}
+            Record(place, record).update(tracked={**others, **tracked})
+    return tracked
+
+
+def _problems(run: Run, names: Sequence[str]) -> Iterator[Problem]:
+    if run.state == "unreadable" or not run.ended:
+        cause = f"it is {run.state}"
+        yield Problem(name="still_running", key="ID", value=run.id, cause=cause, remedy="Tell of it when it has ended.")
+    elif not _is_readable(run_dir := _run_dir(run)):
+        cause = f"{run.record.get('run_dir') or run_dir} cannot be read from here"
+        remedy = "Copy that folder here and run this command on it, or run it where the job ran."
+        yield Problem(name="run_dir_elsewhere", key="ID", value=run.id, cause=cause, remedy=remedy)
+    for name in names:
+        if name not in NAMES:
+            cause = "there is no such tracker"
+            yield Problem(name="wrong_value", key="--to", value=name, cause=cause, remedy=nearest(name, NAMES))
+        elif not is_installed(name):
+            cause = "its library is not installed here"
+            yield Problem(name="tool_not_installed", key="--to", value=name, cause=cause, remedy=install("track"))
+        elif name == "mlflow" and not os.environ.get(MLFLOW_URI):
+            cause, remedy = f"{MLFLOW_URI} is not set", "Set it to the address of MLflow's server."
+            yield Problem(name="tracker_not_set", key="--to", value=name, cause=cause, remedy=remedy)
+
+
+def _run_dir(run: Run) -> Path:
+    """Where the run wrote, as far as it can be seen from here; else what this machine keeps of it."""
+    seen = run.job.place.path_here(run.job.run_dir, run.job.run_dir) if run.job else None
+    return seen or run.dir
+
+
+def _is_readable(run_dir: Path) -> bool:
+    try:
+        return "started_at" in read_record(run_dir)
+    except DamagedRecordError:
+        return False

@@ -1,0 +1,121 @@
+"""Follows a run's directory for one tracker, in a process of its own: `python -m scripts.tracking.follow DIR NAME PID`.
+
+Whatever a tracker's library does, waits for or breaks on, it does here. All that it is told is in files of the run
+directory, so that nothing is lost while a server does not answer: it is told later, at the latest when the run ends.
+"""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from scripts.run.files import write_json
+from scripts.run.problems import error_data
+from scripts.run.record import FINAL_STATES, DamagedRecordError, read_record
+from scripts.run.secrets import masked, secrets_here
+from scripts.tracking.known import FOLDER
+from scripts.tracking.to_mlflow import Mlflow
+from scripts.tracking.to_tensorboard import Tensorboard
+from scripts.tracking.to_wandb import Wandb
+from scripts.tracking.told import Point, Points, told_of
+from scripts.tracking.tracker import Tracker, Where
+
+TRACKERS: dict[str, Callable[[Path], Tracker]] = {"mlflow": Mlflow, "wandb": Wandb, "tensorboard": Tensorboard}
+#: How often figures are looked for, how often whether the run has ended, and how long one that failed is left alone.
+_POLL_SECONDS, _GLANCE_SECONDS, _AGAIN_SECONDS = 2.0, 0.2, 15.0
+_AT_A_TIME = 500
+_LONGEST = 500
+
+
+class Sending:
+    """A run and one tracker: what it was told, and what is still to be told."""
+
+    def __init__(self, run_dir: Path, name: str) -> None:
+        self._run_dir, self._name = run_dir, name
+        self._points = Points(run_dir / "metrics.jsonl")
+        self._unsent: list[Point] = []
+        self._tracker: Tracker | None = None
+        self._where: Where | None = None
+        self._error: str | None = None
+
+    def go_on(self, record: dict[str, Any]) -> bool:
+        """Tell what is new; False where that failed."""
+        return self._tried(lambda: self._send(record), "following")
+
+    def finish(self, record: dict[str, Any]) -> bool:
+        """Tell the rest; False where that failed."""
+
+        def rest() -> None:
+            tracker = self._send(record)
+            tracker.end(told_of(self._run_dir, record))
+
+        done = self._tried(rest, "failed")
+        if done:
+            self._say("sent" if self._where and not self._where.folder else "kept")
+        return done
+
+    def _send(self, record: dict[str, Any]) -> Tracker:
+        if self._tracker is None:
+            tracker = TRACKERS[self._name](self._run_dir / FOLDER)
+            self._where = tracker.begin(told_of(self._run_dir, record))
+            self._tracker, self._error = tracker, self._where.note
+            self._say("following")
+        self._unsent += self._points.new()
+        while self._unsent:
+            self._tracker.measure(self._unsent[:_AT_A_TIME])
+            del self._unsent[:_AT_A_TIME]
+        return self._tracker
+
+    def _tried(self, send: Callable[[], object], otherwise: str) -> bool:
+        try:
+            send()
+        except (Exception, SystemExit) as error:  # of a library, which may be of any kind
+            said = " ".join(f"{type(error).__name__}: {error}".split())
+            self._error = str(masked(said, secrets_here(())))[:_LONGEST]
+            print(self._error, flush=True)
+            self._say(otherwise)
+            return False
+        return True
+
+    def _say(self, state: str) -> None:
+        where = asdict(self._where) if self._where else {}
+        facts = {key: str(value) for key in ("id", "url", "folder") if (value := where.get(key)) is not None}
+        said = {"state": state, **facts} | ({"error": self._error} if self._error else {})
+        with suppress(OSError):  # a full disk; whoever waits sees how this process ends
+            write_json(self._run_dir / FOLDER / f"{self._name}.json", said)
+
+
+def follow(run_dir: Path, name: str, alive: Callable[[], bool]) -> bool:
+    """Until the run has ended, or whoever runs it is not `alive`; whether all of it was told."""
+    sending, began, next_look = Sending(run_dir, name), read_record(run_dir).get("started_at"), 0.0
+    while True:
+        lives = alive()  # before the record is read: it may be its last word
+        try:
+            record = read_record(run_dir)
+        except DamagedRecordError:
+            return False
+        if record.get("started_at") != began:
+            return False  # a further attempt, which another process follows
+        if record["state"] in FINAL_STATES:
+            return sending.finish(record)
+        if not lives:
+            return sending.finish(record | {"state": "lost", "error": error_data("lost", "its process is gone")})
+        if time.monotonic() >= next_look:
+            next_look = time.monotonic() + (_POLL_SECONDS if sending.go_on(record) else _AGAIN_SECONDS)
+        time.sleep(_GLANCE_SECONDS)
+
+
+def main(words: Iterable[str]) -> int:
+    """Follow the run directory, for the tracker, that process PID writes."""
+    folder, name, pid = words
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is for the job, whose end is going to be told
+    return 0 if follow(Path(folder), name, lambda: os.getppid() == int(pid)) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
