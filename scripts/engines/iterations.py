@@ -5,7 +5,9 @@ from collections.abc import Iterator
 
 #: With `iteration 20 | lm loss value: ...` of a validation; in front stand times, and launchers' names of ranks.
 _ITERATION = re.compile(rb"\biteration +(\d{1,12})(?:/ *(\d{1,12}))?\b[^|\r\n]{0,200}\|([^\r\n]*)")
-_FIGURE = re.compile(r"\s*([^:|]{1,80}?)\s*:\s*([-+]?(?:\d+\.?\d*(?:[eE][-+]?\d+)?|nan|inf))\s*%?\s*", re.IGNORECASE)
+_FIGURE = re.compile(
+    r"\s*([^:|\s][^:|]{0,80}?)\s*:\s*([-+]?(?:\d{1,30}\.?\d{0,30}(?:e[-+]?\d{1,4})?|nan|inf))\s*%?\s*", re.IGNORECASE
+)
 #: Of a line; what comes after that is no figure of an iteration.
 _LONGEST = 1 << 12
 #: About as many points as anybody looks at. A longer training has fewer of its iterations written down.
@@ -31,7 +33,7 @@ class Iterations:
         for found in _ITERATION.finditer(lines):
             step, last = int(found[1]), int(found[2] or 0)
             figures = _figures(found[3][:_LONGEST].decode("utf-8", "replace"))
-            stride = max(1, -(-last * len(figures) // self._most))
+            stride = max(1, -(-last * len(figures) // (self._most - len(figures) * 2)))  # the first and the last too
             room = self._most - self._rows
             if figures and len(figures) <= room and (step % stride == 0 or step in (1, last)):
                 self._rows += len(figures)
