@@ -9,7 +9,7 @@ from recipes.experiment.runs import Run, look
 from recipes.experiment.store import RunFolder
 from scripts.engines.installed import is_installed
 from scripts.run.problems import JobError, Problem, ProblemsError, install, nearest
-from scripts.run.record import DamagedRecordError, Record, read_record
+from scripts.run.record import Record, read_record
 from scripts.tracking.followers import Followers
 from scripts.tracking.known import MLFLOW_URI, NAMES
 
@@ -28,7 +28,7 @@ def retell(folder: RunFolder, names: Sequence[str]) -> dict[str, dict[str, Any]]
         raise ProblemsError(problems)
     run_dir = _run_dir(run)
     (run_dir / "logs").mkdir(exist_ok=True)
-    followers = Followers(run_dir, tuple(name for name in NAMES if name in names))
+    followers = Followers(run_dir, tuple(name for name in NAMES if name in names), writer=0)
     followers.start()
     followers.end(_SECONDS)
     tracked = followers.tracked()
@@ -42,12 +42,10 @@ def retell(folder: RunFolder, names: Sequence[str]) -> dict[str, dict[str, Any]]
 
 def _problems(run: Run, names: Sequence[str]) -> Iterator[Problem]:
     if run.state == "unreadable" or not run.ended:
-        cause = f"it is {run.state}"
-        yield Problem(name="still_running", key="ID", value=run.id, cause=cause, remedy="Tell of it when it has ended.")
-    elif not _is_readable(run_dir := _run_dir(run)):
-        cause = f"{run.record.get('run_dir') or run_dir} cannot be read from here"
-        remedy = "Copy that folder here and run this command on it, or run it where the job ran."
-        yield Problem(name="run_dir_elsewhere", key="ID", value=run.id, cause=cause, remedy=remedy)
+        yield Problem(name="still_running", key="ID", value=run.id, cause=f"it is {run.state}")
+    elif not (_run_dir(run) / "run.json").is_file() or (run.is_elsewhere and _run_dir(run) == run.dir):
+        cause = f"{run.job.run_dir if run.job else run.dir} cannot be read from here"
+        yield Problem(name="run_dir_elsewhere", key="ID", value=run.id, cause=cause, remedy="Do it where the job ran.")
     for name in names:
         if name not in NAMES:
             cause = "there is no such tracker"
@@ -62,12 +60,4 @@ def _problems(run: Run, names: Sequence[str]) -> Iterator[Problem]:
 
 def _run_dir(run: Run) -> Path:
     """Where the run wrote, as far as it can be seen from here; else what this machine keeps of it."""
-    seen = run.job.place.path_here(run.job.run_dir, run.job.run_dir) if run.job else None
-    return seen or run.dir
-
-
-def _is_readable(run_dir: Path) -> bool:
-    try:
-        return "started_at" in read_record(run_dir)
-    except DamagedRecordError:
-        return False
+    return (run.job and run.job.place.path_here(run.job.run_dir, run.job.run_dir)) or run.dir

@@ -22,8 +22,7 @@ from scripts.tracking.known import FOLDER
 from scripts.tracking.to_mlflow import Mlflow
 from scripts.tracking.to_tensorboard import Tensorboard
 from scripts.tracking.to_wandb import Wandb
-from scripts.tracking.told import Point, Points, told_of
-from scripts.tracking.tracker import Tracker, Where
+from scripts.tracking.told import Point, Points, Tracker, Where, told_of
 
 TRACKERS: dict[str, Callable[[Path], Tracker]] = {"mlflow": Mlflow, "wandb": Wandb, "tensorboard": Tensorboard}
 #: How often figures are looked for, how often whether the run has ended, and how long one that failed is left alone.

@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 
 from scripts.engines.supervise import end_group
 from scripts.run.files import opened
-from scripts.run.problems import Problem
+from scripts.run.problems import JobError
 from scripts.run.record import read_json
 from scripts.run.secrets import VARIABLE as SECRETS_FILE
 from scripts.tracking.known import FOLDER, NAMES, TRACKED, VARIABLE, Name
@@ -34,6 +34,7 @@ class Followers:
 
     run_dir: Path
     names: tuple[Name, ...]
+    writer: int = field(default_factory=os.getpid)  # the process without which the run is lost; 0: there is none
     _processes: dict[Name, "subprocess.Popen[bytes]"] = field(default_factory=dict)
     _faults: dict[Name, str] = field(default_factory=dict)
 
@@ -42,7 +43,7 @@ class Followers:
         env = {name: value for name, value in os.environ.items() if name not in _OF_THE_JOB}
         env |= {"CUDA_VISIBLE_DEVICES": "", "PYTHONUNBUFFERED": "1"}
         for name in self.names:
-            words = [sys.executable, "-m", "scripts.tracking.follow", str(self.run_dir), name, str(os.getpid())]
+            words = [sys.executable, "-m", "scripts.tracking.follow", str(self.run_dir), name, str(self.writer)]
             try:
                 (self.run_dir / FOLDER).mkdir(exist_ok=True)
                 (self.run_dir / FOLDER / f"{name}.json").unlink(missing_ok=True)
@@ -54,55 +55,37 @@ class Followers:
 
     def tracked(self) -> dict[str, dict[str, Any]]:
         """How it stands with each, as run.json has it."""
-        found: dict[str, dict[str, Any]] = {}
-        for name in self.names:
-            said = read_json(self.run_dir / FOLDER / f"{name}.json", TRACKED) or {"state": "following"}
-            fault = self._faults.get(name)
-            found[name] = said | {"state": "failed", "error": fault} if fault else said
-        return found
+        files = {name: self.run_dir / FOLDER / f"{name}.json" for name in self.names}
+        said = {name: read_json(file, TRACKED) or {"state": "following"} for name, file in files.items()}
+        return said | {name: said[name] | {"state": "failed", "error": why} for name, why in self._faults.items()}
 
     def warnings(self) -> list[dict[str, Any]]:
         """What could not be sent, as run.json has it."""
-        remedy = f"Look at logs/track-NAME.log; nemo experiment track {self.run_dir.name} --to NAME sends it again."
-        return [
-            Problem(
-                name="tracking_failed",
-                key="executor.track",
-                value=name,
-                cause=str(one.get("error") or "it said nothing"),
-                remedy=remedy.replace("NAME", name),
-                severity="warning",
-            ).as_data()
-            for name, one in self.tracked().items()
-            if one["state"] == "failed"
-        ]
+        causes = {name: one.get("error") for name, one in self.tracked().items() if one["state"] == "failed"}
+        again = f"nemo experiment track {self.run_dir.name}{''.join(f' --to {name}' for name in causes)}"
+        error = JobError("tracking_failed", "", f"Look at logs/track-*.log; {again} sends it once more.")
+        facts = {name: {"severity": "warning", "cause": str(cause)} for name, cause in causes.items()}
+        return [error.as_problem("executor.track", name, **of).as_data() for name, of in facts.items()]
 
     def end(self, seconds: float, hurried: Callable[[], bool] = lambda: False) -> None:
         """Wait until they have told the run's end, for so long or until somebody is in a hurry; then they are gone."""
+        import psutil
+
         deadline, began = time.monotonic() + seconds, time.monotonic()
         while self._living() and time.monotonic() < deadline and not hurried():
             time.sleep(0.05)
         for name in self._living():
             self._faults[name] = f"it had not been told all of the run {time.monotonic() - began:.0f} s after its end"
         for name, process in self._processes.items():
-            for child in _children(process.pid):
-                with suppress(OSError):
-                    os.kill(child, 9)
+            with suppress(psutil.Error):
+                for child in psutil.Process(process.pid).children(recursive=True):  # W&B's has a group of its own
+                    child.kill()
             end_group(process, _GRACE_SECONDS)
-            said = read_json(self.run_dir / FOLDER / f"{name}.json", TRACKED) or {"state": "following"}
-            if name not in self._faults and said["state"] == "following":
+            said = self.tracked()[name]
+            if said["state"] == "following":
                 how = f"status {process.returncode}" if process.returncode >= 0 else f"signal {-process.returncode}"
                 self._faults[name] = f"{said.get('error') or 'its process ended'} ({how})"
         self._processes.clear()
 
     def _living(self) -> list[Name]:
         return [name for name, process in self._processes.items() if process.poll() is None]
-
-
-def _children(pid: int) -> Iterable[int]:
-    """What it started in groups of their own, while it can be found."""
-    import psutil
-
-    with suppress(psutil.Error):
-        return [child.pid for child in psutil.Process(pid).children(recursive=True)]
-    return ()

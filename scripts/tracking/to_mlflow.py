@@ -8,8 +8,7 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 
 from scripts.run.problems import JobError
 from scripts.tracking.known import MLFLOW_URI
-from scripts.tracking.told import Point, Told
-from scripts.tracking.tracker import Tracker, Where
+from scripts.tracking.told import Point, Told, Tracker, Where
 
 _EXPERIMENT = "modelopt-recipes"
 #: MLflow's own patience is a quarter of an hour.
@@ -17,7 +16,7 @@ _PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRI
 _STATUS = {"succeeded": "FINISHED", "failed": "FAILED"}
 #: What a name of MLflow's cannot have, and how many entities one request, as its server says.
 _FOREIGN = re.compile(r"[^\w\-. /:]", re.ASCII)
-_NAME, _VALUE, _METRICS, _OTHERS = 250, 6000, 1000, 100
+_NAME, _VALUE, _AT_A_TIME = 250, 6000, 100
 
 
 class Mlflow(Tracker):
@@ -34,9 +33,7 @@ class Mlflow(Tracker):
         tags = {"modelopt_recipes." + key: value for key, value in _named(told.facts)}
         run = self._client.create_run(experiment, round(told.began * 1000), tags, told.id)
         self._id = run.info.run_id
-        params = [Param(key, str(value)[:_VALUE]) for key, value in _named(told.values)]
-        for some in _parts(params, _OTHERS):
-            self._client.log_batch(self._id, params=some)
+        self._tell("params", [Param(key, str(value)[:_VALUE]) for key, value in _named(told.values)])
         shown = f"{uri.rstrip('/')}/#/experiments/{experiment}/runs/{self._id}"
         return Where(id=self._id, url=shown if uri.startswith(("http://", "https://")) else None)
 
@@ -54,12 +51,15 @@ class Mlflow(Tracker):
                     raise
         return str(found.experiment_id)
 
+    def _tell(self, kind: str, entities: list[Any]) -> None:
+        for at in range(0, len(entities), _AT_A_TIME):
+            self._client.log_batch(self._id, **{kind: entities[at : at + _AT_A_TIME]})
+
     def measure(self, points: Sequence[Point]) -> None:
         from mlflow.entities import Metric
 
-        metrics = [Metric(_name(one.name), one.value, round(one.time * 1000), one.step) for one in points]
-        for some in _parts(metrics, _METRICS):
-            self._client.log_batch(self._id, metrics=some)
+        rows = [Metric(_name(one.name), one.value, round(one.time * 1000), one.step) for one in points]
+        self._tell("metrics", rows)
 
     def end(self, told: Told) -> None:
         from mlflow.entities import Metric, RunTag
@@ -67,13 +67,11 @@ class Mlflow(Tracker):
         ended = round((told.ended or told.began) * 1000)
         tags = {"modelopt_recipes." + key: value for key, value in _named(told.facts)}
         for number, output in enumerate(told.outputs):
-            facts = {f"{key}": output[key] for key in ("type", "path", "bytes", "digest") if key in output}
-            tags |= {f"modelopt_recipes.output.{number}.{key}": str(value)[:_VALUE] for key, value in facts.items()}
-        for some in _parts([RunTag(key, value) for key, value in tags.items()], _OTHERS):
-            self._client.log_batch(self._id, tags=some)
-        figures = [Metric(_name(f"report/{name}"), value, ended, 0) for name, value in told.figures.items()]
-        for some in _parts(figures, _METRICS):
-            self._client.log_batch(self._id, metrics=some)
+            facts = ((key, str(output.get(key))[:_VALUE]) for key in ("type", "path", "bytes", "digest"))
+            tags |= {f"modelopt_recipes.output.{number}.{key}": value for key, value in facts}
+        self._tell("tags", [RunTag(key, value) for key, value in tags.items()])
+        figures = told.figures.items()
+        self._tell("metrics", [Metric(_name(f"report/{name}"), value, ended, 0) for name, value in figures])
         if told.outputs:
             self._client.log_dict(self._id, {"outputs": list(told.outputs)}, "outputs.json")
         for path in told.report:
@@ -101,7 +99,3 @@ def _named(values: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
 
 def _name(name: str) -> str:
     return _FOREIGN.sub("_", name)[:_NAME]
-
-
-def _parts(items: list[Any], most: int) -> Iterable[list[Any]]:
-    return (items[at : at + most] for at in range(0, len(items), most))

@@ -5,8 +5,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from scripts.tracking.told import Point, Told
-from scripts.tracking.tracker import Tracker, Where
+from scripts.tracking.told import Point, Told, Tracker, Where
 
 
 class Tensorboard(Tracker):
@@ -38,27 +37,16 @@ class Tensorboard(Tracker):
         self._writer.close()
 
     def _scalar(self, name: str, value: float, at: float, step: int) -> None:
-        from tensorboard.compat.proto.summary_pb2 import Summary
-
-        self._add(Summary.Value(tag=name, simple_value=value), at, step)
+        self._add({"tag": name, "simple_value": value}, at, step)
 
     def _text(self, name: str, rows: Mapping[str, Any], at: float, step: int = 0) -> None:
         """A table, as Markdown has it."""
-        from tensorboard.compat.proto.summary_pb2 import Summary
-        from tensorboard.compat.proto.tensor_pb2 import TensorProto
-        from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
-        from tensorboard.compat.proto.types_pb2 import DT_STRING
-        from tensorboard.plugins.text.metadata import create_summary_metadata
-
         lines = [f"| {key} | {str(value).replace('|', chr(92) + '|')} |" for key, value in rows.items()]
         text = "\n".join(["| | |", "|---|---|", *lines]).encode()
-        shape = TensorShapeProto(dim=[TensorShapeProto.Dim(size=1)])
-        tensor = TensorProto(dtype=DT_STRING, string_val=[text], tensor_shape=shape)
-        shown = create_summary_metadata(display_name=name, description="")
-        self._add(Summary.Value(tag=name, metadata=shown, tensor=tensor), at, step)
+        tensor = {"dtype": "DT_STRING", "string_val": [text], "tensor_shape": {"dim": [{"size": 1}]}}
+        self._add({"tag": name, "metadata": {"plugin_data": {"plugin_name": "text"}}, "tensor": tensor}, at, step)
 
-    def _add(self, value: Any, at: float, step: int) -> None:
+    def _add(self, value: Mapping[str, Any], at: float, step: int) -> None:
         from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.compat.proto.summary_pb2 import Summary
 
-        self._writer.add_event(Event(wall_time=at, step=step, summary=Summary(value=[value])))
+        self._writer.add_event(Event(wall_time=at, step=step, summary={"value": [value]}))

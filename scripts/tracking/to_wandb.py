@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from scripts.run.files import write_json
-from scripts.tracking.told import Point, Told
-from scripts.tracking.tracker import Tracker, Where
+from scripts.tracking.told import Point, Told, Tracker, Where
 
 _PROJECT = "modelopt-recipes"
 _SECONDS = 20
@@ -50,7 +49,7 @@ class Wandb(Tracker):
         return wandb.init(
             project=os.environ.get("WANDB_PROJECT") or _PROJECT,
             name=told.id,
-            group=told.id if told.attempt > 1 else None,
+            group=told.id,  # with its other attempts
             dir=str(self.folder),
             config={**told.values, "modelopt_recipes": dict(told.facts)},
             tags=[told.facts[key][:64] for key in ("recipe", "algorithm") if key in told.facts],

@@ -3,7 +3,8 @@
 import json
 import math
 import shlex
-from collections.abc import Iterator, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -38,10 +39,6 @@ class Told:
     report_folder: Path
     outputs: tuple[Mapping[str, Any], ...]
 
-    @property
-    def attempt(self) -> int:
-        return int(self.facts["attempt"])
-
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
@@ -51,6 +48,35 @@ class Point:
     value: float
     time: float  # seconds since the epoch
     step: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Where:
+    """Under what a tracker has the run, and where it is looked at: an address, or a folder of this machine."""
+
+    id: str
+    url: str | None = None
+    folder: Path | None = None
+    note: str | None = None  # why it is in a folder, where it was to be sent
+
+
+class Tracker(ABC):
+    """A run at one tracker. Whatever is raised is said of the tracker, tried again, and no fault of the run."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder  # it may write there
+
+    @abstractmethod
+    def begin(self, told: Told) -> Where:
+        """Make the run there, with its values and facts."""
+
+    @abstractmethod
+    def measure(self, points: Sequence[Point]) -> None:
+        """Tell figures over time."""
+
+    @abstractmethod
+    def end(self, told: Told) -> None:
+        """Tell what came of it: figures, report, outputs, and its state, one of those that are final."""
 
 
 def told_of(run_dir: Path, record: Mapping[str, Any]) -> Told:

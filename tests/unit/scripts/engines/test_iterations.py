@@ -13,7 +13,8 @@ from scripts.run.record import Record
 LINE = (
     " [2026-11-27 10:00:00.1] iteration        5/      20 | consumed samples:           40 |"
     " elapsed time per iteration (ms): 123.4 | learning rate: 1.000000E-04 | global batch size:     8 |"
-    " lm loss: 1.071E+01 | loss scale: 1.0 | grad norm: 2.3 | number of skipped iterations:   0 | number of nan iterations:   0 |\n"
+    " lm loss: 1.071E+01 | loss scale: 1.0 | grad norm: 2.3 | number of skipped iterations:   0 |"
+    " number of nan iterations:   0 |\n"
 )
 FIGURES = {
     **{"consumed samples": 40.0, "elapsed time per iteration (ms)": 123.4, "learning rate": 1e-4},

@@ -10,8 +10,7 @@ from scripts.run.files import write_json
 from scripts.run.record import DamagedRecordError, Record, as_record, now, read_record
 from scripts.tracking import follow
 from scripts.tracking.known import tracked_lines
-from scripts.tracking.told import Point, Points, Told, told_of
-from scripts.tracking.tracker import Tracker, Where
+from scripts.tracking.told import Point, Points, Told, Tracker, Where, told_of
 
 
 @pytest.fixture
