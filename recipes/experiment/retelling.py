@@ -28,7 +28,7 @@ def retell(folder: RunFolder, names: Sequence[str]) -> dict[str, dict[str, Any]]
         raise ProblemsError(problems)
     run_dir = _run_dir(run)
     (run_dir / "logs").mkdir(exist_ok=True)
-    followers = Followers(run_dir, tuple(name for name in NAMES if name in names), writer=0)
+    followers = Followers(run_dir, tuple(name for name in NAMES if name in names))
     followers.start()
     followers.end(_SECONDS)
     tracked = followers.tracked()

@@ -1,4 +1,4 @@
-"""Follows a run's directory for one tracker, in a process of its own: `python -m scripts.tracking.follow DIR NAME PID`.
+"""Follows a run for one tracker, in a process of its own: `python -m scripts.tracking.follow RUN_DIR NAME PARENT`.
 
 Whatever a tracker's library does, waits for or breaks on, it does here. All that it is told is in files of the run
 directory, so that nothing is lost while a server does not answer: it is told later, at the latest when the run ends.
@@ -7,6 +7,7 @@ directory, so that nothing is lost while a server does not answer: it is told la
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -15,8 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.run.files import write_json
-from scripts.run.problems import error_data
-from scripts.run.record import FINAL_STATES, DamagedRecordError, read_record
+from scripts.run.record import FINAL_STATES, DamagedRecordError, observe, read_record
 from scripts.run.secrets import masked, secrets_here
 from scripts.tracking.known import FOLDER
 from scripts.tracking.to_mlflow import Mlflow
@@ -27,7 +27,7 @@ from scripts.tracking.told import Point, Points, Tracker, Where, told_of
 TRACKERS: dict[str, Callable[[Path], Tracker]] = {"mlflow": Mlflow, "wandb": Wandb, "tensorboard": Tensorboard}
 #: How often figures are looked for, how often whether the run has ended, and how long one that failed is left alone.
 _POLL_SECONDS, _GLANCE_SECONDS, _AGAIN_SECONDS = 2.0, 0.2, 15.0
-_AT_A_TIME = 500
+_AT_A_TIME, _ORPHANED_SECONDS = 500, 60.0
 _LONGEST = 500
 
 
@@ -89,31 +89,34 @@ class Sending:
             write_json(self._run_dir / FOLDER / f"{self._name}.json", said)
 
 
-def follow(run_dir: Path, name: str, alive: Callable[[], bool]) -> bool:
-    """Until the run has ended, or whoever runs it is not `alive`; whether all of it was told."""
+def follow(run_dir: Path, name: str) -> bool:
+    """Until the run has ended, or its process is gone; whether all of it was told."""
     sending, began, next_look = Sending(run_dir, name), read_record(run_dir).get("started_at"), 0.0
-    while True:
-        lives = alive()  # before the record is read: it may be its last word
-        try:
-            record = read_record(run_dir)
-        except DamagedRecordError:
-            return False
-        if record.get("started_at") != began:
-            return False  # a further attempt, which another process follows
-        if record["state"] in FINAL_STATES:
-            return sending.finish(record)
-        if not lives:
-            return sending.finish(record | {"state": "lost", "error": error_data("lost", "its process is gone")})
-        if time.monotonic() >= next_look:
-            next_look = time.monotonic() + (_POLL_SECONDS if sending.go_on(record) else _AGAIN_SECONDS)
-        time.sleep(_GLANCE_SECONDS)
+    with suppress(DamagedRecordError):
+        while (record := observe(run_dir)).get("started_at") == began:  # else another process follows a further attempt
+            if record["state"] in FINAL_STATES:
+                return sending.finish(record)
+            if time.monotonic() >= next_look:
+                next_look = time.monotonic() + (_POLL_SECONDS if sending.go_on(record) else _AGAIN_SECONDS)
+            time.sleep(_GLANCE_SECONDS)
+    return False
 
 
 def main(words: Iterable[str]) -> int:
-    """Follow the run directory, for the tracker, that process PID writes."""
-    folder, name, pid = words
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is for the job, whose end is going to be told
-    return 0 if follow(Path(folder), name, lambda: os.getppid() == int(pid)) else 1
+    """Follow the run directory, for the tracker; the parent's process id tells when nobody waits any more."""
+    folder, name, parent = words
+    for number in (signal.SIGINT, signal.SIGTERM):  # they are for the job, whose end is going to be told
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_after, args=(int(parent),), daemon=True).start()
+    return 0 if follow(Path(folder), name) else 1
+
+
+def _end_after(parent: int) -> None:
+    """A library that hangs does not outlive for long who would have ended it."""
+    while os.getppid() == parent:
+        time.sleep(_POLL_SECONDS)
+    time.sleep(_ORPHANED_SECONDS)
+    os._exit(1)
 
 
 if __name__ == "__main__":

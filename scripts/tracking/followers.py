@@ -19,7 +19,6 @@ from scripts.tracking.known import FOLDER, NAMES, TRACKED, VARIABLE, Name
 
 #: What would make them look like ranks of the job, or take what is the job's.
 _OF_THE_JOB = ("NEMO_RUN_DIR", SECRETS_FILE, VARIABLE, "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-_GRACE_SECONDS = 1.0
 
 
 def asked_for() -> tuple[Name, ...]:
@@ -34,7 +33,6 @@ class Followers:
 
     run_dir: Path
     names: tuple[Name, ...]
-    writer: int = field(default_factory=os.getpid)  # the process without which the run is lost; 0: there is none
     _processes: dict[Name, "subprocess.Popen[bytes]"] = field(default_factory=dict)
     _faults: dict[Name, str] = field(default_factory=dict)
 
@@ -43,7 +41,7 @@ class Followers:
         env = {name: value for name, value in os.environ.items() if name not in _OF_THE_JOB}
         env |= {"CUDA_VISIBLE_DEVICES": "", "PYTHONUNBUFFERED": "1"}
         for name in self.names:
-            words = [sys.executable, "-m", "scripts.tracking.follow", str(self.run_dir), name, str(self.writer)]
+            words = [sys.executable, "-m", "scripts.tracking.follow", str(self.run_dir), name, str(os.getpid())]
             try:
                 (self.run_dir / FOLDER).mkdir(exist_ok=True)
                 (self.run_dir / FOLDER / f"{name}.json").unlink(missing_ok=True)
@@ -80,7 +78,7 @@ class Followers:
             with suppress(psutil.Error):
                 for child in psutil.Process(process.pid).children(recursive=True):  # W&B's has a group of its own
                     child.kill()
-            end_group(process, _GRACE_SECONDS)
+            end_group(process, 0)
             said = self.tracked()[name]
             if said["state"] == "following":
                 how = f"status {process.returncode}" if process.returncode >= 0 else f"signal {-process.returncode}"

@@ -10,7 +10,7 @@ from scripts.run.files import write_json
 from scripts.tracking.told import Point, Told, Tracker, Where
 
 _PROJECT = "modelopt-recipes"
-_SECONDS = 20
+_SECONDS = 15
 #: What a name of an artifact cannot have.
 _FOREIGN = re.compile(r"[^\w\-.]", re.ASCII)
 
@@ -23,8 +23,7 @@ class Wandb(Tracker):
         os.environ |= {"WANDB_DIR": str(self.folder), "WANDB_SILENT": "true", "WANDB_CONSOLE": "off"}
         os.environ |= {"WANDB_CACHE_DIR": str(self.folder / "wandb" / "cache")}
         os.environ |= {"WANDB_DATA_DIR": str(self.folder / "wandb" / "data")}
-        asked = os.environ.get("WANDB_MODE", "online")
-        online = asked not in ("offline", "dryrun") and bool(os.environ.get("WANDB_API_KEY"))
+        online = os.environ.get("WANDB_MODE", "online") == "online" and bool(os.environ.get("WANDB_API_KEY"))
         note = None
         try:
             self._run = self._init(told, "online" if online else "offline")

@@ -13,6 +13,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from mlflow import MlflowClient
 
@@ -288,6 +289,18 @@ def test_libraries_that_crash_hang_or_are_missing_cost_no_run(tmp_path: Path) ->
     assert job.seconds < 45
 
 
+def test_a_library_that_hangs_does_not_outlive_a_killed_run_for_long(tmp_path: Path) -> None:
+    (tmp_path / "first" / "mlflow").mkdir(parents=True)
+    (tmp_path / "first" / "mlflow" / "__init__.py").write_text("import time; time.sleep(600)")
+    job = Job(tmp_path, "mlflow", first=str(tmp_path / "first"), MLFLOW_TRACKING_URI="http://x")
+    with job.start(held=True) as process:
+        until(lambda: (job.dir / "logs" / "track-mlflow.log").is_file())
+        (follower,) = until(lambda: psutil.Process(process.pid).children())
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+    follower.wait(90)
+
+
 def test_who_stops_a_run_does_not_wait_for_its_trackers(silent: str, tmp_path: Path) -> None:
     job = Job(tmp_path, "mlflow", MLFLOW_TRACKING_URI=silent)
     with job.start(held=True) as process:
@@ -312,6 +325,8 @@ def test_no_secret_is_in_a_file_of_the_run(server: str, silent: str, tmp_path: P
     job = Job(tmp_path, "mlflow,wandb", MLFLOW_TRACKING_URI=inside, WANDB_BASE_URL=silent, **secrets)
     assert job.run() == 0
     assert job.said("mlflow")["url"].startswith(server)
+    kept = job.said("wandb")
+    assert kept["state"] == "kept" and kept["error"] and list(Path(kept["folder"]).glob("*.wandb")), kept
     files = [file for file in job.dir.rglob("*") if file.is_file()]
     for secret in (*secrets.values(), "second-secret-5309"):
         assert files and not [file for file in files if secret.encode() in file.read_bytes()]

@@ -1,6 +1,5 @@
 """Trackers are asked for in a profile or a word; what would keep a job from reaching them is said before it runs."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -91,8 +90,16 @@ def test_a_bare_word_is_the_profiles() -> None:
     assert parse_words(["track=[mlflow]", "executor.track=wandb"])[0].profile == {"track": "wandb"}
 
 
-def test_a_dry_run_shows_the_variable(nemo: Callable[..., Done]) -> None:
-    done = nemo("run", "probe", "track=[wandb]", "--dryrun", "--json")
-    assert done.code == 0, done.err
-    assert json.loads(done.json["submits"])["env"]["MODELOPT_RECIPES_TRACK"] == "wandb"
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        ("executor=local", '"MODELOPT_RECIPES_TRACK": "wandb"'),
+        ("executor=slurm executor.account=a", "export MODELOPT_RECIPES_TRACK=wandb"),
+        ("executor=docker executor.image=i", "MODELOPT_RECIPES_TRACK"),
+    ],
+)
+def test_a_dry_run_shows_the_variable(nemo: Callable[..., Done], words: str, text: str) -> None:
+    done = nemo("run", "probe", *words.split(), "track=[wandb]", "--dryrun", "--json")
+    assert text in done.json["submits"], done.err
     assert done.json["executor"]["track"] == ["wandb"]
+    assert "MODELOPT_RECIPES_TRACK" not in nemo("run", "probe", *words.split(), "--dryrun", "--json").json["submits"]

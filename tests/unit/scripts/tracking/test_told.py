@@ -114,12 +114,23 @@ def test_a_run_that_starts_over_is_followed_by_another(record: Record, monkeypat
     monkeypatch.setattr(Flaky, "seen", [])
     looks = iter([True, True])
 
-    def alive() -> bool:
-        record.update(started_at=now()) if not next(looks, None) else None
-        return True
+    def sleep(_: float) -> None:
+        if not next(looks, None):
+            record.update(started_at=now())
 
-    assert not follow.follow(record.dir, "mlflow", alive)
+    monkeypatch.setattr(follow.time, "sleep", sleep)
+    assert not follow.follow(record.dir, "mlflow")
     assert Flaky.seen == []
+
+
+def test_a_further_attempt_begins_anew(record: Record) -> None:
+    write_json(record.dir / "tracking" / "mlflow.json", {"state": "sent"})
+    record.update(tracked={"mlflow": {"state": "sent", "id": "1"}})
+    record.finish("failed", {"name": "n", "message": "m", "remedy": ""})
+    again = Record.reopen(record.dir)
+    assert "tracked" not in again.values and not (record.dir / "tracking").exists()
+    assert again.values["attempts"][0]["tracked"]["mlflow"]["id"] == "1"
+    assert told_of(record.dir, again.values).facts["attempt"] == "2"
 
 
 @pytest.mark.parametrize(
