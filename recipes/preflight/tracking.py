@@ -1,8 +1,8 @@
 """Whom a job is to tell of itself: whether it could, as far as that is known where it is submitted."""
 
 import os
+import re
 from collections.abc import Iterator
-from urllib.parse import urlsplit
 
 from executors.base import Place
 from recipes.experiment.job import Job
@@ -34,7 +34,7 @@ def mlflow_server(job: Job) -> Iterator[Problem]:
 @check("secret_in_env")
 def password_in_address(job: Job) -> Iterator[Problem]:
     address = job.profile.env.get(MLFLOW_URI, "")
-    if urlsplit(address).password is not None:
+    if re.match(r"[^/]*//[^/@]*:[^/]*@", address):
         cause = "the address holds a password, and `env` is written to scripts and records"
         remedy = f"List its name instead: secrets: [{MLFLOW_URI}], and set it where you submit."
         yield Problem(key=f"executor.env.{MLFLOW_URI}", value=None, cause=cause, remedy=remedy)

@@ -28,6 +28,7 @@ def profiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "local: {track: [mlflow]}\n"
         f"here: {{kind: local, track: [mlflow], env: {{{URI}: 'http://x'}}}}\n"
         f"open: {{kind: local, track: [mlflow], env: {{{URI}: 'http://me:pw@x'}}}}\n"
+        f"odd: {{kind: local, track: [mlflow], env: {{{URI}: 'http://[x/a:b@c'}}}}\n"
         "box: {kind: docker, image: i, track: [mlflow]}\n"
         f"told: {{kind: docker, image: i, track: [mlflow], secrets: [{URI}]}}\n"
         f"site: {{kind: slurm, account: a, image: null, track: [mlflow], setup: ['export {URI}=http://x']}}\n"
@@ -48,6 +49,7 @@ def problems(executor: str, profiles: Path) -> list[str]:
         ("local", "http://x", []),
         ("here", "", []),
         ("open", "", ["secret_in_env"]),
+        ("odd", "", []),
         ("box", "http://x", ["tracker_not_set"]),  # what is set here is not set there
         ("told", "", ["tracker_not_set"]),
         ("told", "http://x", []),

@@ -8,7 +8,7 @@ import pytest
 
 from scripts.engines.child import Output, run_child
 from scripts.engines.iterations import MOST_ROWS, Iterations
-from scripts.run.record import Record
+from scripts.run.record import Follower
 
 LINE = (
     " [2026-11-27 10:00:00.1] iteration        5/      20 | consumed samples:           40 |"
@@ -71,7 +71,7 @@ def test_what_never_ends_a_line_or_prints_like_mad_is_no_burden() -> None:
 
 
 def test_they_stand_in_metrics_of_the_run_whichever_rank_prints_them(tmp_path: Path) -> None:
-    record = Record.submit(tmp_path / "run", id="run")
+    record = Follower(tmp_path, {"rank": 7})  # the last of the pipeline, as a rule
     program = f"for i in range(1, 4): print({LINE!r}.replace('5/', f'{{i}}/'), end='')"
     run_child(
         [sys.executable, "-c", program],
