@@ -172,7 +172,7 @@ def _print_record(record: Record) -> None:
 def _await_trackers(record: Record, followers: Followers, seconds: float) -> None:
     """Add to an end that is recorded what trackers were told of it. Nothing here changes how the run ended."""
     stops: list[int] = []
-    with _on_sigterm(lambda signum, _: stops.append(signum)):
+    with _on_sigterm(lambda signum, _: stops.append(signum)), suppress(Exception):
         try:
             followers.end(seconds, hurried=lambda: bool(stops))
         except KeyboardInterrupt:

@@ -38,7 +38,7 @@ class Sending:
         self._run_dir, self._name = run_dir, name
         self._points = Points(run_dir / "metrics.jsonl")
         self._unsent: list[Point] = []
-        self._tracker: Tracker | None = None
+        self._tracker = TRACKERS[name](run_dir / FOLDER)
         self._where: Where | None = None
         self._error: str | None = None
 
@@ -50,25 +50,24 @@ class Sending:
         """Tell the rest; False where that failed."""
 
         def rest() -> None:
-            tracker = self._send(record)
-            tracker.end(told_of(self._run_dir, record))
+            self._send(record)
+            self._tracker.end(told_of(self._run_dir, record))
 
         done = self._tried(rest, "failed")
         if done:
             self._say("sent" if self._where and not self._where.folder else "kept")
         return done
 
-    def _send(self, record: dict[str, Any]) -> Tracker:
-        if self._tracker is None:
-            tracker = TRACKERS[self._name](self._run_dir / FOLDER)
-            self._where = tracker.begin(told_of(self._run_dir, record))
-            self._tracker, self._error = tracker, self._where.note
+    def _send(self, record: dict[str, Any]) -> None:
+        if self._where is None:
+            self._where = self._tracker.begin(told_of(self._run_dir, record))
+            self._error = self._where.note
             self._say("following")
         self._unsent += self._points.new()
         while self._unsent:
             self._tracker.measure(self._unsent[:_AT_A_TIME])
             del self._unsent[:_AT_A_TIME]
-        return self._tracker
+        self._error = self._where.note
 
     def _tried(self, send: Callable[[], object], otherwise: str) -> bool:
         try:

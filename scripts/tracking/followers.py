@@ -48,7 +48,7 @@ class Followers:
                 with opened(self.run_dir / "logs" / f"track-{name}.log", "ab") as log:
                     silent: Any = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": subprocess.STDOUT}
                     self._processes[name] = subprocess.Popen(words, env=env, start_new_session=True, **silent)
-            except OSError as error:
+            except Exception as error:  # whatever it is, the job goes on
                 self._faults[name] = f"its process cannot be started: {error}"
 
     def tracked(self) -> dict[str, dict[str, Any]]:

@@ -22,6 +22,8 @@ _NAME, _VALUE, _AT_A_TIME = 250, 6000, 100
 class Mlflow(Tracker):
     """A run of an MLflow server."""
 
+    _id = ""
+
     def begin(self, told: Told) -> Where:
         uri = _address()
         os.environ |= {name: value for name, value in _PATIENCE.items() if name not in os.environ}
@@ -31,8 +33,8 @@ class Mlflow(Tracker):
         self._client = MlflowClient(tracking_uri=uri)
         experiment = self._experiment()
         tags = {"modelopt_recipes." + key: value for key, value in _named(told.facts)}
-        run = self._client.create_run(experiment, round(told.began * 1000), tags, told.id)
-        self._id = run.info.run_id
+        if not self._id:  # else what came after it failed, and is tried again
+            self._id = self._client.create_run(experiment, round(told.began * 1000), tags, told.id).info.run_id
         self._tell("params", [Param(key, str(value)[:_VALUE]) for key, value in _named(told.values)])
         shown = f"{uri.rstrip('/')}/#/experiments/{experiment}/runs/{self._id}"
         return Where(id=self._id, url=shown if uri.startswith(("http://", "https://")) else None)

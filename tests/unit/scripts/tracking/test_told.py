@@ -104,7 +104,7 @@ def test_what_could_not_be_sent_is_sent_later_and_once(record: Record, monkeypat
     record.finish("succeeded")
     assert sending.finish(record.values)
     assert Flaky.seen == [1, 2, 3, "succeeded"]
-    assert _state(record)["state"] == "sent" and _state(record)["id"] == "theirs"
+    assert _state(record) == {"state": "sent", "id": "theirs", "url": "http://server/theirs"}
     monkeypatch.setattr(Flaky, "fails", 9)
     assert not sending.finish(record.values) and _state(record)["state"] == "failed"
 
