@@ -74,15 +74,15 @@ class Followers:
             time.sleep(0.05)
         for name in self._living():
             self._faults[name] = f"it had not been told all of the run {time.monotonic() - began:.0f} s after its end"
-        for name, process in self._processes.items():
+        for process in self._processes.values():
             with suppress(psutil.Error):
                 for child in psutil.Process(process.pid).children(recursive=True):  # W&B's has a group of its own
                     child.kill()
             end_group(process, 0)
-            said = self.tracked()[name]
-            if said["state"] == "following":
-                how = f"status {process.returncode}" if process.returncode >= 0 else f"signal {-process.returncode}"
-                self._faults[name] = f"{said.get('error') or 'its process ended'} ({how})"
+        for name in (name for name in self.names if self.tracked()[name]["state"] == "following"):
+            ended = self._processes.get(name)  # none where the job was stopped that moment
+            status = f"its process ended with status {ended.returncode}" if ended else "its process had not started"
+            self._faults[name] = ": ".join(filter(None, [self.tracked()[name].get("error"), status]))
         self._processes.clear()
 
     def _living(self) -> list[Name]:
