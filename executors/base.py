@@ -21,6 +21,8 @@ from scripts.run.files import expanded, regular, write_private
 from scripts.run.problems import JobError, Problem
 from scripts.run.record import DamagedRecordError, read_record
 from scripts.run.secrets import VARIABLE as SECRETS
+from scripts.tracking.known import VARIABLE as TRACK
+from scripts.tracking.known import Name as Tracker
 
 if TYPE_CHECKING:
     import nemo_run as run
@@ -48,6 +50,7 @@ class Profile:
     output_root: str | None = None  # where run directories are made; None: the kind's own default
     env: dict[str, str] = field(default_factory=dict)  # a number is the text that it is written as
     secrets: list[str] = field(default_factory=list)  # names of variables, never their values
+    track: list[Tracker] = field(default_factory=list)  # whom a run is told to while it lasts
     packager: Packaging = "auto"  # auto: git inside a repository, else pattern with `include`, else none
     include: list[str] = field(default_factory=list)  # glob patterns: of `pattern`, or beside what git tracks
 
@@ -311,7 +314,7 @@ class Place(ABC):
         return read_from(Path(job.run_dir) / "logs" / name, offset)
 
     #: Variables that a job is given by its executor.
-    reserved: ClassVar[frozenset[str]] = frozenset({"NEMO_RUN_DIR", "PYTHONSAFEPATH", SECRETS})
+    reserved: ClassVar[frozenset[str]] = frozenset({"NEMO_RUN_DIR", "PYTHONSAFEPATH", SECRETS, TRACK})
     #: What its scheduler's ids of jobs look like, all of them: a recorded one that does not is not used.
     job_ids: ClassVar[str] = r"\w\S*"
     #: Whether a job runs in the environment that submits it: nothing has to travel, and what is installed is seen.
@@ -416,15 +419,16 @@ def nemorun_home() -> str:
     return str(Path(home).expanduser().absolute())
 
 
-def job_variables(job: AnyJob, env: Mapping[str, str]) -> dict[str, str]:
-    """What a job inside a container is given beside a profile's `env`; its own code counts more than the image's."""
+def job_variables(job: AnyJob, profile: Profile, env: Mapping[str, str]) -> dict[str, str]:
+    """What a job inside a container is given beside `env`, the profile's; its own code counts more than the image's."""
     path = ":".join(filter(None, [OWN_CODE, CODE, env.get("PYTHONPATH")]))
-    return {**env, "PYTHONPATH": path, **own_variables(job)}
+    return {**env, "PYTHONPATH": path, **own_variables(job, profile)}
 
 
-def own_variables(job: AnyJob) -> dict[str, str]:
+def own_variables(job: AnyJob, profile: Profile) -> dict[str, str]:
     """What every job is given. Its working directory is not on its path: `configs` and `scripts` are common names."""
     own = {"PYTHONSAFEPATH": "1", "NEMO_RUN_DIR": str(job.run_dir)}
+    own |= {TRACK: ",".join(profile.track)} if profile.track else {}
     return own | ({SECRETS: job.secrets} if job.secrets else {})
 
 

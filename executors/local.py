@@ -67,14 +67,14 @@ class LocalPlace(Place):
         env = {"PATH": path, **self.profile.env}
         if job is None:
             return run.LocalExecutor(env_vars=env)
-        env |= own_variables(job)
+        env |= own_variables(job, self.profile)
         launcher = "torchrun" if job.ranked else None
         return run.LocalExecutor(ntasks_per_node=job.processes, launcher=launcher, env_vars=env)
 
     def text(self, experiment: Any, job: AnyJob) -> str:
         request = experiment.jobs[0]._dryrun_info.request
         (replica,) = (replica for replicas in request.role_params.values() for replica in replicas)
-        own = {**self.profile.env, **own_variables(job)}
+        own = {**self.profile.env, **own_variables(job, self.profile)}
         return json.dumps({"command": replica.args, "env": own}, indent=2, ensure_ascii=False)
 
     def expected(self, experiment: Any, job: AnyJob) -> SchedulerJob | None:

@@ -194,7 +194,7 @@ def _types(script: type, args: type, torchrun: type) -> Mapping[str, Any]:
 
 def _unknown(key: str, section: str, name: str, fields: Mapping[str, Any]) -> Problem:
     siblings = [field for field in fields if name and field.startswith(f"{section}.")]
-    sections = () if "." in key else {*SECTIONS, "executor"} - {key}
+    sections = () if "." in key else {*SECTIONS, "executor", "track"} - {key}
     remedy = nearest(key, siblings or {*fields, *sections})
     return Problem(name="unknown_key", key=key, value=None, cause="there is no such key", remedy=remedy)
 
@@ -215,7 +215,8 @@ class Words:
 def parse_words(words: list[str]) -> tuple[Words, list[Problem]]:
     """Sort command-line words into executor name, `executor.KEY` values and recipe values.
 
-    `run.executor=` is taken like `executor=`. The last word for a key wins, as in a shell.
+    `track=` is short for `executor.track=`, and `run.executor=` for `executor=`. The last word for a key wins, as in a
+    shell.
     """
     executor: str | None = None
     profile: dict[str, str] = {}
@@ -229,6 +230,8 @@ def parse_words(words: list[str]) -> tuple[Words, list[Problem]]:
         key, value = match[1].removeprefix("run."), match[2]
         if key == "executor":
             executor = value
+        elif key == "track":  # with every profile: who runs the job says whom it is told to
+            profile[key] = value
         elif key.startswith("executor."):
             profile[key.removeprefix("executor.")] = value
         else:

@@ -46,7 +46,7 @@ def build_executor(profile: DockerProfile, job: AnyJob | None, run_root: Path) -
         hosts = {container_name(job)[-32:]: "127.0.0.1", **profile.additional.get("extra_hosts", {})}
         additional["extra_hosts"] = hosts
     if job:
-        env, own = job_variables(job, env), _own_volumes(job, run_root)
+        env, own = job_variables(job, profile, env), _own_volumes(job, run_root)
         numbers = numeric_user(user)
         if numbers and numbers[0] != 0:
             # The image need not know this user; then it has no name, and its home is `/`, where it cannot write.

@@ -202,7 +202,7 @@ class LeptonPlace(Place):
         yield from probe_workspace(self.profile, self.api, self.problems())
 
     def _environment(self, job: AnyJob) -> dict[str, str]:
-        env = job_variables(job, self.profile.env)
+        env = job_variables(job, self.profile, self.profile.env)
         path = env.pop("PYTHONPATH")
         return {**env, _PRINT_RECORD: "1", "PYTHONPATH": path}
 

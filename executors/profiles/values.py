@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, get_args, get_origin
@@ -12,43 +12,11 @@ from executors.constraints import NO_NAMES, VARIABLE, variable_fault
 from executors.profiles.files import Word
 from scripts.args.typed import convert
 from scripts.run.problems import JobError, Problem, nearest
+from scripts.run.secrets import SWITCHES, looks_secret
 
 _OPENING = re.compile(r"(?<!\\)\$\{")
 _FROM_ENV = re.compile(r"(?<!\\)\$\{\s*oc\.env\s*:\s*([A-Za-z_][A-Za-z0-9_]*)\s*[,}]")
-#: Not TOKENIZERS_PARALLELISM or MAX_TOKENS, not HF_TOKEN_PATH.
-_SECRET = re.compile(r"(?:TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|CREDENTIALS?)(?![A-Za-z])", re.IGNORECASE)
-_SWITCHES = frozenset({"", "0", "1", "true", "false", "yes", "no", "on", "off"})
-#: Characters below which a variable's value may well be a word of the job's own.
-_LEAST_SECRET = 8
 Where = Callable[[str], str]
-
-
-def looks_secret(name: str) -> bool:
-    """Whether a variable of this name holds a secret, as far as names tell."""
-    return _SECRET.search(name) is not None and not name.upper().endswith(("_PATH", "_FILE", "_DIR"))
-
-
-def secrets_here(listed: Sequence[str]) -> dict[str, str]:
-    """The variables of this environment that hold secrets, by their names or because a profile lists them."""
-    named = {name: value for name, value in os.environ.items() if name in listed or looks_secret(name)}
-    return {name: value for name, value in named.items() if value.lower() not in _SWITCHES}
-
-
-def masked(value: Any, secrets: Mapping[str, str]) -> Any:
-    """Plain data in which the name of a secret, in angle brackets, stands for its value."""
-    if isinstance(value, dict):
-        return {key: masked(item, secrets) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [masked(item, secrets) for item in value]
-    if isinstance(value, str):
-        for name in holds(value, secrets):
-            value = value.replace(secrets[name], f"<{name}>")
-    return value
-
-
-def holds(text: str, secrets: Mapping[str, str]) -> list[str]:
-    """The names of those secrets whose values stand in a text."""
-    return [name for name, secret in secrets.items() if len(secret) >= _LEAST_SECRET and secret in text]
 
 
 @dataclass
@@ -128,7 +96,7 @@ class Values:
         cause, remedy = variable_fault(name, value, Place.reserved)
         if cause:
             raise JobError("wrong_value", cause, remedy)
-        if name in self.secrets or (looks_secret(name) and value.lower() not in _SWITCHES):
+        if name in self.secrets or (looks_secret(name) and value.lower() not in SWITCHES):
             cause = f"{name} looks like a secret, and `env` is written to scripts and records"
             remedy = f"List its name instead: secrets: [{name}], and set it where you submit."
             raise JobError("secret_in_env", cause, remedy)

@@ -107,13 +107,13 @@ def setup_lines(profile: SlurmProfile, job: AnyJob | None) -> str:
     path = f"{OWN_CODE}:{CODE}" if job else CODE
     lines += [f"export PYTHONPATH={path}${{PYTHONPATH:+:$PYTHONPATH}}"]
     if job:
-        lines += [f"export {name}={quote(value)}" for name, value in own_variables(job).items()]
+        lines += [f"export {name}={quote(value)}" for name, value in own_variables(job, profile).items()]
     return "\n".join(lines)
 
 
 def container_env(profile: SlurmProfile, job: AnyJob | None) -> list[str]:
     """Variables that hold although the image sets them too."""
-    return sorted({*profile.env, *(own_variables(job) if job else ()), "PYTHONPATH"})
+    return sorted({*profile.env, *(own_variables(job, profile) if job else ()), "PYTHONPATH"})
 
 
 def container_mounts(profile: SlurmProfile, job: AnyJob | None) -> list[str]:

@@ -24,6 +24,7 @@ from scripts.formats import FORMATS
 from scripts.run.files import expanded
 from scripts.run.names import names
 from scripts.run.problems import JobError, ProblemsError
+from scripts.tracking.known import NAMES
 
 Offer = tuple[str, str]
 #: Of a key: what it means, and the values that it takes where they are few.
@@ -118,6 +119,7 @@ def _said_profile(ctx: typer.Context) -> str:
 
 def _keys(recipe: Recipe | None, profile: str) -> Iterator[tuple[str, _Key]]:
     yield "executor", ("the profile to run on", tuple(profile_names()))
+    yield "track", ("whom the run is told to", NAMES)
     if (found := find_profile(profile, {})[0]) is not None:
         yield from ((f"executor.{one.name}", ("", ())) for one in fields(found))
     if recipe is None:

@@ -9,7 +9,6 @@ from dataclasses import asdict
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from executors.profiles.values import masked, secrets_here
 from recipes.catalogue import RECIPES
 from recipes.cli.document import FAILED, INTERRUPTED, answer, exit_status, say
 from recipes.cli.listing import print_runs
@@ -25,6 +24,8 @@ from scripts.entrypoints import ALGORITHMS
 from scripts.run.files import read_limited
 from scripts.run.problems import Problem, error_line
 from scripts.run.schema import MAX_BYTES
+from scripts.run.secrets import masked, secrets_here
+from scripts.tracking.known import tracked_lines
 
 if TYPE_CHECKING:
     from recipes.catalogue import Recipe
@@ -173,6 +174,8 @@ class Output:
         for line in _diagnosis_lines(record):
             say(line, to=sys.stderr)
         say(f"{record['state']}  {run.id}\nrun dir    {record.get('run_dir', run.dir)}")
+        for line in tracked_lines(record):
+            say(line, as_line=True)
         for number, line in enumerate(_next_steps(run)):
             say(f"{'' if number else 'next':10} nemo experiment {line}")
 
@@ -189,6 +192,8 @@ class Output:
         say(f"{'run dir':12} {record.get('run_dir', run.dir)}")
         for output in record.get("outputs", []):
             say(f"{output['type']:12} {output['path']}  ({output['bytes'] / 1e6:.1f} MB)")
+        for line in tracked_lines(record):
+            say(line, as_line=True)
         for warning in record.get("warnings", []):
             if warning.get("severity") == "forced":
                 say(f"{'forced':12} {warning['name']}  {warning['key']}: {warning['cause']}")

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from configs import CONFIGS
 from executors.base import AnyJob, Capabilities, Place, Profile
 from executors.kinds import place_from_record
-from executors.profiles.values import secrets_here
 from recipes.catalogue import RECIPES, Recipe
 from recipes.experiment.releases import Addressed, address
 from recipes.experiment.stage import Options, Stage
@@ -38,6 +37,7 @@ from scripts.entrypoints import tool_command
 from scripts.processor import gpus_here
 from scripts.run.problems import JobError, Problem
 from scripts.run.registry import Skipped
+from scripts.run.secrets import secrets_here
 
 if TYPE_CHECKING:
     import nemo_run as run

@@ -4,7 +4,6 @@ import re
 from collections.abc import Iterator
 
 from executors.base import nemorun_home
-from executors.profiles.values import holds, looks_secret, secrets_here
 from recipes.experiment.job import Job
 from scripts.args.meaning import values_of
 from scripts.engines.installed import BRIDGE, HF_PACKAGES, is_installed
@@ -12,6 +11,7 @@ from scripts.engines.script.flags.tables import container_tags, releases_in, rel
 from scripts.engines.script.locate import is_module
 from scripts.run.problems import Problem, install
 from scripts.run.registry import check
+from scripts.run.secrets import holds, looks_secret, secrets_here
 
 #: NVIDIA's, also by the name that a mirror or this machine has for it; not nemo-rl.
 _NEMO = re.compile(r"(?:^|[/#])nemo(?:[:@]|$)")

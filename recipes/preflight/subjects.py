@@ -22,6 +22,7 @@ from recipes.preflight import (
     references,
     script_engine,
     teacher,
+    tracking,
     walltime,
 )
 from recipes.preflight.bridge_engine import bridge_notes
@@ -58,6 +59,7 @@ SUBJECTS = (
     history,
     access,
     places,
+    tracking,
     walltime,
 )
 

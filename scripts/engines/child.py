@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from scripts.engines.iterations import Iterations
 from scripts.engines.supervise import end_group
 
 #: What of a script's output goes to the log whole.
@@ -102,6 +103,7 @@ def run_child(
     output: Output,
     silence: float,
     progress: Callable[[int, int], None],
+    measured: Callable[[int, Mapping[str, float]], None] = lambda step, figures: None,
 ) -> Ended:
     """Run `words` as a process group of its own and wait for it; its standard output and error go to `output`.
 
@@ -120,7 +122,7 @@ def run_child(
     )
     try:
         assert process.stdout is not None
-        _follow(process, process.stdout, output, silence, progress)
+        _follow(process, process.stdout, output, silence, progress, measured)
         status = process.wait()
     finally:
         end_group(process, _GRACE_SECONDS)
@@ -146,9 +148,11 @@ def _follow(
     output: Output,
     silence: float,
     progress: Callable[[int, int], None],
+    measured: Callable[[int, Mapping[str, float]], None],
 ) -> None:
     """Copy until the end of the output, or shortly after the process ended: what it left running may hold the pipe."""
     heard = time.monotonic()
+    iterations = Iterations()
     with selectors.DefaultSelector() as selector:
         selector.register(pipe, selectors.EVENT_READ)
         while True:
@@ -161,6 +165,8 @@ def _follow(
                 output.write(data)
                 if bars := _BAR.findall(data.decode("utf-8", "replace")):
                     progress(*map(int, bars[-1]))
+                for step, figures in iterations.feed(data):
+                    measured(step, figures)
             elif process.poll() is not None:
                 return
             elif silence and time.monotonic() - heard > silence:

@@ -84,6 +84,7 @@ def _run(child: Child, rank: int, record: Record) -> Ended:
             output=output,
             silence=silence,
             progress=lambda done, of: record.progress(done, of, "steps"),
+            measured=record.measured,
         )
     except SilentError:
         cause = f"{child.name} printed nothing for {child.silence_minutes:g} minutes, and was stopped."

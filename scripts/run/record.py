@@ -9,7 +9,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +21,7 @@ from scripts.run.content import content_of, manifest_of, manifest_path
 from scripts.run.files import opened, read_limited, write_json, write_text
 from scripts.run.problems import JobError, error_data
 from scripts.run.provenance import peak_memory
+from scripts.tracking.known import NAMES, TRACKED
 
 SCHEMA = 1
 STATES = ("submitted", "running", "succeeded", "failed", "cancelled", "lost")
@@ -41,12 +42,13 @@ RECORD = {
     **{"error?": (ERROR, None), "attempts?": [dict], "code?": (_CODE, None)},
     "unverified?": [{"path": str, "stamp": str}],  # checkpoints that ended attempts left beside their places
     "warnings?": [{"name": str, "key": str, "cause": str, "severity?": str}],
+    "tracked?": {f"{name}?": TRACKED for name in NAMES},
     "diagnosis?": ({"name": str, "remedy": str, "evidence": str, "file": (str, None), "line": (int, None)}, None),
 }
 #: What a new attempt of the same run does not inherit, in run.json and in the run directory.
 _OF_ONE_ATTEMPT = (
     *("started_at", "finished_at", "error", "outputs", "timings", "phase", "peak_memory", "process"),
-    *("job", "scheduler", "diagnosis"),
+    *("job", "scheduler", "diagnosis", "tracked"),
 )
 #: What belongs to the submitting machine, where the two directories are one, or to every attempt.
 _KEPT = frozenset(
@@ -231,9 +233,18 @@ class Record:
 
     def metric(self, name: str, value: float, **tags: Any) -> None:
         """Append one number to metrics.jsonl."""
-        row = json.dumps({"time": now(), "name": name, "value": value, **tags})
-        with opened(self.dir / "metrics.jsonl", encoding="utf-8") as handle:
-            handle.write(row + "\n")
+        self._append([{"time": now(), "name": name, "value": value, **tags}])
+
+    def measured(self, step: int, figures: Mapping[str, float]) -> None:
+        """Append what was measured in one step, by whichever rank was told: of several, that is one."""
+        at = now()
+        with suppress(OSError):  # a full disk ends what must be written, and not a training
+            self._append([{"time": at, "name": name, "value": value, "step": step} for name, value in figures.items()])
+
+    def _append(self, rows: list[dict[str, Any]]) -> None:
+        """With one write, so that ranks do not cut each other's lines."""
+        with opened(self.dir / "metrics.jsonl", "ab", buffering=0) as handle:
+            handle.write("".join(json.dumps(row) + "\n" for row in rows).encode())
 
     def artifact(self, kind: str, path: Path, **facts: Any) -> None:
         """Record an output: type, path, bytes, files, content digest, and whatever else is known of it.

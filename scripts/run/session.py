@@ -24,11 +24,14 @@ from scripts.run.provenance import job_facts, versions
 from scripts.run.record import ERROR, DamagedRecordError, Follower, Record, observe, read_json, read_record
 from scripts.run.secrets import VARIABLE as SECRETS_FILE
 from scripts.run.secrets import forget_secrets, load_secrets
+from scripts.tracking.followers import Followers, asked_for
 
 #: Set where the run directory cannot be read from the submitting machine: the record goes to the log as well.
 PRINT_RECORD = "MODELOPT_RECIPES_PRINT_RECORD"
 #: Between one rank's failure and the launcher's SIGTERM to the others, its cause reaches shared storage.
 _RANK_GRACE_SECONDS = 1.0
+#: How long after its end a job waits for its trackers. Whoever stops one does not wait long, nor do other ranks.
+_TRACKED_SECONDS = {"succeeded": 60.0, "failed": 20.0, "cancelled": 3.0}
 
 
 class Cancelled(BaseException):
@@ -49,21 +52,23 @@ def run_job(*, name: str, algorithm: str, values: dict[str, Any], job: Callable[
     except (JobError, DamagedRecordError) as error:  # the directory is another run's
         print(f"failed: {error}", file=sys.stderr, flush=True)
         raise SystemExit(1) from None
+    followers = Followers(record.dir, () if rank else asked_for())
     with _on_sigterm(_cancel), _logged(record.dir / "logs", rank), record.running():
         try:
             load_secrets()
+            followers.start()
             job(record)
         except (Cancelled, KeyboardInterrupt) as stop:
-            raise SystemExit(_stopped(record, stop)) from None
+            raise SystemExit(_stopped(record, followers, stop)) from None
         except Exception as error:
             traces = record.dir / "logs" / (f"traceback.rank{rank}.txt" if rank else "traceback.txt")
             with suppress(OSError):  # a full disk, which may be the error itself
                 write_text(traces, "".join(traceback.format_exception(error)))
             cause = _cause(error)
             record.line(f"failed: {error_line(cause)}")
-            _finish(record, "failed", cause)
+            _finish(record, followers, "failed", cause)
             raise SystemExit(error.exit_code if isinstance(error, JobError) else 1) from None
-        _finish(record, "succeeded", None)
+        _finish(record, followers, "succeeded", None)
         record.line(f"succeeded: {record.dir}")
 
 
@@ -119,7 +124,7 @@ def _restarts() -> int:
     return int(os.environ.get("SLURM_RESTART_COUNT", "0"))
 
 
-def _stopped(record: Record, stop: BaseException) -> int:
+def _stopped(record: Record, followers: Followers, stop: BaseException) -> int:
     """Record why the job was told to stop, and return its exit status."""
     by_signal = "SIGTERM" if isinstance(stop, Cancelled) else "SIGINT"
     status = 143 if isinstance(stop, Cancelled) else 130
@@ -128,14 +133,19 @@ def _stopped(record: Record, stop: BaseException) -> int:
         other = rank_error(record.dir / "logs", _process_start())
         if other:  # the launcher ends all ranks when one fails
             record.line(f"failed: {error_line(other)}")
-            _finish(record, "failed", other)
+            _finish(record, followers, "failed", other, seconds=_TRACKED_SECONDS["cancelled"])
             return 1
     record.line(f"cancelled by {by_signal}")
-    _finish(record, "cancelled", error_data("cancelled", f"stopped by {by_signal}"))
+    _finish(record, followers, "cancelled", error_data("cancelled", f"stopped by {by_signal}"))
     return status
 
 
-def _finish(record: Record, state: str, error: dict[str, Any] | None) -> None:
+def _finish(
+    record: Record, followers: Followers, state: str, error: dict[str, Any] | None, seconds: float | None = None
+) -> None:
+    """Record the end, what the logs say about it, and what trackers made of it, for which `seconds` are waited."""
+    if followers.names:
+        record.values["tracked"] = followers.tracked()
     record.finish(state, error)
     if isinstance(record, Follower):
         return
@@ -146,10 +156,35 @@ def _finish(record: Record, state: str, error: dict[str, Any] | None) -> None:
         forget_secrets()
     if state == "failed" and error and is_vague(error):
         _diagnose(record, error)
+    _print_record(record)
+    if followers.names:
+        _await_trackers(record, followers, _TRACKED_SECONDS[state] if seconds is None else seconds)
+        _print_record(record)  # the last one counts; the first is there if this process is not left to wait
+
+
+def _print_record(record: Record) -> None:
     if os.environ.get(PRINT_RECORD):
         # One write past our own buffers and log: another rank's output must not split the line.
         sys.stdout.flush()
         os.write(1, f"\nrun.json: {json.dumps(record.values)}\n".encode())
+
+
+def _await_trackers(record: Record, followers: Followers, seconds: float) -> None:
+    """Add to an end that is recorded what trackers were told of it. Nothing here changes how the run ended."""
+    stops: list[int] = []
+    with _on_sigterm(lambda signum, _: stops.append(signum)), suppress(Exception):
+        try:
+            followers.end(seconds, hurried=lambda: bool(stops))
+        except KeyboardInterrupt:
+            followers.end(0)
+        failed = followers.warnings()
+        for warning in failed:
+            record.line(f"warning: {warning['text']}")
+        warnings = [one for one in record.values.get("warnings", []) if one["name"] != "tracking_failed"]
+        with suppress(OSError, DamagedRecordError):
+            # Somebody may have started it over meanwhile; then the record is of another attempt.
+            if read_record(record.dir).get("finished_at") == record.values["finished_at"]:
+                record.update(tracked=followers.tracked(), warnings=[*warnings, *failed])
 
 
 def _diagnose(record: Record, error: dict[str, Any]) -> None:

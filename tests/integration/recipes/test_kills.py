@@ -28,7 +28,7 @@ import psutil
 import pytest
 
 from executors.base import SchedulerJob, own_variables
-from executors.local import LocalPlace
+from executors.local import LocalPlace, LocalProfile
 from recipes import find
 from recipes.experiment import submit, supervisor
 from recipes.experiment.examine import prepare
@@ -144,7 +144,7 @@ class Started:
 
     def __init__(self, job: Any) -> None:
         silent: Any = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        env = {**os.environ, **own_variables(job)}
+        env = {**os.environ, **own_variables(job, LocalProfile())}
         self.process = subprocess.Popen([sys.executable, "-c", JOB], env=env, start_new_session=True, **silent)
         self.jobs, self.id, self._runner = [self], "it", None
 

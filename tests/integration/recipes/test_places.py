@@ -123,6 +123,22 @@ def site(cluster: Cluster, login: Login, engine: Engine, warm: Warm, tmp_path: P
 
 
 @pytest.mark.parametrize("kind", SHAPES)
+def test_a_run_is_told_to_a_tracker_wherever_it_runs(site: Site, kind: str) -> None:
+    own = site.elsewhere() if kind == "remote" else site.desk
+    done = own.nemo("run", "probe", f"executor={kind}", "track=[tensorboard]", "--json")
+    assert done.code == 0, done
+    said, run_id = done.json["tracked"]["tensorboard"], done.json["id"]
+    assert (said["state"], said["id"]) == ("kept", Path(said["folder"]).parents[1].name), done
+    assert list((site.run_dir(kind, run_id) / "tracking" / "tensorboard").glob("events.out.tfevents.*"))
+    assert f"tensorboard  tensorboard --logdir {said['folder']}" in own.nemo("status", run_id).out
+    again = own.nemo("track", run_id, "--to", "tensorboard", "--json")
+    if kind in ("remote", "lepton"):
+        assert (again.code, [one["name"] for one in again.json["problems"]]) == (2, ["run_dir_elsewhere"]), again
+    else:
+        assert (again.code, again.json["tracked"]["tensorboard"]["state"]) == (0, "kept"), again
+
+
+@pytest.mark.parametrize("kind", SHAPES)
 def test_attached_to_success_and_to_failure(site: Site, kind: str) -> None:
     """Exit status, JSON, log, `status` and `ps` from other processes; and the secrets, which stay nowhere."""
     nodes, processes = SHAPES[kind]

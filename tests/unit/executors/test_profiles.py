@@ -17,8 +17,8 @@ from executors.kinds import SHIPPED, kinds, place_of, profile_from_record
 from executors.local import LocalPlace, LocalProfile
 from executors.profiles import files as profile_files
 from executors.profiles.load import list_profiles, load_profile, profile_names
-from executors.profiles.values import looks_secret
 from scripts.run.problems import JobError, Problem
+from scripts.run.secrets import looks_secret
 
 Write = Callable[..., Path]
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from recipes.catalogue import RECIPES
 from recipes.experiment.examine import Options, Stage, prepare_all
@@ -172,6 +173,18 @@ def test_a_run_that_goes_on(user: User) -> None:
     (made,) = record["outputs"]
     assert (made["type"], made["path"]) == ("checkpoint_megatron", f"{output}/checkpoints")
     assert [attempt["error"]["name"] for attempt in record["attempts"]] == ["script_failed"]
+
+
+def test_figures_of_a_training_are_the_runs_whichever_rank_prints_them(user: User) -> None:
+    words = [f"script.path={user.checkout(DISTILL, releases_of(DISTILL)[-1])}", "torchrun.nproc_per_node=2"]
+    words += [f"args.{name}_hf_path={write_huggingface(user.folder / name)}" for name in ("teacher", "student")]
+    ran = user.run("distill_tiny", "executor=local", "track=[tensorboard]", *words, STANDIN="trains")
+    assert ran.record["state"] == "succeeded", ran.done
+    rows = [json.loads(line) for line in (ran.dir / "metrics.jsonl").read_text().splitlines()]
+    assert [(row["step"], row["value"]) for row in rows if row["name"] == "lm loss"] == [(1, 10), (2, 5), (3, 3.333333)]
+    assert "lm loss" not in ran.log(0) and "lm loss" in ran.log(1)
+    events = EventAccumulator(ran.record["tracked"]["tensorboard"]["folder"]).Reload()
+    assert [one.step for one in events.Scalars("lm loss")] == [1, 2, 3]
 
 
 def test_another_release_on_the_node(user: User, cluster: Cluster) -> None:
