@@ -349,4 +349,4 @@ def test_it_is_asked_for_shown_and_told_again(nemo: Callable[..., Done], home: P
     unset = nemo("track", "latest", "--to", "mlflow", "--to", "mlflw", "--json", env={"MLFLOW_TRACKING_URI": ""})
     assert (unset.code, [one["name"] for one in unset.answer["problems"]]) == (2, ["tracker_not_set", "wrong_value"])
     refused = nemo("run", "probe", "executor.track=mlflow", "--json", env={"MLFLOW_TRACKING_URI": ""})
-    assert (refused.code, [one["name"] for one in refused.json["problems"]]) == (2, ["tracker_not_set"])
+    assert (refused.code, [one["name"] for one in refused.answer["problems"]]) == (2, ["tracker_not_set"])
