@@ -8,11 +8,12 @@ from typing import NoReturn
 from executors.constraints import to_set_first
 from executors.kinds import kind_of, kinds, template_of
 from executors.profiles.files import NAME, ProfileFile, parse, user_file
-from scripts.run.files import expanded, write_text
+from scripts.run.files import expanded, read_limited, write_text
 from scripts.run.problems import JobError, Problem, ProblemsError, nearest
 
 #: For a new file of one's own: names of hosts, users and accounts are nobody else's business.
 _PRIVATE = 0o600
+_MOST_BYTES = 8 << 20
 
 
 def add_profile(kind: str, name: str, file: Path | None) -> Path:
@@ -36,12 +37,16 @@ def add_profile(kind: str, name: str, file: Path | None) -> Path:
     target = target.resolve()  # a link stays one
     try:
         mode = stat.S_IMODE(target.stat().st_mode) if target.exists() else None if file is not None else _PRIVATE
-        before = target.read_bytes() if target.exists() else b""
+        before = read_limited(target, _MOST_BYTES) if target.exists() else b""
         write_text(target, _appended(target, before, name, kind))
         if mode is not None:
             target.chmod(mode)
     except OSError as error:
         raise JobError("not_written", f"{target}: {error.strerror}.", "Give another file with --file.") from error
+    except ProblemsError:
+        raise
+    except ValueError as error:  # more than any profiles are
+        raise JobError("not_written", f"{target}: {error}.", "Give another file with --file.") from error
     return target
 
 

@@ -3,15 +3,16 @@
 import os
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from executors.base import is_below
-from recipes.experiment.run_ids import find_run
+from recipes.experiment.run_ids import LEAST_PART, find_run
 from recipes.experiment.runs import Run, all_runs, look
 from recipes.experiment.store import run_folders
 from recipes.experiment.tags import tag_of
+from scripts.run.files import is_there
 from scripts.run.problems import Problem, ProblemsError, nearest
 
 #: So many hexadecimal digits of a digest name an artifact; a run's id ends with fewer.
@@ -49,7 +50,7 @@ class Artifact:
         """As `artifacts --json` has it."""
         facts = {name: getattr(self, name) for name in ("reference", "type", "bytes", "files", "digest", "made_at")}
         here = self.place
-        return facts | {"run": self.run.id, "path": str(self.path), "here": here is not None and here.exists()}
+        return facts | {"run": self.run.id, "path": str(self.path), "here": here is not None and is_there(here)}
 
 
 def artifacts_of(runs: Iterable[Run], kind: str | None = None) -> list[Artifact]:
@@ -74,12 +75,15 @@ def find_artifacts(word: str) -> list[Artifact]:
         path = os.path.realpath(word)
         made = [one for one in artifacts_of(all_runs()) if one.place and is_below(path, os.path.realpath(one.place))]
         return _some(made[-1:], word, "no run is recorded here that left it")
-    if match := _DIGEST.fullmatch(word):
+    if match := _DIGEST.fullmatch(word.lower()):
         made = [one for one in artifacts_of(all_runs()) if (one.digest or "").startswith(f"sha256:{match[1]}")]
         if made or word.startswith("sha256:"):
             return _some(made, word, "no artifact has that digest")
     name, _, kind = word.partition(".")
-    runs = look([find_run(name)])
+    try:
+        runs = look([find_run(name)])
+    except ProblemsError as error:
+        raise ProblemsError([replace(problem, key="REF") for problem in error.problems]) from None
     left = artifacts_of(runs)
     if not left:
         state = runs[0].state
@@ -89,9 +93,15 @@ def find_artifacts(word: str) -> list[Artifact]:
 
 
 def find_runs(word: str) -> list[Run]:
-    """The run that `word` names, or all whose ids begin with it, as those of a sweep do. Raises ProblemsError."""
-    begin = [folder for folder in run_folders() if word and folder.id.startswith(word)]
-    return look(begin if len(begin) > 1 else [find_run(word)])
+    """The run that `word` names, or all that it may: those of a sweep begin alike. Raises ProblemsError."""
+    try:
+        return look([find_run(word)])
+    except ProblemsError:
+        several = [folder for folder in run_folders() if word and word in folder.id]
+        begin = [folder for folder in several if folder.id.startswith(word)]
+        if not (begin or (several and len(word) >= LEAST_PART)):
+            raise
+        return look(begin or several)
 
 
 def _some(found: list[Artifact], word: str, cause: str, kind: str = "", types: Sequence[str] = ()) -> list[Artifact]:

@@ -4,7 +4,6 @@ Figures are those of the runs' reports, which runs measured in the same way: onl
 against the same model is held against each other.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +18,10 @@ from scripts.run.problems import Problem, ProblemsError
 
 #: Of each task of a harness, how many are shown beside each other.
 _MOST_TASKS = 6
+#: Of the values in which runs differ; those of other recipes differ in most.
+_MOST_KEYS = 4
+#: What is larger was not measured; nor was NaN.
+_MOST = 1e15
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +30,7 @@ class Row:
 
     run: Run
     values: Mapping[str, Any]  # those in which the runs differ, by dotted key
-    basis: tuple[Any, ...] | None  # the model, the text and what the model itself scores there; None: not scored
+    basis: str | None  # the model, the text and what the model itself scores there; None: not scored
     size: int | None  # bytes of the weights it exported
     size_before: int | None
     perplexity: float | None
@@ -74,7 +77,7 @@ class Comparison:
     @property
     def keys(self) -> list[str]:
         """Of the values in which the runs differ."""
-        return list(dict.fromkeys(key for row in self.rows for key in row.values))
+        return list(dict.fromkeys(key for row in self.rows for key in row.values))[:_MOST_KEYS]
 
     @property
     def tasks(self) -> list[str]:
@@ -119,7 +122,8 @@ def compare(words: Sequence[str], within: float) -> Comparison:
         cause = f"{runs[0].id} is the only run that is named"
         raise ProblemsError([Problem(name="nothing_to_compare", key="ID", value=" ".join(words), cause=cause)])
     rows = [_row(run, differing) for differing in [_differing(runs)] for run in runs]
-    scored = [row for row in rows if row.basis is not None and row.size is not None and row.cost is not None]
+    whole = [row for row in rows if row.run.state == "succeeded"]
+    scored = [row for row in whole if row.basis is not None and row.size is not None and row.cost is not None]
     bases = list(dict.fromkeys(row.basis for row in scored))
     notes = [f"{row.run.id} is {row.run.state}" for row in rows if row.run.state != "succeeded"]
     if len(bases) > 1:
@@ -201,7 +205,7 @@ def _row(run: Run, differing: Sequence[str]) -> Row:
     before = _number(scores.get("perplexity_base"))
     basis = None
     if before is not None:
-        basis = (report.get("model"), scores.get("source"), scores.get("tokens"), round(before, 4))
+        basis = repr((report.get("model"), scores.get("source"), scores.get("tokens"), round(before, 4)))
     timings = _mapping(run.record.get("timings"))
     took = [seconds for value in timings.values() if (seconds := _number(value)) is not None]
     return Row(
@@ -246,12 +250,12 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 
 
 def _number(value: Any) -> float | None:
-    known = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if known else None
+    known = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return float(value) if known and abs(value) < _MOST else None
 
 
 def _whole(value: Any) -> int | None:
-    return value if type(value) is int and value > 0 else None
+    return value if type(value) is int and 0 < value < _MOST else None
 
 
 def _text(value: float | None, how: str) -> str:

@@ -26,18 +26,28 @@ class Node:
     of: Artifact | Source
     parents: tuple["Node", ...] = ()
 
-    def as_data(self) -> dict[str, Any]:
-        """As `artifacts lineage --json` has it."""
+    def as_data(self, told: set[int] | None = None) -> dict[str, Any]:
+        """As `artifacts lineage --json` has it; `parents` is null of what stands there already, with its own."""
+        told = set() if told is None else told
         facts = self.of.as_data() if isinstance(self.of, Artifact) else {"reference": None, **vars(self.of)}
-        return facts | {"parents": [parent.as_data() for parent in self.parents]}
+        if id(self) in told:
+            return facts | {"parents": None}
+        told.add(id(self))
+        return facts | {"parents": [parent.as_data(told) for parent in self.parents]}
 
 
-def lineage(artifact: Artifact, known: Sequence[Artifact], within: frozenset[str] = frozenset()) -> Node:
+def lineage(artifact: Artifact, known: Sequence[Artifact]) -> Node:
     """The tree of an artifact, as runs recorded their inputs; `known` are those of all runs.
 
     An input is what a run recorded it to be; where it recorded none, the artifact of the same digest, else the last
     one at that path that was made before. A circle, as only a changed record has one, ends where it closes.
     """
+    return _traced(artifact, known, frozenset(), {})
+
+
+def _traced(artifact: Artifact, known: Sequence[Artifact], within: frozenset[str], done: dict[str, Node]) -> Node:
+    if artifact.reference in done:
+        return done[artifact.reference]
     parents = []
     for row in artifact.run.record.get("inputs") or []:
         made = _made(row, artifact, known)
@@ -45,28 +55,43 @@ def lineage(artifact: Artifact, known: Sequence[Artifact], within: frozenset[str
             source = Source(type=row["type"], name=row["name"], digest=row.get("digest"), made_by=row.get("run"))
             parents.append(Node(of=source))
         else:
-            parents.append(lineage(made, known, within | {artifact.run.id}))
-    return Node(of=artifact, parents=tuple(parents))
+            parents.append(_traced(made, known, within | {artifact.run.id}, done))
+    done[artifact.reference] = Node(of=artifact, parents=tuple(parents))
+    return done[artifact.reference]
 
 
 def _made(row: Mapping[str, Any], child: Artifact, known: Sequence[Artifact]) -> Artifact | None:
-    began = str(child.run.record.get("started_at") or child.made_at)
-    earlier = [one for one in known if one.run.id != child.run.id and one.made_at <= began]
-    path = os.path.realpath(row.get("path") or row["name"])
-    at_path = [one for one in earlier if is_below(path, os.path.realpath(one.path))]
-    if run := row.get("run"):
+    run, digest, path = row.get("run"), row.get("digest"), _real(row.get("path") or row["name"])
+    others = [one for one in known if one.run.id != child.run.id]
+    fitting = [one for one in others if not digest or one.digest in (digest, None)]
+    at_path = [one for one in fitting if is_below(path, _real(str(one.path)))]
+    if run:
         return next((one for one in at_path if one.run.id == run), None)
-    digest = row.get("digest")
-    fitting = [one for one in earlier if one.digest == digest] if digest else at_path
-    return fitting[-1] if fitting else None
+    began = str(child.run.record.get("started_at") or child.made_at)
+    alike = fitting if digest else []
+    earlier = [one for one in at_path or alike if one.made_at <= began]
+    return earlier[-1] if earlier else None
 
 
-def lines_of(node: Node, before: str = "", lead: str = "") -> Iterator[tuple[str, Node]]:
-    """The branches of a tree as text, and whose each is."""
-    yield before + lead, node
+def _real(path: str) -> str:
+    try:
+        return os.path.realpath(path)
+    except ValueError:  # a NUL, in a record that somebody changed
+        return path
+
+
+def lines_of(node: Node) -> Iterator[tuple[str, Node, bool]]:
+    """The branches of a tree as text, whose each is, and whether what that was made of stands further up."""
+    yield from _lines(node, "", "", set())
+
+
+def _lines(node: Node, before: str, lead: str, told: set[int]) -> Iterator[tuple[str, Node, bool]]:
+    again = id(node) in told and bool(node.parents)
+    yield before + lead, node, again
+    told.add(id(node))
     inner = before + {"": "", "├─ ": "│  ", "└─ ": "   "}[lead]
-    for number, parent in enumerate(node.parents):
-        yield from lines_of(parent, inner, "└─ " if number == len(node.parents) - 1 else "├─ ")
+    for number, parent in enumerate(() if again else node.parents):
+        yield from _lines(parent, inner, "└─ " if number == len(node.parents) - 1 else "├─ ", told)
 
 
 def as_dot(node: Node) -> str:
@@ -80,9 +105,10 @@ def as_dot(node: Node) -> str:
             key, title = of.reference, f"{of.type}\n{of.run.id}"
         else:
             key, title = f"{of.type} {of.name}", f"{of.type}\n{of.name}"
-        nodes[key] = title
-        for parent in one.parents:
-            edges[f"  {_quoted(add(parent))} -> {_quoted(key)};"] = None
+        if key not in nodes:
+            nodes[key] = title
+            for parent in one.parents:
+                edges[f"  {_quoted(add(parent))} -> {_quoted(key)};"] = None
         return key
 
     add(node)

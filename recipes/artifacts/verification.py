@@ -1,5 +1,6 @@
 """Whether an artifact is what its run left: the content is read again, and set against the digest that was recorded."""
 
+import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -40,7 +41,7 @@ def verify(artifact: Artifact, advance: Callable[[int], None] = lambda read: Non
     place = artifact.place
     if place is None:
         return Verification(artifact=artifact, state="elsewhere")
-    if not place.exists():
+    if not os.path.lexists(place):
         return Verification(artifact=artifact, state="gone")
     if artifact.digest is None:
         return Verification(artifact=artifact, state="unrecorded")

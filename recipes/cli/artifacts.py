@@ -8,6 +8,7 @@ import typer
 
 from recipes.cli.completion import artifact_types, references, tag_names
 from recipes.cli.document import FAILED, AsJson, Command, Group, answer, exits, say
+from scripts.run.files import is_there
 
 if TYPE_CHECKING:
     from recipes.artifacts.artifact import Artifact
@@ -20,7 +21,7 @@ Reference = Annotated[
     str,
     typer.Argument(
         metavar="REF",
-        help="A name that was given, a run, RUN.TYPE, a path, or the first digits of a digest.",
+        help="A name that was given, a run, RUN.TYPE, a path, or 8 digits or more of a digest.",
         autocompletion=references,
     ),
 ]
@@ -37,7 +38,7 @@ class _Artifacts(Group):
         return parsed
 
 
-_HELP = """List what runs left, or what of one type.
+_HELP = """List what runs left; artifacts TYPE: those of one type. --json: as one document.
 
 Example: nemo experiment artifacts checkpoint_hf
 """
@@ -82,7 +83,7 @@ def listed(
     width = max((len(one.reference) for one in found), default=0)
     for one in found:
         place = one.place
-        where = "" if place is None else "" if place.exists() else "  gone"
+        where = "" if place is None or is_there(place) else "  gone"
         digest = (one.digest or "").removeprefix("sha256:")[:_DIGITS]
         called = named.get(one.reference, "")
         line = f"{one.reference:{width}}  {size_text(one.bytes):>7}  {digest:{_DIGITS}}{where}  {called}"
@@ -162,12 +163,12 @@ def lineage(
         if dot:
             say(as_dot(tree))
             continue
-        for branch, node in lines_of(tree):
+        for branch, node, again in lines_of(tree):
             of = node.of
             digest = (of.digest or "").removeprefix("sha256:")[:_DIGITS]
             elsewhere = "" if isinstance(of, Artifact) or of.made_by is None else f", by {of.made_by}"
             name = of.reference if isinstance(of, Artifact) else f"{of.name}  ({of.type}{elsewhere})"
-            say(f"{branch}{name}  {digest}".rstrip(), as_line=True)
+            say(f"{branch}{name}  {digest}{'  (see above)' if again else ''}".rstrip(), as_line=True)
 
 
 def tag(
@@ -247,21 +248,24 @@ def _facts(one: "Artifact") -> Iterator[tuple[str, object]]:
     place = one.place
     if place is None:
         yield "here", "its disk is not seen from here"
-    elif not place.exists():
-        yield "here", "it is gone"
+    elif not is_there(place):
+        yield "here", "it is gone, or cannot be looked at"
     files = "" if one.files is None else f" in {one.files} file{'' if one.files == 1 else 's'}"
     yield "size", f"{size_text(one.bytes)}{files}"
     yield "digest", one.digest or "its run wrote none"
     yield "made", f"{one.made_at} by {record.get('recipe')} on {one.run.where}"
-    versions = record.get("versions") or {}
+    versions, code, git = (_mapping(record.get(key)) for key in ("versions", "code", "git"))
     if versions:
         yield "versions", ", ".join(f"{name} {version}" for name, version in versions.items() if version)
-    code, git = record.get("code") or {}, record.get("git") or {}
     if code.get("digest") or git.get("commit"):
         yield "code", " ".join(filter(None, [str(git.get("commit") or ""), str(code.get("digest") or "")]))
     for row in record.get("inputs") or []:
         made = f", by {row['run']}" if row.get("run") else ""
         yield "made of", f"{row['name']}  ({row['type']}{made})  {row.get('digest') or ''}".rstrip()
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def _damage(one: "Verification") -> Iterator[str]:

@@ -1,5 +1,6 @@
 """`nemo experiment compare`: runs side by side, the front of them, and the one to take."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -39,10 +40,10 @@ def compare(
         if write is not None and winner is None:
             cause = found.notes[-1] if found.notes else "no run was scored and exported"
             raise ProblemsError([Problem(name="no_winner", key="--write", value=write, cause=cause)])
+        texts = {"--write": (write, recipe_file(winner) if write and winner else ""), "--html": (html, "")}
         if html is not None:
-            write_new(html, as_html(found), "--html")
-        if write is not None and winner is not None:
-            write_new(write, recipe_file(winner), "--write")
+            texts["--html"] = (html, as_html(found))
+        _write_all({key: (file, text) for key, (file, text) in texts.items() if file is not None})
     if as_json:
         answer(found.as_data())
         return
@@ -55,6 +56,21 @@ def compare(
     for key, file in (("page", html), ("recipe", write)):
         if file is not None:
             say(f"{key:10} {file}")
+    if write is not None and winner is not None:
+        say(f"{'run it':10} nemo experiment run {winner.record.get('recipe')} --config {write}")
+
+
+def _write_all(files: Mapping[str, tuple[Path, str]]) -> None:
+    """All of the files or none, by the options that ask for them. Raises as `write_new` does."""
+    written: list[Path] = []
+    try:
+        for key, (file, text) in files.items():
+            write_new(file, text, key)
+            written.append(file)
+    except BaseException:
+        for file in written:
+            file.unlink()
+        raise
 
 
 def _share(text: str) -> float:

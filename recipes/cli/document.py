@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from typing import Annotated, Any, TextIO
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from scripts.run.problems import JobError, Problem, ProblemsError, shown
+from scripts.run.problems import JobError, Problem, ProblemsError, is_disk_full, shown
 from scripts.run.record import DamagedRecordError
 
 FAILED, REFUSED, INTERRUPTED = 1, 2, 130
@@ -37,8 +38,18 @@ class _Named:
         while at.parent is not None and at.info_name != "experiment":
             words += [] if at.command.hidden else [str(at.info_name)]
             at = at.parent
-        _COMMAND.set(" ".join(reversed(words)))
-        return super().invoke(ctx)  # type: ignore[misc]
+        before = _COMMAND.set(" ".join(reversed(words)))
+        try:
+            return super().invoke(ctx)  # type: ignore[misc]
+        except OSError as error:
+            if not is_disk_full(error):
+                raise
+            # What standard output goes to has no room; nothing of it is to be tried again at the end.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            say(f"failed: {JobError.of_os_error(error)}", to=sys.stderr)
+            raise typer.Exit(FAILED) from None
+        finally:
+            _COMMAND.reset(before)
 
 
 class Command(_Named, TyperCommand):
@@ -51,7 +62,9 @@ class Group(_Named, TyperGroup):
 
 def say(text: object, *, to: TextIO | None = None, as_line: bool = False) -> None:
     """Print a text for a person. Values come from files: none of them commands the terminal, or ends an `as_line`."""
-    print(shown(text).replace("\n", "\\n") if as_line else shown(text), file=to, flush=True)
+    words = shown(text).replace("\n", "\\n") if as_line else shown(text)
+    encoding = (to or sys.stdout).encoding or "utf-8"
+    print(words.encode(encoding, "replace").decode(encoding), file=to, flush=True)
 
 
 def answer(data: Any, *, status: int = 0, problems: Sequence[Problem] = (), error: JobError | None = None) -> None:
@@ -110,14 +123,18 @@ def exits(*, as_json: bool = False, submits: bool = False) -> Iterator[dict[str,
             say(f"{errors} problem{'s' if errors > 1 else ''}; nothing was submitted.", to=sys.stderr)
         raise typer.Exit(REFUSED) from None
     except (JobError, DamagedRecordError) as error:
-        cause = named(error)
+        cause = cause_of(error)
         if as_json:
             answer(data or None, status=FAILED, error=cause)
         say(f"failed: {cause}", to=sys.stderr)
         raise typer.Exit(FAILED) from None
+    except KeyboardInterrupt:
+        if as_json:
+            answer(data or None, status=INTERRUPTED)
+        raise typer.Exit(INTERRUPTED) from None
 
 
-def named(error: Exception) -> JobError:
+def cause_of(error: Exception) -> JobError:
     """What a run, its record or this machine did not let happen, under the name that it has."""
     if isinstance(error, OSError):
         return JobError.of_os_error(error)

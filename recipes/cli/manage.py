@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from recipes.cli.completion import run_ids
-from recipes.cli.document import FAILED, AsJson, Command, Quiet, answer, exits, named, say
-from scripts.run.problems import JobError, Problem, ProblemsError
+from recipes.cli.document import FAILED, AsJson, Command, Quiet, answer, cause_of, exits, print_problems, say
+from scripts.run.files import expanded
+from scripts.run.problems import JobError, Problem, ProblemsError, Severity
 from scripts.run.record import DamagedRecordError
 
 if TYPE_CHECKING:
@@ -77,20 +78,22 @@ def ps(
     from recipes.cli import show
     from recipes.experiment.runs import all_runs, runs_below
 
-    beside = [] if within else [Path(path) for path in os.environ.get(RUNS_VARIABLE, "").split(os.pathsep) if path]
+    named = [] if within else os.environ.get(RUNS_VARIABLE, "").split(os.pathsep)
+    beside = [expanded(path) for path in named if path]
+    lost = [_no_folder(RUNS_VARIABLE, path, "warning") for path in beside if not path.is_dir()]
 
     def tell() -> None:
         found = runs_below(within) if within else [*all_runs(), *(run for path in beside for run in runs_below(path))]
+        found = list({os.path.realpath(run.dir): run for run in found}.values())
         listed = [run for run in found if everything or not run.ended or run.state in ("lost", "unreadable")]
-        show.Output(as_json=as_json, quiet=quiet).runs(listed, hidden=len(found) - len(listed))
+        show.Output(as_json=as_json, quiet=quiet).runs(listed, hidden=len(found) - len(listed), problems=lost)
         if not listed and not as_json and not quiet:
             say("No run goes on." if found else "No run is recorded here.")
 
     with exits(as_json=as_json):
-        named = [("--in", within)] if within else [(RUNS_VARIABLE, path) for path in beside]
-        if gone := [(key, path) for key, path in named if not path.is_dir()]:
-            cause = "there is no such folder"
-            raise ProblemsError([Problem(name="missing_path", key=key, value=path, cause=cause) for key, path in gone])
+        if within is not None and not within.is_dir():
+            raise ProblemsError([_no_folder("--in", within)])
+        print_problems(lost)
         if watch and as_json:
             cause, remedy = "one document is printed once", "Leave one of them out."
             wrong = Problem(name="contradiction", key="--watch", value="--json", cause=cause, remedy=remedy)
@@ -103,6 +106,10 @@ def ps(
                 tell()
         except KeyboardInterrupt:
             raise typer.Exit(0) from None
+
+
+def _no_folder(key: str, path: Path, severity: Severity = "error") -> Problem:
+    return Problem(name="missing_path", key=key, value=path, cause="there is no such folder", severity=severity)
 
 
 def status(run_id: RunId, as_json: AsJson = False) -> None:
@@ -130,24 +137,25 @@ def logs(
     from recipes.experiment.logs import log_of, refuse_rank
     from recipes.experiment.runs import look
 
-    for folder in _found([run_id], as_json=as_json):
+    with exits(as_json=as_json):
+        (folder,) = _found([run_id])
+        refuse_rank(folder, rank)
+        pieces = log_of(folder, f"rank{rank}.log", follow=follow)
+        if as_json:
+            whole = b"".join(pieces)
+            text = whole[-_MOST_OF_LOG:].decode(errors="replace")
+            answer({"id": folder.id, "rank": rank, "bytes": len(whole), "text": text})
+            return
+        said = 0
         try:
-            with exits(as_json=as_json):
-                refuse_rank(folder, rank)
-                if as_json:
-                    whole = b"".join(log_of(folder, f"rank{rank}.log", follow=follow))
-                    text = whole[-_MOST_OF_LOG:].decode(errors="replace")
-                    answer({"id": folder.id, "rank": rank, "bytes": len(whole), "text": text})
-                    return
-                said = 0
-                for piece in log_of(folder, f"rank{rank}.log", follow=follow):
-                    said += len(piece)
-                    sys.stdout.buffer.write(piece)
-                    sys.stdout.buffer.flush()
-                if not said:
-                    say(f"{folder.id} is {look([folder])[0].state}, and has no log of rank {rank}.", to=sys.stderr)
+            for piece in pieces:
+                said += len(piece)
+                sys.stdout.buffer.write(piece)
+                sys.stdout.buffer.flush()
         except KeyboardInterrupt:
             raise typer.Exit(0) from None
+        if not said:
+            say(f"{folder.id} is {look([folder])[0].state}, and has no log of rank {rank}.", to=sys.stderr)
 
 
 def cancel(ids: RunIds, as_json: AsJson = False) -> None:
@@ -164,7 +172,7 @@ def cancel(ids: RunIds, as_json: AsJson = False) -> None:
         try:
             runs.append(cancel_run(folder))
         except (JobError, DamagedRecordError, OSError) as error:
-            problems.append(named(error).as_problem("ID", folder.id))
+            problems.append(cause_of(error).as_problem("ID", folder.id))
             say(f"{folder.id}: {error}", to=sys.stderr)
     status = 0 if not problems and all(run.ended for run in runs) else FAILED
     if as_json:
@@ -193,7 +201,7 @@ def _found(words: list[str], *, as_json: bool = False) -> "list[RunFolder]":
     from recipes.experiment.run_ids import find_run
 
     with exits(as_json=as_json):
-        return [find_run(word) for word in words]
+        return list({folder.id: folder for folder in map(find_run, words)}.values())
 
 
 def _is_nemo_runs(word: str) -> bool:

@@ -280,10 +280,10 @@ class Output:
             for problem in first["problems"]:
                 say(f"        {problem}")
 
-    def runs(self, runs: Sequence[Run], *, hidden: int = 0) -> None:
-        """Recorded runs, a line each; `hidden` more are not shown."""
+    def runs(self, runs: Sequence[Run], *, hidden: int = 0, problems: Sequence[Problem] = ()) -> None:
+        """Recorded runs, a line each; `hidden` more are not shown, and `problems` are why others may be missing."""
         if self.as_json:
-            answer({"runs": [run.as_data() for run in runs], "hidden": hidden})
+            answer({"runs": [run.as_data() for run in runs], "hidden": hidden}, problems=problems)
         elif self.quiet:
             _say_ids(runs)
         else:

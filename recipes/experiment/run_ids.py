@@ -17,7 +17,7 @@ LATEST = "latest"
 _TITLE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _MOST_OF_TITLE = 48
 #: Of a part that is not the beginning: `rm 1` is not to find a run by a digit of its id.
-_LEAST_PART = 4
+LEAST_PART = 4
 
 
 def new_ids(stages: Sequence[Stage]) -> dict[str, str]:
@@ -55,7 +55,7 @@ def find_run(word: str) -> RunFolder:
         return _latest(folders, word)
     matches = [folder for folder in folders if folder.id == word]
     matches = matches or [folder for folder in folders if word and folder.id.startswith(word)]
-    if len(word) >= _LEAST_PART:
+    if len(word) >= LEAST_PART:
         matches = matches or [folder for folder in folders if word in folder.id]
     if len(matches) == 1:
         return matches[0]

@@ -72,11 +72,16 @@ class RunFolder:
 
 
 def run_folders() -> list[RunFolder]:
-    """Every folder that a run has on this machine, by name; one whose files are damaged or gone has one too."""
+    """Every folder that a run has on this machine, by name; one whose files are damaged or gone has one too.
+
+    Raises JobError where the folder of them cannot be read.
+    """
     try:
         folders = sorted(runs_dir().iterdir())
-    except OSError:
+    except FileNotFoundError:
         return []
+    except OSError as error:
+        raise JobError.of_os_error(error) from error
     files = ("run.json", "job.json")
     named = [path for path in folders if not path.name.startswith(".")]  # the others are being removed
     return [RunFolder(dir=path) for path in named if any(os.path.lexists(path / name) for name in files)]

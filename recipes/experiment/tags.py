@@ -37,7 +37,7 @@ def tags() -> dict[str, Tag]:
     try:
         held = schema.read(_path(), _FILE)["tags"]
         return {name: Tag(**{key: schema.fitting(one, _TAG).get(key) for key in _TAG}) for name, one in held.items()}
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, ValueError) as error:
         raise JobError("damaged_record", f"{_path()}: {error}.", "Put it right, or remove it.") from error

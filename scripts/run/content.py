@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -15,6 +16,8 @@ _CHUNK = 1 << 20
 _LINE = re.compile(r"(\\?)([0-9a-f]{64}) [ *](.+)")
 _ESCAPED = {"\\": "\\\\", "\n": "\\n", "\r": "\\r"}
 _MANIFEST_BYTES = 64 << 20
+#: Of what cannot be read.
+_NO_FILE = hashlib.sha256(b"no file").hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,21 +38,41 @@ class Content:
 def content_of(path: Path, advance: Callable[[int], None] = lambda read: None) -> Content:
     """Measure `path`; the digest depends on relative names and contents, never on time or place.
 
+    Links are followed; what is no file (a socket, a link to nothing) counts by its name, an empty folder not at all.
     Files are read by as many threads as there are processors. `advance` is called with the bytes of each piece that
     was read, by any of them. Raises OSError.
     """
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    files = [path] if path.is_file() else sorted(_below(path, frozenset()))
     names = [file.name if path.is_file() else file.relative_to(path).as_posix() for file in files]
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        found = list(pool.map(lambda file: _read(file, advance), files))
+    stopped = threading.Event()
+    pool = ThreadPoolExecutor(os.cpu_count() or 1)
+    try:
+        found = list(pool.map(lambda file: _read(file, advance, stopped), files))
+    finally:
+        stopped.set()  # whoever is interrupted does not wait for gigabytes
+        pool.shutdown(cancel_futures=True)
     listing = {name: digest for name, (digest, _) in zip(names, found, strict=True)}
     return Content(bytes=sum(size for _, size in found), files=len(files), digest=_digest_of(listing), listing=listing)
 
 
-def _read(file: Path, advance: Callable[[int], None]) -> tuple[str, int]:
+def _below(folder: Path, above: frozenset[str]) -> Iterator[Path]:
+    """Everything in a folder that is none itself; one that leads back to where it lies is no folder."""
+    above |= {os.path.realpath(folder)}
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            inner = folder / entry.name
+            if entry.is_dir() and os.path.realpath(inner) not in above:
+                yield from _below(inner, above)
+            else:
+                yield inner
+
+
+def _read(file: Path, advance: Callable[[int], None], stopped: threading.Event) -> tuple[str, int]:
+    if not file.is_file():
+        return _NO_FILE, 0
     digest, total, piece = hashlib.sha256(), 0, bytearray(_CHUNK)
     with file.open("rb", buffering=0) as handle:
-        while read := handle.readinto(piece):
+        while not stopped.is_set() and (read := handle.readinto(piece)):
             digest.update(memoryview(piece)[:read])
             total += read
             advance(read)

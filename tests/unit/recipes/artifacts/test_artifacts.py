@@ -1,6 +1,9 @@
 """Artifacts: found by reference, read again, and traced back."""
 
 import json
+import os
+import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,7 @@ from recipes.artifacts.verification import Verification, verify
 from recipes.experiment.runs import all_runs
 from scripts.args.convert import HfToMegatronArgs
 from scripts.engines.inputs import inputs_of, made_by
-from scripts.run.content import FOLDER
+from scripts.run.content import FOLDER, content_of
 from scripts.run.problems import ProblemsError
 from scripts.run.record import Record
 from tests.answers import data_of
@@ -142,7 +145,7 @@ def test_an_artifact_is_traced_back_to_what_no_run_made(chain: dict[str, Record]
     tree = traced(only("00000c"), artifacts_of(all_runs()))
     lines = [
         branch + (node.of.reference if isinstance(node.of, Artifact) else node.of.name)
-        for branch, node in lines_of(tree)
+        for branch, node, _ in lines_of(tree)
     ]
     assert lines == [
         "score_0101-0000-00000c.eval_results",
@@ -198,3 +201,87 @@ def test_the_commands_list_show_and_draw(chain: dict[str, Record]) -> None:
     (row,) = data_of(shell("artifacts", "verify", "00000b", "--json").stdout)["artifacts"]
     assert json.dumps(row) and row["state"] == "intact"
     assert "Example: nemo experiment artifacts" in " ".join(shell("artifacts", "--help").stdout.split())
+
+
+def test_a_folder_that_may_not_be_looked_at_takes_nothing_else_away(chain: dict[str, Record]) -> None:
+    """Root may look at everything: a name that is too long stands for it."""
+    record = chain["convert"]
+    odd = [{"type": "checkpoint_hf", "path": "/" + "x" * 5000, "bytes": 1, "files": 1, "digest": "sha256:aa"}]
+    record.update(outputs=[*record.values["outputs"], *odd], versions="x", git=[1])
+    shell = Shell()
+    rows = data_of(shell("artifacts", "--json").stdout)["artifacts"]
+    assert [row["here"] for row in rows].count(False) == 1 and len(rows) == 5
+    shown = shell("artifacts", "show", "00000b")
+    assert shown.exit_code == 0 and "cannot be looked at" in shown.stdout
+    assert shell("artifacts", "verify", "00000b").exit_code == 1
+
+
+@pytest.mark.parametrize("kind", ["a link to nothing", "a socket", "a linked folder", "a loop"])
+def test_what_is_no_file_is_seen_too(
+    kind: str, chain: dict[str, Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifact = only("00000b")
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards" / "w").write_text("1")
+    if kind == "a socket":
+        monkeypatch.chdir(artifact.path)  # its path is too long for a socket
+        with socket.socket(socket.AF_UNIX) as made:
+            made.bind("odd")
+    else:
+        target = {"a link to nothing": "/nowhere", "a linked folder": tmp_path / "shards", "a loop": artifact.path}
+        (artifact.path / "odd").symlink_to(target[kind])
+    found = verify(artifact)
+    assert (found.state, found.extra) == ("damaged", ("odd/w" if kind == "a linked folder" else "odd",))
+
+
+def test_what_may_not_be_read_is_no_damage(chain: dict[str, Record], monkeypatch: pytest.MonkeyPatch) -> None:
+    def closed(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    artifact = only("00000b")
+    monkeypatch.setattr(os, "scandir", closed)  # root may read everything
+    with pytest.raises(PermissionError):
+        verify(artifact)
+
+
+def test_equal_contents_are_told_apart_by_where_they_lay(home: Path) -> None:
+    runs = [run(home, f"made_0101-0000-00000{number}", (), [], number) for number in (1, 2)]
+    outputs = [
+        {"type": "data", "path": f"/nowhere/{record.dir.name}", "bytes": 1, "digest": "sha256:aa"} for record in runs
+    ]
+    for record, output in zip(runs, outputs, strict=True):
+        record.update(outputs=[output])
+    run(
+        home,
+        "used_0101-0000-000003",
+        ("eval_results",),
+        [{"type": "data", "name": outputs[0]["path"], "digest": "sha256:aa"}],
+        3,
+    )
+    assert "made_0101-0000-000001.data" in Shell()("artifacts", "lineage", "latest:used").stdout
+
+
+def test_a_diamond_is_told_once(home: Path) -> None:
+    """Each run reads the one before twice: a tree of it would be of 2**20 lines."""
+    before: list[dict[str, Any]] = []
+    for number in range(20):
+        made = run(home, f"made_0101-0000-0000{number:02}", ("checkpoint_hf",), before * 2, number)
+        before = [{"type": "checkpoint_hf", "name": str(made.dir / "checkpoint_hf"), "run": made.dir.name}]
+    shell = Shell()
+    lines = shell("artifacts", "lineage", "made_0101-0000-000019").stdout.splitlines()
+    assert len(lines) == 39 and sum("(see above)" in line for line in lines) == 18
+    assert shell("artifacts", "lineage", "made_0101-0000-000019", "--dot").stdout.count(" -> ") == 19
+    assert len(shell("artifacts", "lineage", "made_0101-0000-000019", "--json").stdout) < 60_000
+
+
+def test_an_interrupted_reading_ends_at_once(tmp_path: Path) -> None:
+    with (tmp_path / "large").open("wb") as file:
+        file.truncate(40 << 30)  # no byte of it is on a disk
+
+    def interrupt(read: int) -> None:
+        raise KeyboardInterrupt
+
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        content_of(tmp_path, interrupt)
+    assert time.monotonic() - began < 5

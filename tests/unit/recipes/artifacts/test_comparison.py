@@ -69,6 +69,10 @@ def test_what_was_scored_otherwise_is_not_held_against_the_others(home: Path, re
         {"evaluation": None},
         {"evaluation": [], "size": 7, "scores": {"a": 1}, "model": ["x"]},
         {"evaluation": {"perplexity_base": "ten", "perplexity_quantized": math.nan, "kl_divergence": math.inf}},
+        {
+            "model": {"a": 1},
+            "evaluation": {"source": [], "tokens": {}, "perplexity_base": 10.0, "kl_divergence": 1.7e308},
+        },
         {"size": {"base_bytes": -1, "export_bytes": True}, "scores": [{"score": 3}, 4]},
     ],
 )
@@ -120,3 +124,24 @@ def test_the_answer_has_figures(sizes: dict[str, str]) -> None:
     data = data_of(Shell()("compare", "sizes", "--json").stdout)
     assert data["winner"] == sizes["int4_awq"] and len(data["runs"]) == 5
     assert data["runs"][0]["values"] == {"args.export_quant_cfg": "fp8"}
+
+
+def test_a_failed_run_is_neither_on_the_front_nor_the_winner(sizes: dict[str, str], home: Path) -> None:
+    file = home / "runs" / sizes["int4_awq"] / "run.json"
+    error = {"name": "out_of_memory", "message": "m", "remedy": "r"}
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"state": "failed", "error": error}))
+    found = compare(["sizes"], 0.01)
+    assert sizes["int4_awq"] not in found.front and found.winner == sizes["fp8"]
+
+
+def test_both_files_are_written_or_none(sizes: dict[str, str], tmp_path: Path) -> None:
+    page, file = tmp_path / "page.html", tmp_path / "best.yaml"
+    page.write_text("mine")
+    assert Shell()("compare", "sizes", "--write", str(file), "--html", str(page)).exit_code == 2
+    assert page.read_text() == "mine" and not file.exists()
+    assert Shell()("compare", "sizes", "--write", str(file), "--html", str(file)).exit_code == 2
+    assert not file.exists()
+
+
+def test_runs_are_named_by_any_part_of_their_ids(sizes: dict[str, str]) -> None:
+    assert len(compare(["_0101-0000"], 0.01).rows) == 5

@@ -1,7 +1,10 @@
 """--json: one envelope for every command, whatever becomes of it."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +13,7 @@ import pytest
 from configs import CONFIGS
 from tests.answers import answer_of
 from tests.conftest import Done
-from tests.runs import recorded
+from tests.runs import Shell, recorded
 
 GOOD = "probe_1126-0805-47f9a1"
 ASKED: dict[str, tuple[list[str], str]] = {
@@ -77,3 +80,28 @@ def test_quiet_prints_the_ids_alone(nemo: Callable[..., Done], home: Path) -> No
     refused = nemo("run", "probe", "args.exit_cod=3", "-q")
     assert (refused.code, refused.out) == (2, "") and "Did you mean args.exit_code?" in refused.err
     assert nemo("ps", "--all", "--quiet").out.split() == [folder.name, failed.out.strip()]
+
+
+@pytest.mark.parametrize("command", ["ps --all --json", "artifacts", "explain"])
+def test_a_full_disk_behind_standard_output_is_said(command: str, home: Path, work: Path) -> None:
+    recorded(home, GOOD)
+    env = {**os.environ, "NEMORUN_HOME": str(home)}
+    with Path("/dev/full").open("w") as full:
+        words = [sys.executable, "-m", "recipes.cli.program", *command.split()]
+        done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, cwd=work, env=env)
+    assert done.returncode == 1 and "failed: disk_full" in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
+def test_a_home_that_cannot_be_read_is_not_called_empty(nemo: Callable[..., Done], tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = nemo("ps", "--json", env={"NEMORUN_HOME": str(tmp_path / "file")})
+    assert (done.code, done.answer["error"]["name"]) == (1, "system_error")
+
+
+def test_who_is_interrupted_answers_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("recipes.artifacts.artifact.artifacts_of", stop)
+    done = Shell()("artifacts", "--json")
+    assert (done.exit_code, answer_of(done.stdout)["outcome"]) == (130, "stopped")

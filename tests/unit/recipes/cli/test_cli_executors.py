@@ -249,3 +249,10 @@ def test_help_has_an_example(words: list[str]) -> None:
     done = nemo(*words, "--help")
     assert done.exit_code == 0
     assert " ".join(["Example: nemo experiment executors", *words]) in " ".join(done.stdout.split())
+
+
+def test_what_is_no_file_of_profiles_is_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for file in ("/dev/full", str(tmp_path / "pipe")):
+        done = nemo("init", "slurm", "--file", file, "--json")
+        assert done.exit_code == 1 and answer_of(done.stdout)["error"]["name"] == "not_written"
