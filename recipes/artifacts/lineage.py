@@ -39,8 +39,9 @@ class Node:
 def lineage(artifact: Artifact, known: Sequence[Artifact]) -> Node:
     """The tree of an artifact, as runs recorded their inputs; `known` are those of all runs.
 
-    An input is what a run recorded it to be; where it recorded none, the artifact of the same digest, else the last
-    one at that path that was made before. A circle, as only a changed record has one, ends where it closes.
+    An input is the output of the run that was recorded with it. Without one it is the last artifact that was made
+    before at that path, with the input's digest where that is known; else one of that digest from elsewhere. A circle,
+    as only a changed record has one, ends where it closes.
     """
     return _traced(artifact, known, frozenset(), {})
 

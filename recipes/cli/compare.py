@@ -1,5 +1,6 @@
 """`nemo experiment compare`: runs side by side, the front of them, and the one to take."""
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -57,7 +58,7 @@ def compare(
         if file is not None:
             say(f"{key:10} {file}")
     if write is not None and winner is not None:
-        say(f"{'run it':10} nemo experiment run {winner.record.get('recipe')} --config {write}")
+        say(f"{'run it':10} nemo experiment run {winner.record.get('recipe')} --config {shlex.quote(str(write))}")
 
 
 def _write_all(files: Mapping[str, tuple[Path, str]]) -> None:

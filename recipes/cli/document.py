@@ -5,7 +5,7 @@ import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated, Any, TextIO
@@ -142,7 +142,7 @@ def cause_of(error: Exception) -> JobError:
 
 
 def write_new(file: Path, text: str, key: str) -> None:
-    """Write a file that somebody asked for by an option. Raises ProblemsError where there is one, JobError."""
+    """Write a whole file that somebody asked for by an option. Raises ProblemsError where there is one, JobError."""
     try:
         with file.open("x", encoding="utf-8") as out:
             out.write(text)
@@ -151,6 +151,8 @@ def write_new(file: Path, text: str, key: str) -> None:
         wrong = Problem(name="output_exists", key=key, value=file, cause="there is such a file", remedy=remedy)
         raise ProblemsError([wrong]) from None
     except OSError as error:
+        with suppress(OSError):
+            file.unlink()  # the half of it
         raise JobError.of_os_error(error) from error
 
 
