@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from recipes.cli.document import AsJson, answer, exits, say
+from scripts.run.drawing import size_text
 from scripts.run.problems import JobError, ProblemsError
 
 if TYPE_CHECKING:
     from scripts.checkpoints import Checkpoint
-
-_UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
 def inspect(
@@ -65,16 +64,8 @@ def _lines(found: "Checkpoint") -> Iterator[tuple[str, object]]:
         yield "quantization", (found.quantization or "none") + cache
         yield "ModelOpt", "state to restore" if found.modelopt_state else "no state"
         yield "training", "has optimizer, scheduler or random state" if found.training_state else "clean"
-    yield "size", f"{_in_units(found.bytes)} in {found.files} file{'s' if found.files != 1 else ''}"
+    yield "size", f"{size_text(found.bytes)} in {found.files} file{'s' if found.files != 1 else ''}"
     for problem in found.problems:
         yield "problem", problem
     for doubt in found.doubts:
         yield "doubt", doubt
-
-
-def _in_units(count: float) -> str:
-    for unit in _UNITS:
-        if count < 1000 or unit == _UNITS[-1]:
-            break
-        count /= 1000
-    return f"{count:.1f} {unit}" if unit != _UNITS[0] else f"{count:.0f} {unit}"

@@ -1,7 +1,7 @@
 """Runs as a table: what was run, where, how it stands, since when, how long, what it left, and what came of it."""
 
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import cache
 from typing import Literal
 
@@ -94,18 +94,9 @@ def _model(run: Run) -> str:
     return next((str(args[name]).rstrip("/").rpartition("/")[2] for name in named if args.get(name)), "")
 
 
-def _time(run: Run, *keys: str) -> datetime | None:
-    for key in keys:
-        try:
-            return datetime.fromisoformat(str(run.record.get(key)))
-        except ValueError:
-            continue
-    return None
-
-
 def _since(run: Run) -> str:
     """When its state began, here: the time of a day that is today, else the day."""
-    began = _time(run, "finished_at", "started_at", "submitted_at")
+    began = run.time_of("finished_at", "started_at", "submitted_at")
     if began is None:
         return ""
     local = began.astimezone()
@@ -113,9 +104,7 @@ def _since(run: Run) -> str:
 
 
 def _took(run: Run) -> str:
-    began = _time(run, "started_at")
-    until = _time(run, "finished_at") or (datetime.now(UTC) if run.state == "running" else None)
-    return took_text((until - began).total_seconds()) if began and until else ""
+    return "" if run.seconds is None else took_text(run.seconds)
 
 
 def _size(run: Run) -> str:

@@ -113,7 +113,7 @@ def _tell(found: "Rehearsal") -> None:
 def _shipped(name: str, words: Sequence[str], options: "Options") -> "Rehearsal":
     """A recipe as it is, for a cluster; for this machine, where its container lacks what an engine of ours does."""
     from recipes.catalogue import RECIPES
-    from recipes.rehearsal.scale import engine_here
+    from scripts.engines.installed import engine_here
 
     try:
         return _one(name, ["executor=slurm", *words], [], [], options, quiet=True, shipped=True)

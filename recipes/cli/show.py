@@ -21,6 +21,7 @@ from scripts.args.meaning import Role, fields_of, meanings
 from scripts.checkpoints.causal import architectures
 from scripts.engines.installed import here
 from scripts.entrypoints import ALGORITHMS
+from scripts.run.drawing import size_text
 from scripts.run.files import read_limited
 from scripts.run.problems import Problem, error_line
 from scripts.run.schema import MAX_BYTES
@@ -162,8 +163,7 @@ class Output:
             from scripts.engines.hf.report import as_text
 
             say(as_text(report))
-        for output in record.get("outputs", []):
-            say(f"{output['type']:20} {output['path']}  ({output['bytes'] / 1e6:.1f} MB)")
+        _say_outputs(record, 20)
         if record.get("code"):
             say(f"{'code':20} {_code_line(record['code'])}")
         if record.get("error"):
@@ -190,8 +190,7 @@ class Output:
             if record.get(key):
                 say(f"{key:12} {record[key]}")
         say(f"{'run dir':12} {record.get('run_dir', run.dir)}")
-        for output in record.get("outputs", []):
-            say(f"{output['type']:12} {output['path']}  ({output['bytes'] / 1e6:.1f} MB)")
+        _say_outputs(record, 12)
         for line in tracked_lines(record):
             say(line, as_line=True)
         for warning in record.get("warnings", []):
@@ -288,6 +287,11 @@ class Output:
             _say_ids(runs)
         else:
             print_runs(runs, hidden=hidden)
+
+
+def _say_outputs(record: dict[str, Any], width: int) -> None:
+    for output in record.get("outputs") or []:
+        say(f"{output['type']:{width}} {output['path']}  ({size_text(output['bytes'])})")
 
 
 def _say_ids(runs: Sequence[Run]) -> None:

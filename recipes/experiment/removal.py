@@ -166,12 +166,8 @@ def _variable(match: re.Match[str]) -> str:
 
 def ended_before(run: Run, age: timedelta) -> bool:
     """Whether a run ended longer ago than that; one whose record does not say when did not."""
-    for key in ("finished_at", "submitted_at"):
-        try:
-            return run.ended and datetime.now(UTC) - datetime.fromisoformat(str(run.record.get(key))) > age
-        except (ValueError, TypeError):
-            continue
-    return False
+    when = run.time_of("finished_at", "submitted_at")
+    return run.ended and when is not None and datetime.now(UTC) - when > age
 
 
 def sweep_removed(root: Path) -> None:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +101,21 @@ class Run:
     def artifacts(self) -> dict[str, Path]:
         """What it left, by type; of several of one type the last."""
         return {output["type"]: Path(output["path"]) for output in self.record.get("outputs") or []}
+
+    def time_of(self, *keys: str) -> datetime | None:
+        """The first of these times that its record has; one that was written without a zone is UTC's."""
+        for key in keys:
+            with suppress(ValueError):
+                found = datetime.fromisoformat(str(self.record.get(key)))
+                return found if found.tzinfo else found.replace(tzinfo=UTC)
+        return None
+
+    @property
+    def seconds(self) -> float | None:
+        """How long its job took, or has been going on; None where that was not recorded."""
+        until = datetime.now(UTC) if self.state == "running" else self.time_of("finished_at")
+        began = self.time_of("started_at")
+        return (until - began).total_seconds() if began and until else None
 
     def wait(self, seconds: float = math.inf) -> "Run":
         """The run as it has ended, or as it stands after so many seconds. Ctrl-C leaves it running."""

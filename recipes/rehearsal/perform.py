@@ -1,9 +1,7 @@
 """A rehearsal: a job's stages at a small size, run here as any job is, and what that showed of the job."""
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 from recipes.experiment.examine import Examined, examine
@@ -56,7 +54,7 @@ class Rehearsal:
             kinds = ", ".join(output["type"] for output in run.record.get("outputs", []))
             engine = run.record.get("engine")
             by = f" by {TITLES[engine]}" if engine in TITLES else ""
-            took = f" in {run_seconds(run):.0f} s" if run_seconds(run) else ""
+            took = f" in {run.seconds:.0f} s" if run.seconds else ""
             left = f", which left {kinds}, looked at" if kinds else ""
             found.append(f"{run.record['recipe']}{by}{took}: {run.state}{left}")
         return found
@@ -128,12 +126,3 @@ def perform(one: Prepared, watch: Watcher | None = None) -> Rehearsal:
     for stage, run in zip(one.scaled.stages[:-1], runs, strict=False):
         keep(stage, run)
     return Rehearsal(prepared=one, runs=tuple(runs), seconds=time.monotonic() - began)
-
-
-def run_seconds(run: Run) -> float | None:
-    """From the begin of a run's job to its end; None where one of them was not recorded."""
-    said: Sequence[Any] = [run.record.get("started_at"), run.record.get("finished_at")]
-    if not all(isinstance(one, str) for one in said):
-        return None
-    begin, end = (datetime.fromisoformat(one) for one in said)
-    return (end - begin).total_seconds()

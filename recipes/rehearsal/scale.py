@@ -25,7 +25,6 @@ from scripts.args.meaning import (
     MEGATRON,
     Meaning,
     Role,
-    ScriptArgs,
     ScriptSpec,
     Torchrun,
     field_of,
@@ -34,7 +33,7 @@ from scripts.args.meaning import (
 )
 from scripts.data.texts import BUILT_IN
 from scripts.engines.choice import Chosen, is_built_in
-from scripts.engines.installed import BRIDGE, is_installed
+from scripts.engines.installed import engine_here
 from scripts.engines.script.locate import installed
 from scripts.run.files import expanded, is_there, write_text
 from scripts.run.problems import JobError, Problem, ProblemsError
@@ -376,13 +375,6 @@ def _engine(job: Job) -> Chosen | None:
     raise _cannot(
         "engine", job.engine, "only NVIDIA's own script does it", "Give a checkout that has it: script.path=FILE."
     )
-
-
-def engine_here(kind: type[ScriptArgs]) -> Chosen | None:
-    """The engine of ours that does what such arguments ask for, as far as it is installed; None: there is none."""
-    if kind.BRIDGE and is_installed(BRIDGE):
-        return "bridge"
-    return "hf" if kind.HF_ENGINE else None
 
 
 def _is_a_model(meaning: Meaning) -> bool:

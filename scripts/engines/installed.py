@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from importlib import util
+from typing import Literal
 
 from scripts.args.meaning import ScriptArgs
 from scripts.args.serve import ServeArgs
@@ -61,3 +62,10 @@ def here(kind: type[ScriptArgs]) -> Here:
     if installed(kind.SCRIPTS):
         by.append("script")
     return Here(by=tuple(by), needs="; ".join(needs) if needs or by else _CONTAINER)
+
+
+def engine_here(kind: type[ScriptArgs]) -> Literal["bridge", "hf"] | None:
+    """The engine of ours that does what such arguments ask for: Megatron's where that is installed; None: none does."""
+    if kind.BRIDGE and is_installed(BRIDGE):
+        return "bridge"
+    return "hf" if kind.HF_ENGINE else None

@@ -8,6 +8,7 @@ import pytest
 from recipes.experiment.job import Job
 from recipes.rehearsal import scale
 from recipes.rehearsal.scale import Scaled, scaled
+from scripts.engines import installed
 from scripts.run.problems import ProblemsError
 from tests.jobs import job_of
 
@@ -22,13 +23,13 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _cached(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As where Megatron-Bridge is not installed."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
-    monkeypatch.setattr(scale, "is_installed", lambda name: False)
+    monkeypatch.setattr(installed, "is_installed", lambda name: False)
 
 
 @pytest.fixture
 def with_bridge(monkeypatch: pytest.MonkeyPatch) -> None:
     """As where Megatron-Bridge is installed: nothing here imports it."""
-    monkeypatch.setattr(scale, "is_installed", lambda name: True)
+    monkeypatch.setattr(installed, "is_installed", lambda name: True)
     monkeypatch.setattr(scale.os, "sched_getaffinity", lambda _: {0, 1})
 
 
