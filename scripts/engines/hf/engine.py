@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from scripts.args.quantize import QuantizeArgs
 from scripts.engines.hf import calibrate, evaluate, kept, load, quantizers, reference, report, save, sqnr, verify
+from scripts.engines.hf.card import write_card
 from scripts.engines.hf.nvfp4 import cpu_kernels
 from scripts.engines.hf.samples import Samples, choose_samples
 from scripts.engines.inputs import made_by
@@ -175,6 +176,8 @@ def _publish(state: _State, results: dict[str, Any]) -> None:
                 save.export_hf(state.model, state.loaded.tokenizer, exported, args.dtype)
                 save.exclude_left(exported, expected)
                 save.keep_source_files(state.source, exported)
+                sized = results | {"size": report.sizes(state.source, exported)}
+                write_card(exported, sized, args, record.values["inputs"][0], record.values["versions"])
         state.loaded = replace(state.loaded, model=None)
         with record.phase("verify"):
             if exported:
@@ -191,7 +194,8 @@ def _publish(state: _State, results: dict[str, Any]) -> None:
                 how: Any = {"device": state.loaded.device, "trust_remote_code": args.trust_remote_code}
                 reopen = functools.partial(verify.open_restorable, dtype=args.dtype, **how)
                 verified += verify.verify_restorable(restorable, logits, probe, reopen)
-    results |= {"size": report.sizes(args, state.source), "verified": verified}
+    export = Path(args.export_dir) if args.export_dir else None
+    results |= {"size": report.sizes(state.source, export), "verified": verified}
     _record_results(state, results)
 
 

@@ -48,10 +48,9 @@ def evaluation_figures(scores: Scores | None, samples: Samples) -> dict[str, Any
     return {"source": samples.held_out_source, "samples": len(samples.held_out), **asdict(scores)}
 
 
-def sizes(args: QuantizeArgs, source: Path) -> dict[str, int | None]:
+def sizes(source: Path, export: Path | None) -> dict[str, int | None]:
     """Bytes of safetensors before and after."""
-    exported = weight_bytes(Path(args.export_dir)) if args.export_dir else None
-    return {"base_bytes": weight_bytes(source), "export_bytes": exported}
+    return {"base_bytes": weight_bytes(source), "export_bytes": weight_bytes(export) if export else None}
 
 
 def warnings(args: QuantizeArgs, samples: Samples) -> list[str]:
@@ -95,7 +94,7 @@ def as_html(report: dict[str, Any], about: Mapping[str, str]) -> str:
         drawn.append(page.drawing(_plot_depth(layers), "Signal over noise at the outputs, by depth, in dB."))
     texts = [page.side_by_side(one["prompt"], one["before"], one["after"]) for one in report["generations"]]
     return page.page(
-        _title(report),
+        title_of(report),
         about=about,
         notes=report["warnings"],
         parts=[
@@ -108,7 +107,7 @@ def as_html(report: dict[str, Any], about: Mapping[str, str]) -> str:
     )
 
 
-def _title(report: Mapping[str, Any]) -> str:
+def title_of(report: Mapping[str, Any]) -> str:
     """The model as people call it: of a folder its name alone."""
     model = str(report["model"])
     return f"{PurePath(model).name if model.startswith(('/', '.', '~')) else model} in {report['format']}"
@@ -122,7 +121,7 @@ def _block_and_part(name: str) -> tuple[str, str]:
 
 def as_text(report: dict[str, Any]) -> str:
     """The summary and the layers that suffer most, as tables for a terminal or a log."""
-    title = _title(report)
+    title = title_of(report)
     columns: dict[str, Any] = {"": "left", "before": "right", "after": "right", "change": "right"}
     tables = [Table(title=title, columns=columns, rows=summary_rows(report))]
     if report["layers"]:
@@ -135,7 +134,11 @@ def as_text(report: dict[str, Any]) -> str:
     return tables_as_text(tables, [*said, *(f"warning: {warning}" for warning in report["warnings"])], width=100)
 
 
-def summary_rows(report: dict[str, Any]) -> list[tuple[str, str, str, str]]:
+#: What of the summary is of the model, and not of how it was calibrated.
+SCORED_ROWS = ("held-out perplexity", "KL divergence (nats/token)", "top-1 agreement", "weights on disk (MB)")
+
+
+def summary_rows(report: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     """The figures that decide: (what, before, after, change)."""
     rows = []
     scores = report["evaluation"]
