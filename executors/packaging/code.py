@@ -31,7 +31,10 @@ _OWN_ROOT = CONFIGS.parent
 # Of our own files; a Lepton job has a megabyte for everything.
 _NOT_RUN = (".pyc", ".md", ".txt")
 # What commands show is not shown there.
-_NOT_ON_NODES = (("recipes", "cli"), ("recipes", "rehearsal"), ("configs", "problems.yaml"), ("configs", "schemas"))
+_NOT_ON_NODES = (
+    *(("recipes", "cli"), ("recipes", "rehearsal"), ("recipes", "artifacts")),
+    *(("configs", "problems.yaml"), ("configs", "schemas")),
+)
 _LEVEL = 4
 _TIME = 946684800  # the year 2000: tar warns about older files, and clocks that are behind about newer ones
 _LISTED = 5
