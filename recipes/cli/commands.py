@@ -40,7 +40,19 @@ _HELP = {"help_option_names": ["-h", "--help"]}
 
 def register(app: typer.Typer) -> None:
     """Add our commands to NeMo-Run's `experiment` group; status, logs and cancel take the place of its own."""
-    from recipes.cli import agents, artifacts, compare, executors, explain, inspect, manage, rehearse, storage, tracking
+    from recipes.cli import (
+        agents,
+        artifacts,
+        compare,
+        executors,
+        explain,
+        inspect,
+        manage,
+        rehearse,
+        storage,
+        tracking,
+        verdict,
+    )
 
     app.command("run", cls=RecipeCommand, context_settings=_HELP)(run)
     app.command("plan", cls=RecipeCommand, context_settings=_HELP)(plan)
@@ -52,6 +64,7 @@ def register(app: typer.Typer) -> None:
     storage.register(app)
     artifacts.register(app)
     app.command("compare", cls=Command)(compare.compare)
+    app.command("verdict", cls=Command)(verdict.verdict)
     app.command("track", cls=Command)(tracking.track)
     executors.register(app)
     app.command("mcp", cls=Command)(agents.mcp)

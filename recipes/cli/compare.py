@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from recipes.cli.document import AsJson, answer, exits, say, write_new
+from recipes.cli.document import AsJson, answer, exits, say, share, write_new
 from recipes.cli.manage import RunIds
 
 
@@ -36,7 +36,7 @@ def compare(
     from scripts.run.problems import Problem, ProblemsError
 
     with exits(as_json=as_json):
-        found = compared(ids, _share(within))
+        found = compared(ids, share(within, "--within") or 0.0)
         winner = next((row.run for row in found.rows if row.run.id == found.winner), None)
         if write is not None and winner is None:
             cause = found.notes[-1] if found.notes else "no run was scored and exported"
@@ -72,17 +72,3 @@ def _write_all(files: Mapping[str, tuple[Path, str]]) -> None:
         for file in written:
             file.unlink()
         raise
-
-
-def _share(text: str) -> float:
-    """`1%` or `0.01`. Raises ProblemsError."""
-    from scripts.run.problems import Problem, ProblemsError
-
-    try:
-        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 1:
-        cause = "a share is expected, such as 1% or 0.01"
-        raise ProblemsError([Problem(name="wrong_value", key="--within", value=text, cause=cause)])
-    return value

@@ -141,6 +141,20 @@ def cause_of(error: Exception) -> JobError:
     return error if isinstance(error, JobError) else JobError("damaged_record", str(error))
 
 
+def share(text: str | None, key: str) -> float | None:
+    """`1%` or `0.01`, given by an option; None where it is not. Raises ProblemsError."""
+    if text is None:
+        return None
+    try:
+        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        cause = "a share is expected, such as 1% or 0.01"
+        raise ProblemsError([Problem(name="wrong_value", key=key, value=text, cause=cause)])
+    return value
+
+
 def write_new(file: Path, text: str, key: str) -> None:
     """Write a whole file that somebody asked for by an option. Raises ProblemsError where there is one, JobError."""
     try:

@@ -29,7 +29,7 @@ COMMANDS = (
     *("run", "plan", "rehearse", "recipes", "inspect", "explain", "ps", "status", "logs", "cancel", "resume", "open"),
     *("du", "rm", "prune", "executors", "executors init", "executors check", "mcp"),
     *("artifacts", "artifacts show", "artifacts verify", "artifacts lineage", "artifacts tag", "artifacts untag"),
-    *("compare", "track"),
+    *("compare", "verdict", "track"),
 )
 _SLURM = ["executor=slurm", "executor.output_root=/lustre/runs", "executor.gpu=h100-80gb"]
 #: What is shown, by the name of its file.

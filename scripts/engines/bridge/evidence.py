@@ -55,11 +55,10 @@ class Evidence:
             passes(self.loaded, self.samples, "score after")
         sums = None
         if self.hidden:
-            sums = torch.zeros(5, dtype=torch.float64, device=self.hidden[0].device)
-            for sample, before, after in zip(self.samples, self.hidden, seen, strict=True):
-                sums += self._sums(sample, before, after)
+            each = zip(self.samples, self.hidden, seen, strict=True)
+            sums = torch.stack([self._sums(sample, before, after) for sample, before, after in each])
             sums = sums.to(self.loaded.device)
-        return scores_of(broadcast_from_last_pipeline_stage([5], torch.float64, sums))
+        return scores_of(broadcast_from_last_pipeline_stage([len(self.samples), 5], torch.float64, sums))
 
     def _sums(self, sample: Tokens, before: "torch.Tensor", after: "torch.Tensor") -> "torch.Tensor":
         import torch

@@ -22,15 +22,24 @@ if TYPE_CHECKING:
 LOGITS = 1 << 24
 
 
+#: Drawings of the bootstrap, the share of them that an interval holds, and the fewest samples that say anything.
+_DRAWN, _CONFIDENCE, _LEAST_SAMPLES = 2000, 0.95, 8
+
+
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """Over `tokens` predicted tokens. The divergence is KL(base || quantized) in nats per token."""
+    """Over `tokens` predicted tokens. The divergence is KL(base || quantized) in nats per token.
+
+    `intervals` hold 95% of what other samples of the same text would have given (paired bootstrap over the samples):
+    [low, high] of perplexity_increase (a share), kl_divergence and top1_agreement; None of fewer than 8 samples.
+    """
 
     tokens: int
     perplexity_base: float
     perplexity_quantized: float
     kl_divergence: float
     top1_agreement: float
+    intervals: dict[str, list[float]] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,12 +150,12 @@ def score(model: Any, base: Base, *, batch_size: int, max_tokens: int, advance: 
     head = model.get_output_embeddings()
     if base.weight.data_ptr() == head.weight.data_ptr() and not torch.equal(_probe(head.weight), base.probe):
         raise JobError("head_changed", "The format rewrote the output head.", "Set args.eval_size=0.")
-    sums = torch.zeros(5, dtype=torch.float64)
+    sums = torch.zeros(len(base.samples), 5, dtype=torch.float64)
     with torch.no_grad(), cpu_kernels():
         for group, states in _batches(model, base.samples, batch_size, max_tokens):
             parts = torch.split(states, [len(base.samples[index]) for index in group])
             for index, hidden in zip(group, parts, strict=True):
-                sums += _sample_sums(model, head, base, index, hidden)
+                sums[index] = _sample_sums(model, head, base, index, hidden)
             advance(len(group))
     return scores_of(sums)
 
@@ -169,15 +178,31 @@ def _sample_sums(model: Any, head: Any, base: Base, index: int, hidden: "torch.T
 
 
 def scores_of(sums: "torch.Tensor") -> Scores:
-    """What sums of `divergences` over all samples come to."""
-    tokens, base_loss, loss, kl, agreed = sums.tolist()
+    """What `divergences` come to; `sums` are those of each sample, [samples, 5]."""
+    tokens, base_loss, loss, kl, agreed = sums.sum(0).tolist()
     return Scores(
         tokens=int(tokens),
         perplexity_base=math.exp(min(base_loss / tokens, 700.0)),
         perplexity_quantized=math.exp(min(loss / tokens, 700.0)),
         kl_divergence=kl / tokens,
         top1_agreement=agreed / tokens,
+        intervals=_intervals(sums),
     )
+
+
+def _intervals(sums: "torch.Tensor") -> dict[str, list[float]] | None:
+    """Samples are drawn with their losses before and after: what makes a text hard makes it hard for both."""
+    import torch
+
+    if len(sums) < _LEAST_SAMPLES or not torch.isfinite(sums).all():
+        return None
+    table, chance = sums.cpu(), torch.Generator().manual_seed(0)
+    drawn = [table[torch.randint(len(table), (len(table),), generator=chance)].sum(0) for _ in range(_DRAWN)]
+    tokens, base_loss, loss, kl, agreed = torch.stack(drawn).T
+    increase = ((loss - base_loss) / tokens).clamp(max=700.0).exp() - 1
+    found = {"perplexity_increase": increase, "kl_divergence": kl / tokens, "top1_agreement": agreed / tokens}
+    ends = torch.tensor([(1 - _CONFIDENCE) / 2, (1 + _CONFIDENCE) / 2], dtype=sums.dtype)
+    return {name: values.quantile(ends).tolist() for name, values in found.items()}
 
 
 def divergences(before: "torch.Tensor", after: "torch.Tensor", targets: "torch.Tensor") -> "torch.Tensor":

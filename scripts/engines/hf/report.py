@@ -144,7 +144,9 @@ def summary_rows(report: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     scores = report["evaluation"]
     if scores:
         before, after = scores["perplexity_base"], scores["perplexity_quantized"]
-        change = f"{(after / before - 1) * 100:+.2f}%" if before else ""
+        low, high = (scores.get("intervals") or {}).get("perplexity_increase") or (None, None)
+        between = "" if low is None or high is None else f" ({low * 100:+.2f} to {high * 100:+.2f})"
+        change = f"{(after / before - 1) * 100:+.2f}%{between}" if before else ""
         rows.append(("held-out perplexity", f"{before:.3f}", f"{after:.3f}", change))
         rows.append(("KL divergence (nats/token)", "", f"{scores['kl_divergence']:.5f}", ""))
         rows.append(("top-1 agreement", "", f"{scores['top1_agreement'] * 100:.2f}%", ""))

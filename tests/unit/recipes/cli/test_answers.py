@@ -30,6 +30,7 @@ ASKED: dict[str, tuple[list[str], str]] = {
     "inspect": (["."], "refused"),
     "artifacts": ([], "done"),
     "compare": (["47f9a1"], "refused"),
+    "verdict": (["47f9a1"], "failed"),
     "track": (["nothing", "--to", "mlflow"], "refused"),
     "artifacts show": (["47f9a1"], "refused"),
     "explain": (["told_to_fail"], "done"),
