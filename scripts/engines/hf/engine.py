@@ -177,7 +177,7 @@ def _publish(state: _State, results: dict[str, Any]) -> None:
                 save.exclude_left(exported, expected)
                 save.keep_source_files(state.source, exported)
                 sized = results | {"size": report.sizes(state.source, exported)}
-                write_card(exported, sized, args, record.values["inputs"][0], record.values["versions"])
+                write_card(exported, sized, args, record.values["inputs"][0], record.values.get("versions", {}))
         state.loaded = replace(state.loaded, model=None)
         with record.phase("verify"):
             if exported:
