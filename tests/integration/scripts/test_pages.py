@@ -99,7 +99,7 @@ def served(about: dict[str, str]) -> str:
 
 def compared(home: Path) -> str:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("NEMORUN_HOME", str(home))
+        patch.setattr("nemo_run.config._NEMORUN_HOME", str(home))  # read once, at import
         for fmt in FIGURES:
             recorded_with_a_report(home, fmt)
         return comparison.as_html(comparison.compare(["sizes"], 0.01))
