@@ -133,7 +133,7 @@ def test_a_run_is_told_to_a_tracker_wherever_it_runs(site: Site, kind: str) -> N
     assert f"tensorboard  tensorboard --logdir {said['folder']}" in own.nemo("status", run_id).out
     again = own.nemo("track", run_id, "--to", "tensorboard", "--json")
     if kind in ("remote", "lepton"):
-        assert (again.code, [one["name"] for one in again.json["problems"]]) == (2, ["run_dir_elsewhere"]), again
+        assert (again.code, [one["name"] for one in again.answer["problems"]]) == (2, ["run_dir_elsewhere"]), again
     else:
         assert (again.code, again.json["tracked"]["tensorboard"]["state"]) == (0, "kept"), again
 
