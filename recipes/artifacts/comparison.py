@@ -15,6 +15,7 @@ from scripts.args.typed import dump_yaml
 from scripts.run import page
 from scripts.run.drawing import size_text, svg_of, took_text
 from scripts.run.problems import Problem, ProblemsError
+from scripts.run.schema import listed, mapping, number
 
 #: Of each task of a harness, how many are shown beside each other.
 _MOST_TASKS = 6
@@ -200,24 +201,24 @@ def _beats(one: Row, other: Row) -> bool:
 
 def _row(run: Run, differing: Sequence[str]) -> Row:
     report = run.report or {}
-    scores, sizes = _mapping(report.get("evaluation")), _mapping(report.get("size"))
+    scores, sizes = mapping(report.get("evaluation")), mapping(report.get("size"))
     given = dict(_flat("", run.record.get("values") or {}))
-    before = _number(scores.get("perplexity_base"))
+    before = _figure(scores.get("perplexity_base"))
     basis = None
     if before is not None:
         basis = repr((report.get("model"), scores.get("source"), scores.get("tokens"), round(before, 4)))
-    timings = _mapping(run.record.get("timings"))
-    took = [seconds for value in timings.values() if (seconds := _number(value)) is not None]
+    timings = mapping(run.record.get("timings"))
+    took = [seconds for value in timings.values() if (seconds := _figure(value)) is not None]
     return Row(
         run=run,
         values={key: given.get(key) for key in differing},
         basis=basis,
         size=_whole(sizes.get("export_bytes")),
         size_before=_whole(sizes.get("base_bytes")),
-        perplexity=_number(scores.get("perplexity_quantized")),
+        perplexity=_figure(scores.get("perplexity_quantized")),
         perplexity_before=before,
-        kl=_number(scores.get("kl_divergence")),
-        agreement=_number(scores.get("top1_agreement")),
+        kl=_figure(scores.get("kl_divergence")),
+        agreement=_figure(scores.get("top1_agreement")),
         tasks=dict(_tasks(report.get("scores"))),
         seconds=sum(took) if took else None,
     )
@@ -225,8 +226,8 @@ def _row(run: Run, differing: Sequence[str]) -> Row:
 
 def _tasks(scores: Any) -> list[tuple[str, float]]:
     """The headline score of each task of a harness."""
-    rows = [_mapping(row.get("score")) for row in scores if isinstance(row, dict)] if isinstance(scores, list) else []
-    named = [(str(row.get("task")), _number(row.get("value"))) for row in rows if row.get("headline")]
+    rows = [mapping(mapping(row).get("score")) for row in listed(scores)]
+    named = [(str(row.get("task")), _figure(row.get("value"))) for row in rows if row.get("headline")]
     return [(name, value) for name, value in named if value is not None]
 
 
@@ -245,13 +246,8 @@ def _flat(path: str, value: Any) -> list[tuple[str, Any]]:
     return [pair for key, inner in value.items() for pair in _flat(f"{path}.{key}" if path else str(key), inner)]
 
 
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _number(value: Any) -> float | None:
-    known = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return float(value) if known and abs(value) < _MOST else None
+def _figure(value: Any) -> float | None:
+    return number(value, _MOST)
 
 
 def _whole(value: Any) -> int | None:

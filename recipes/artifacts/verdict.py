@@ -1,11 +1,12 @@
 """A verdict on a quantized checkpoint: may it be shipped? By what its run measured, and limits that somebody sets."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 from recipes.experiment.runs import Run
+from scripts.run.schema import listed, mapping, number
 
 #: accept: every limit holds. regression: one does not. anomalous: figures that no quantization has, which are looked
 #: into before anything is believed. infeasible: there is nothing to judge.
@@ -88,7 +89,7 @@ def judge(run: Run, limits: Limits) -> Verdict:
         for one, limit in judged.values()
         if one.is_near(limit)
     ]
-    doubts = [*near, *(str(warning) for warning in _listed(report.get("warnings")))]
+    doubts = [*near, *(str(warning) for warning in listed(report.get("warnings")))]
     answer: Answer = "regression" if broken else "accept"
     return Verdict(run=run, answer=answer, reasons=tuple(broken or kept), doubts=tuple(doubts), limits=limits)
 
@@ -96,24 +97,23 @@ def judge(run: Run, limits: Limits) -> Verdict:
 def _figures(scores: Mapping[str, Any], size: Any) -> dict[str, _Figure]:
     """By the names of limits, those that were measured."""
     found = {}
-    before, after = (_number(scores.get(f"perplexity_{which}")) for which in ("base", "quantized"))
-    intervals = scores.get("intervals")
-    intervals = intervals if isinstance(intervals, dict) else {}
+    before, after = (number(scores.get(f"perplexity_{which}")) for which in ("base", "quantized"))
+    intervals, sizes = mapping(scores.get("intervals")), mapping(size)
     values = {
         "increase": ("perplexity_increase", after / before - 1 if before and after is not None else None),
-        "kl": ("kl_divergence", _number(scores.get("kl_divergence"))),
-        "agreement": ("top1_agreement", _number(scores.get("top1_agreement"))),
+        "kl": ("kl_divergence", number(scores.get("kl_divergence"))),
+        "agreement": ("top1_agreement", number(scores.get("top1_agreement"))),
     }
     for name, (key, value) in values.items():
-        ends = [_number(end) for end in _listed(intervals.get(key))]
+        ends = [number(end) for end in listed(intervals.get(key))]
         low, high = ends if len(ends) == 2 else (None, None)
         if value is not None:
             found[name] = _Figure(
                 name=key.replace("_", " "), value=value, low=low, high=high, least=name == "agreement"
             )
-    sizes = [_number(size.get(key)) for key in ("export_bytes", "base_bytes")] if isinstance(size, dict) else []
-    if len(sizes) == 2 and sizes[0] and sizes[1]:
-        found["size"] = _Figure(name="size", value=sizes[0] / sizes[1], low=None, high=None)
+    made, of = (number(sizes.get(key)) for key in ("export_bytes", "base_bytes"))
+    if made and of:
+        found["size"] = _Figure(name="size", value=made / of, low=None, high=None)
     return found
 
 
@@ -121,7 +121,7 @@ def _anomalies(scores: Mapping[str, Any], figures: Mapping[str, _Figure]) -> Ite
     for key, value in scores.items():
         if isinstance(value, float) and not math.isfinite(value):
             yield f"{key} is {value}"
-    lacking = [key for key in ("perplexity_base", "perplexity_quantized") if _number(scores.get(key)) is None]
+    lacking = [key for key in ("perplexity_base", "perplexity_quantized") if number(scores.get(key)) is None]
     if lacking:
         yield f"{' and '.join(lacking)}: no number"
         return
@@ -133,12 +133,3 @@ def _anomalies(scores: Mapping[str, Any], figures: Mapping[str, _Figure]) -> Ite
     if increase and (increase.value < -_TOO_GOOD or (increase.high is not None and increase.high < 0)):
         between = "" if increase.high is None else f" ({increase.low:+.2%} to {increase.high:+.2%})"
         yield f"the perplexity is {increase.value:+.2%}{between} of the model's: better than what it was made of"
-
-
-def _number(value: Any) -> float | None:
-    known = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if known else None
-
-
-def _listed(value: Any) -> Sequence[Any]:
-    return value if isinstance(value, list) else []

@@ -9,6 +9,7 @@ import typer
 from recipes.cli.completion import artifact_types, references, tag_names
 from recipes.cli.document import FAILED, AsJson, Command, Group, answer, exits, say
 from scripts.run.files import is_there
+from scripts.run.schema import mapping
 
 if TYPE_CHECKING:
     from recipes.artifacts.artifact import Artifact
@@ -70,12 +71,11 @@ def listed(
     from scripts.run.problems import Problem, ProblemsError, nearest
 
     with exits(as_json=as_json):
-        every = artifacts_of(all_runs())
+        runs = all_runs()
+        found = artifacts_of(runs, kind)
         named = {f"{one.run}.{one.type}": name for name, one in tags().items()}
-        types = sorted({one.type for one in every})
-        found = [one for one in every if kind in (None, one.type)]
         if kind is not None and not found:
-            cause, remedy = "no run left one", nearest(kind, types)
+            cause, remedy = "no run left one", nearest(kind, sorted({one.type for one in artifacts_of(runs)}))
             raise ProblemsError([Problem(name="unknown_artifact", key="TYPE", value=kind, cause=cause, remedy=remedy)])
     if as_json:
         answer({"artifacts": [one.as_data() | {"tag": named.get(one.reference)} for one in found]})
@@ -254,7 +254,7 @@ def _facts(one: "Artifact") -> Iterator[tuple[str, object]]:
     yield "size", f"{size_text(one.bytes)}{files}"
     yield "digest", one.digest or "its run wrote none"
     yield "made", f"{one.made_at} by {record.get('recipe')} on {one.run.where}"
-    versions, code, git = (_mapping(record.get(key)) for key in ("versions", "code", "git"))
+    versions, code, git = (mapping(record.get(key)) for key in ("versions", "code", "git"))
     if versions:
         yield "versions", ", ".join(f"{name} {version}" for name, version in versions.items() if version)
     if code.get("digest") or git.get("commit"):
@@ -262,10 +262,6 @@ def _facts(one: "Artifact") -> Iterator[tuple[str, object]]:
     for row in record.get("inputs") or []:
         made = f", by {row['run']}" if row.get("run") else ""
         yield "made of", f"{row['name']}  ({row['type']}{made})  {row.get('digest') or ''}".rstrip()
-
-
-def _mapping(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
 
 
 def _damage(one: "Verification") -> Iterator[str]:

@@ -38,13 +38,15 @@ def compare(
     with exits(as_json=as_json):
         found = compared(ids, share(within, "--within") or 0.0)
         winner = next((row.run for row in found.rows if row.run.id == found.winner), None)
-        if write is not None and winner is None:
-            cause = found.notes[-1] if found.notes else "no run was scored and exported"
-            raise ProblemsError([Problem(name="no_winner", key="--write", value=write, cause=cause)])
-        texts = {"--write": (write, recipe_file(winner) if write and winner else ""), "--html": (html, "")}
+        texts = {}
+        if write is not None:
+            if winner is None:
+                cause = found.notes[-1] if found.notes else "no run was scored and exported"
+                raise ProblemsError([Problem(name="no_winner", key="--write", value=write, cause=cause)])
+            texts["--write"] = (write, recipe_file(winner))
         if html is not None:
             texts["--html"] = (html, as_html(found))
-        _write_all({key: (file, text) for key, (file, text) in texts.items() if file is not None})
+        _write_all(texts)
     if as_json:
         answer(found.as_data())
         return

@@ -177,7 +177,7 @@ def _read(
         kind=_kind_of(algorithm, args),
         state=str(state),
         args=args,
-        extra_args=tuple(word for word in _listed(values.get("extra_args")) if isinstance(word, str)),
+        extra_args=tuple(word for word in schema.listed(values.get("extra_args")) if isinstance(word, str)),
         inputs=tuple(path for path in _paths(args.values()) if path not in outputs),
         outputs=outputs,
         storage=_storage(record.get("executor")),
@@ -201,13 +201,9 @@ def _kind_of(algorithm: str, args: Mapping[str, Any]) -> type:
 
 def _outputs(record: Mapping[str, Any]) -> tuple[str, ...]:
     """What a run left, and what it was going to leave."""
-    listed = [one for key in ("outputs", "expects") for one in _listed(record.get(key))]
+    listed = [one for key in ("outputs", "expects") for one in schema.listed(record.get(key))]
     paths = (one.get("path") for one in listed if isinstance(one, dict))
     return tuple(dict.fromkeys(path for path in paths if isinstance(path, str)))
-
-
-def _listed(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
 
 
 def _paths(values: Any) -> Iterator[str]:

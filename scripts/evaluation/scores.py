@@ -9,6 +9,7 @@ from typing import Any
 
 from scripts.run.files import expanded, is_file
 from scripts.run.problems import JobError
+from scripts.run.schema import mapping
 
 SCHEMA = 1
 REPORT = "report.json"
@@ -83,8 +84,7 @@ def scores_of(results: Mapping[str, Any]) -> list[Score]:
 
 
 def _section(results: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    found = results.get(name)
-    return found if isinstance(found, dict) else {}
+    return mapping(results.get(name))
 
 
 def _of_task(task: str, row: Mapping[str, Any], results: Mapping[str, Any], headline: bool) -> list[Score]:

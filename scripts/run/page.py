@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.run.record import read_json
+from scripts.run.schema import mapping
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1b1f23; --paper: #fff; --line: #d8dee4; --soft: #f6f8fa; --note: #fff3c4;
@@ -55,7 +56,7 @@ def about(run_dir: Path) -> dict[str, str]:
     """What a page is of, by the record of its run: who can find it again, and make it again."""
     record = read_json(run_dir / "run.json") or {}
     executor, process, versions, values = (
-        _mapping(record, key) for key in ("executor", "process", "versions", "values")
+        mapping(record.get(key)) for key in ("executor", "process", "versions", "values")
     )
     models = [one for one in record.get("inputs") or [] if isinstance(one, dict)]
     models = [one for one in models if str(one.get("type")).startswith("checkpoint")]
@@ -73,17 +74,12 @@ def about(run_dir: Path) -> dict[str, str]:
     }
 
 
-def _mapping(values: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    found = values.get(key)
-    return found if isinstance(found, dict) else {}
-
-
 def _command(recipe: str, executor: object, values: Mapping[str, Any]) -> str:
     """Words that ask for the same; without those that are folders of a run of its own."""
     words = ["nemo", "experiment", "run", recipe, f"executor={executor}"]
     words += [f"engine={values['engine']}"] if values.get("engine") not in (None, "auto") else []
     for section in ("args", "script", "torchrun"):
-        for key, value in _mapping(values, section).items():
+        for key, value in mapping(values.get(section)).items():
             text = json.dumps(value) if isinstance(value, (list, dict)) else str(value)
             if value not in (None, "", [], {}) and "${" not in text:
                 words.append(f"{section}.{key}={text}")

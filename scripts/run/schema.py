@@ -5,6 +5,7 @@ absent, others are let through); a list of one schema; a tuple of choices.
 """
 
 import json
+import math
 import re
 from collections.abc import Callable
 from contextlib import suppress
@@ -85,6 +86,22 @@ def misfit(value: Any, schema: Any, where: str) -> str | None:
         if said := said or (misfit(value[name], inner, inside) if name in value else None):
             return said
     return None
+
+
+def mapping(value: Any) -> dict[str, Any]:
+    """A JSON object; an empty one in the place of anything else."""
+    return value if isinstance(value, dict) else {}
+
+
+def listed(value: Any) -> list[Any]:
+    """A JSON array; an empty one in the place of anything else."""
+    return value if isinstance(value, list) else []
+
+
+def number(value: Any, most: float = math.inf) -> float | None:
+    """A finite number, smaller than `most` in its size; None in the place of anything else."""
+    known = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < most
+    return float(value) if known else None
 
 
 def one_of(*choices: object) -> Callable[[Any], bool]:

@@ -6,7 +6,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from scripts.args.typed import dump_yaml
-from scripts.engines.hf.report import SCORED_ROWS, format_name, summary_rows, title_of
+from scripts.engines.hf.report import format_name, scored_rows, title_of
 from scripts.run.files import write_text
 
 FILE = "README.md"
@@ -27,7 +27,6 @@ def card_of(report: Mapping[str, Any], args: Any, source: Mapping[str, Any], ver
     facts: dict[str, Any] = {"library_name": "transformers", "tags": ["modelopt", fmt]}
     if of_hub:
         facts |= {"base_model": model, "base_model_relation": "quantized"}
-    rows = [row for row in summary_rows(report) if row[0] in SCORED_ROWS]
     calibration = report["calibration"]
     made = {
         "model": model if of_hub else PurePath(model).name,
@@ -43,7 +42,7 @@ def card_of(report: Mapping[str, Any], args: Any, source: Mapping[str, Any], ver
         f"---\n{dump_yaml(facts).rstrip()}\n---",
         f"# {_cell(title_of(report).replace(given, fmt))}",
         "Quantized with [NVIDIA Model Optimizer](https://github.com/NVIDIA/Model-Optimizer), reopened and checked.",
-        _table(("", "before", "after", "change"), rows),
+        _table(("", "before", "after", "change"), scored_rows(report)),
         f"On {scored['tokens']} tokens of {_nameable(str(scored['source']))} that it was not calibrated on."
         if scored
         else "",

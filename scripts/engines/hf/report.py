@@ -134,11 +134,14 @@ def as_text(report: dict[str, Any]) -> str:
     return tables_as_text(tables, [*said, *(f"warning: {warning}" for warning in report["warnings"])], width=100)
 
 
-#: What of the summary is of the model, and not of how it was calibrated.
-SCORED_ROWS = ("held-out perplexity", "KL divergence (nats/token)", "top-1 agreement", "weights on disk (MB)")
-
-
 def summary_rows(report: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    """The figures that decide, and what was calibrated on: (what, before, after, change)."""
+    calibration = report["calibration"]
+    calibrated = ("calibration samples", "", f"{calibration['samples']}", f"{calibration['tokens']} tokens")
+    return [*scored_rows(report), calibrated]
+
+
+def scored_rows(report: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     """The figures that decide: (what, before, after, change)."""
     rows = []
     scores = report["evaluation"]
@@ -155,8 +158,6 @@ def summary_rows(report: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
         ratio = f"{size['base_bytes'] / size['export_bytes']:.2f}x smaller"
         before, after = f"{size['base_bytes'] / 1e6:.2f}", f"{size['export_bytes'] / 1e6:.2f}"
         rows.append(("weights on disk (MB)", before, after, ratio))
-    calibration = report["calibration"]
-    rows.append(("calibration samples", "", f"{calibration['samples']}", f"{calibration['tokens']} tokens"))
     return rows
 
 
