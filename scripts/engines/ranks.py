@@ -100,12 +100,13 @@ def _run(child: Child, rank: int, record: Record) -> Ended:
 
 
 def _lone_rank() -> dict[str, str]:
-    """What torchrun tells the only process of a job."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    """What torchrun tells the only process of a job.
+
+    Port 0: it listens on one that is free when it comes to listen, which may be half a minute of imports from here.
+    One that were chosen here could be another's by then.
+    """
     one = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
-    return one | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return one | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
 
 
 def _failure(name: str, ended: Ended) -> JobError:

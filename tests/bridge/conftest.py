@@ -16,7 +16,6 @@ from scripts.engines import cpu_runtime
 from scripts.engines.bridge.worker import Work
 from tests.conftest import NEMO
 from tests.hf_models import build, save
-from tests.testbed.slurm import free_ports
 
 HERE = util.find_spec("megatron") is not None
 SMALL: dict[str, Any] = {"calib_size": 6, "eval_size": 2, "calib_seq_length": 64, "prompts": "1 quick"}
@@ -98,9 +97,8 @@ def begin_anew() -> None:
 @contextmanager
 def one_rank() -> Iterator[None]:
     """In this process; what comes next begins anew."""
-    (port,) = free_ports(1)
     before = dict(os.environ)  # a model's attention says in variables what it may be computed with
-    told = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    told = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     os.environ.update(told)
     cpu_runtime.start()
     yield
