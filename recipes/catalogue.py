@@ -180,6 +180,7 @@ _ORDER: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(("mlm_finetune", "mlm_distill", "mlm_validate"), ()),
     **dict.fromkeys(("prepare_data", "evaluate"), ()),
     "serve": ("trtllm",),
+    "program": (),
     "probe": (),
 }
 

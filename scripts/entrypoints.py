@@ -22,6 +22,7 @@ from scripts.args.generate import GenerateArgs, GenerateVllmArgs, GenerateVlmArg
 from scripts.args.interpolation import resolve_args
 from scripts.args.meaning import Engine, Role, ScriptArgs, ScriptSpec, Torchrun, field_of, value_of
 from scripts.args.probe import ProbeArgs
+from scripts.args.program import ProgramArgs
 from scripts.args.prune import PruneArgs
 from scripts.args.quantize import QuantizeArgs, QuantizeModelOptArgs, QuantizeVlmArgs
 from scripts.args.serve import ServeArgs
@@ -29,8 +30,9 @@ from scripts.engines.bridge.engine import run_bridge
 from scripts.engines.choice import TITLES, choose_engine, refuse_ranks
 from scripts.engines.script.engine import run_script
 from scripts.engines.script.locate import installed
+from scripts.evaluation.gate import keep_gate
 from scripts.run.problems import JobError
-from scripts.run.record import Record
+from scripts.run.record import Follower, Record
 from scripts.run.session import run_job, values_given
 
 _SIZES: tuple[Role, ...] = ("tp", "pp", "ep", "etp")
@@ -139,6 +141,11 @@ ALGORITHMS = {
         families={"prepare_data": PrepareDataArgs},
         tool="scripts.data.run:prepare",
     ),
+    "program": Algorithm(
+        doc="Run a program of yours, and look at what it leaves: a stage of a pipeline that no recipe has.",
+        families={"program": ProgramArgs},
+        ranks="scripts.engines.users_program:run_program",
+    ),
     "probe": Algorithm(
         doc="Report from every rank; fail where `args` say so.",
         families={"probe": ProbeArgs},
@@ -201,13 +208,22 @@ def current(document: Any) -> Any:
 def _carry_out(
     name: str, *, engine: Engine, script: ScriptSpec, args: ScriptArgs, extra_args: list[str], record: Record
 ) -> None:
-    """Resolve what is only true here, and do the work by the engine that was asked for, or is here."""
+    """Resolve what is only true here, do the work, and judge what came of it where limits are set."""
     if ALGORITHMS[name].ranks:
         _loaded(ALGORITHMS[name].ranks)(args, record)
         return
     resolved = resolve_args(args, run_dir=record.dir)
     record.update(resolved={"args": dataclasses.asdict(resolved)})
-    algorithm = ALGORITHMS[name]
+    _work(name, engine, script, resolved, extra_args, record)
+    if not isinstance(record, Follower):
+        keep_gate(value_of(resolved, "gate"), record)
+
+
+def _work(
+    name: str, engine: Engine, script: ScriptSpec, resolved: ScriptArgs, extra_args: list[str], record: Record
+) -> None:
+    """By the engine that was asked for, or is here."""
+    args, algorithm = resolved, ALGORITHMS[name]
     if engine == "hf" and not (algorithm.hf and args.HF_ENGINE):
         raise JobError("engine_cannot", f"{name} is not an algorithm of the hf engine.", "Use engine=auto.")
     if algorithm.tool and isinstance(args, algorithm.args):

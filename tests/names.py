@@ -10,7 +10,7 @@ _FIRST = {
     *("JobError", "UnreachableError", "SubmitError", "SubmissionUnknownError", "_PassingError"),
     *("refuse", "_refuse", "_problem", "_wrong_pattern", "error_data", "cls", "Rule", "_wrong"),
 }
-_CONSTANTS = {"_NAME", "_MOCK", "_TINY", "_LIMITED", "_OVERLAPS"}
+_CONSTANTS = {"_NAME", "_MOCK", "_TINY", "_LIMITED", "_OVERLAPS", "GATE_FAILED"}
 #: Keys of a Lepton profile, which its `_problem` takes first.
 _NO_NAMES = {"env", "mounts", "queue_priority", "secret_names"}
 _TABLES = {"_WORDS", "_REFUSALS"}  # of Slurm's words, with the name in second place

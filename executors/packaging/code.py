@@ -25,16 +25,14 @@ if TYPE_CHECKING:
     import nemo_run as run
 
 OWN_FOLDER = Path(OWN_CODE).name
-OWN_PACKAGES = ("configs", "executors", "recipes", "scripts")
+#: What runs on nodes: what is checked and submitted with stays on the machine that submits.
+NODE_PACKAGES = ("configs", "scripts")
 LARGE_BYTES = 200_000_000
 _OWN_ROOT = CONFIGS.parent
 # Of our own files; a Lepton job has a megabyte for everything.
 _NOT_RUN = (".pyc", ".md", ".txt")
 # What commands show is not shown there.
-_NOT_ON_NODES = (
-    *(("recipes", "cli"), ("recipes", "rehearsal"), ("recipes", "artifacts")),
-    *(("configs", "problems.yaml"), ("configs", "schemas")),
-)
+_NOT_ON_NODES = tuple(("configs", name) for name in ("problems.yaml", "schemas", "pipelines"))
 _LEVEL = 4
 _TIME = 946684800  # the year 2000: tar warns about older files, and clocks that are behind about newer ones
 _LISTED = 5
@@ -169,7 +167,7 @@ def _pack(chosen: Selection, handle: IO[bytes]) -> Code:
 
 def _own_files() -> Iterator[tuple[str, Path]]:
     """Our packages as they are imported here: beside this one, in a checkout and in site-packages alike."""
-    for package in OWN_PACKAGES:
+    for package in NODE_PACKAGES:
         folder = _OWN_ROOT / package
         if not (folder / "__init__.py").is_file():
             raise JobError("packaging_failed", f"{folder} is not there.", "Install modelopt-recipes again.")

@@ -1,6 +1,6 @@
 """What a command line asks for: a recipe with its values and its place, as words, and then checked."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,9 +9,10 @@ import typer
 
 from recipes.cli.completion import overrides, profiles, recipe_names
 from recipes.cli.document import Command
-from scripts.run.problems import Problem, ProblemsError
+from scripts.run.problems import Problem, ProblemsError, near_miss
 
 if TYPE_CHECKING:
+    from executors.base import Place
     from recipes.experiment.examine import Examined
     from recipes.experiment.stage import Options, Stage
 
@@ -83,16 +84,21 @@ def _word_for(option: str, words: Sequence[str]) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """What a command line asks for, and what of it does not fit."""
+    """What a command line asks for, and what of it does not fit: a recipe, or the stages of a pipeline."""
 
-    stage: "Stage"
+    stages: "tuple[Stage, ...]"
+    executor: str | None  # of all that name none of their own; None: nobody said
     options: "Options"
     problems: "list[Problem]"
     whole: bool  # every file was read, and so the values are those that were meant
 
+    @property
+    def is_pipeline(self) -> bool:
+        return any(stage.pipeline for stage in self.stages)
+
     def at(self, attached: str | None, batch: str | None, *, detach: bool = False) -> "Asked":
         """On the profile of -r or -b, where one of them was given."""
-        said = {"-r": attached, "-b": batch, "executor": self.stage.executor}
+        said = {"-r": attached, "-b": batch, "executor": self.executor}
         named = {key: value for key, value in said.items() if value is not None}
         cause = ""
         if attached is not None and (batch is not None or detach):
@@ -104,14 +110,19 @@ class Asked:
         if cause:
             key = next(iter(named))
             problems.append(Problem(name="contradiction", key=key, value=executor, cause=cause, remedy="Give one."))
-        return replace(self, stage=replace(self.stage, executor=executor), problems=problems)
+        return replace(self, executor=executor, problems=problems)
 
     def called(self, name: str | None, after: Sequence[str]) -> "Asked":
-        """Under a name that somebody gives to the run, and after other runs."""
+        """Under a name that somebody gives to the run, and after other runs; of a pipeline, its first stages."""
         from recipes.experiment.run_ids import title_problems
 
-        stage = replace(self.stage, title=name or "", after=after)
-        return replace(self, stage=stage, problems=[*self.problems, *title_problems(name)])
+        stages = []
+        for stage in self.stages:
+            called = (
+                replace(stage, pipeline=name or stage.pipeline) if stage.pipeline else replace(stage, title=name or "")
+            )
+            stages.append(called if stage.after else replace(called, after=after))
+        return replace(self, stages=tuple(stages), problems=[*self.problems, *title_problems(name)])
 
 
 def asked_for(
@@ -129,9 +140,12 @@ def asked_for(
     """
     from executors import load_profile
     from recipes.catalogue import RECIPES, config_of, find, layers, merge_files, named_config
+    from recipes.experiment.pipeline import file_of, pipelines
     from recipes.experiment.stage import Stage
     from recipes.values import parse_words, set_value
 
+    if (pipeline := file_of(recipe)) is not None and recipe not in RECIPES:
+        return _pipeline(pipeline, words, configs, passthrough, options)
     if "=" in recipe:
         first = next((word for word in words if word in RECIPES), "RECIPE")
         cause, remedy = "the recipe comes first", f"Write: nemo experiment run {first} {recipe} ..."
@@ -142,7 +156,9 @@ def asked_for(
         entry = find(recipe)
     except ProblemsError as error:
         wrong = load_profile(parsed.executor or "local", parsed.profile, files=options.profiles)[1]
-        raise ProblemsError([*error.problems, *problems, *wrong]) from None
+        near = near_miss(recipe, pipelines(), cutoff=0.8)
+        found = [replace(one, remedy=near) if near and one.name == "unknown_recipe" else one for one in error.problems]
+        raise ProblemsError([*found, *problems, *wrong]) from None
     if configs and (named := named_config(entry.family, configs[0])) is not None:
         entry, configs = named, configs[1:]  # `quantize -c tiny` is the recipe quantize_tiny
     partial, whole = entry.build() if submits else entry.outline(), True
@@ -157,27 +173,103 @@ def asked_for(
     for key, value in parsed.recipe.items():
         problems += set_value(partial, key, value)
     partial.extra_args = [*partial.extra_args, *passthrough]
-    stage = Stage(name=entry.name, partial=partial, executor=parsed.executor)
-    return Asked(stage=stage, options=options, problems=problems, whole=whole)
+    stage = Stage(name=entry.name, partial=partial)
+    return Asked(stages=(stage,), executor=parsed.executor, options=options, problems=problems, whole=whole)
+
+
+def _pipeline(
+    file: Path, words: Sequence[str], configs: Sequence[str], passthrough: Sequence[str], options: "Options"
+) -> Asked:
+    """The stages of a pipeline. Raises ProblemsError where its file cannot be read."""
+    from recipes.experiment.pipeline import build, read
+    from recipes.values import parse_words
+
+    parsed, problems = parse_words(list(words))
+    pipeline = read(file)
+    values = dict(parsed.recipe)
+    executors: dict[str, dict[str, str]] = {}
+    for key in list(values):
+        stage, _, rest = key.partition(".")
+        if stage in pipeline.stages and rest.partition(".")[0] == "executor":
+            executors.setdefault(stage, {})[rest.removeprefix("executor").removeprefix(".")] = values.pop(key)
+    built = build(pipeline, values, executors)
+    for key, said in (("--config", configs), ("--", passthrough)):
+        if said:
+            cause, remedy = "a pipeline has stages, and it is not said of which", "Write STAGE.KEY=VALUE."
+            problems.append(Problem(name="contradiction", key=key, value=said[0], cause=cause, remedy=remedy))
+    stages = [  # one with values of its own of the executor of all has those of all besides
+        replace(stage, profile={**parsed.profile, **stage.profile})
+        if stage.executor is None and stage.profile
+        else stage
+        for stage in built.stages
+    ]
+    return Asked(
+        stages=tuple(stages),
+        executor=parsed.executor,
+        options=replace(options, overrides=parsed.profile),
+        problems=[*problems, *built.problems],
+        whole=not built.problems,
+    )
 
 
 def looked_at(asked: Asked, sweep: Sequence[str] = ()) -> "tuple[Sequence[Stage], Examined]":
-    """The stage, or one for each value of a sweep, checked; with every Problem, those of the command line first."""
+    """The stages, or one for each value of a sweep, checked; with every Problem, those of the command line first."""
     from recipes.experiment.examine import Examined, examine, place_named
     from recipes.experiment.stage import stages_of
     from recipes.values import parse_sweep
 
     grid, wrong = parse_sweep(list(sweep))
-    problems, stages = [*asked.problems, *wrong], [asked.stage]
+    executor = "local" if asked.executor is None else asked.executor
+    problems, stages = [*asked.problems, *wrong], list(asked.stages)
     try:
+        if grid and asked.is_pipeline:
+            cause, remedy = (
+                "a sweep is of one recipe",
+                "Run the pipeline once for each value: what is equal is not run again.",
+            )
+            raise ProblemsError(
+                [Problem(name="contradiction", key="--sweep", value=sweep[0], cause=cause, remedy=remedy)]
+            )
         if grid:
-            made = stages_of(asked.stage.partial, grid, asked.stage.title)
-            stages = [replace(asked.stage, name=one.name, partial=one.partial, title=one.title) for one in made]
+            (one,) = stages
+            made = stages_of(one.partial, grid, one.title)
+            stages = [replace(one, name=each.name, partial=each.partial, title=each.title) for each in made]
+        elif asked.is_pipeline and asked.whole:
+            stages = _wired(stages, executor, asked.options)
     except ProblemsError as error:
         problems += error.problems
-    if not asked.whole or any(one.key == "executor" for one in problems):  # of another job than was meant
-        problems += place_named(asked.stage.executor or "", asked.options)[1]  # the place is as it was meant
+    unwired = asked.is_pipeline and len(problems) > len(asked.problems) + len(wrong)
+    if not asked.whole or unwired or any(one.key == "executor" for one in problems):  # of another job than was meant
+        problems += place_named(executor, asked.options)[1]  # the place is as it was meant
         return stages, Examined(jobs=(), problems=tuple(problems))
-    examined = examine(stages, options=asked.options)
+    examined = examine(stages, executor, asked.options)
     errors_first = sorted(examined.problems, key=lambda problem: problem.severity != "error")
     return stages, replace(examined, problems=(*problems, *errors_first))
+
+
+def _wired(stages: "list[Stage]", executor: str, options: "Options") -> "list[Stage]":
+    """The stages of a pipeline, each on what those before it leave by the engines that they will have."""
+    from recipes.experiment.chain import likely_engine, wired
+    from recipes.experiment.examine import in_order, place_named
+    from recipes.experiment.job import engine_at
+    from scripts.evaluation.checks import takes_first
+
+    def place_and_values(stage: "Stage") -> "tuple[Place | None, Mapping[str, str]]":
+        overrides = options.overrides if stage.profile is None else stage.profile
+        named = executor if stage.executor is None else stage.executor
+        return place_named(named, replace(options, overrides=overrides))[0], overrides
+
+    def engine_of(stage: "Stage") -> str | None:
+        place, overrides = place_and_values(stage)
+        return likely_engine(stage) if place is None else engine_at(stage.partial, place, overrides)[1]
+
+    def preferred(stage: "Stage") -> str:
+        place, _ = place_and_values(stage)
+        here = place is not None and place.runs_here
+        return takes_first(stage.partial.args.__fn_or_cls__) if here else ""
+
+    problems: list[Problem] = []
+    ordered = in_order(stages, problems)
+    if problems:
+        raise ProblemsError(problems)
+    return wired(ordered, engine_of, preferred)

@@ -1,6 +1,7 @@
 """`nemo experiment run`, `plan` and `recipes`: what can be run, what it would need, and running it."""
 
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -90,15 +91,20 @@ def run(
     force: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Go on in spite of this Problem (repeatable); recorded.")
     ] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Of a pipeline: run the stages too that stand already.")
+    ] = False,
     force_squash: Annotated[bool, typer.Option("--force-squash", help="Slurm: import the image anew.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask on a terminal.")] = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Show tracebacks.")] = False,
 ) -> None:
-    """Check a recipe, run it, and say what came of it.
+    """Check a recipe or a pipeline, run it, and say what came of it.
 
     Example: nemo experiment run quantize_fp8 executor=slurm args.hf_model_id=Qwen/Qwen3-8B executor.nodes=2 --detach
+
+    A pipeline, by name or file: nemo experiment run prune_distill_quantize executor=slurm quantize.args.calib_size=64
 
     With names of a config and a profile: nemo experiment run quantize -c fp8 -b slurm args.hf_model_id=Qwen/Qwen3-8B
 
@@ -109,22 +115,32 @@ def run(
     from recipes.cli import show
     from recipes.experiment.logs import LeftRunningError
     from recipes.experiment.stage import Options
-    from recipes.experiment.submit import start_sweep
+    from recipes.experiment.submit import begin, record_all, start_sweep, turn_of_pipelines
 
     out = show.Output(as_json=as_json, quiet=quiet)
-    options = Options(profiles=profiles, online=not dryrun, force_squash=force_squash, force=frozenset(force or ()))
+    options = Options(
+        profiles=profiles,
+        online=not dryrun,
+        force_squash=force_squash,
+        force=frozenset(force or ()),
+        fresh=fresh,
+    )
     try:
-        with exits(as_json=as_json, submits=True) as refusal:
+        with exits(as_json=as_json, submits=True) as refusal, ExitStack() as turn:
             asked = asked_for(recipe, words or [], config or [], ctx.meta[PASSTHROUGH], options)
             asked = asked.at(attached, batch, detach=detach)
             detach = detach or batch is not None
             asked = asked.called(name, after or [])
+            if asked.is_pipeline and not dryrun:
+                turn.enter_context(turn_of_pipelines())
             stages, examined = looked_at(asked, sweep or [])
+            if asked.is_pipeline:
+                out.pipeline(stages, examined)
             refused = bool(examined.errors)
             if dryrun and examined.jobs:
                 out.plan(examined.jobs, full=True, sound=not refused)
             elif dryrun and asked.whole:
-                out.values(stages)
+                out.values(stages, asked.executor or "local")
             if refused or out.problems:
                 refusal |= out.planned if dryrun else {}
                 raise ProblemsError([*examined.problems, *out.problems])
@@ -134,12 +150,26 @@ def run(
                 if as_json:
                     answer(out.planned, problems=examined.problems)
                 return
+            if not examined.jobs:
+                out.stands(examined)
+                return
             out.plan(examined.jobs, full=False)
             asks = sys.stdin.isatty() and not (yes or as_json or quiet)
-            if asks and not typer.confirm("Run it?", default=True):
-                raise typer.Exit(INTERRUPTED)
+            if asks:
+                turn.close()  # others need not wait for an answer
+                if not typer.confirm("Run it?", default=True):
+                    raise typer.Exit(INTERRUPTED)
+                if asked.is_pipeline:  # another one may have been submitted meanwhile
+                    turn.enter_context(turn_of_pipelines())
+                    stages, examined = looked_at(asked)
+            if asked.is_pipeline:
+                recorded = record_all(examined.jobs)
+                turn.close()
             with out.following() as watch:
-                runs = start_sweep(examined.jobs, detach=detach, watch=watch)
+                if asked.is_pipeline:
+                    runs = begin(recorded, detach=detach, watch=watch)
+                else:
+                    runs = start_sweep(examined.jobs, detach=detach, watch=watch)
     except LeftRunningError as error:
         out.left_running(error.runs)
         raise typer.Exit(INTERRUPTED) from None
@@ -168,12 +198,16 @@ def plan(
     Exit status: 0 when `run` would submit it, 2 when it would refuse.
     """
     from recipes.experiment.stage import Options
+    from recipes.planner.pipeline import pipeline_plan
     from recipes.planner.plan import plan_of
 
     options = Options(profiles=profiles, online=False, force=frozenset(force or ()))
     with exits(as_json=as_json):
         asked = asked_for(recipe, words or [], config or [], ctx.meta[PASSTHROUGH], options, submits=False)
-        found = plan_of(looked_at(asked.at(attached, batch))[1])
+        stages, examined = looked_at(asked.at(attached, batch))
+        if asked.is_pipeline and not (examined.jobs or examined.reused):
+            raise ProblemsError(examined.problems)
+        found = pipeline_plan(stages, examined) if asked.is_pipeline else plan_of(examined)
     if as_json:
         answer(found.as_data(), status=REFUSED if found.refused else 0, problems=found.problems)
     else:

@@ -113,15 +113,19 @@ def _no_folder(key: str, path: Path, severity: Severity = "error") -> Problem:
 
 
 def status(run_id: RunId, as_json: AsJson = False) -> None:
-    """Say how a run stands: its recorded state, set against what its scheduler says.
+    """Say how a run stands, or each stage of a pipeline: its recorded state, set against what its scheduler says.
 
     Example: nemo experiment status quantize_fp8_1126-0805-47f9a1
     """
     from recipes.cli import show
     from recipes.experiment.runs import look
 
-    for folder in _found([run_id], as_json=as_json):
-        show.Output(as_json=as_json).status(look([folder])[0])
+    folders = _found([run_id], as_json=as_json, pipelines=True)
+    out = show.Output(as_json=as_json)
+    if len(folders) > 1:
+        out.runs(look(folders))
+    else:
+        out.status(look(folders)[0])
 
 
 def logs(
@@ -168,7 +172,7 @@ def cancel(ids: RunIds, as_json: AsJson = False) -> None:
     from recipes.experiment.intervene import cancel_run
 
     runs, problems = [], []
-    for folder in _found(ids, as_json=as_json):
+    for folder in _found(ids, as_json=as_json, pipelines=True):
         try:
             runs.append(cancel_run(folder))
         except (JobError, DamagedRecordError, OSError) as error:
@@ -189,27 +193,32 @@ def resume(ids: RunIds, as_json: AsJson = False, quiet: Quiet = False) -> None:
 
     What the ended attempt left is moved to attempts/ in the run directory. What the hf engine calibrated from the same
     model, samples and values is gone on from; a training goes on from its last checkpoint.
+
+    Of a pipeline, by its id or that of any of its stages, all stages that ended badly: what succeeded is kept.
     """
     from recipes.cli import show
     from recipes.experiment.submit import take_up
 
     with exits(as_json=as_json):
-        show.Output(as_json=as_json, quiet=quiet).detached(take_up(_found(ids, as_json=as_json)))
+        show.Output(as_json=as_json, quiet=quiet).detached(take_up(_found(ids, as_json=as_json, pipelines=True)))
 
 
-def _found(words: list[str], *, as_json: bool = False) -> "list[RunFolder]":
-    from recipes.experiment.run_ids import find_run
+def _found(words: list[str], *, as_json: bool = False, pipelines: bool = False) -> "list[RunFolder]":
+    """The runs that words name; with `pipelines`, all of a pipeline that one names."""
+    from recipes.experiment.run_ids import find_run, find_runs_of
 
     with exits(as_json=as_json):
-        return list({folder.id: folder for folder in map(find_run, words)}.values())
+        each = [find_runs_of(word) if pipelines else [find_run(word)] for word in words]
+        return list({folder.id: folder for folders in each for folder in folders}.values())
 
 
 def _is_nemo_runs(word: str) -> bool:
     """Whether `word` is an experiment that NeMo-Run made, and none of ours."""
+    from recipes.experiment.run_ids import runs_of_pipeline
     from recipes.experiment.store import runs_dir
 
     is_name = 0 < len(word) < 256 and "/" not in word and word.strip(".")
-    if not is_name or any(path.name.startswith(word) for path in runs_dir().glob("*")):
+    if not is_name or any(path.name.startswith(word) for path in runs_dir().glob("*")) or runs_of_pipeline(word):
         return False
     experiments = runs_dir().with_name("experiments")
     title = word.rpartition("_")[0]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from recipes.catalogue import RECIPES
 from recipes.cli.document import FAILED, INTERRUPTED, answer, exit_status, say
 from recipes.cli.listing import print_runs
+from recipes.experiment.examine import Examined
 from recipes.experiment.job import Job
 from recipes.experiment.runs import Run
 from recipes.experiment.stage import Stage, values_of_recipe
@@ -54,6 +55,7 @@ class Output:
         self.as_json = as_json
         self.quiet = quiet
         self._plans: list[dict[str, Any]] = []
+        self._stages: dict[str, Any] = {}  # of a pipeline
         self._array: dict[str, Any] = {}  # of a dry run: the one job that all of them would be
         self._told = False
         self.problems: list[Problem] = []  # of what was to be sent, which the place would refuse
@@ -72,6 +74,8 @@ class Output:
         self.problems = list(dict.fromkeys(filter(None, refusals)))
         if self.as_json or (self.quiet and not full):
             return
+        if self._stages and not full:
+            return
         if len(self._plans) > 1 and (array or not full):
             _print_preview(self._plans[0] | {"run_dir": None}, full=False, sound=sound)
             for job in jobs:
@@ -82,18 +86,53 @@ class Output:
         for plan in self._plans:
             _print_preview(plan, full=full, sound=sound)
 
-    def values(self, stages: Sequence[Stage]) -> None:
+    def pipeline(self, stages: Sequence[Stage], examined: Examined) -> None:
+        """The stages of a pipeline: which stand already, by which runs, and why the others are run."""
+        jobs = {job.name: job for job in examined.jobs}
+        rows = []
+        for stage in stages:
+            job, run = jobs.get(stage.name), examined.reused.get(stage.name)
+            made = run.id if run else job.id if job else None
+            why = [f"by {run.id}, {run.state}"] if run else list(examined.changed.get(stage.name, ()))
+            facts = {"stage": stage.name, "recipe": stage.partial.recipe, "after": list(stage.after), "run": made}
+            rows.append(facts | {"reused": run is not None, "why": why})
+        self._stages = {"pipeline": next((job.pipeline for job in examined.jobs), stages[0].pipeline), "stages": rows}
+        if self.as_json or self.quiet:
+            return
+        say(f"{'pipeline':10} {self._stages['pipeline']}")
+        width = max(len(row["stage"]) for row in rows)
+        for row in rows:
+            what = "stands" if row["reused"] else "run" if row["run"] else "refused"
+            after = f", after {', '.join(row['after'])}" if row["after"] else ""
+            say(
+                f"  {row['stage']:{width}}  {what:7}  {row['recipe']}{after}  {'; '.join(row['why'])}".rstrip(),
+                as_line=True,
+            )
+
+    def stands(self, examined: Examined) -> None:
+        """Of a pipeline whose stages stand already, each by a run."""
+        runs = list({run.id: run for run in examined.reused.values()}.values())
+        if self.as_json:
+            answer({"runs": _rows(runs), **self._stages}, status=exit_status([run.state for run in runs]))
+        elif self.quiet:
+            _say_ids(runs)
+        else:
+            print_runs(runs, hidden=0)
+            say("Nothing has changed, and nothing is run again. --fresh runs it all the same.")
+
+    def values(self, stages: Sequence[Stage], executor: str) -> None:
         """Of stages that are no jobs: what was asked for."""
         for stage in stages:
-            place, values = {"name": stage.executor}, values_of_recipe(stage.partial)
-            self._plans.append({"recipe": stage.partial.recipe, "executor": place, "values": values})
+            named = executor if stage.executor is None else stage.executor
+            values = values_of_recipe(stage.partial)
+            self._plans.append({"recipe": stage.partial.recipe, "executor": {"name": named}, "values": values})
             if not self.as_json:
-                say(f"{'recipe':10} {stage.partial.recipe}\n{'executor':10} {stage.executor}\n{_yaml(values)}")
+                say(f"{'recipe':10} {stage.partial.recipe}\n{'executor':10} {named}\n{_yaml(values)}")
 
     @property
     def planned(self) -> dict[str, Any]:
         """What a dry run found; of a job array, with the one job that all of them would be."""
-        return {"runs": self._plans, **self._array} if self._plans else {}
+        return {"runs": self._plans, **self._array, **self._stages} if self._plans else {}
 
     @contextmanager
     def following(self) -> Iterator[Callable[[Run], None]]:
@@ -117,7 +156,8 @@ class Output:
         """Where detached jobs record themselves."""
         if self.as_json:
             failed = any(run.state == "failed" for run in runs)
-            answer({"runs": _rows(runs)}, status=FAILED if failed else 0, problems=self.warnings)
+            told = {"runs": _rows(runs), **self._stages}
+            answer(told, status=FAILED if failed else 0, problems=self.warnings)
             return
         if self.quiet:
             _say_ids(runs)
@@ -144,7 +184,7 @@ class Output:
         if self.as_json:
             documents = [run.record | {"dir": str(run.dir), "report": run.report} for run in runs]
             status = exit_status([run.state for run in runs])
-            answer({"runs": documents}, status=status, problems=self.warnings)
+            answer({"runs": documents, **self._stages}, status=status, problems=self.warnings)
             return
         if self.quiet:
             _say_ids(runs)

@@ -1,49 +1,74 @@
 """`nemo experiment verdict`: may what a run left be shipped?"""
 
+from dataclasses import replace
 from typing import Annotated
 
 import typer
 
 from recipes.cli.document import FAILED, AsJson, answer, exits, say, share
 from recipes.cli.manage import RunId
+from scripts.run import schema
+
+#: Of the perplexity, where nobody says what is allowed.
+_INCREASE = 0.01
 
 
 def verdict(
     run_id: RunId,
     max_increase: Annotated[
-        str | None, typer.Option(metavar="SHARE", help="Of the perplexity, above the model's.")
-    ] = "1%",
+        str | None, typer.Option(metavar="SHARE", help="Of the perplexity, above the model's; 1%.")
+    ] = None,
     max_kl: Annotated[float | None, typer.Option(min=0.0, help="KL divergence from the model, nats a token.")] = None,
     min_agreement: Annotated[
         str | None, typer.Option(metavar="SHARE", help="Of tokens whose likeliest next one is the model's.")
     ] = None,
     max_size: Annotated[str | None, typer.Option(metavar="SHARE", help="Of the model's bytes.")] = None,
+    min_score: Annotated[float | None, typer.Option(help="Of an evaluation: what each task must reach.")] = None,
+    max_drop: Annotated[
+        float | None, typer.Option(min=0.0, help="Of an evaluation: how far a task may be below the baseline.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Judge a quantized checkpoint by what its run measured: accept, regression, anomalous or infeasible.
+    """Judge a checkpoint by what its run measured: accept, regression, anomalous or infeasible.
 
     Example: nemo experiment verdict latest --max-increase 0.5% --min-agreement 95%
+
+    Without an option, the run's own gate is what it is held to; where it has none, 1% more perplexity.
 
     Figures come with 95% intervals (paired bootstrap over the samples); a limit within one is a doubt, which is said.
     Exit status: 0 for accept, 1 for the others.
     """
-    from recipes.artifacts.verdict import Limits, judge
     from recipes.experiment.run_ids import find_run
     from recipes.experiment.runs import look
+    from scripts.evaluation.gate import GATE_FAILED
+    from scripts.evaluation.verdict import Limits, judge
 
     with exits(as_json=as_json):
         limits = Limits(
-            increase=share(max_increase, "--max-increase"),
-            kl=max_kl,
-            agreement=share(min_agreement, "--min-agreement"),
-            size=share(max_size, "--max-size"),
+            max_increase=share(max_increase, "--max-increase"),
+            max_kl=max_kl,
+            min_agreement=share(min_agreement, "--min-agreement"),
+            max_size=share(max_size, "--max-size"),
+            min_score=min_score,
+            max_drop=max_drop,
         )
-        found = judge(look([find_run(run_id)])[0], limits)
+        run = look([find_run(run_id)])[0]
+        report = run.report or {}
+        given: dict[str, float] = {}
+        if not limits.asked:  # what its own gate says, else what is mostly asked for
+            own = schema.mapping(schema.mapping(run.record.get("verdict")).get("limits"))
+            given = {name: value for name, value in own.items() if schema.number(value) is not None}
+            limits = Limits.of(given) if given else limits
+        if limits.max_increase is None and isinstance(report.get("evaluation"), dict) and not given:
+            limits = replace(limits, max_increase=_INCREASE)
+        # One that its gate failed has made all that there is to judge.
+        failed_gate = schema.mapping(run.record.get("error")).get("name") == GATE_FAILED
+        found = judge("succeeded" if failed_gate else run.state, report, limits)
     status = 0 if found.answer == "accept" else FAILED
     if as_json:
-        answer(found.as_data(), status=status)
+        answer({"id": run.id, **found.as_data()}, status=status)
         raise typer.Exit(status)
-    say(f"{found.answer:10}  {found.run.id}")
+    say(f"{found.answer:10}  {run.id}")
     for reason in found.reasons:
         say(f"{'':10}  {reason}")
     for doubt in found.doubts:

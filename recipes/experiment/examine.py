@@ -7,13 +7,16 @@ outputs is known when it is submitted, and so are these. NAME is a stage of the 
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, replace
 from graphlib import CycleError, TopologicalSorter
 from typing import TYPE_CHECKING, Any
 
 from executors import find_profile, place_of
 from executors.base import Place
+from recipes.experiment.index import refreshed
 from recipes.experiment.job import Job, job_of
+from recipes.experiment.reuse import Reused, outputs_of
 from recipes.experiment.run_ids import find_run, new_ids
 from recipes.experiment.runs import Run
 from recipes.experiment.stage import Options, Stage
@@ -21,7 +24,7 @@ from recipes.experiment.tags import tag_of
 from recipes.planner.gpus import gpu_problems
 from recipes.preflight.history import experiment_problems
 from recipes.preflight.subjects import of_values, preflight
-from recipes.values import type_problems
+from recipes.values import SECTIONS, type_problems
 from scripts.args.meaning import meanings
 from scripts.run.problems import Problem, ProblemsError, nearest
 from scripts.run.record import DamagedRecordError
@@ -41,6 +44,8 @@ class Examined:
 
     jobs: tuple[Job, ...]
     problems: tuple[Problem, ...]
+    reused: Mapping[str, Run] = field(default_factory=dict)  # of a pipeline: stages that stand already
+    changed: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # and why each other one is run
 
     @property
     def errors(self) -> tuple[Problem, ...]:
@@ -86,13 +91,24 @@ def examine(stages: Sequence[Stage], executor: str = "local", options: Options =
         taken = [_named(match)[0] for _, text in _texts(stage.partial) for match in _REFERENCE.finditer(text)]
         where = executor if stage.executor is None else stage.executor
         waiting.append(replace(stage, executor=where, after=list(dict.fromkeys([*stage.after, *taken]))))
-    places = {name: place_named(name, options) for stage in waiting if (name := stage.executor) is not None}
-    for stage in _in_order(waiting, problems):
-        name = stage.executor or ""  # an empty word names no profile, and is not the default
-        job, found = _examine_one(stage, name, *places[name], ids, options, jobs)
-        problems += [problem for problem in found if problem not in problems]
-        if job is not None:
-            jobs[stage.name] = job
+    places = {_where(stage): place_named(stage.executor or "", _options(stage, options)) for stage in waiting}
+    with _looked_for(stages, options) as reused:
+        for stage in in_order(waiting, problems):
+            name = stage.executor or ""  # an empty word names no profile, and is not the default
+            made: dict[str, Outputs] = {one: job.expects for one, job in jobs.items()}
+            stands = reused.runs if reused else {}
+            made |= {one: outputs_of(run) for one, run in stands.items()}
+            known = ids | {one: run.id for one, run in stands.items()}
+            over = frozenset(one for one, run in stands.items() if run.ended)
+            job, found = _examine_one(stage, name, *places[_where(stage)], known, options, made, over)
+            if job is not None and reused is not None and not any(one.severity == "error" for one in found):
+                job, more = reused.look_at(job, [one for one in stage.after if one in ids])
+                found = [*found, *more]
+            if stage.pipeline:
+                found = [_of_stage(problem, stage.name) for problem in found]
+            problems += [problem for problem in found if problem not in problems]
+            if job is not None and stage.name not in (reused.runs if reused else {}):
+                jobs[stage.name] = job
     if len(jobs) > 1:  # a stage by itself was looked at with its other checks
         together = experiment_problems(list(jobs.items()))
         problems += [problem for problem in together if problem not in problems]
@@ -106,7 +122,33 @@ def examine(stages: Sequence[Stage], executor: str = "local", options: Options =
         problems.append(
             Problem(name="nothing_to_force", key="--force", value=name, cause=cause, remedy=hint, severity="warning")
         )
-    return Examined(jobs=tuple(jobs.values()), problems=tuple(problems))
+    told = (reused.runs, reused.changed) if reused else ({}, {})
+    return Examined(jobs=tuple(jobs.values()), problems=tuple(problems), reused=told[0], changed=told[1])
+
+
+@contextmanager
+def _looked_for(stages: Sequence[Stage], options: Options) -> Iterator[Reused | None]:
+    """Runs that stand for stages, where the stages are a pipeline's."""
+    if not any(stage.pipeline for stage in stages):
+        yield None
+        return
+    with refreshed() as index:
+        yield Reused(index=index, fresh=options.fresh)
+
+
+def _where(stage: Stage) -> tuple[str, str]:
+    return stage.executor or "", repr(stage.profile)
+
+
+def _options(stage: Stage, options: Options) -> Options:
+    """Those that count for a stage: one with an executor of its own has its own values of it."""
+    return options if stage.profile is None else replace(options, overrides=stage.profile)
+
+
+def _of_stage(problem: Problem, name: str) -> Problem:
+    """A problem with a value of one stage of a pipeline, as the command line calls that."""
+    own = problem.key.partition(".")[0] in SECTIONS and not problem.key.startswith(f"{name}.")
+    return replace(problem, key=f"{name}.{problem.key}") if own else problem
 
 
 def _forced(problem: Problem, names: frozenset[str]) -> Problem:
@@ -134,15 +176,19 @@ def _examine_one(
     wrong: Sequence[Problem],
     ids: Mapping[str, str],
     options: Options,
-    before: Mapping[str, Job],
+    made: Mapping[str, Outputs],
+    over: frozenset[str] = frozenset(),
 ) -> tuple[Job | None, list[Problem]]:
-    """The job of one stage, `before` it those of earlier ones, and every Problem; no job where it says too little."""
+    """The job of one stage and every Problem; no job where it says too little.
+
+    `made`: what stages before it leave; `over`: those of them that have left it, and are not waited for.
+    """
     if place is None:
         return None, [*wrong, *of_values(stage.partial)]
-    partial, promised, problems = _with_paths(stage.partial, {name: job.expects for name, job in before.items()})
+    partial, promised, problems = _with_paths(stage.partial, made)
     problems = [*wrong, *problems]
     after = []
-    for name in stage.after:
+    for name in (name for name in stage.after if name not in over):
         try:
             after.append(ids[name] if name in ids else str(_recorded(name)["id"]))
         except ProblemsError as error:
@@ -181,7 +227,7 @@ def _recorded(word: str) -> Mapping[str, Any]:
         raise ProblemsError([wrong]) from error
 
 
-def _in_order(stages: Sequence[Stage], problems: list[Problem]) -> list[Stage]:
+def in_order(stages: Sequence[Stage], problems: list[Problem]) -> list[Stage]:
     """The stages, parents first; a cycle or a name used twice is a Problem."""
     by_name = {stage.name: stage for stage in stages}
     if len(by_name) < len(stages):
@@ -221,11 +267,11 @@ def _with_paths(
 
 
 def _texts(partial: "run.Partial[Any]") -> Iterator[tuple[str, str]]:
-    for field in fields(partial.args.__fn_or_cls__):
-        value = getattr(partial.args, field.name)
+    for one in fields(partial.args.__fn_or_cls__):
+        value = getattr(partial.args, one.name)
         for item in value if isinstance(value, (list, tuple)) else [value]:
             if isinstance(item, str):
-                yield field.name, item
+                yield one.name, item
 
 
 def _replaced(value: Any, key: str, consumed: str, made: Mapping[str, Outputs], problems: list[Problem]) -> Any:

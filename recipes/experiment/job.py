@@ -12,6 +12,7 @@ from executors.base import AnyJob, Capabilities, Place, Profile
 from executors.kinds import place_from_record
 from recipes.catalogue import RECIPES, Recipe
 from recipes.experiment.releases import Addressed, address
+from recipes.experiment.run_ids import pipeline_of
 from recipes.experiment.stage import Options, Stage
 from recipes.models import ModelFacts, facts_of
 from recipes.planner.gpus import Gpu, gpu_of
@@ -66,6 +67,8 @@ class Job(AnyJob):
     promised: frozenset[str] = frozenset()  # the args that name what another run is going to leave
     given: frozenset[str] = frozenset()  # the args that are not what the shipped recipe says
     after: tuple[str, ...] = ()  # runs that must succeed first
+    pipeline: str | None = None  # the id of the pipeline that it is a stage of
+    fingerprint: Mapping[str, Any] | None = None  # what its result depends on; None where that cannot be told
     online: bool = True
     models: Mapping[str, ModelFacts]  # of each argument that names a model of which something is known
     gpu: Gpu | None  # what a process gets one of; None: not known, or the job needs none
@@ -158,8 +161,12 @@ class Job(AnyJob):
 
     @property
     def expects(self) -> list[dict[str, str]]:
-        """The outputs by type and path, as run.json has them."""
-        return [{"type": kind, "path": str(path)} for _, kind, path in self.outputs]
+        """The outputs by type and path, as run.json has them; with the report of what measures."""
+        found = [{"type": kind, "path": str(path)} for _, kind, path in self.outputs]
+        recipe = RECIPES.get(self.recipe)
+        if recipe is not None and _SCORES in recipe.family.also and self.engine != "script":
+            found.append({"type": _SCORES, "path": str(self.run_dir / "report")})
+        return found
 
     @property
     def in_this_python(self) -> bool:
@@ -212,6 +219,8 @@ class Job(AnyJob):
             "given": sorted(self.given),
             "run_dir": str(self.run_dir),
             "after": list(self.after),
+            "pipeline": self.pipeline,
+            "fingerprint": None if self.fingerprint is None else dict(self.fingerprint),
             "waits_for": list(self.waits_for),
             "archive": str(self.archive) if self.archive else None,
             "warnings": [problem.as_data() for problem in self.warnings],
@@ -226,6 +235,8 @@ class Job(AnyJob):
         return cls(
             **{name: data[name] for name in _AS_THEY_ARE},
             after=tuple(data["after"]),
+            pipeline=data.get("pipeline"),
+            fingerprint=data.get("fingerprint"),
             waits_for=tuple(data["waits_for"]),
             promised=frozenset(data["promised"]),
             given=frozenset(data["given"]),
@@ -244,6 +255,7 @@ class Job(AnyJob):
         )
 
 
+_SCORES = "eval_results"
 #: What a Job and its plain data call alike, and hold alike.
 _AS_THEY_ARE = (
     *("id", "name", "recipe", "algorithm", "executor", "engine", "nodes", "processes", "ranked"),
@@ -271,23 +283,12 @@ def job_of(
     """Build the typed values of a stage's recipe and resolve its late values as they will be on the node."""
     from fiddle import build, copy_with
 
-    partial, overrides = stage.partial, options.overrides
+    overrides = options.overrides if stage.profile is None else stage.profile
+    partial, engine = engine_at(stage.partial, place, overrides)
     args, torchrun, script = build(partial.args), build(partial.torchrun), build(partial.script)
     run_dir = Path(place.run_root()) / run_id
     recipe = RECIPES.get(partial.recipe)
-    shipped = build(recipe.outline().args) if recipe else type(args)()
-    given = frozenset(name for name, value, _ in values_of(args) if value != getattr(shipped, name, None))
-    sizes = {name for size in SIZES for name in fields_of(args, size) if getattr(args, name) is not None}
-    spread = overrides.get("nodes", "1") != "1" or torchrun.nnodes > 1 or bool(sizes & given)
-
-    def has_script() -> bool:
-        return _has_script(args, place, spread=spread)
-
-    full_size = _full_size(args, given, recipe) if recipe and partial.engine == "auto" and not place.runs_here else {}
-    if full_size and has_script():
-        partial = copy_with(partial, args=copy_with(partial.args, **full_size))
-        args = build(partial.args)
-    engine = choose_engine(partial.engine, args, script, has_script=has_script)
+    given = _given(build(stage.partial.args), recipe)
     if engine == "bridge" and place.runs_here and gpus_here() == 0:  # this very machine, and it has none
         script = replace(script, runtime="cpu")
         partial = copy_with(partial, script=copy_with(partial.script, runtime="cpu"))
@@ -334,6 +335,7 @@ def job_of(
         ranked=ranked,
         run_dir=run_dir,
         after=tuple(stage.after),
+        pipeline=pipeline_of(run_id, stage.name) if stage.pipeline else None,
         secrets=place.secrets_path(run_id),
         force_squash=options.force_squash,
         online=options.online,
@@ -346,6 +348,36 @@ def job_of(
         wrong = Problem(name="contradiction", key="executor.nodes", value=said, cause=cause, remedy=remedy)
         problems = [wrong, *problems]
     return job, problems
+
+
+def engine_at(
+    partial: "run.Partial[Any]", place: Place, overrides: Mapping[str, str]
+) -> "tuple[run.Partial[Any], Chosen | None]":
+    """The engine that a recipe has in a place, and the recipe with what goes with that."""
+    from fiddle import build, copy_with
+
+    args, torchrun, script = build(partial.args), build(partial.torchrun), build(partial.script)
+    recipe = RECIPES.get(partial.recipe)
+    given = _given(args, recipe)
+    sizes = {name for size in SIZES for name in fields_of(args, size) if getattr(args, name) is not None}
+    spread = overrides.get("nodes", "1") != "1" or torchrun.nnodes > 1 or bool(sizes & given)
+
+    def has_script() -> bool:
+        return _has_script(args, place, spread=spread)
+
+    full_size = _full_size(args, given, recipe) if recipe and partial.engine == "auto" and not place.runs_here else {}
+    if full_size and has_script():
+        partial = copy_with(partial, args=copy_with(partial.args, **full_size))
+        args = build(partial.args)
+    return partial, choose_engine(partial.engine, args, script, has_script=has_script)
+
+
+def _given(args: ScriptArgs, recipe: Recipe | None) -> frozenset[str]:
+    """The args that are not what the shipped recipe says."""
+    from fiddle import build
+
+    shipped = build(recipe.outline().args) if recipe else type(args)()
+    return frozenset(name for name, value, _ in values_of(args) if value != getattr(shipped, name, None))
 
 
 def _full_size(args: ScriptArgs, given: frozenset[str], recipe: Recipe) -> dict[str, str]:

@@ -11,11 +11,14 @@ from datetime import datetime
 from recipes.experiment.stage import Stage
 from recipes.experiment.store import RunFolder, run_folders
 from scripts.run.problems import Problem, ProblemsError, nearest
-from scripts.run.record import DamagedRecordError, read_record
+from scripts.run.record import DamagedRecordError, read_json, read_record
+from scripts.run.schema import mapping
 
 LATEST = "latest"
 _TITLE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _MOST_OF_TITLE = 48
+#: Of which a pipeline's name and a stage's are parts.
+MOST_OF_PIPELINE, MOST_OF_STAGE = 27, 20
 #: Of a part that is not the beginning: `rm 1` is not to find a run by a digit of its id.
 LEAST_PART = 4
 
@@ -23,17 +26,66 @@ LEAST_PART = 4
 def new_ids(stages: Sequence[Stage]) -> dict[str, str]:
     """An id for each stage, by the stage's name: its title and the time here, which no run of this machine has.
 
-    The end is as long as it is since run directories may lie where other machines put theirs.
+    The end is as long as it is since run directories may lie where other machines put theirs. Stages of a pipeline have
+    the same: `mine-quantize_1126-0805-47f9a1` is one of the pipeline `mine_1126-0805-47f9a1`.
     """
     now = datetime.now().strftime("%m%d-%H%M")
-    ids: dict[str, str] = {}
-    for stage in stages:
-        title = re.sub(r"[^A-Za-z0-9_-]+", "-", stage.title or stage.partial.recipe)[:_MOST_OF_TITLE].rstrip("_-")
-        made = ""
-        while not made or made in ids.values() or RunFolder.of(made).dir.exists():
-            made = f"{title}_{now}-{secrets.token_hex(3)}"
-        ids[stage.name] = made
-    return ids
+    while True:
+        together = f"_{now}-{secrets.token_hex(3)}"
+        ids: dict[str, str] = {}
+        for stage in stages:
+            ending = together
+            while not stage.pipeline and (ending == together or f"{_title(stage)}{ending}" in ids.values()):
+                ending = f"_{now}-{secrets.token_hex(3)}"
+            ids[stage.name] = f"{_title(stage)}{ending}"
+        if len(set(ids.values())) == len({stage.name for stage in stages}) and not any(
+            RunFolder.of(made).dir.exists() for made in ids.values()
+        ):
+            return ids
+
+
+def _title(stage: Stage) -> str:
+    title = (
+        f"{stage.pipeline[:MOST_OF_PIPELINE]}-{stage.name}" if stage.pipeline else stage.title or stage.partial.recipe
+    )
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", title)[:_MOST_OF_TITLE].rstrip("_-")
+
+
+def pipeline_of(run_id: str, stage: str) -> str:
+    """The id of the pipeline that a stage's run is of."""
+    title, _, ending = run_id.rpartition("_")
+    return f"{title.removesuffix(f'-{stage}')}_{ending}"
+
+
+def runs_of_pipeline(pipeline: str) -> list[RunFolder]:
+    """The runs of a pipeline, by its id; none where there is no such pipeline."""
+    title, _, ending = pipeline.rpartition("_")
+    if not title:
+        return []
+    named = [folder for folder in run_folders() if folder.id.startswith(f"{title}-")]
+    return [folder for folder in named if folder.id.endswith(f"_{ending}")]
+
+
+def find_runs_of(word: str) -> list[RunFolder]:
+    """The run that a word names, or all of the pipeline that it names: by its id, or a part that is of all its runs.
+
+    Raises ProblemsError as `find_run` does.
+    """
+    folders = run_folders()
+    titled = runs_of_pipeline(word) if "_" in word else []
+    if titled and not any(folder.id == word for folder in folders):
+        return titled
+    held = [folder for folder in folders if len(word) >= LEAST_PART and word in folder.id]
+    pipelines = {_pipeline_in(folder) for folder in held}
+    if len(held) > 1 and len(pipelines) == 1 and None not in pipelines:
+        return held
+    return [find_run(word)]
+
+
+def _pipeline_in(folder: RunFolder) -> str | None:
+    """The pipeline that a run's job.json names."""
+    named = mapping(mapping(read_json(folder.job)).get("job")).get("pipeline")
+    return named if isinstance(named, str) else None
 
 
 def title_problems(name: str | None) -> list[Problem]:

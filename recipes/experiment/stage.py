@@ -21,7 +21,9 @@ class Stage:
     partial: "run.Partial[Any]"
     executor: str | None = None  # None: the experiment's
     after: Sequence[str] = ()
+    profile: Mapping[str, str] | None = None  # overrides of its executor's values; None: those of the experiment
     title: str = ""  # how the run's id begins; "": with the recipe
+    pipeline: str = ""  # how the ids of all stages of a pipeline begin; "": it is of none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +35,7 @@ class Options:
     force_squash: bool = False
     overrides: Mapping[str, str] = field(default_factory=dict)  # of the executor profile
     force: frozenset[str] = frozenset()  # Problems that do not stop the job, by name
+    fresh: bool = False  # run every stage of a pipeline, those too that were run before of the same
 
 
 def values_of_recipe(partial: "run.Partial[Any]") -> dict[str, Any]:

@@ -7,17 +7,19 @@ import io
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from dataclasses import asdict, replace
+from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from executors.base import SubmitError
+from executors.base import SubmitError, nemorun_home
 from executors.packaging.code import Code, package
 from recipes.experiment.examine import prepare, prepare_all
 from recipes.experiment.intervene import refuse_unless_ended_badly, reopen_run
-from recipes.experiment.job import Job
+from recipes.experiment.job import Job, serialized
 from recipes.experiment.logs import follow
+from recipes.experiment.run_ids import runs_of_pipeline
 from recipes.experiment.runs import Run, Watcher, look
 from recipes.experiment.stage import Options, Stage, stages_of
 from recipes.experiment.store import RunFolder
@@ -33,15 +35,19 @@ from recipes.experiment.supervisor import (
     without_main,
     without_stdin,
 )
-from scripts.run.files import write_text
+from scripts.args.meaning import values_of
+from scripts.run.files import locked, write_text
 from scripts.run.identity import identity
 from scripts.run.problems import JobError, Problem, ProblemsError
 from scripts.run.provenance import git_state, versions
-from scripts.run.record import Record
+from scripts.run.record import DamagedRecordError, Record
 from scripts.run.session import run_element
 
 if TYPE_CHECKING:
     import nemo_run as run
+
+#: Who looks for stages that stand may have to read their inputs whole.
+_TURN_SECONDS = 600.0
 
 
 @contextmanager
@@ -97,12 +103,33 @@ def sweep(
 @disk_failures()
 def start(jobs: Sequence[Job], *, detach: bool = False, watch: Watcher | None = None) -> list[Run]:
     """Record jobs and run them. Raises JobError when they could not be submitted."""
-    supervised = needs_supervisor(jobs)
-    runs = record_all(jobs)
+    return begin(record_all(jobs), detach=detach, watch=watch)
+
+
+@contextmanager
+def turn_of_pipelines() -> Iterator[None]:
+    """Who submits a pipeline looks for stages that stand already, and records its own, before another one does.
+
+    Raises JobError where somebody takes too long for it.
+    """
+    path = Path(nemorun_home()) / "pipelines.lock"
+    with disk_failures():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(locked(path, seconds=_TURN_SECONDS))
+            except TimeoutError as error:
+                raise JobError("launch_failed", f"{error}.", "Somebody else submits a pipeline; try again.") from error
+            yield
+
+
+@disk_failures()
+def begin(runs: Sequence[Run], *, detach: bool = False, watch: Watcher | None = None) -> list[Run]:
+    """Run what was recorded. Raises JobError when it could not be submitted."""
     folders = [run.folder for run in runs]
-    if not supervised:
+    if not needs_supervisor([run.job for run in runs if run.job]):
         hand_over(runs)
-        return runs if detach else follow(folders, watch)
+        return list(runs) if detach else follow(folders, watch)
     if detach:
         spawn(runs)
         return look(folders)
@@ -217,16 +244,72 @@ def _record(job: Job, folder: RunFolder, code: Code | None, facts: Mapping[str, 
 @disk_failures()
 def take_up(folders: Sequence[RunFolder]) -> list[Run]:
     """Start runs that ended badly over, detached. Raises ProblemsError when one did not end badly, JobError."""
-    folders = list({folder.id: folder for folder in folders}.values())
+    folders = _with_their_pipelines(list({folder.id: folder for folder in folders}.values()))
     for folder in folders:  # before anything is changed
         refuse_unless_ended_badly(folder)
         partial_of(folder)
-    runs = [reopen_run(folder) for folder in folders]
+    runs: list[Run] = []
+    moved: dict[str, str] = {}  # run directories of attempts before, and those of the next, where that is another
+    for folder in folders:
+        before = Run.read(folder).job
+        run = reopen_run(folder)
+        if moved and run.job and run.job.after:
+            run = _on_what_moved(run, moved)
+        if before and run.job and run.job.run_dir != before.run_dir:
+            moved[str(before.run_dir)] = str(run.job.run_dir)
+        runs.append(run)
     if any(run.job and (run.job.capabilities.detach == "supervisor" or run.job.after) for run in runs):
         spawn(runs)
     else:
         hand_over(runs)
     return look(folders)
+
+
+def _with_their_pipelines(folders: Sequence[RunFolder]) -> list[RunFolder]:
+    """For a stage of a pipeline: all of its stages that ended badly, parents first. What succeeded is kept.
+
+    Raises ProblemsError where nothing of a pipeline ended badly.
+    """
+    found: dict[str, RunFolder] = {}
+    for folder in folders:
+        with suppress(DamagedRecordError):
+            job = Run.read(folder).job
+            if job is not None and job.pipeline is not None:
+                runs = {run.id: run for run in look(runs_of_pipeline(job.pipeline))}
+                graph = {run.id: [one for one in run.job.after if one in runs] for run in runs.values() if run.job}
+                ordered = [runs[one] for one in TopologicalSorter(graph).static_order()]
+                bad = [run for run in ordered if run.state in ("failed", "cancelled", "lost")]
+                found |= {run.id: run.folder for run in bad or [look([folder])[0]]}
+                continue
+        found[folder.id] = folder
+    return list(found.values())
+
+
+def _on_what_moved(run: Run, moved: Mapping[str, str]) -> Run:
+    """A reopened run whose inputs are in run directories that its parents' next attempts have elsewhere."""
+    from fiddle import copy_with
+
+    def there(value: Any) -> Any:
+        if isinstance(value, list):
+            return [there(item) for item in value]
+        for before, now in moved.items():
+            if isinstance(value, str) and (value == before or value.startswith(f"{before}/")):
+                return f"{now}{value.removeprefix(before)}"
+        return value
+
+    assert run.job is not None
+    partial = partial_of(run.folder)
+    names = [name for name, _, _ in values_of(run.job.args)] if run.job.args else []
+    partial = copy_with(
+        partial, args=copy_with(partial.args, **{name: there(getattr(partial.args, name)) for name in names})
+    )
+    write_text(run.folder.partial, serialized(partial))
+    typed = {
+        part: replace(values, **{name: there(getattr(values, name)) for name in names})
+        for part, values in (("args", run.job.args), ("resolved", run.job.resolved))
+        if values is not None
+    }
+    return run.update(job=replace(run.job, partial=None, **typed))
 
 
 def would_send(job: Job) -> dict[str, Any]:

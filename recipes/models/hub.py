@@ -5,6 +5,7 @@ import functools
 import os
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -14,12 +15,13 @@ from configs import CONFIGS
 from recipes.models.architecture import ModelFacts
 from recipes.models.config import facts_from_config
 from scripts.checkpoints.documents import read_json
-from scripts.run.files import expanded, is_folder, is_there
+from scripts.run.files import expanded, is_folder, is_there, read_limited
 from scripts.run.problems import JobError
 from scripts.tiny.model import TINY_MODELS
 from scripts.tiny.train import TinyModel
 
 _TIMEOUT_SECONDS = 8.0
+_COMMIT_BYTES = 100
 SOURCE = "configs/models/hub.yaml"
 _FILE = CONFIGS.parent / SOURCE
 _SIDECAR = "hf_quant_config.json"
@@ -108,6 +110,15 @@ def cached_model(name: str) -> Path | None:
     snapshots = _cache() / f"models--{name.replace('/', '--')}" / "snapshots"
     found = [file.parent for file in snapshots.glob("*/config.json")] if is_hub_name(name) else []
     return max(found, key=lambda folder: folder.stat().st_mtime, default=None)
+
+
+def commit_of(name: str) -> str | None:
+    """The commit of a repository of the hub that the cache here has as its newest; None where it has none."""
+    for kind in ("models", "datasets"):
+        with suppress(OSError, ValueError):
+            said = read_limited(_cache() / f"{kind}--{name.replace('/', '--')}" / "refs" / "main", _COMMIT_BYTES)
+            return said.decode("ascii").strip() or None
+    return None
 
 
 def model_problem(name: str, *, online: bool) -> tuple[str, str, str] | None:

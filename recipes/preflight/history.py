@@ -21,7 +21,9 @@ from recipes.experiment.job import Job
 from recipes.experiment.runs import Run
 from recipes.experiment.store import RunFolder, last_written, runs_dir
 from recipes.preflight.paths import inputs_of, overlap, real
+from scripts.args.evaluate import EvaluateArgs
 from scripts.args.meaning import ScriptArgs, field_of, meanings, values_of
+from scripts.evaluation.checks import has_vllm
 from scripts.run import schema
 from scripts.run.files import read_limited
 from scripts.run.identity import is_alive
@@ -311,6 +313,25 @@ def experiment_problems(stages: Sequence[tuple[str, Job]]) -> Iterator[Problem]:
         for key, origin in lineage(job, find):
             yield from _of_origin(job, key, origin)
         yield from _wrong_base(job, find)
+    for _, job in stages:
+        yield from _needs_vllm(job, [other for _, other in stages])
+
+
+def _needs_vllm(job: Job, others: Sequence[Job]) -> Iterator[Problem]:
+    """An export that does not exist yet is scored by what loads it, which this Python must have."""
+    asks = isinstance(job.resolved, EvaluateArgs) and job.in_this_python and job.script.path is None
+    if not asks or has_vllm():
+        return
+    path = job.resolved.checkpoint
+    makers = [one for one in others if one.algorithm in ("quantize", "export")]
+    for maker in (
+        one for one in makers for _, kind, out in one.outputs if kind == "checkpoint_hf" and path == str(out)
+    ):
+        cause = f"it is an export of {maker.name}, for which vLLM is needed, and this Python has none"
+        remedy = "Run this stage where vLLM is (STAGE.executor=NAME), or score the ModelOpt-restorable checkpoint."
+        yield Problem(
+            name="backend_not_installed", key=f"{job.name}.args.checkpoint", value=path, cause=cause, remedy=remedy
+        )
 
 
 def _of_origin(job: Job, key: str, origin: Origin) -> Iterator[Problem]:

@@ -30,7 +30,9 @@ from recipes.preflight.hf_engine import quantize_notes
 from recipes.preflight.script_engine import script_notes
 from scripts.args import constraints
 from scripts.data import sources
+from scripts.engines import users_program
 from scripts.evaluation import checks as evaluation
+from scripts.evaluation import gate
 from scripts.run.problems import Problem
 from scripts.run.registry import REGISTRY, Findings, OnNode, carry_out, checks_of
 from scripts.serving import checks as serving
@@ -47,8 +49,10 @@ SUBJECTS = (
     bridge_engine,
     script_engine,
     evaluation,
+    gate,
     serving,
     sources,
+    users_program,
     contradictions,
     teacher,
     layout,

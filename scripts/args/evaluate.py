@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from scripts.args.meaning import ScriptArgs, doc
-from scripts.args.shared import hub_model, remote_code
+from scripts.args.shared import hub_model, limits, remote_code
 
 Backend = Literal["hf", "vllm"]
 
@@ -55,3 +55,4 @@ class EvaluateArgs(ScriptArgs):
     baseline: str | None = doc(
         "report of an earlier evaluate run, to show the difference to", None, consumes="eval_results", role="baseline"
     )
+    gate: dict[str, float | str] | None = limits("any")

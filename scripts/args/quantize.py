@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from scripts.args.meaning import ScriptArgs, Work, doc
-from scripts.args.shared import PROMPTS, Precision, Sizes, hub_model, remote_code, written
+from scripts.args.shared import PROMPTS, Precision, Sizes, hub_model, limits, remote_code, written
 from scripts.formats import CONFIG_NAMES, FORMATS
 
 KvCacheQuant = Literal["none", "fp8", "fp8_affine", "nvfp4", "nvfp4_affine", "nvfp4_rotate"]
@@ -60,6 +60,7 @@ class QuantizeArgs(_BridgeArgs):
     eval_size: int = doc(
         "samples scored before and after; 0 skips the comparison", 64, engine="ours", role="eval_samples"
     )
+    gate: dict[str, float | str] | None = limits()
     layer_noise: NoiseOf = doc(
         "layers whose signal-to-noise ratio is measured; sampled: four, with the first and the last",
         "sampled",

@@ -42,6 +42,16 @@ def written(meaning: str, produces: str, **facts: Any) -> Any:
     return doc(meaning, None, produces=produces, role="output", **facts)
 
 
+def limits(engine: str = "ours") -> Any:
+    """The gate of an algorithm that measures what it made."""
+    return doc(
+        "limits that the result must keep, else the job fails and keeps what it made: {max_increase: 1%, max_kl: 0.02}",
+        None,
+        role="gate",
+        engine=engine,
+    )
+
+
 def uneven(role: Role) -> Any:
     """Layers of the first or the last stage of a pipeline."""
     return doc("where layers do not divide by stages", None, role=role)

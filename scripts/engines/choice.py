@@ -35,6 +35,13 @@ def choose_engine(
     return "script" if has_script() else "hf"
 
 
+def can_run(kind: type[ScriptArgs], engine: str) -> bool:
+    """Whether an engine carries out what arguments of that class ask for, wherever it is."""
+    return {"script": bool(kind.SCRIPTS), "hf": kind.HF_ENGINE, "bridge": bool(kind.BRIDGE)}.get(
+        engine, bool(kind.SCRIPTS)
+    )
+
+
 def is_built_in(model: object) -> bool:
     """Whether that is a model which ships as code, for the hf engine."""
     return isinstance(model, str) and model.startswith("tiny:")

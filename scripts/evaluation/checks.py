@@ -134,6 +134,19 @@ def harness(job: Any) -> Iterator[Problem]:
         yield Problem(key="executor", value=None, cause=cause, remedy=remedy)
 
 
+def has_vllm() -> bool:
+    """Whether this Python has what loads a ModelOpt export."""
+    return util.find_spec("vllm") is not None
+
+
+def takes_first(kind: type) -> str:
+    """The type of artifact that arguments of a class take here before others: what this Python can score; empty: any.
+
+    Transformers cannot load an export; ModelOpt restores the checkpoint that the same run left beside it.
+    """
+    return "checkpoint_modelopt" if kind is EvaluateArgs and not has_vllm() else ""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Loading:
     """How a checkpoint will be loaded."""
@@ -153,7 +166,7 @@ def loading_of(args: EvaluateArgs, model: str) -> Loading:
         loading = Loading(backend="vllm" if args.backend == "vllm" else "hf", quantization=None, restored=False)
     else:
         loading = _of_folder(args, folder)
-    if loading.backend == "vllm" and util.find_spec("vllm") is None:
+    if loading.backend == "vllm" and not has_vllm():
         cause = f"vLLM is needed for {model}, and this Python has none."
         raise JobError("backend_not_installed", cause, "Use a container that has vLLM.")
     return loading

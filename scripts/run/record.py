@@ -48,7 +48,7 @@ RECORD = {
 #: What a new attempt of the same run does not inherit, in run.json and in the run directory.
 _OF_ONE_ATTEMPT = (
     *("started_at", "finished_at", "error", "outputs", "timings", "phase", "peak_memory", "process"),
-    *("job", "scheduler", "diagnosis", "tracked"),
+    *("job", "scheduler", "diagnosis", "tracked", "verdict"),
 )
 #: What belongs to the submitting machine, where the two directories are one, or to every attempt.
 _KEPT = frozenset(

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from executors.base import Packaging
 from executors.packaging import code as packaging
 from executors.packaging import files as packaging_files
-from executors.packaging.code import OWN_PACKAGES, Code, package, plan
+from executors.packaging.code import NODE_PACKAGES, Code, package, plan
+from scripts import probe
 from scripts.run.problems import JobError, Problem, ProblemsError
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -99,8 +100,8 @@ def test_none_packs_our_packages_alone(folder: Path) -> None:
     write(folder, {"mine.py": ""})
     code, unpacked = pack(folder, "none")
     assert users(unpacked) == set()
-    assert {path.name for path in (unpacked / ".recipes").iterdir()} == set(OWN_PACKAGES)
-    assert (unpacked / ".recipes/executors/packaging/code.py").read_bytes() == Path(packaging.__file__).read_bytes()
+    assert {path.name for path in (unpacked / ".recipes").iterdir()} == set(NODE_PACKAGES)
+    assert (unpacked / ".recipes/scripts/probe.py").read_bytes() == Path(probe.__file__).read_bytes()
     assert (unpacked / ".recipes/configs/quantize/fp8.yaml").is_file()
     kinds = {path.suffix for path in unpacked.rglob("*") if path.is_file()}
     assert kinds == {".py", ".yaml", ".json"}  # what runs, and nothing else
@@ -114,20 +115,19 @@ def test_the_packed_packages_are_imported_without_the_checkout(folder: Path) -> 
     write(folder, {"scripts/__init__.py": "raise SystemExit('the wrong scripts')", "mine.py": ""})
     _, unpacked = pack(folder, "pattern", ["**/*.py"])
     env = {**os.environ, "PYTHONSAFEPATH": "1", "PYTHONPATH": f"{unpacked}/.recipes:{unpacked}"}
-    code = "import scripts.run.record, recipes, executors.profiles.load as p, mine\n"
-    code += "print(p.__file__); print(p.profile_names())"
+    code = "import scripts.run.record, scripts.entrypoints as e, mine\nprint(e.__file__); print(*e.ALGORITHMS)"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=unpacked, env=env, capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(f"{unpacked}/.recipes/executors/profiles/load.py")
-    assert "local" in done.stdout
+    assert done.stdout.startswith(f"{unpacked}/.recipes/scripts/entrypoints.py")
+    assert "quantize" in done.stdout
 
 
 def test_an_installed_copy_packs_without_a_repository(folder: Path, tmp_path: Path) -> None:
     """Our packages in a site-packages folder, git not to be found."""
     site = tmp_path / "site-packages"
-    for name in OWN_PACKAGES:
+    for name in ("configs", "executors", "scripts"):
         shutil.copytree(ROOT / name, site / name, ignore=shutil.ignore_patterns("__pycache__"))
     code = (
         "from pathlib import Path; from executors.packaging.code import package;"
@@ -503,11 +503,11 @@ def test_any_names_travel(folder: Path, git: Git, names: set[str]) -> None:
 
 def test_this_project_packs(folder: Path, git: Git, tmp_path: Path) -> None:
     """As a user's repository and as our own packages at once."""
-    for name in (*OWN_PACKAGES, "tests"):
+    for name in (*NODE_PACKAGES, "tests"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     git("add", "-A")
     code = package(folder, tmp_path / "code.tgz", packager="git", include=[])
-    assert code.files > 150
+    assert code.files > 100
 
 
 # --- NeMo-Run ----------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from tests.architectures import EARLY
 pytestmark = pytest.mark.integration
 
 SEED = int(os.environ.get("SEED", str(random.SystemRandom().randrange(10**6))))
-COUNT = int(os.environ.get("ARCHITECTURES", "30"))
+COUNT = int(os.environ.get("ARCHITECTURES", "12"))
 #: What once broke off after the work or came out wrong, each for a reason of its own.
 ONCE_BAD = {
     ("big_bird", "int4_awq"): "right",  # a head that shares the embedding's weight

@@ -83,7 +83,7 @@ def test_what_was_not_measured_is_not_judged(home: Path) -> None:
     file.write_text(json.dumps({"evaluation": scored, "size": {"export_bytes": None}}))
     assert Shell()("verdict", run_id).exit_code == 0
     lacks = Shell()("verdict", run_id, "--max-size", "0.5", "--max-kl", "1")
-    assert lacks.exit_code == 1 and "there is no kl to hold against its limit" in lacks.stdout
+    assert lacks.exit_code == 1 and "there is nothing to hold against max_kl" in lacks.stdout
     record = home / "runs" / run_id / "run.json"
     record.write_text(json.dumps(json.loads(record.read_text()) | {"state": "cancelled"}))
     assert "it is cancelled" in Shell()("verdict", run_id).stdout

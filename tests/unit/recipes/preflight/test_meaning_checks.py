@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from recipes import chain, find
+from recipes import ProblemsError, Stage, chain, find
 from recipes.catalogue import FAMILIES
 from recipes.experiment.examine import examine
-from recipes.experiment.stage import Options, Stage
+from recipes.experiment.stage import Options
 from recipes.planner.workload import workload_of
 from recipes.preflight import inputs
 from recipes.preflight.subjects import notes
@@ -226,7 +226,12 @@ def test_a_quantized_model_is_no_student_of_full_precision() -> None:
     student.args.train_iters, student.args.use_mock_data = 10, True
     quantizer = find("quantize_fp8").build()
     quantizer.engine, quantizer.args.hf_model_id = "hf", "tiny:qwen3"
-    problems = examine(chain(quantizer, student), "local", Options(online=False)).problems
+    with pytest.raises(ProblemsError, match="distill_after_quantize") as refused:
+        chain(quantizer, student)
+    assert "qad" in refused.value.problems[0].remedy
+    student.args.student_hf_path = "${artifact:quantize.checkpoint_hf}"  # by hand
+    stages = [Stage(name="quantize", partial=quantizer), Stage(name="distill", partial=student)]
+    problems = examine(stages, "local", Options(online=False)).problems
     (problem,) = (one for one in problems if one.name == "already_quantized")
     assert problem.key == "args.student_hf_path" and "student_megatron_path" in problem.remedy
 
