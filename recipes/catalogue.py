@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     import nemo_run as run
 
 Build = Callable[[], "run.Partial[None]"]
+#: Folder of pipelines beside those of families.
+PIPELINES = "pipelines"
 #: Names further folders of recipes.
 PATH_VARIABLE = "MODELOPT_RECIPES_PATH"
 
@@ -287,7 +289,7 @@ def _place(family: Family, config: str) -> tuple[int, str]:
 
 def _strange(folder: Path, entries: tuple[str, ...]) -> Iterator[Problem]:
     """What lies in a user's folder of recipes and belongs to no family."""
-    for entry in (entry for entry in entries if "/" not in entry and entry not in FAMILIES):
+    for entry in (entry for entry in entries if "/" not in entry and entry not in (*FAMILIES, PIPELINES)):
         if (folder / entry).is_dir() or entry.endswith(".yaml"):
             cause = "a folder of recipes holds folders, each named after a family"
             yield _wrong("unknown_family", entry, folder / entry, cause, nearest(entry, FAMILIES))

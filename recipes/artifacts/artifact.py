@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from executors.base import is_below
+from recipes.experiment.index import refreshed
 from recipes.experiment.run_ids import LEAST_PART, find_run
 from recipes.experiment.runs import Run, all_runs, look
-from recipes.experiment.store import run_folders
+from recipes.experiment.store import RunFolder, run_folders
 from recipes.experiment.tags import tag_of
 from scripts.run.files import is_there
 from scripts.run.problems import Problem, ProblemsError, nearest
@@ -76,7 +77,10 @@ def find_artifacts(word: str) -> list[Artifact]:
         made = [one for one in artifacts_of(all_runs()) if one.place and is_below(path, os.path.realpath(one.place))]
         return _some(made[-1:], word, "no run is recorded here that left it")
     if match := _DIGEST.fullmatch(word.lower()):
-        made = [one for one in artifacts_of(all_runs()) if (one.digest or "").startswith(f"sha256:{match[1]}")]
+        with refreshed() as index:  # thousands of runs are not looked at for it
+            ids = index.runs_with_outputs(digest=f"sha256:{match[1]}")
+        found = artifacts_of(look(map(RunFolder.of, ids)))
+        made = [one for one in found if (one.digest or "").startswith(f"sha256:{match[1]}")]
         if made or word.startswith("sha256:"):
             return _some(made, word, "no artifact has that digest")
     name, _, kind = word.partition(".")

@@ -4,7 +4,7 @@ import json
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from recipes.cli.document import FAILED, INTERRUPTED, answer, exit_status, say
 from recipes.cli.listing import print_runs
 from recipes.experiment.examine import Examined
 from recipes.experiment.job import Job
+from recipes.experiment.pipeline import pipelines, read
 from recipes.experiment.runs import Run
 from recipes.experiment.stage import Stage, values_of_recipe
 from recipes.experiment.submit import array_of, is_array
@@ -24,7 +25,7 @@ from scripts.engines.installed import here
 from scripts.entrypoints import ALGORITHMS
 from scripts.run.drawing import size_text
 from scripts.run.files import read_limited
-from scripts.run.problems import Problem, error_line
+from scripts.run.problems import Problem, ProblemsError, error_line
 from scripts.run.schema import MAX_BYTES
 from scripts.run.secrets import masked, secrets_here
 from scripts.tracking.known import tracked_lines
@@ -253,7 +254,8 @@ class Output:
             keys = ("name", "summary", "algorithm", "consumes", "produces")
             rows = [{key: getattr(recipe, key) for key in keys} for recipe in recipes]
             rows = [row | {"here": found[row["name"]].by, "needs": found[row["name"]].needs} for row in rows]
-            answer({"recipes": rows}, problems=problems)
+            made = [{"name": name, "summary": summary} for name, summary in _pipelines()]
+            answer({"recipes": rows, "pipelines": made}, problems=problems)
             return
         width = max(len(recipe.name) for recipe in recipes)
         say(f"{'recipe':{width}}  {'here':10}  what it does")
@@ -268,6 +270,9 @@ class Output:
                 if needs:
                     names = [recipe.name for recipe in these]
                     say(f"  {names[0]}{f' to {names[-1]}' if len(names) > 1 else ''}: {needs}")
+        say("\npipelines: Recipes one after the other, each on what those before it leave.")
+        for name, summary in _pipelines():
+            say(f"{name:{width}}  {'':10}  {summary}")
         say("\nOn another machine (executor=slurm, docker, lepton) its container counts. More of one: recipes NAME.")
 
     def architectures(self, fmt: str | None) -> None:
@@ -327,6 +332,15 @@ class Output:
             _say_ids(runs)
         else:
             print_runs(runs, hidden=hidden)
+
+
+def _pipelines() -> list[tuple[str, str]]:
+    """Those that can be read, with what they are."""
+    found = []
+    for name, file in pipelines().items():
+        with suppress(ProblemsError):
+            found.append((name, read(file).summary))
+    return found
 
 
 def _say_outputs(record: dict[str, Any], width: int) -> None:

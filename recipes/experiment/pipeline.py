@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from configs import CONFIGS
-from recipes.catalogue import find, own_folders
+from recipes.catalogue import PIPELINES, find, own_folders
 from recipes.experiment.run_ids import MOST_OF_STAGE
 from recipes.experiment.stage import Stage
 from recipes.values import SECTIONS, load_yaml, merge, set_value
@@ -32,7 +32,6 @@ from scripts.run.problems import Problem, ProblemsError, nearest
 if TYPE_CHECKING:
     import nemo_run as run
 
-FOLDER = "pipelines"
 _KEYS = {"summary": str, "args": dict, "stages": dict}
 _STAGE_KEYS = ("recipe", "after", "executor", "gate", *SECTIONS)
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
@@ -65,7 +64,7 @@ def pipelines() -> dict[str, Path]:
     """The pipelines that have a name: those that ship, and `pipelines/NAME.yaml` in the folders of users' recipes."""
     found: dict[str, Path] = {}
     for folder in (CONFIGS, *own_folders()):
-        for file in sorted((folder / FOLDER).glob("*.yaml")):
+        for file in sorted((folder / PIPELINES).glob("*.yaml")):
             found.setdefault(file.stem, file)
     return found
 

@@ -90,7 +90,7 @@ class Reused:
     def _why(self, job: Job, parents: Sequence[str]) -> tuple[str, ...]:
         anew = [name for name in parents if name not in self.runs]
         if anew:
-            return (f"{' and '.join(anew)} is run",)
+            return (f"{' and '.join(anew)} {'is' if len(anew) == 1 else 'are'} run",)
         assert job.fingerprint is not None
         for run_id in self.index.of_recipe(job.recipe):
             before = Run.read(RunFolder.of(run_id)).job

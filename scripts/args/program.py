@@ -10,9 +10,9 @@ from scripts.args.shared import written
 class ProgramArgs(ScriptArgs):
     """What `program` does: it runs words, on each rank, and looks at what they left. Supervised fine-tuning, say."""
 
-    command: list[str] = doc(
+    command: list[str] | None = doc(
         "its words: [python, sft.py, --model, {checkpoint}, --out, {output_hf}]; {NAME} is the argument of that name",
-        [],
+        None,
         required=True,
     )
     checkpoint: str | None = doc(

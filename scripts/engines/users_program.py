@@ -25,7 +25,7 @@ def command(job: Any) -> Iterator[Problem]:
     if not args.command:
         remedy = "Write args.command='[python, sft.py, --model, {checkpoint}, --out, {output_hf}]'."
         yield Problem(key="args.command", value=args.command, cause="there is nothing to run", remedy=remedy)
-    for name in dict.fromkeys(name for word in args.command for name in _NAME.findall(word)):
+    for name in dict.fromkeys(name for word in args.command or () for name in _NAME.findall(word)):
         if name not in _OWN:
             cause = f"{{{name}}} stands for nothing"
             yield Problem(key="args.command", value=args.command, cause=cause, remedy=nearest(name, _OWN))

@@ -55,6 +55,8 @@ def fill(args: Any, checkpoints: Mapping[str, Path]) -> None:
         args.data_paths = [1.0, "/data/tokenized/domain_text_document"]
     if getattr(args, "hf_dataset", "") is None and args.jsonl_paths is None:
         args.hf_dataset = "a/b"
+    if hasattr(args, "command"):
+        args.command = ["true"]
     if str(getattr(args, "hf_model_id", "")).startswith("tiny:"):
         args.hf_model_id = str(checkpoints["checkpoint_hf"])
 

@@ -268,8 +268,6 @@ def filled(name: str, world: World) -> Any:
     fill(partial.args, world.checkpoints)
     if getattr(partial.args, "data_paths", None):
         partial.args.data_paths = [1.0, world.data]
-    if hasattr(partial.args, "command"):
-        partial.args.command = ["true"]
     return partial
 
 
