@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from recipes.cli.completion import overrides, profiles, recipe_names
+from recipes.cli.completion import overrides, profiles, runnable
 from recipes.cli.document import Command
 from scripts.run.problems import Problem, ProblemsError, near_miss
 
@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from recipes.experiment.stage import Options, Stage
 
 PASSTHROUGH = "recipes.passthrough"
-RecipeName = Annotated[str, typer.Argument(help="A name from `nemo experiment recipes`.", autocompletion=recipe_names)]
+RecipeName = Annotated[
+    str,
+    typer.Argument(help="A name from `nemo experiment recipes`, or a pipeline's file.", autocompletion=runnable),
+]
 Words = Annotated[
     list[str] | None,
     typer.Argument(

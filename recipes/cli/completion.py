@@ -14,6 +14,7 @@ import typer
 
 from executors import find_profile, profile_names
 from recipes.catalogue import RECIPES, Recipe, values_described
+from recipes.experiment.pipeline import pipelines, read
 from recipes.experiment.run_ids import LATEST
 from recipes.experiment.store import last_written, runs_dir
 from recipes.experiment.tags import tags
@@ -38,6 +39,15 @@ def recipe_names(incomplete: str) -> Iterator[Offer]:
         if name.startswith(incomplete):
             with suppress(ProblemsError):  # of a user's file; running it says what it is
                 yield name, recipe.summary
+
+
+def runnable(incomplete: str) -> Iterator[Offer]:
+    """Recipes and pipelines, each with what it is."""
+    yield from recipe_names(incomplete)
+    for name, file in pipelines().items():
+        if name.startswith(incomplete):
+            with suppress(ProblemsError):
+                yield name, read(file).summary
 
 
 def profiles(incomplete: str) -> list[str]:

@@ -71,7 +71,12 @@ def _one(
     from recipes.cli import show
     from recipes.rehearsal.perform import perform, prepared
 
-    examined = looked_at(asked_for(recipe, words, configs, more, options).at(None, None))[1]
+    asked = asked_for(recipe, words, configs, more, options).at(None, None)
+    if asked.is_pipeline:
+        cause = "a pipeline has stages, each on what the one before it leaves, and a rehearsal is of one job"
+        remedy = f"Rehearse a stage: nemo experiment rehearse {asked.stages[0].partial.recipe} ...; or plan {recipe}."
+        raise ProblemsError([Problem(name="cannot_rehearse", key="recipe", value=recipe, cause=cause, remedy=remedy)])
+    examined = looked_at(asked)[1]
     if not examined.jobs or not all(_is_stood_in(one, shipped=shipped) for one in examined.errors):
         raise ProblemsError(examined.problems)
     if not shipped:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 _KEYS = {"summary": str, "args": dict, "stages": dict}
 _STAGE_KEYS = ("recipe", "after", "executor", "gate", *SECTIONS)
-_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
+_NAME = re.compile(r"[A-Za-z]([A-Za-z0-9_-]*[A-Za-z0-9])?")
 _ARG = re.compile(r"\$\{args\.([A-Za-z_]\w*)\}")
 #: What words begin with that are for every stage.
 _FOR_ALL = ("engine", "script", "torchrun")

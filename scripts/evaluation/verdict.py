@@ -123,6 +123,11 @@ def judge(state: str, report: Mapping[str, Any] | None, limits: Limits) -> Verdi
     odd = [*(_anomalies(scores, figures) if isinstance(scores, dict) else ()), *_too_good(tasks)]
     if odd:
         return Verdict(answer="anomalous", reasons=tuple(odd), limits=limits)
+    if not limits.asked:
+        why = (
+            f"no limit is set; of what was measured there are {', '.join(dict.fromkeys(one.limit for one in figures))}"
+        )
+        return Verdict(answer="infeasible", reasons=(why,), limits=limits)
     measured = {figure.limit for figure in figures}
     lacking = [f"there is nothing to hold against {name}" for name in limits.asked if name not in measured]
     if lacking:

@@ -9,6 +9,7 @@ import pytest
 
 from recipes import ProblemsError
 from recipes.cli.asked import asked_for, looked_at
+from recipes.cli.completion import runnable
 from recipes.experiment import fingerprint
 from recipes.experiment.examine import Examined
 from recipes.experiment.pipeline import build, pipelines, read
@@ -205,3 +206,14 @@ def test_what_differs_is_told_value_by_value() -> None:
         *("args.x 1 -> 2", "the content of args.m", 'versions.torch "1" -> "2"', "the code of this product"),
     ]
     assert fingerprint.differences(now, now) == []
+
+
+def test_a_pipeline_is_offered_after_tab_and_is_not_rehearsed_in_part() -> None:
+    assert [name for name, _ in runnable("quantize_and")] == ["quantize_and_evaluate"]
+    done = Shell()("rehearse", "quantize_and_evaluate", seconds=30)
+    assert done.exit_code == 2 and "cannot_rehearse" in done.stderr
+
+
+def test_names_that_would_become_one_are_none(tmp_path: Path) -> None:
+    with pytest.raises(ProblemsError, match="bad_stage_name"):
+        read(Path(document(tmp_path, {"a": {"recipe": "probe"}, "a-": {"recipe": "probe"}})))
