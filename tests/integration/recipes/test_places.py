@@ -561,3 +561,34 @@ def test_executors_check(site: Site) -> None:
         assert failed[0]["remedy"]
     assert not list(site.desk.home.glob("runs/*")), "a check leaves nothing"
     assert [container["Id"] for container in json.loads(site.containers())] == before
+
+
+@pytest.mark.timeout(600)
+def test_a_pipeline_on_a_cluster_goes_on_where_its_next_attempt_is(site: Site, fake_model: Any) -> None:
+    """Over SSH each attempt has a run directory of its own: what comes after it takes what lies there."""
+    model, there = fake_model(), site.remote.parent / "there"
+    copy = "import pathlib, shutil, sys; assert pathlib.Path(sys.argv[3]).exists(), 'not yet'; "
+    copy += "shutil.copytree(*sys.argv[1:3])"
+    command = [sys.executable, "-c", copy, "{checkpoint}", "{output_hf}", str(there)]
+    first = {"recipe": "program", "args": {"command": command, "checkpoint": str(model)}}
+    file = site.desk.home.parent / "mine.yaml"
+    file.write_text(json.dumps({"stages": {"one": first, "two": {"recipe": "program", "args": {"command": command}}}}))
+    begun = site.elsewhere().nemo("run", str(file), "executor=remote", "--detach", "--json")
+    assert begun.code == 0, begun
+    pipeline = begun.json["pipeline"]
+
+    def states() -> dict[str, str] | None:
+        rows = site.elsewhere().nemo("status", pipeline, "--json").json["runs"]
+        found = {row["id"].rpartition("_")[0].rpartition("-")[2]: row["state"] for row in rows}
+        return found if set(found.values()) <= set(FINAL) else None
+
+    assert until(states) == {"one": "failed", "two": "cancelled"}
+    there.touch()
+    again = site.elsewhere().nemo("resume", pipeline)
+    assert again.code == 0, again
+    assert until(states) == {"one": "succeeded", "two": "succeeded"}
+    rows = {row["id"]: row for row in site.elsewhere().nemo("status", pipeline, "--json").json["runs"]}
+    one, two = (next(row for name, row in rows.items() if f"-{stage}_" in name) for stage in ("one", "two"))
+    assert one["outputs"][0]["path"].startswith(f"{site.remote}/runs/{one['id']}-r2/")
+    assert two["inputs"][0]["name"] == one["outputs"][0]["path"]
+    assert two["outputs"][0]["digest"] == one["outputs"][0]["digest"]
