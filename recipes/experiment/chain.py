@@ -87,7 +87,9 @@ class _Wiring:
             fed, stage = fed or taken is not None, taken or stage
         # Scores of another stage are what something is held against; they are not what a stage works on.
         leaving = [name for name in parents if self.made[name] - {_SCORES}]
-        if (leaving and not _works_on_another(stage.partial)) or (parents and not fed):
+        # In a pipeline a stage may wait for one that leaves nothing: a probe of the place, say.
+        lacking = parents and not fed and not (stage.pipeline and not leaving)
+        if (leaving and not _works_on_another(stage.partial)) or lacking:
             stage = self._converted(stage, leaving or parents)
         self.stages[stage.name] = stage
         self.made[stage.name] = _made(stage.partial, self.engine_of(stage))

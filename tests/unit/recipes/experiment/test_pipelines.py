@@ -147,7 +147,7 @@ def test_a_file_that_is_no_pipeline_is_refused(stages: Any, name: str, says: str
     [
         (["distill", "prune"], "prune_after_distill"),
         (["quantize_modelopt", "distill"], "distill_after_quantize"),
-        (["probe", "evaluate"], "nothing_to_hand_over"),
+        (["prepare_data", "generate_vllm"], "nothing_to_hand_over"),
     ],
 )
 def test_an_order_that_makes_no_sense_is_refused(
@@ -155,6 +155,15 @@ def test_an_order_that_makes_no_sense_is_refused(
 ) -> None:
     file = document(tmp_path, {recipe: {"recipe": recipe} for recipe in recipes})
     assert name in {one.name for one in asked(file, "executor=slurm")[1].errors}
+
+
+def test_a_stage_may_wait_for_one_that_leaves_nothing(
+    tmp_path: Path, asked: Callable[..., tuple[list[str], Examined]]
+) -> None:
+    file = document(tmp_path, {"try": {"recipe": "probe"}, "quantize": {"recipe": "quantize_tiny"}})
+    names, examined = asked(file, "executor=slurm", "quantize.engine=hf")
+    assert names == ["try", "quantize"] and not examined.errors
+    assert examined.jobs[1].after == (examined.jobs[0].id,)
 
 
 def test_a_circle_is_told(tmp_path: Path, asked: Callable[..., tuple[list[str], Examined]]) -> None:
