@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from recipes.catalogue import RECIPES, find, function_of
 from recipes.experiment.chain import chain
 from recipes.experiment.examine import prepare
+from recipes.experiment.pipeline import pipeline
 from recipes.experiment.runs import Run
 from recipes.experiment.stage import Stage
 from recipes.experiment.submit import submit, submit_all, sweep
@@ -34,6 +35,7 @@ __all__ = [
     "Stage",
     "chain",
     "find",
+    "pipeline",
     "plan",
     "prepare",
     "submit",

@@ -115,6 +115,7 @@ def run(
     from recipes.cli import show
     from recipes.experiment.logs import LeftRunningError
     from recipes.experiment.stage import Options
+    from recipes.experiment.store import folders_there
     from recipes.experiment.submit import begin, record_all, start_sweep, turn_of_pipelines
 
     out = show.Output(as_json=as_json, quiet=quiet)
@@ -131,8 +132,7 @@ def run(
             asked = asked.at(attached, batch, detach=detach)
             detach = detach or batch is not None
             asked = asked.called(name, after or [])
-            if asked.is_pipeline and not dryrun:
-                turn.enter_context(turn_of_pipelines())
+            known = folders_there() if asked.is_pipeline else frozenset()
             stages, examined = looked_at(asked, sweep or [])
             if asked.is_pipeline:
                 out.pipeline(stages, examined)
@@ -155,14 +155,18 @@ def run(
                 return
             out.plan(examined.jobs, full=False)
             asks = sys.stdin.isatty() and not (yes or as_json or quiet)
-            if asks:
-                turn.close()  # others need not wait for an answer
-                if not typer.confirm("Run it?", default=True):
-                    raise typer.Exit(INTERRUPTED)
-                if asked.is_pipeline:  # another one may have been submitted meanwhile
-                    turn.enter_context(turn_of_pipelines())
-                    stages, examined = looked_at(asked)
+            if asks and not typer.confirm("Run it?", default=True):
+                raise typer.Exit(INTERRUPTED)
             if asked.is_pipeline:
+                turn.enter_context(turn_of_pipelines())
+                if folders_there() != known:  # somebody may have submitted the same meanwhile
+                    stages, examined = looked_at(asked)
+                    out.pipeline(stages, examined)
+                    if examined.errors:
+                        raise ProblemsError(examined.problems)
+                    if not examined.jobs:
+                        out.stands(examined)
+                        return
                 recorded = record_all(examined.jobs)
                 turn.close()
             with out.following() as watch:

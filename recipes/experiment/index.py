@@ -122,8 +122,9 @@ def refreshed() -> Iterator[Index]:
 def _opened() -> Iterator[sqlite3.Connection]:
     connection = None
     try:
-        _path().parent.mkdir(parents=True, exist_ok=True)
-        connection = _made(sqlite3.connect(_path(), timeout=_WAIT_SECONDS))
+        # Who only asks leaves nothing behind where nothing is.
+        file = str(_path()) if runs_dir().is_dir() else ":memory:"
+        connection = _made(sqlite3.connect(file, timeout=_WAIT_SECONDS))
     except (sqlite3.Error, OSError) as error:
         _drop(connection, error)
         connection = _made(sqlite3.connect(":memory:"))

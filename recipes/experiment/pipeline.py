@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from configs import CONFIGS
 from recipes.catalogue import PIPELINES, find, own_folders
+from recipes.experiment.chain import wired
 from recipes.experiment.run_ids import MOST_OF_STAGE
 from recipes.experiment.stage import Stage
 from recipes.values import SECTIONS, load_yaml, merge, set_value
@@ -74,6 +75,21 @@ def file_of(word: str) -> Path | None:
     if word in (named := pipelines()):
         return named[word]
     return Path(word).expanduser() if word.endswith((".yaml", ".yml")) else None
+
+
+def pipeline(name: str, values: Mapping[str, str] = {}) -> list[Stage]:
+    """Stages for `submit_all`: of a pipeline by its name or its file, with values as words have them.
+
+    `submit_all(pipeline("quantize_and_evaluate", {"args.hf_model_id": "tiny:qwen3"}), "slurm")`. Raises ProblemsError.
+    """
+    file = file_of(name)
+    if file is None:
+        cause, remedy = "there is no such pipeline", nearest(name, pipelines())
+        raise ProblemsError([Problem(name="unknown_recipe", key="pipeline", value=name, cause=cause, remedy=remedy)])
+    built = build(read(file), values)
+    if built.problems:
+        raise ProblemsError(built.problems)
+    return wired(built.stages)
 
 
 def read(file: Path) -> Pipeline:

@@ -87,6 +87,14 @@ def run_folders() -> list[RunFolder]:
     return [RunFolder(dir=path) for path in named if any(os.path.lexists(path / name) for name in files)]
 
 
+def folders_there() -> frozenset[str]:
+    """The ids of what lies among the runs; nothing is read."""
+    try:
+        return frozenset(os.listdir(runs_dir()))  # noqa: PTH208 - of thousands
+    except OSError:
+        return frozenset()
+
+
 def last_written(entry: "os.DirEntry[str]") -> int:
     """When anything was put into a run's folder last, in nanoseconds; 0 of one that is being removed."""
     try:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from recipes import ProblemsError
+from recipes import ProblemsError, pipeline
 from recipes.cli.asked import asked_for, looked_at
 from recipes.cli.completion import runnable
 from recipes.experiment import fingerprint
@@ -164,6 +164,24 @@ def test_a_stage_may_wait_for_one_that_leaves_nothing(
     names, examined = asked(file, "executor=slurm", "quantize.engine=hf")
     assert names == ["try", "quantize"] and not examined.errors
     assert examined.jobs[1].after == (examined.jobs[0].id,)
+
+
+def test_from_python_it_is_stages(home: Path) -> None:
+    stages = pipeline("quantize_and_evaluate", {"args.hf_model_id": "tiny:qwen3", "quantize.args.calib_size": "16"})
+    assert [stage.name for stage in stages] == ["baseline", "quantize", "evaluate"]
+    assert stages[1].partial.args.calib_size == 16
+    assert stages[2].partial.args.checkpoint == "${artifact:quantize.checkpoint_hf}"
+    with pytest.raises(ProblemsError, match="unknown_key"):
+        pipeline("quantize_and_evaluate", {"args.x": "1"})
+    with pytest.raises(ProblemsError, match="Did you mean quantize_and_evaluate"):
+        pipeline("quantize_and_evaluat")
+
+
+def test_what_is_refused_or_only_asked_leaves_nothing(home: Path, tmp_path: Path) -> None:
+    file = document(tmp_path, {"one": {"recipe": "probe", "args": {"seconds": "${args.seconds}"}}}, args={"seconds": 0})
+    for words in (["run", file, "one.args.secnds=1"], ["run", file, "--dryrun"], ["plan", file]):
+        assert Shell()(*words, seconds=30).exit_code in (0, 2)
+    assert not list(home.iterdir())
 
 
 def test_a_circle_is_told(tmp_path: Path, asked: Callable[..., tuple[list[str], Examined]]) -> None:
