@@ -93,21 +93,22 @@ def examine(stages: Sequence[Stage], executor: str = "local", options: Options =
         waiting.append(replace(stage, executor=where, after=list(dict.fromkeys([*stage.after, *taken]))))
     places = {_where(stage): place_named(stage.executor or "", _options(stage, options)) for stage in waiting}
     with _looked_for(stages, options) as reused:
+        stands: Mapping[str, Run] = reused.runs if reused else {}
         for stage in in_order(waiting, problems):
             name = stage.executor or ""  # an empty word names no profile, and is not the default
             made: dict[str, Outputs] = {one: job.expects for one, job in jobs.items()}
-            stands = reused.runs if reused else {}
             made |= {one: outputs_of(run) for one, run in stands.items()}
             known = ids | {one: run.id for one, run in stands.items()}
             over = frozenset(one for one, run in stands.items() if run.ended)
             job, found = _examine_one(stage, name, *places[_where(stage)], known, options, made, over)
-            if job is not None and reused is not None and not any(one.severity == "error" for one in found):
+            sound = all(_forced(one, options.force).severity != "error" for one in found)
+            if job is not None and reused is not None and sound:
                 job, more = reused.look_at(job, [one for one in stage.after if one in ids])
                 found = [*found, *more]
             if stage.pipeline:
                 found = [_of_stage(problem, stage.name) for problem in found]
             problems += [problem for problem in found if problem not in problems]
-            if job is not None and stage.name not in (reused.runs if reused else {}):
+            if job is not None and stage.name not in stands:
                 jobs[stage.name] = job
     if len(jobs) > 1:  # a stage by itself was looked at with its other checks
         together = experiment_problems(list(jobs.items()))
@@ -122,8 +123,8 @@ def examine(stages: Sequence[Stage], executor: str = "local", options: Options =
         problems.append(
             Problem(name="nothing_to_force", key="--force", value=name, cause=cause, remedy=hint, severity="warning")
         )
-    told = (reused.runs, reused.changed) if reused else ({}, {})
-    return Examined(jobs=tuple(jobs.values()), problems=tuple(problems), reused=told[0], changed=told[1])
+    changed = reused.changed if reused else {}
+    return Examined(jobs=tuple(jobs.values()), problems=tuple(problems), reused=stands, changed=changed)
 
 
 @contextmanager

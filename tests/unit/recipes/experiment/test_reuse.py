@@ -1,0 +1,77 @@
+"""Stages that stand already: by which runs, and when not."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recipes import pipeline
+from recipes.experiment import examine as module
+from recipes.experiment.examine import Examined, examine
+from recipes.experiment.stage import Options
+from recipes.experiment.submit import record_all
+from scripts.run.problems import Problem
+from scripts.run.record import Record, read_record
+from scripts.run.registry import Findings
+
+
+@pytest.fixture
+def look(home: Path, tmp_path: Path) -> Callable[..., Examined]:
+    file = tmp_path / "one.yaml"
+    file.write_text(json.dumps({"stages": {"one": {"recipe": "quantize_tiny"}}}))
+
+    def found(*, force: tuple[str, ...] = (), fresh: bool = False, **values: str) -> Examined:
+        stages = pipeline(str(file), {f"one.{key.replace('__', '.')}": value for key, value in values.items()})
+        return examine(stages, "local", Options(online=False, force=frozenset(force), fresh=fresh))
+
+    return found
+
+
+def ended(look: Callable[..., Examined], state: str = "succeeded", report: Any = None, **error: str) -> str:
+    (run,) = record_all(look().jobs)
+    record = Record(run.dir, read_record(run.dir))
+    record.finish(state, {"name": "n", "message": "m", "remedy": "r", **error} if error else None)
+    (run.dir / "report").mkdir()
+    (run.dir / "report" / "report.json").write_text(json.dumps(report or {}))
+    return run.id
+
+
+def test_the_same_stands_and_another_value_does_not(look: Callable[..., Examined]) -> None:
+    assert look().changed["one"] == ("it was not run before",)
+    run_id = ended(look)
+    again = look()
+    assert not again.jobs and again.reused["one"].id == run_id
+    other = look(args__calib_size="7")
+    assert not other.reused and other.changed["one"][0].startswith("args.calib_size ")
+    assert look(fresh=True).changed["one"] == ("--fresh",)
+
+
+@pytest.mark.parametrize("state", ["failed", "cancelled"])
+def test_one_that_ended_badly_does_not_stand(state: str, look: Callable[..., Examined]) -> None:
+    run_id = ended(look, state, name="told_to_fail")
+    assert look().changed["one"] == (f"{run_id} was the same, and is not whole, or ended badly",)
+
+
+def test_a_new_limit_is_held_against_the_old_figures(look: Callable[..., Examined]) -> None:
+    scores = {"perplexity_base": 10.0, "perplexity_quantized": 10.2, "kl_divergence": 0.1}
+    run_id = ended(look, report={"evaluation": scores})
+    assert look(gate__max_increase="5%").reused["one"].id == run_id
+    (problem,) = look(gate__max_increase="1%").errors
+    assert (problem.name, problem.key) == ("gate_failed", "one.args.gate") and run_id in problem.cause
+
+
+def test_what_its_own_gate_failed_stands_for_a_gate_that_it_keeps(look: Callable[..., Examined]) -> None:
+    scores = {"perplexity_base": 10.0, "perplexity_quantized": 10.2, "kl_divergence": 0.1}
+    run_id = ended(look, "failed", {"evaluation": scores}, name="gate_failed")
+    assert not look().reused
+    assert look(gate__max_increase="5%").reused["one"].id == run_id
+
+
+def test_what_somebody_forced_is_no_hindrance(look: Callable[..., Examined], monkeypatch: pytest.MonkeyPatch) -> None:
+    ended(look)
+    full = Problem(name="not_enough_disk", key="args.export_dir", value=None, cause="it is full", can_force=True)
+    monkeypatch.setattr(module, "preflight", lambda job: Findings(problems=(full,)))
+    assert not look().reused and look().errors
+    assert look(force=("not_enough_disk",)).reused
