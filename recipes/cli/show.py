@@ -23,10 +23,11 @@ from scripts.args.meaning import Role, fields_of, meanings
 from scripts.checkpoints.causal import architectures
 from scripts.engines.installed import here
 from scripts.entrypoints import ALGORITHMS
+from scripts.evaluation.gate import GATE_FAILED
 from scripts.run.drawing import size_text
 from scripts.run.files import read_limited
 from scripts.run.problems import Problem, ProblemsError, error_line
-from scripts.run.schema import MAX_BYTES
+from scripts.run.schema import MAX_BYTES, mapping
 from scripts.run.secrets import masked, secrets_here
 from scripts.tracking.known import tracked_lines
 
@@ -360,6 +361,9 @@ def _rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
 def _next_steps(run: Run) -> Iterator[str]:
     """Commands that a run is mostly followed by."""
     if run.state != "succeeded":
+        if mapping(run.record.get("error")).get("name") == GATE_FAILED:  # it did its work, and would do the same again
+            yield f"verdict {run.id}"
+            return
         yield f"logs {run.id}"
         if run.state in ("failed", "cancelled", "lost"):
             yield f"resume {run.id}"

@@ -6,6 +6,9 @@ from typing import Any
 
 import pytest
 
+from recipes.cli.show import _next_steps
+from recipes.experiment.runs import look
+from recipes.experiment.store import RunFolder
 from tests.answers import answer_of
 from tests.runs import Shell, quantized
 
@@ -97,3 +100,16 @@ def test_odd_intervals_are_none(evaluation: dict[str, Any], home: Path) -> None:
 def test_a_limit_that_is_no_share_is_refused(home: Path) -> None:
     done = Shell()("verdict", quantized(home, "fp8"), "--max-increase", "x", "--min-agreement", "2")
     assert done.exit_code == 2 and "--max-increase=x" in done.stderr
+
+
+def test_who_broke_a_gate_is_judged_by_it_and_not_sent_to_try_again(home: Path) -> None:
+    run_id = quantized(home, "nvfp4")
+    record = home / "runs" / run_id / "run.json"
+    gate = {"verdict": {"limits": {"max_increase": 0.01, "max_kl": None}}}
+    failed = {"state": "failed", "error": {"name": "gate_failed", "message": "m", "remedy": "r"}}
+    record.write_text(json.dumps(json.loads(record.read_text()) | failed | gate))
+    (run,) = look([RunFolder.of(run_id)])
+    assert list(_next_steps(run)) == [f"verdict {run_id}"]
+    done = Shell()("verdict", run_id)
+    assert done.exit_code == 1 and "perplexity increase 0.03" in done.stdout and "kl" not in done.stdout
+    assert Shell()("verdict", run_id, "--max-increase", "5%").exit_code == 0
