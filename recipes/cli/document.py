@@ -13,6 +13,7 @@ from typing import Annotated, Any, TextIO
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from scripts.evaluation.verdict import number_of
 from scripts.run.problems import JobError, Problem, ProblemsError, is_disk_full, shown
 from scripts.run.record import DamagedRecordError
 
@@ -146,7 +147,7 @@ def share(text: str | None, key: str) -> float | None:
     if text is None:
         return None
     try:
-        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+        value = number_of(text, key)
     except ValueError:
         value = -1.0
     if not 0 <= value <= 1:

@@ -7,13 +7,14 @@ where an earlier stage quantized, the plain converter where none did.
 """
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from recipes.catalogue import RECIPES
 from recipes.experiment.stage import Stage
 from scripts.args.meaning import Meaning, meanings
+from scripts.engines.choice import is_built_in
 from scripts.run.problems import Problem, ProblemsError
 
 if TYPE_CHECKING:
@@ -35,9 +36,7 @@ def chain(*partials: "run.Partial[Any]") -> list[Stage]:
     """
     stages: list[Stage] = []
     for partial in partials:
-        name = partial.recipe
-        while any(stage.name == name for stage in stages):
-            name += "_again"
+        name = _free(partial.recipe, [stage.name for stage in stages])
         stages.append(Stage(name=name, partial=partial, after=[stages[-1].name] if stages else []))
     return wired(stages)
 
@@ -45,7 +44,7 @@ def chain(*partials: "run.Partial[Any]") -> list[Stage]:
 def likely_engine(stage: Stage) -> str | None:
     """The one that is asked for; where that is open, hf for a built-in model, else the script."""
     partial = stage.partial
-    tiny = any(str(getattr(partial.args, name)).startswith("tiny:") for name in _bases(partial))
+    tiny = any(is_built_in(getattr(partial.args, name)) for name in _bases(partial))
     return partial.engine if partial.engine != "auto" else "hf" if tiny else "script"
 
 
@@ -137,9 +136,7 @@ class _Wiring:
         )
         if (known := next(same, None)) is not None:
             return known
-        name = recipe
-        while name in self.stages:
-            name += "_again"
+        name = _free(recipe, self.stages)
         converter = RECIPES[recipe].build()
         if before.partial.engine == "bridge" and converter.args.__fn_or_cls__.BRIDGE:
             converter.engine = "bridge"
@@ -196,6 +193,13 @@ class _Wiring:
         key = stage.name if stage.pipeline else "chain"
         said = value or stage.partial.recipe
         self.problems.append(Problem(name=name, key=key, value=said, cause=cause, remedy=remedy))
+
+
+def _free(name: str, taken: Collection[str]) -> str:
+    """A name for a stage that no other one has."""
+    while name in taken:
+        name += "_again"
+    return name
 
 
 def _held(partial: "run.Partial[Any]", name: str) -> Any:

@@ -97,7 +97,7 @@ def examine(stages: Sequence[Stage], executor: str = "local", options: Options =
         for stage in in_order(waiting, problems):
             name = stage.executor or ""  # an empty word names no profile, and is not the default
             made: dict[str, Outputs] = {one: job.expects for one, job in jobs.items()}
-            made |= {one: outputs_of(run) for one, run in stands.items()}
+            made |= {one: outputs_of(run.record) for one, run in stands.items()}
             known = ids | {one: run.id for one, run in stands.items()}
             over = frozenset(one for one, run in stands.items() if run.ended)
             job, found = _examine_one(stage, name, *places[_where(stage)], known, options, made, over)
@@ -287,8 +287,7 @@ def _replaced(value: Any, key: str, consumed: str, made: Mapping[str, Outputs], 
         outputs: Outputs = made.get(name, ())
         try:
             if name not in made:  # what a run left, or is going to leave
-                record = _recorded(name)
-                outputs = record["outputs"] if record.get("outputs") else record.get("expects", [])
+                outputs = outputs_of(_recorded(name))
         except ProblemsError as error:
             cause = f"there is no stage or run {name}"
             remedy = nearest(name, made) if made else error.problems[0].remedy

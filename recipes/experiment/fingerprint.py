@@ -122,10 +122,9 @@ def _content(item: str, job: Job, made: Mapping[str, str], index: Index, *, name
     """What says which content an input has; None where nobody here can tell."""
     if is_built_in(item):
         return item  # it is made by the code, which counts too
-    promised = next((what for path, what in made.items() if item == path or item.startswith(f"{path}/")), None)
+    promised = next((path for path in made if item == path or item.startswith(f"{path}/")), None)
     if promised is not None:
-        path = next(path for path in made if item == path or item.startswith(f"{path}/"))
-        return f"{promised}{item.removeprefix(path)}"
+        return f"{made[promised]}{item.removeprefix(promised)}"
     place = job.place.path_here(item, job.run_dir) if Path(item).is_absolute() else Path(item) if job.here else None
     if place is not None and place.exists():
         return index.content(place)

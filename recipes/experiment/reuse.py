@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from recipes.experiment.fingerprint import differences, fingerprint
 from recipes.experiment.index import Index
@@ -50,11 +51,10 @@ class Reused:
             run = None  # what its own gate failed, without another that it keeps
         if run is not None:
             self.runs[job.name] = run
-            self._tokens |= {one["path"]: f"{found.digest}:{one['type']}" for one in outputs_of(run)}
-            return job, []
-        self._tokens |= {str(path): f"{found.digest}:{kind}" for _, kind, path in job.outputs}
-        self._tokens.setdefault(str(job.run_dir / "report"), f"{found.digest}:eval_results")
-        self.changed[job.name] = ("--fresh",) if self.fresh else self._why(job, parents)
+        else:
+            self.changed[job.name] = ("--fresh",) if self.fresh else self._why(job, parents)
+        left = job.expects if run is None else outputs_of(run.record)
+        self._tokens |= {one["path"]: f"{found.digest}:{one['type']}" for one in left}
         return job, []
 
     def _equal(self, job: Job, parents: Sequence[str]) -> Run | None:
@@ -84,7 +84,7 @@ class Reused:
     def _same_inputs(self, run: Run, parents: Sequence[str]) -> bool:
         """Whether what it was made of is what stands for its parents now."""
         rows = [row for row in map(mapping, listed(run.record.get("inputs"))) if row.get("run")]
-        held = {output.get("digest") for name in parents for output in outputs_of(self.runs[name])}
+        held = {output.get("digest") for name in parents for output in outputs_of(self.runs[name].record)}
         return not parents or {row.get("digest") for row in rows} <= held
 
     def _why(self, job: Job, parents: Sequence[str]) -> tuple[str, ...]:
@@ -104,7 +104,7 @@ class Reused:
         return ("it was not run before",)
 
 
-def outputs_of(run: Run) -> Sequence[Mapping[str, str]]:
+def outputs_of(record: Mapping[str, Any]) -> Sequence[Mapping[str, str]]:
     """What a run left, or is going to leave."""
-    found: Sequence[Mapping[str, str]] = run.record.get("outputs") or run.record.get("expects") or []
+    found: Sequence[Mapping[str, str]] = record.get("outputs") or record.get("expects") or []
     return found
