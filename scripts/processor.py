@@ -1,7 +1,9 @@
 """What this machine computes with: its GPUs, what its processor multiplies fast, and what to do if not bfloat16."""
 
+import hashlib
+import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,21 @@ def multiplies_bf16() -> bool:
     import torch
 
     return torch.cpu._is_avx512_bf16_supported()
+
+
+def computes_on(device: Any) -> str:
+    """A device of torch, as far as the last bits of a product depend on it; of a CPU also the number of threads."""
+    import torch
+
+    if device.type == "cuda":
+        facts = torch.cuda.get_device_properties(device)
+        return f"{facts.name}, {facts.major}.{facts.minor}, {facts.multi_processor_count} multiprocessors"
+    told = ""
+    with suppress(OSError):
+        first = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").partition("\n\n")[0]
+        told = "".join(re.findall(r"^(?:model name|flags|Features)\s*:.*$", first, re.MULTILINE))
+    known = hashlib.sha256(told.encode()).hexdigest()[:16]
+    return f"{device.type}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads, {known}"
 
 
 def bf16_is_slow() -> bool:

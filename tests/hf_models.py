@@ -1,7 +1,11 @@
 """Random small models and a byte-level tokenizer for the tests and benchmarks of the hf engine."""
 
+import json
 from pathlib import Path
 from typing import Any
+
+from scripts.args.quantize import QuantizeArgs
+from scripts.run.record import Record
 
 VOCAB = 512
 FAMILIES = ("qwen3", "llama", "qwen3_moe", "mixtral")
@@ -107,3 +111,36 @@ def token_samples(count: int, shortest: int, longest: int, *, vocab: int = VOCAB
 
     draw = random.Random(seed)
     return [[draw.randrange(4, vocab) for _ in range(draw.randint(shortest, longest))] for _ in range(count)]
+
+
+#: Of a report.
+SHOWN = ("calibration", "evaluation", "layers", "generations", "size")
+
+
+def model_folder(folder: Path, family: str = "qwen3") -> Path:
+    """A random model with its tokenizer, and a little text."""
+    build(family, num_hidden_layers=1).save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    rows = [{"text": f"Sentence number {number} says {'very ' * number}little."} for number in range(12)]
+    (folder / "text.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def arguments(model: Path, out: Path, **values: Any) -> QuantizeArgs:
+    """To quantize such a folder quickly."""
+    given: Any = {"modelopt_save_path": str(out / "mto"), "export_dir": str(out / "hf")}
+    given |= {"calib_size": 8, "eval_size": 2, "calib_seq_length": 32, "prompts": "", "device": "cpu", **values}
+    return QuantizeArgs(hf_model_id=str(model), calib_dataset=str(model / "text.jsonl"), **given)
+
+
+def attempt(record: Record, args: QuantizeArgs) -> dict[str, Any]:
+    """Quantize with the hf engine; the digests of the checkpoints, and what its report shows."""
+    from scripts.engines.hf.engine import quantize_checkpoint
+
+    with record.running():
+        quantize_checkpoint(args, record)
+    report = json.loads((record.dir / "report" / "report.json").read_text())
+    return {
+        "digests": [each["digest"] for each in record.values["outputs"][:-1]],
+        **{key: report[key] for key in SHOWN},
+    }

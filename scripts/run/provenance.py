@@ -57,6 +57,11 @@ def versions() -> dict[str, str]:
     return found
 
 
+def packages() -> list[str]:
+    """Every installed package with its version: any may be what another computes with, where it finds it."""
+    return sorted({f"{one.name}=={one.version}" for one in metadata.distributions()})
+
+
 def git_state(folder: Path) -> dict[str, Any] | None:
     """Commit, branch and uncommitted files of the repository around `folder`; None outside one."""
 

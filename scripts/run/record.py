@@ -40,6 +40,7 @@ RECORD = {
     "expects?": [{"type": str, "path": str}],
     "inputs?": [{"type": str, "name": str, "path?": str, "digest?": (str, None), "run?": str}],
     **{"error?": (ERROR, None), "attempts?": [dict], "code?": (_CODE, None)},
+    "baseline?": {"how": str, "run": str, "digest": (str, None)},  # what the model was before, and who measured that
     "unverified?": [{"path": str, "stamp": str}],  # checkpoints that ended attempts left beside their places
     "warnings?": [{"name": str, "key": str, "cause": str, "severity?": str}],
     "tracked?": {f"{name}?": TRACKED for name in NAMES},
@@ -48,7 +49,7 @@ RECORD = {
 #: What a new attempt of the same run does not inherit, in run.json and in the run directory.
 _OF_ONE_ATTEMPT = (
     *("started_at", "finished_at", "error", "outputs", "timings", "phase", "peak_memory", "process"),
-    *("job", "scheduler", "diagnosis", "tracked", "verdict"),
+    *("job", "scheduler", "diagnosis", "tracked", "verdict", "baseline"),
 )
 #: What belongs to the submitting machine, where the two directories are one, or to every attempt.
 _KEPT = frozenset(

@@ -12,7 +12,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scripts.args.quantize import QuantizeArgs
-from scripts.engines.hf import calibrate, evaluate, kept, load, quantizers, reference, report, save, sqnr, verify
+from scripts.engines.hf import (
+    baseline,
+    calibrate,
+    evaluate,
+    kept,
+    load,
+    quantizers,
+    reference,
+    report,
+    save,
+    sqnr,
+    verify,
+)
 from scripts.engines.hf.card import write_card
 from scripts.engines.hf.nvfp4 import cpu_kernels
 from scripts.engines.hf.samples import Samples, choose_samples
@@ -103,14 +115,8 @@ def _measure_and_quantize(state: _State) -> dict[str, Any]:
     limits: Any = {"batch_size": args.calib_batch_size, "max_tokens": _MAX_TOKENS}
     config = quantizers.build_config(args)
     _require_numbers(state)
-    with record.phase("generate before"):
-        prompts = [prompt for prompt in args.prompts.split("|") if prompt]
-        before = _generate(state, prompts)
-    base = None
-    if samples.held_out:
-        with record.phase("score before"), bf16_products():
-            advance = _counter(record, len(samples.held_out))
-            base = evaluate.remember(state.model, samples.held_out, advance=advance, **limits)
+    prompts = [prompt for prompt in args.prompts.split("|") if prompt]
+    before, base, entry = _before(state, prompts, limits)
     algorithm = quantizers.algorithm_name(config)
     device, model = str(state.loaded.device), record.values["inputs"][0]["digest"]
     batch = str(args.calib_batch_size)
@@ -134,7 +140,9 @@ def _measure_and_quantize(state: _State) -> dict[str, Any]:
     else:
         with record.phase("score after"), bf16_products(), sqnr.watched(state.model, args.layer_noise) as noise:
             advance = _counter(record, len(samples.held_out))
-            scores = evaluate.score(state.model, base, advance=advance, **limits)
+            sums = evaluate.compared(state.model, base, advance=advance, **limits)
+        scores = evaluate.scores_of(sums)
+        baseline.keep_losses(record, entry, sums)
     with record.phase("generate after"):
         after = _generate(state, prompts)
     rows = zip(prompts, before, after, strict=True)
@@ -144,10 +152,36 @@ def _measure_and_quantize(state: _State) -> dict[str, Any]:
         "format": report.format_name(args),
         "calibration": report.calibration_figures(samples, seconds),
         "evaluation": report.evaluation_figures(scores, samples),
+        "baseline": record.values["baseline"],
         "layers": [{"name": name, **asdict(each)} for name, each in noise.items()],
         "generations": [{"prompt": prompt, "before": old, "after": new} for prompt, old, new in rows],
         "warnings": report.warnings(args, samples),
     }
+
+
+def _before(
+    state: _State, prompts: list[str], limits: dict[str, Any]
+) -> tuple[list[str], evaluate.Base | None, baseline.Entry]:
+    """What the model said and how it scored, measured now or by an earlier run, and where that is kept."""
+    args, record, model, scored = state.args, state.record, state.model, state.samples.held_out
+
+    def measure(texts: list[str] | None) -> baseline.Measured:
+        if texts is None:
+            with record.phase("generate before"):
+                texts = _generate(state, prompts)
+        states = None
+        if scored:
+            with record.phase("score before"), bf16_products():
+                advance = _counter(record, len(scored))
+                states = evaluate.last_states(model, scored, advance=advance, **limits)
+        return baseline.Measured(texts=texts, states=states)
+
+    facts = {"model": str(record.values["inputs"][0]["digest"]), "dtype": args.dtype, "passes": repr(limits)}
+    entry = baseline.depends_on(model, scored, prompts, state.loaded.device, **facts)
+    width = model.get_output_embeddings().weight.shape[1] if scored else 0
+    found = baseline.obtain(record, entry, [(len(sample), width) for sample in scored], measure)
+    base = evaluate.remember(model, scored, found.states) if found.states else None
+    return found.texts, base, entry
 
 
 def _publish(state: _State, results: dict[str, Any]) -> None:

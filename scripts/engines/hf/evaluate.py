@@ -1,8 +1,7 @@
 """Perplexity, KL divergence and top-1 agreement of a quantized model with the model it was.
 
-SmoothQuant and AWQ rewrite the weights, so the unquantized model is asked first: `remember` keeps its last hidden
-states (tokens x hidden size, exact, a hundredth of the logits), from which `score` computes its logits again, a few
-tokens at a time.
+SmoothQuant and AWQ rewrite the weights, so the unquantized model is asked first: its `last_states` (tokens x hidden
+size, exact, a hundredth of the logits) are kept, from which `score` computes its logits again, a few tokens at a time.
 """
 
 import math
@@ -84,19 +83,13 @@ def _probe(weight: "torch.Tensor") -> "torch.Tensor":
     return weight.detach()[:: max(1, len(weight) // 16)].clone()
 
 
-def remember(
-    model: Any,
-    samples: Sequence[Tokens],
-    *,
-    batch_size: int,
-    max_tokens: int,
-    advance: Callable[[int], None],
-    head_changes: bool = False,
-) -> Base:
-    """Run the unquantized model over the held-out samples and keep what `score` needs; call it before quantizing.
+def last_states(
+    model: Any, samples: Sequence[Tokens], *, batch_size: int, max_tokens: int, advance: Callable[[int], None]
+) -> "list[torch.Tensor]":
+    """Run the unquantized model over the held-out samples: [tokens, hidden size] of each, in host memory.
 
-    `head_changes`: the format also quantizes the output head, so keep a copy of its weight. `advance` gets the number
-    of samples of each pass. Raises JobError('evaluation_unsupported') for a model whose logits are not its head's.
+    `advance` gets the number of samples of each pass. Raises JobError('evaluation_unsupported') for a model whose
+    logits are not its head's.
     """
     import torch
 
@@ -105,17 +98,27 @@ def remember(
         parts = torch.split(states.cpu(), [len(samples[index]) for index in group])
         kept.update({index: part.clone() for index, part in zip(group, parts, strict=True)})
         advance(len(group))
+    hidden = [kept[index] for index in range(len(samples))]
+    _check_head(model, remember(model, samples, hidden))
+    return hidden
+
+
+def remember(
+    model: Any, samples: Sequence[Tokens], hidden: "list[torch.Tensor]", *, head_changes: bool = False
+) -> Base:
+    """Keep what `score` needs besides the `last_states` of the samples; call it before quantizing.
+
+    `head_changes`: the format also quantizes the output head, so keep a copy of its weight.
+    """
     head = model.get_output_embeddings()
     weight = head.weight.detach()
-    base = Base(
+    return Base(
         samples=[list(sample) for sample in samples],
-        hidden=[kept[index] for index in range(len(samples))],
+        hidden=hidden,
         weight=weight.clone() if head_changes else weight,
         bias=getattr(head, "bias", None),
         probe=_probe(weight),
     )
-    _check_head(model, base)
-    return base
 
 
 def _check_head(model: Any, base: Base) -> None:
@@ -140,7 +143,14 @@ def _base_logits(base: Base, hidden: "torch.Tensor") -> "torch.Tensor":
 
 
 def score(model: Any, base: Base, *, batch_size: int, max_tokens: int, advance: Callable[[int], None]) -> Scores:
-    """Compare the quantized model with what `remember` kept, on the same samples.
+    """Compare the quantized model with what `remember` kept, on the same samples; raises what `compared` does."""
+    return scores_of(compared(model, base, batch_size=batch_size, max_tokens=max_tokens, advance=advance))
+
+
+def compared(
+    model: Any, base: Base, *, batch_size: int, max_tokens: int, advance: Callable[[int], None]
+) -> "torch.Tensor":
+    """`divergences` of each sample, [samples, 5].
 
     Logits and their softmax are float32, sums float64. Raises JobError('head_changed') when the head's weight is no
     longer what it was and `remember` was not told to copy it.
@@ -157,7 +167,7 @@ def score(model: Any, base: Base, *, batch_size: int, max_tokens: int, advance: 
             for index, hidden in zip(group, parts, strict=True):
                 sums[index] = _sample_sums(model, head, base, index, hidden)
             advance(len(group))
-    return scores_of(sums)
+    return sums
 
 
 def _sample_sums(model: Any, head: Any, base: Base, index: int, hidden: "torch.Tensor") -> "torch.Tensor":

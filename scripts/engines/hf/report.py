@@ -1,7 +1,8 @@
 """What a person reads after a quantization: report.json, one HTML page with plots, and a table for terminals.
 
-report.json (schema 1): `model`, `format`, `calibration`, `evaluation` (null when skipped), `size`,
-`layers` (name, weight_db, input_db, output_db), `generations`, `verified`, `warnings`.
+report.json (schema 1): `model`, `format`, `calibration`, `evaluation` (null when skipped), `baseline` (how: measured,
+reused or partly, by which run, and its digest; of the hf engine), `size`, `layers` (name, weight_db, input_db,
+output_db), `generations`, `verified`, `warnings`.
 """
 
 import re
@@ -79,6 +80,8 @@ def as_html(report: dict[str, Any], about: Mapping[str, str]) -> str:
     scored = "Not scored."
     if scores:
         scored = f"Scored on {scores['samples']} other samples ({scores['tokens']} tokens) from {scores['source']}."
+    if (before := report.get("baseline")) and before["how"] != "measured":
+        scored = f"{scored} The model before it was measured by {before['run']} ({before['how']})."
     measured = {layer["name"]: _severity(layer) for layer in layers if _severity(layer) != float("inf")}
     worst = [
         (layer["name"], *("-" if layer[key] is None else f"{layer[key]:.1f}" for key, _ in _SIDES))

@@ -26,6 +26,11 @@ def quantize(model: Any, **values: Any) -> Any:
     return quantizers.quantize(model, config, loop)
 
 
+def remember(model: Any, *, head_changes: bool = False, **passes: Any) -> evaluate.Base:
+    states = evaluate.last_states(model, HELD_OUT, **{**PASSES, **passes})
+    return evaluate.remember(model, HELD_OUT, states, head_changes=head_changes)
+
+
 def naive(base: Any, quantized: Any) -> dict[str, float]:
     before, after, targets = [], [], []
     for sample in HELD_OUT:
@@ -50,7 +55,7 @@ def test_scores_equal_a_naive_computation(fmt: str, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(evaluate, "LOGITS", 7 * hf_models.VOCAB)  # several chunks per sample
     model = hf_models.build("qwen3", dtype="float32")
     original = copy.deepcopy(model)
-    base = evaluate.remember(model, HELD_OUT, **PASSES)
+    base = remember(model)
     found = evaluate.score(quantize(model, export_quant_cfg=fmt), base, **PASSES)
     expected = naive(original, model)
     for key, value in expected.items():
@@ -61,7 +66,7 @@ def test_scores_equal_a_naive_computation(fmt: str, monkeypatch: pytest.MonkeyPa
 def test_identical_models_agree() -> None:
     done: list[int] = []
     model = hf_models.build("llama")
-    base = evaluate.remember(model, HELD_OUT, **{**PASSES, "advance": done.append})
+    base = remember(model, advance=done.append)
     found = evaluate.score(model, base, **PASSES)
     assert found.kl_divergence == 0.0
     assert found.top1_agreement == 1.0
@@ -72,8 +77,8 @@ def test_identical_models_agree() -> None:
 
 def test_a_rewritten_head_is_noticed() -> None:
     model = hf_models.build("llama")
-    base = evaluate.remember(model, HELD_OUT, **PASSES)
-    copied = evaluate.remember(model, HELD_OUT, head_changes=True, **PASSES)
+    base = remember(model)
+    copied = remember(model, head_changes=True)
     with torch.no_grad():
         model.lm_head.weight.mul_(1.5)
     with pytest.raises(JobError, match="head_changed"):
@@ -86,7 +91,7 @@ def test_logits_that_are_not_the_heads_are_refused() -> None:
     inner = model.lm_head.forward
     model.lm_head.forward = lambda hidden: inner(hidden) * 3.0
     with pytest.raises(JobError, match="evaluation_unsupported"):
-        evaluate.remember(model, HELD_OUT, **PASSES)
+        remember(model)
 
 
 def noise(**values: Any) -> dict[str, sqnr.LayerNoise]:

@@ -1,6 +1,5 @@
 """Faults after the calibration: what it found is kept, and the next attempt ends as one that nothing disturbed."""
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,39 +11,12 @@ torch = pytest.importorskip("torch")
 
 from scripts.args.quantize import QuantizeArgs  # noqa: E402
 from scripts.engines.hf import calibrate, kept, save, verify  # noqa: E402
-from scripts.engines.hf.engine import quantize_checkpoint  # noqa: E402
 from scripts.run.problems import JobError  # noqa: E402
 from scripts.run.record import Record  # noqa: E402
 from scripts.run.session import Cancelled  # noqa: E402
-from tests import hf_models  # noqa: E402
+from tests.hf_models import arguments, attempt, model_folder  # noqa: E402
 
 pytestmark = pytest.mark.integration
-
-SHOWN = ("calibration", "evaluation", "layers", "generations", "size")
-
-
-def model_folder(folder: Path, family: str = "qwen3") -> Path:
-    hf_models.build(family, num_hidden_layers=1).save_pretrained(folder)
-    hf_models.tokenizer().save_pretrained(folder)
-    rows = [{"text": f"Sentence number {number} says {'very ' * number}little."} for number in range(12)]
-    (folder / "text.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder
-
-
-def arguments(model: Path, out: Path, **values: Any) -> QuantizeArgs:
-    given: Any = {"modelopt_save_path": str(out / "mto"), "export_dir": str(out / "hf")}
-    given |= {"calib_size": 8, "eval_size": 2, "calib_seq_length": 32, "prompts": "", "device": "cpu", **values}
-    return QuantizeArgs(hf_model_id=str(model), calib_dataset=str(model / "text.jsonl"), **given)
-
-
-def attempt(record: Record, args: QuantizeArgs) -> dict[str, Any]:
-    with record.running():
-        quantize_checkpoint(args, record)
-    report = json.loads((record.dir / "report" / "report.json").read_text())
-    return {
-        "digests": [each["digest"] for each in record.values["outputs"][:-1]],
-        **{key: report[key] for key in SHOWN},
-    }
 
 
 def fails(record: Record, args: QuantizeArgs, error: type[BaseException]) -> Record:
