@@ -42,6 +42,7 @@ def verdict(
     from recipes.experiment.runs import look
     from scripts.evaluation.gate import GATE_FAILED
     from scripts.evaluation.verdict import Limits, judge
+    from scripts.serving.flaws import DEGENERATE, EMPTY, REPORT
 
     with exits(as_json=as_json):
         limits = Limits(
@@ -53,7 +54,7 @@ def verdict(
             max_drop=max_drop,
         )
         run = look([find_run(run_id)])[0]
-        report = run.report or {}
+        report = run.report or run.read_report(REPORT) or {}
         given: dict[str, float] = {}
         if not limits.asked:  # what its own gate says, else what is mostly asked for
             own = schema.mapping(schema.mapping(run.record.get("verdict")).get("limits"))
@@ -61,9 +62,9 @@ def verdict(
             limits = Limits.of(given) if given else limits
         if limits.max_increase is None and isinstance(report.get("evaluation"), dict) and not given:
             limits = replace(limits, max_increase=_INCREASE)
-        # One that its gate failed has made all that there is to judge.
-        failed_gate = schema.mapping(run.record.get("error")).get("name") == GATE_FAILED
-        found = judge("succeeded" if failed_gate else run.state, report, limits)
+        # One that failed by what it measured has made all that there is to judge.
+        done = schema.mapping(run.record.get("error")).get("name") in (GATE_FAILED, EMPTY, DEGENERATE)
+        found = judge("succeeded" if done else run.state, report, limits)
     status = 0 if found.answer == "accept" else FAILED
     if as_json:
         answer({"id": run.id, **found.as_data()}, status=status)

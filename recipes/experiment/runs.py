@@ -95,7 +95,11 @@ class Run:
     @property
     def report(self) -> dict[str, Any] | None:
         """report/report.json: the measured quality, once there is one and it can be read from here."""
-        return read_json(Path(self.record.get("run_dir", self.dir)) / "report" / "report.json")
+        return self.read_report("report.json")
+
+    def read_report(self, name: str) -> dict[str, Any] | None:
+        """A document of its report; None where there is none, or none that can be read from here."""
+        return read_json(Path(self.record.get("run_dir", self.dir)) / "report" / name)
 
     @property
     def artifacts(self) -> dict[str, Path]:

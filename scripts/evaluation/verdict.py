@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from scripts.run.problems import nearest
 from scripts.run.schema import listed, mapping, number
+from scripts.serving.flaws import flaw_of
 
 #: accept: every limit holds. regression: one does not. anomalous: figures that no quantization has, which are looked
 #: into before anything is believed. infeasible: there is nothing to judge.
@@ -111,16 +112,20 @@ class _Figure:
 
 
 def judge(state: str, report: Mapping[str, Any] | None, limits: Limits) -> Verdict:
-    """What to say of a job that ended in `state`, by report/report.json: of a quantization, or of an evaluation."""
+    """What to say of a job that ended in `state`, by its report: of a quantization, an evaluation, or a server."""
     if state != "succeeded":
         return Verdict(answer="infeasible", reasons=(f"it is {state}",), limits=limits)
     report = report or {}
     scores, tasks = report.get("evaluation"), _tasks(report)
+    if broken := [
+        f"the answer to {row.get('prompt')!r} is {row['flaw']}" for row in _answers(report) if row.get("flaw")
+    ]:
+        return Verdict(answer="anomalous", reasons=tuple(broken), limits=limits)
     if not isinstance(scores, dict) and not tasks:
         why = "nothing was scored: its report has no evaluation"
         return Verdict(answer="infeasible", reasons=(why,), limits=limits)
     figures = [*_figures(mapping(scores), report.get("size")), *_of_tasks(tasks)]
-    odd = [*(_anomalies(scores, figures) if isinstance(scores, dict) else ()), *_too_good(tasks)]
+    odd = [*(_anomalies(scores, figures) if isinstance(scores, dict) else ()), *_odd_scores(tasks)]
     if odd:
         return Verdict(answer="anomalous", reasons=tuple(odd), limits=limits)
     if not limits.asked:
@@ -130,13 +135,15 @@ def judge(state: str, report: Mapping[str, Any] | None, limits: Limits) -> Verdi
         return Verdict(answer="infeasible", reasons=(why,), limits=limits)
     measured = {figure.limit for figure in figures}
     lacking = [f"there is nothing to hold against {name}" for name in limits.asked if name not in measured]
+    if limits.max_drop is not None:
+        lacking += [f"the baseline has no {name} to hold against max_drop" for name in _not_compared(tasks)]
     if lacking:
         return Verdict(answer="infeasible", reasons=tuple(lacking), limits=limits)
     judged = [(figure, limits.asked[figure.limit]) for figure in figures if figure.limit in limits.asked]
     broken = [figure.text(limit) for figure, limit in judged if figure.breaks(limit)]
     kept = [figure.text(limit) for figure, limit in judged if not figure.breaks(limit)]
     near = [f"{one.name}: other samples might have said the opposite" for one, limit in judged if one.is_near(limit)]
-    doubts = [*near, *(str(warning) for warning in listed(report.get("warnings")))]
+    doubts = [*near, *_broken_texts(report), *(str(warning) for warning in listed(report.get("warnings")))]
     answer: Answer = "regression" if broken else "accept"
     return Verdict(answer=answer, reasons=tuple(broken or kept), doubts=tuple(doubts), limits=limits)
 
@@ -186,10 +193,32 @@ def _of_tasks(rows: list[Mapping[str, Any]]) -> Iterator[_Figure]:
             )
 
 
-def _too_good(rows: list[Mapping[str, Any]]) -> Iterator[str]:
+def _not_compared(rows: list[Mapping[str, Any]]) -> Iterator[str]:
+    """Scores that could have become worse, and nobody knows."""
+    for row in rows:
+        score = mapping(row["score"])
+        if number(row.get("change")) is None and score.get("higher_is_better") is not None:
+            yield f"{score.get('task')} {score.get('metric')}"
+
+
+def _answers(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [mapping(row) for row in listed(report.get("answers"))]
+
+
+def _broken_texts(report: Mapping[str, Any]) -> Iterator[str]:
+    """Continuations that were text before, and are none."""
+    for row in map(mapping, listed(report.get("generations"))):
+        before, after = (flaw_of(str(row.get(when, ""))) for when in ("before", "after"))
+        if after and not before:
+            yield f"what it says after {row.get('prompt')!r} is {after}, and was not before"
+
+
+def _odd_scores(rows: list[Mapping[str, Any]]) -> Iterator[str]:
     for row in rows:
         score, change, sigmas = mapping(row["score"]), number(row.get("change")), number(row.get("sigmas"))
         better = score.get("higher_is_better")
+        if number(score.get("value")) is None:
+            yield f"{score.get('task')} {score.get('metric')} is {score.get('value')}: no number"
         if change is None or sigmas is None or better is None:
             continue
         gain = sigmas if better else -sigmas
@@ -208,12 +237,18 @@ def _anomalies(scores: Mapping[str, Any], figures: list[_Figure]) -> Iterator[st
     if lacking:
         yield f"{' and '.join(lacking)}: no number"
         return
+    low = [key for key in ("perplexity_base", "perplexity_quantized") if scores[key] < 1]
+    if low:
+        yield f"{low[0]} is {scores[low[0]]:.3g}, and none is below one"
     named = {figure.limit: figure for figure in figures}
     kl, agreement, increase = (named.get(name) for name in ("max_kl", "min_agreement", "max_increase"))
-    if kl and kl.value == 0.0 and agreement and agreement.value == 1.0:
+    agrees = kl and kl.value == 0.0 and agreement and agreement.value == 1.0
+    if agrees or (increase and increase.value == 0.0):
         yield "every output is the model's own, to the last bit: nothing was quantized, or it was scored against itself"
     if kl and kl.value < 0:
         yield f"the divergence is {kl.value:.3g}, and none is below zero"
+    if agreement and not 0 <= agreement.value <= 1:
+        yield f"the agreement is {agreement.value:.3g}, and it is a share"
     if increase and (increase.value < -_TOO_GOOD or (increase.high is not None and increase.high < 0)):
         between = "" if increase.high is None else f" ({increase.low:+.2%} to {increase.high:+.2%})"
         yield f"the perplexity is {increase.value:+.2%}{between} of the model's: better than what it was made of"

@@ -1,13 +1,12 @@
-"""What is said to a server, by the part of OpenAI's API that all three have, and whether its answer is text."""
+"""What is said to a server, by the part of OpenAI's API that all three have."""
 
 import json
-import re
 import time
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from http.client import HTTPException
-from typing import Any, Literal
+from typing import Any
 
 from scripts.run.problems import JobError
 from scripts.serving.servers import HOST
@@ -15,10 +14,6 @@ from scripts.serving.servers import HOST
 _HEALTH_SECONDS = 5.0
 _MOST_BYTES = 8 << 20
 _SHOWN = 500
-#: One piece of text, eight times or more from the beginning to the end, which may cut the last one short.
-_ONE_PIECE = re.compile(r"(?s)(.{1,16}?)\1{7,}.{0,15}")
-
-Flaw = Literal["empty", "one piece of text, repeated"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,16 +24,6 @@ class Answer:
     text: str
     tokens: int | None  # as the server counts them
     seconds: float
-
-
-def flaw_of(text: str) -> Flaw | None:
-    """What is wrong with an answer; None for one that may be right.
-
-    A wrong scale in a quantized checkpoint shows in no log, but here at once.
-    """
-    if not text.strip():
-        return "empty"
-    return "one piece of text, repeated" if _ONE_PIECE.fullmatch(text.strip()) else None
 
 
 class UnreachableError(Exception):

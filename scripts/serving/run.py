@@ -29,7 +29,8 @@ from scripts.run.record import Record
 from scripts.run.registry import refuse
 from scripts.serving import checks
 from scripts.serving.checks import check_checkpoint, check_gpus, choose_port, prompts_of
-from scripts.serving.client import Answer, Client, UnreachableError, flaw_of
+from scripts.serving.client import Answer, Client, UnreachableError
+from scripts.serving.flaws import DEGENERATE, EMPTY, REPORT, flaw_of
 from scripts.serving.servers import SERVERS, command_line, find_program, started
 from scripts.tiny.model import local_model
 
@@ -137,7 +138,7 @@ def _report(args: ServeArgs, report: dict[str, Any], answers: Sequence[Answer], 
     warnings = [f"{row['prompt']!r}: the answer is {row['flaw']}." for row in rows if row["flaw"]]
     folder = record.dir / "report"
     report |= {"answers": rows, "warnings": warnings}
-    write_json(folder / "serve.json", report)
+    write_json(folder / REPORT, report)
     write_text(folder / "index.html", _as_html(report, page.about(record.dir)))
     for answer in answers:
         record.line(f"{answer.prompt!r} -> {answer.text!r} ({answer.seconds:.2f} s)")
@@ -147,11 +148,11 @@ def _report(args: ServeArgs, report: dict[str, Any], answers: Sequence[Answer], 
     title = SERVERS[args.server].title
     if set(flaws) == {"empty"}:
         cause = f"every answer of {title} is empty."
-        raise JobError("server_answer_empty", cause, "Try other prompts; is it the checkpoint's end-of-text token?")
+        raise JobError(EMPTY, cause, "Try other prompts; is it the checkpoint's end-of-text token?")
     if None not in flaws:
         cause = f"every answer of {title} is one piece of text repeated, or empty."
         remedy = "Compare with the checkpoint it was made of: scales may be missing, or not of the format that it took."
-        raise JobError("server_answer_degenerate", cause, remedy)
+        raise JobError(DEGENERATE, cause, remedy)
     for warning in warnings:
         record.line(f"warning: {warning}")
     record.artifact("eval_results", folder, server=args.server, quantization=report["quantization"])

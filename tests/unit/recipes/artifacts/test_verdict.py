@@ -70,6 +70,9 @@ def test_a_limit_within_the_noise_is_a_doubt(home: Path) -> None:
             "better than what it was made of",
         ),
         ({"perplexity_base": "ten"}, "perplexity_base: no number"),
+        ({"perplexity_quantized": 10.0}, "every output is the model's own"),
+        ({"perplexity_base": 0.5, "perplexity_quantized": 0.5001}, "perplexity_base is 0.5, and none is below one"),
+        ({"top1_agreement": 1.2}, "the agreement is 1.2, and it is a share"),
     ],
 )
 def test_figures_that_cannot_be_are_not_believed(evaluation: dict[str, Any], says: str, home: Path) -> None:
@@ -90,6 +93,29 @@ def test_what_was_not_measured_is_not_judged(home: Path) -> None:
     record = home / "runs" / run_id / "run.json"
     record.write_text(json.dumps(json.loads(record.read_text()) | {"state": "cancelled"}))
     assert "it is cancelled" in Shell()("verdict", run_id).stdout
+
+
+def test_a_broken_text_is_said(home: Path) -> None:
+    said = {"prompt": "Hello", "before": "a sentence", "after": "!" * 40}
+    run_id = quantized(home, "fp8", {"generations": [said, said | {"before": "!" * 40}, 7]})
+    done = Shell()("verdict", run_id, "--json")
+    found = answer_of(done.stdout)["data"]
+    assert found["verdict"] == "accept"
+    assert found["doubts"] == ["what it says after 'Hello' is one piece of text, repeated, and was not before"]
+
+
+@pytest.mark.parametrize("ended", ["server_answer_degenerate", None])
+def test_a_server_that_says_no_text_is_anomalous(ended: str | None, home: Path) -> None:
+    run_id = quantized(home, "fp8")
+    folder = home / "runs" / run_id
+    (folder / "report" / "report.json").unlink()
+    answers = [{"prompt": "a", "flaw": "empty"}, {"prompt": "b", "flaw": None}]
+    (folder / "report" / "serve.json").write_text(json.dumps({"answers": answers}))
+    if ended:
+        failed = {"state": "failed", "error": {"name": ended, "message": "m", "remedy": "r"}}
+        (folder / "run.json").write_text(json.dumps(json.loads((folder / "run.json").read_text()) | failed))
+    done = Shell()("verdict", run_id)
+    assert done.exit_code == 1 and done.stdout.startswith("anomalous") and "the answer to 'a' is empty" in done.stdout
 
 
 @pytest.mark.parametrize("evaluation", [{"intervals": "x"}, {"intervals": {"kl_divergence": [1]}}, {"intervals": None}])

@@ -32,6 +32,8 @@ def row(
         ([row(None)], {"min_score": 0.6}, "regression", "0.5 (0.461 to 0.539)"),
         ([row(None)], {"max_drop": 0.1}, "infeasible", "max_drop"),
         ([row(None)], {"max_kl": 0.1}, "infeasible", "max_kl"),
+        ([row(None), row(None, value=float("nan"))], {"min_score": 0.4}, "anomalous", "t acc is nan: no number"),
+        ([row(-0.01), row(None)], {"max_drop": 0.02}, "infeasible", "the baseline has no t acc"),
         ([], {"min_score": 0.1}, "infeasible", "nothing was scored"),
     ],
 )

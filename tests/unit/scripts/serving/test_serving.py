@@ -16,7 +16,7 @@ from scripts.formats import FORMATS
 from scripts.run.problems import JobError, Problem
 from scripts.run.registry import OnNode, carry_out, checks_of
 from scripts.serving import checks
-from scripts.serving.client import flaw_of
+from scripts.serving.flaws import flaw_of
 from scripts.serving.servers import SERVERS, able, command_line, find_program
 from tests.conftest import write_safetensors
 
