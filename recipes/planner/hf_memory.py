@@ -259,6 +259,7 @@ def _phases(args: QuantizeArgs, sizes: Sizes, libraries: int) -> Iterator[tuple[
     if args.eval_size:
         yield "score before", running | {"activations": sizes.activations}
         yield "score before", running | {"logits": _CHECKED_LOGIT * sizes.sample_logits}
+        yield "score before", running | {"file of hidden states": sizes.hidden_states}  # an earlier run's
         scored = _SCORED_LOGIT * min(LOGITS, sizes.sample_logits)
         yield "score after", running | {"logits": scored, "allocator": sizes.retained}
     quantizing = {"activations": sizes.activations, "work": _QUANTIZED * largest}

@@ -152,7 +152,7 @@ def _measure_and_quantize(state: _State) -> dict[str, Any]:
         "format": report.format_name(args),
         "calibration": report.calibration_figures(samples, seconds),
         "evaluation": report.evaluation_figures(scores, samples),
-        "baseline": record.values["baseline"],
+        "baseline": record.values.get("baseline"),
         "layers": [{"name": name, **asdict(each)} for name, each in noise.items()],
         "generations": [{"prompt": prompt, "before": old, "after": new} for prompt, old, new in rows],
         "warnings": report.warnings(args, samples),
@@ -178,6 +178,8 @@ def _before(
 
     facts = {"model": str(record.values["inputs"][0]["digest"]), "dtype": args.dtype, "passes": repr(limits)}
     entry = baseline.depends_on(model, scored, prompts, state.loaded.device, **facts)
+    if not (prompts or scored):
+        return [], None, entry
     width = model.get_output_embeddings().weight.shape[1] if scored else 0
     found = baseline.obtain(record, entry, [(len(sample), width) for sample in scored], measure)
     base = evaluate.remember(model, scored, found.states) if found.states else None

@@ -1,8 +1,8 @@
 """What a person reads after a quantization: report.json, one HTML page with plots, and a table for terminals.
 
 report.json (schema 1): `model`, `format`, `calibration`, `evaluation` (null when skipped), `baseline` (how: measured,
-reused or partly, by which run, and its digest; of the hf engine), `size`, `layers` (name, weight_db, input_db,
-output_db), `generations`, `verified`, `warnings`.
+reused or partly, by which run, and its digest; null where nothing was, absent of other engines), `size`,
+`layers` (name, weight_db, input_db, output_db), `generations`, `verified`, `warnings`.
 """
 
 import re

@@ -19,7 +19,9 @@ def test_a_reused_baseline_gives_the_same_figures_and_checkpoints(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, passes, text = model_folder(tmp_path / "model"), list[int](), tmp_path / "other.jsonl"
-    text.write_text("".join(json.dumps({"text": f"{number} other ones, {'long ' * number}"}) + "\n" for number in range(9)))
+    text.write_text(
+        "".join(json.dumps({"text": f"{number} other ones, {'long ' * number}"}) + "\n" for number in range(9))
+    )
     measure = evaluate.last_states
 
     def counted(*args: Any, **given: Any) -> Any:
