@@ -42,7 +42,7 @@ def verdict(
     from recipes.experiment.runs import look
     from scripts.evaluation.gate import GATE_FAILED
     from scripts.evaluation.verdict import Limits, judge
-    from scripts.serving.flaws import DEGENERATE, EMPTY, REPORT
+    from scripts.serving.flaws import REPORT
 
     with exits(as_json=as_json):
         limits = Limits(
@@ -63,7 +63,7 @@ def verdict(
         if limits.max_increase is None and isinstance(report.get("evaluation"), dict) and not given:
             limits = replace(limits, max_increase=_INCREASE)
         # One that failed by what it measured has made all that there is to judge.
-        done = schema.mapping(run.record.get("error")).get("name") in (GATE_FAILED, EMPTY, DEGENERATE)
+        done = schema.mapping(run.record.get("error")).get("name") == GATE_FAILED or "answers" in report
         found = judge("succeeded" if done else run.state, report, limits)
     status = 0 if found.answer == "accept" else FAILED
     if as_json:

@@ -5,8 +5,6 @@ from typing import Literal
 
 #: Of a server's answers, in the folder of the report.
 REPORT = "serve.json"
-#: What a job ends with whose server has answered, and never with text. Its report is whole.
-EMPTY, DEGENERATE = "server_answer_empty", "server_answer_degenerate"
 #: One piece of text, eight times or more from the beginning to the end, which may cut the last one short.
 _ONE_PIECE = re.compile(r"(?s)(.{1,16}?)\1{7,}.{0,15}")
 

@@ -30,7 +30,7 @@ from scripts.run.registry import refuse
 from scripts.serving import checks
 from scripts.serving.checks import check_checkpoint, check_gpus, choose_port, prompts_of
 from scripts.serving.client import Answer, Client, UnreachableError
-from scripts.serving.flaws import DEGENERATE, EMPTY, REPORT, flaw_of
+from scripts.serving.flaws import REPORT, flaw_of
 from scripts.serving.servers import SERVERS, command_line, find_program, started
 from scripts.tiny.model import local_model
 
@@ -148,11 +148,11 @@ def _report(args: ServeArgs, report: dict[str, Any], answers: Sequence[Answer], 
     title = SERVERS[args.server].title
     if set(flaws) == {"empty"}:
         cause = f"every answer of {title} is empty."
-        raise JobError(EMPTY, cause, "Try other prompts; is it the checkpoint's end-of-text token?")
+        raise JobError("server_answer_empty", cause, "Try other prompts; is it the checkpoint's end-of-text token?")
     if None not in flaws:
         cause = f"every answer of {title} is one piece of text repeated, or empty."
         remedy = "Compare with the checkpoint it was made of: scales may be missing, or not of the format that it took."
-        raise JobError(DEGENERATE, cause, remedy)
+        raise JobError("server_answer_degenerate", cause, remedy)
     for warning in warnings:
         record.line(f"warning: {warning}")
     record.artifact("eval_results", folder, server=args.server, quantization=report["quantization"])
