@@ -3,9 +3,7 @@ whether a run will get models and data sets by their hub names."""
 
 import functools
 import os
-import re
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -15,13 +13,13 @@ from configs import CONFIGS
 from recipes.models.architecture import ModelFacts
 from recipes.models.config import facts_from_config
 from scripts.checkpoints.documents import read_json
-from scripts.run.files import expanded, is_folder, is_there, read_limited
+from scripts.checkpoints.hub_cache import folder_of, is_hub_name, is_of_hub
+from scripts.run.files import expanded, is_folder
 from scripts.run.problems import JobError
 from scripts.tiny.model import TINY_MODELS
 from scripts.tiny.train import TinyModel
 
 _TIMEOUT_SECONDS = 8.0
-_COMMIT_BYTES = 100
 SOURCE = "configs/models/hub.yaml"
 _FILE = CONFIGS.parent / SOURCE
 _SIDECAR = "hf_quant_config.json"
@@ -95,30 +93,16 @@ def _tiny(model: TinyModel) -> ModelFacts:
 # --- the hub ---------------------------------------------------------------------------------------------------------
 
 
-def is_hub_name(name: str) -> bool:
-    """Whether `name` can be a repository on the hub: `org/name`, of 96 characters at most (huggingface_hub says so)."""
-    return len(name) <= 96 and re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", name) is not None
-
-
 def is_local(model: str) -> bool:
     """Whether a model's name means a folder or a built-in model, not a repository of the hub."""
-    return model.startswith("tiny:") or is_there(expanded(model)) or not is_hub_name(model)
+    return not is_of_hub(model)
 
 
 def cached_model(name: str) -> Path | None:
     """The newest cached snapshot of a model that has a config.json; None when there is none."""
-    snapshots = _cache() / f"models--{name.replace('/', '--')}" / "snapshots"
+    snapshots = folder_of(name) / "snapshots"
     found = [file.parent for file in snapshots.glob("*/config.json")] if is_hub_name(name) else []
     return max(found, key=lambda folder: folder.stat().st_mtime, default=None)
-
-
-def commit_of(name: str) -> str | None:
-    """The commit of a repository of the hub that the cache here has as its newest; None where it has none."""
-    for kind in ("models", "datasets"):
-        with suppress(OSError, ValueError):
-            said = read_limited(_cache() / f"{kind}--{name.replace('/', '--')}" / "refs" / "main", _COMMIT_BYTES)
-            return said.decode("ascii").strip() or None
-    return None
 
 
 def model_problem(name: str, *, online: bool) -> tuple[str, str, str] | None:
@@ -132,17 +116,11 @@ def model_problem(name: str, *, online: bool) -> tuple[str, str, str] | None:
 def require_dataset(name: str, *, online: bool) -> None:
     """Raise JobError `missing_data` when the data set is neither cached nor known to the hub."""
     repository = {"cnn_dailymail": "abisee/cnn_dailymail"}.get(name, name)
-    folder = f"datasets--{repository.replace('/', '--')}"
-    if not online or is_folder(_cache() / folder):
+    if not online or is_folder(folder_of(repository, "datasets")):
         return
     cause = _ask("dataset", repository)
     if cause:
         raise JobError("missing_data", cause, "Name a local JSONL or text file with args.calib_dataset.")
-
-
-def _cache() -> Path:
-    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "huggingface"
-    return Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub")
 
 
 def _ask(kind: str, name: str) -> str | None:

@@ -12,6 +12,7 @@ from recipes.experiment.job import Job
 from recipes.models import hub
 from scripts.args.meaning import values_of
 from scripts.args.megatron_lm import MegatronLmArgs
+from scripts.checkpoints.hub_cache import is_hub_name
 from scripts.engines.script.cards import REMOTE_CODE, cards
 from scripts.run.problems import Problem
 from scripts.run.registry import check
@@ -74,7 +75,7 @@ def nearly_known(job: Job) -> Iterator[Problem]:
 def _fetched(job: Job) -> Iterator[tuple[str, str]]:
     """The arguments that name a model of the hub, each with the name."""
     for field, name, meaning in values_of(job.resolved):
-        if meaning.names_a_model and isinstance(name, str) and hub.is_hub_name(name) and not hub.is_local(name):
+        if meaning.names_a_model and isinstance(name, str) and is_hub_name(name) and not hub.is_local(name):
             yield field, name
 
 

@@ -19,6 +19,7 @@ from scripts.args.megatron_lm import MegatronLmArgs
 from scripts.checkpoints import Checkpoint, look
 from scripts.checkpoints.causal import built_types
 from scripts.checkpoints.documents import neighbour, read_json
+from scripts.checkpoints.hub_cache import is_hub_name
 from scripts.checkpoints.model import read_config
 from scripts.run.files import is_file, is_folder, is_there
 from scripts.run.problems import JobError, Problem
@@ -72,7 +73,7 @@ def card_and_weights(job: Job) -> Iterator[Problem]:
     card, weights = job.get("model"), job.get("weights")
     of_weights = job.models.get("pretrained_model_path")
     figures = [(one.hidden_size, one.layers, one.vocab_size) for one in (job.model, of_weights) if one is not None]
-    differ = figures[0] != figures[1] if len(figures) == 2 else hub.is_hub_name(weights)
+    differ = figures[0] != figures[1] if len(figures) == 2 else is_hub_name(weights)
     if differ and not same_model(card, weights):
         cause, remedy = f"args.model_card is another model, {card}", "Name one model in both."
         yield Problem(key=job.key("weights") or "", value=weights, cause=cause, remedy=remedy)
@@ -114,7 +115,7 @@ def folder_or_hub(job: Job) -> Iterator[Problem]:
     """`models/qwen` where models is a folder here and has no qwen: whoever loads it takes that for the hub's."""
     for field, value, meaning in values_of(job.resolved):
         named = meaning.names_a_model and meaning.used_by(job.engine) and field not in job.promised
-        if not named or not isinstance(value, str) or not hub.is_hub_name(value) or hub.is_local(value):
+        if not named or not isinstance(value, str) or not is_hub_name(value) or hub.is_local(value):
             continue
         folder, _, name = value.partition("/")
         if is_folder(folder) and value not in hub.published().configs and hub.cached_model(value) is None:

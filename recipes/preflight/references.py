@@ -13,8 +13,9 @@ from typing import Any
 
 from executors.base import is_below
 from recipes.experiment.job import Job
-from recipes.models.hub import is_hub_name, published
+from recipes.models.hub import published
 from scripts.args.meaning import Meaning, values_of
+from scripts.checkpoints.hub_cache import is_hub_name
 from scripts.checkpoints.kinds import CONVERSION
 from scripts.run.files import is_folder, is_there
 from scripts.run.problems import Problem

@@ -8,6 +8,8 @@ from typing import Any
 
 from scripts.args.meaning import value_of, values_of
 from scripts.checkpoints import Checkpoint, look
+from scripts.engines.card import write_card
+from scripts.engines.inputs import with_commits
 from scripts.run.files import publish, refuse_existing, write_text
 from scripts.run.problems import JobError
 from scripts.run.record import Record
@@ -26,6 +28,7 @@ class Output:
     quantized: bool  # and whether it must be quantized
     final: Path
     within: str  # the folder of it that holds the checkpoint; empty for itself
+    args: Any  # of which it is an output
     written: Path  # beside `final`, and renamed once it is verified; `final` itself where the script goes on with it
 
 
@@ -46,6 +49,7 @@ def outputs_of(args: Any, run_dir: Path, engine: str = "script") -> list[Output]
             quantized=bool(meaning.quantized) and not value_of(args, "unquantized", False),
             final=final,
             within=meaning.within,
+            args=args,
             written=final if meaning.in_place else final.with_name(f".{final.name}.partial-{tag}"),
         )
         found.append(output)
@@ -81,9 +85,16 @@ def _take_up(output: Output, record: Record) -> None:
 
 
 def finish(outputs: list[Output], record: Record) -> None:
-    """Verify every output, then publish and record all. Raises JobError; then nothing is published."""
+    """Verify every output, then publish and record all. Raises JobError; then nothing is published.
+
+    What is for the hub gets a model card.
+    """
     found = [_verified(output) for output in outputs]
+    record.update(inputs=with_commits(record.values.get("inputs") or []))
     for output, checkpoint in zip(outputs, found, strict=True):
+        if output.kind == "checkpoint_hf":
+            fmt = checkpoint.quantization
+            write_card(output.written / output.within, output.args, record.values, fmt=fmt)
         if output.written != output.final:
             publish(output.written, output.final)
         facts = {name: value for name in _FACTS if (value := getattr(checkpoint, name)) is not None}

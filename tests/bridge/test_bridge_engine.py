@@ -167,6 +167,8 @@ def test_experts_on_two_ranks(experts: Path, text: Path, home: Path) -> None:
     done = nemo(home, "run", "export", *given, f"args.megatron_load_path={checkpoint}")
     assert done.returncode == 0, done.stdout + done.stderr
     (exported,) = (one["path"] for one in run_of(home, "export")["outputs"] if one["type"] == "checkpoint_hf")
+    card = (Path(exported) / "README.md").read_text()  # with what was measured when it was quantized
+    assert "- fp8" in card and "| held-out perplexity |" in card and str(home) not in card and str(experts) not in card
     before, after = tensors(experts), tensors(Path(exported))
     names = [name for name in after if ".experts." in name and name.endswith(".weight")]
     assert len(names) == 2 * 4 * 3 and look(Path(exported)).quantization == "fp8"

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scripts.args.quantize import QuantizeArgs
+from scripts.engines.card import write_card
 from scripts.engines.hf import (
     baseline,
     calibrate,
@@ -25,10 +26,9 @@ from scripts.engines.hf import (
     sqnr,
     verify,
 )
-from scripts.engines.hf.card import write_card
 from scripts.engines.hf.nvfp4 import cpu_kernels
 from scripts.engines.hf.samples import Samples, choose_samples
-from scripts.engines.inputs import made_by
+from scripts.engines.inputs import made_by, with_commits
 from scripts.formats import FITS_ANY_WIDTH, FORMATS, format_problems
 from scripts.processor import bf16_products
 from scripts.run.content import content_of
@@ -87,7 +87,7 @@ def quantize_checkpoint(args: QuantizeArgs, record: Record) -> None:
         model = {"type": "checkpoint_hf", "name": args.hf_model_id, "path": str(source), **content.facts}
         model |= made_by(source, content.digest)
         text = {"type": "calibration_text", "name": samples.calibration_source}
-        record.update(inputs=[model, text], device=str(loaded.device))
+        record.update(inputs=with_commits([model, text]), device=str(loaded.device))
     state = _State(args=args, record=record, source=source, loaded=loaded, samples=samples)
     _publish(state, _measure_and_quantize(state))
 
@@ -213,7 +213,7 @@ def _publish(state: _State, results: dict[str, Any]) -> None:
                 save.exclude_left(exported, expected)
                 save.keep_source_files(state.source, exported)
                 sized = results | {"size": report.sizes(state.source, exported)}
-                write_card(exported, sized, args, record.values["inputs"][0], record.values.get("versions", {}))
+                write_card(exported, args, record.values, sized)
         state.loaded = replace(state.loaded, model=None)
         with record.phase("verify"):
             if exported:
