@@ -133,6 +133,17 @@ def mount_of(path: str, mounts: Sequence[Mount]) -> Mount | None:
     return max(found, key=lambda mount: len(posixpath.normpath(mount.target)), default=None)
 
 
+def path_through(path: str | Path, mounts: Sequence[Mount] | None) -> Path | None:
+    """Where a path of a job lies on this machine, as `Place.seen_through` has the mounts; None where it is not seen."""
+    if mounts is None:
+        return Path(path)
+    mount = mount_of(str(path), mounts)
+    if mount is None or not mount.is_path or not posixpath.isdir(mount.source):
+        return None
+    below = posixpath.relpath(posixpath.normpath(str(path)), posixpath.normpath(mount.target))
+    return Path(mount.source) / below
+
+
 @dataclass(frozen=True, kw_only=True)
 class AnyJob:
     """What a place needs to know of a job: its names, its shape, and what it waits for; recipes' `Job` adds to it."""
@@ -382,14 +393,13 @@ class Place(ABC):
 
     def path_here(self, path: str | Path, run_dir: str | Path) -> Path | None:
         """Where a path of the job lies on this machine; None where that is elsewhere, or cannot be told."""
+        return path_through(path, self.seen_through(run_dir))
+
+    def seen_through(self, run_dir: str | Path) -> Sequence[Mount] | None:
+        """The mounts through which paths of the job are seen from here; None where they are this machine's own."""
         if self.capabilities.local_files:
-            return Path(path)
-        mounts = self.mounts(run_dir) if self.capabilities.reads_run_dir else None
-        mount = mount_of(str(path), mounts or ())
-        if mount is None or not mount.is_path or not posixpath.isdir(mount.source):
             return None
-        below = posixpath.relpath(posixpath.normpath(str(path)), posixpath.normpath(mount.target))
-        return Path(mount.source) / below
+        return (self.mounts(run_dir) if self.capabilities.reads_run_dir else None) or ()
 
     def missing_sources(self) -> list[str]:
         """Folders to mount that are not there, where that can be told from here."""

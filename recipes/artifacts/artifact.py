@@ -10,7 +10,8 @@ from typing import Any
 from executors.base import is_below
 from recipes.experiment.index import refreshed
 from recipes.experiment.run_ids import LEAST_PART, find_run
-from recipes.experiment.runs import Run, all_runs, look
+from recipes.experiment.runs import Run, look
+from recipes.experiment.settled import known_runs
 from recipes.experiment.store import RunFolder, run_folders
 from recipes.experiment.tags import tag_of
 from scripts.run.files import is_there
@@ -40,8 +41,7 @@ class Artifact:
     @property
     def place(self) -> Path | None:
         """Where it lies on this machine, be it there still or not; None where its disk is not seen from here."""
-        job = self.run.job
-        return self.path if job is None else job.place.path_here(self.path, job.run_dir)
+        return self.run.path_here(self.path)
 
     @property
     def made_at(self) -> str:
@@ -58,8 +58,8 @@ def artifacts_of(runs: Iterable[Run], kind: str | None = None) -> list[Artifact]
     """Of runs, in their order; of one type where it is named."""
     found = []
     for run in runs:
-        for output in run.record.get("outputs") or []:
-            facts = {name: output.get(name) for name in ("bytes", "files", "digest")}
+        for output in run.outputs:
+            facts: dict[str, Any] = {name: output.get(name) for name in ("bytes", "files", "digest")}
             one = Artifact(run=run, type=output["type"], path=Path(output["path"]), **facts)
             found += [one] if kind in (None, one.type) else []
     return found
@@ -74,7 +74,7 @@ def find_artifacts(word: str) -> list[Artifact]:
         word = f"{tag.run}.{tag.type}"
     if os.sep in word:
         path = os.path.realpath(word)
-        made = [one for one in artifacts_of(all_runs()) if one.place and is_below(path, os.path.realpath(one.place))]
+        made = [one for one in artifacts_of(known_runs()) if one.place and is_below(path, os.path.realpath(one.place))]
         return _some(made[-1:], word, "no run is recorded here that left it")
     if match := _DIGEST.fullmatch(word.lower()):
         with refreshed() as index:  # thousands of runs are not looked at for it

@@ -65,13 +65,13 @@ def listed(
     Example: nemo experiment artifacts checkpoint_hf
     """
     from recipes.artifacts.artifact import artifacts_of
-    from recipes.experiment.runs import all_runs
+    from recipes.experiment.settled import known_runs
     from recipes.experiment.tags import tags
     from scripts.run.drawing import size_text
     from scripts.run.problems import Problem, ProblemsError, nearest
 
     with exits(as_json=as_json):
-        runs = all_runs()
+        runs = known_runs()
         found = artifacts_of(runs, kind)
         named = {f"{one.run}.{one.type}": name for name, one in tags().items()}
         if kind is not None and not found:
@@ -150,11 +150,11 @@ def lineage(
     from recipes.artifacts.artifact import Artifact, artifacts_of
     from recipes.artifacts.lineage import as_dot, lines_of
     from recipes.artifacts.lineage import lineage as traced
-    from recipes.experiment.runs import all_runs
+    from recipes.experiment.settled import known_runs
 
     with exits(as_json=as_json):
         found = _found(reference)
-        known = artifacts_of(all_runs())
+        known = artifacts_of(known_runs())
         trees = [traced(one, known) for one in found]
     if as_json:
         answer({"artifacts": [tree.as_data() for tree in trees]})

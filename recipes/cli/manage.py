@@ -76,15 +76,17 @@ def ps(
     from rich.console import Console
 
     from recipes.cli import show
-    from recipes.experiment.runs import all_runs, runs_below
+    from recipes.experiment.runs import runs_below
+    from recipes.experiment.settled import known_runs
 
     named = [] if within else os.environ.get(RUNS_VARIABLE, "").split(os.pathsep)
     beside = [expanded(path) for path in named if path]
     lost = [_no_folder(RUNS_VARIABLE, path, "warning") for path in beside if not path.is_dir()]
 
     def tell() -> None:
-        found = runs_below(within) if within else [*all_runs(), *(run for path in beside for run in runs_below(path))]
-        found = list({os.path.realpath(run.dir): run for run in found}.values())
+        found = runs_below(within) if within else [*known_runs(), *(run for path in beside for run in runs_below(path))]
+        if beside:
+            found = list({os.path.realpath(run.dir): run for run in found}.values())
         listed = [run for run in found if everything or not run.ended or run.state in ("lost", "unreadable")]
         show.Output(as_json=as_json, quiet=quiet).runs(listed, hidden=len(found) - len(listed), problems=lost)
         if not listed and not as_json and not quiet:

@@ -1,30 +1,32 @@
 """An index of the runs of this machine, and of the content of files: what thousands of folders would be read for.
 
 It is made of the folders, and of nothing else: one that is gone, damaged or of another version is made anew. A folder
-is read again when something was put into it; a file, when its size or its times are others.
+is read again when something was put into it, or its records are other files; a file, when its size or its times are
+others.
 """
 
 import json
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from executors.base import nemorun_home
-from recipes.experiment.store import RunFolder, last_written, runs_dir
+from recipes.experiment.store import RunFolder, runs_dir, stamp
 from scripts.run.content import content_of
 from scripts.run.record import read_json
 from scripts.run.schema import listed, mapping
 
-_VERSION = 1
+_VERSION = 2
 _WAIT_SECONDS = 10.0
 _TABLES = """
-create table runs (id text primary key, written integer, state text, recipe text, submitted text, fingerprint text);
+create table runs (id text primary key, stamp text, state text, recipe text, submitted text, fingerprint text);
 create index runs_by_fingerprint on runs (fingerprint);
 create table outputs (run text, type text, path text, bytes integer, files integer, digest text, made text);
 create index outputs_by_run on outputs (run);
 create index outputs_by_digest on outputs (digest);
+create table settled (run text primary key, shown text, record text);
 create table contents (path text primary key, files text, digest text);
 """
 
@@ -37,12 +39,12 @@ class Index:
 
     def refresh(self) -> None:
         """Read the folders that were written since, and forget those that are gone."""
-        known = dict(self._db.execute("select id, written from runs"))
-        there: dict[str, int] = {}
+        known = dict(self._db.execute("select id, stamp from runs"))
+        there: dict[str, str] = {}
         with suppress(FileNotFoundError), os.scandir(runs_dir()) as entries:
-            there = {entry.name: last_written(entry) for entry in entries if not entry.name.startswith(".")}
+            there = {entry.name: stamp(entry.path) for entry in entries if not entry.name.startswith(".")}
         gone = [(run_id,) for run_id in known if run_id not in there]
-        changed = [run_id for run_id, written in there.items() if known.get(run_id) != written]
+        changed = [run_id for run_id, now in there.items() if known.get(run_id) != now]
         if not gone and not changed:
             return
         with self._db:
@@ -53,14 +55,15 @@ class Index:
     def _forget(self, ids: list[tuple[str]]) -> None:
         self._db.executemany("delete from runs where id = ?", ids)
         self._db.executemany("delete from outputs where run = ?", ids)
+        self._db.executemany("delete from settled where run = ?", ids)
 
-    def _take(self, run_id: str, written: int) -> None:
+    def _take(self, run_id: str, now: str) -> None:
         folder = RunFolder.of(run_id)
         record = read_json(folder.dir / "run.json") or {}
         kept = mapping(mapping(read_json(folder.job)).get("job")).get("fingerprint")
         fingerprint = mapping(kept).get("digest")
         said = [str(record.get(key) or "") for key in ("state", "recipe", "submitted_at")]
-        row = (run_id, written, *said, fingerprint if isinstance(fingerprint, str) else None)
+        row = (run_id, now, *said, fingerprint if isinstance(fingerprint, str) else None)
         self._db.execute("insert into runs values (?, ?, ?, ?, ?, ?)", row)
         made = str(record.get("finished_at") or record.get("submitted_at") or "")
         for output in map(mapping, listed(record.get("outputs"))):
@@ -85,6 +88,24 @@ class Index:
             "and (? = '' or substr(digest, 1, length(?)) = ?) order by submitted, runs.id"
         )
         return [run_id for (run_id,) in self._db.execute(asked, (kind, kind, digest, digest, digest))]
+
+    def others(self) -> list[str]:
+        """The runs of which nothing is kept, that may change yet."""
+        return [one for (one,) in self._db.execute("select id from runs where id not in (select run from settled)")]
+
+    def settled(self) -> list[tuple[str, str, str]]:
+        """Those that cannot change any more: id, when it was submitted, and what was kept to be shown."""
+        asked = "select id, submitted, shown from settled join runs on id = run"
+        return self._db.execute(asked).fetchall()
+
+    def records(self) -> dict[str, str]:
+        """The records of those, by their ids."""
+        return dict(self._db.execute("select run, record from settled"))
+
+    def keep(self, rows: Iterable[tuple[str, str, str]]) -> None:
+        """That runs cannot change any more: id, what to show of each, and its record. Until something is put there."""
+        with suppress(sqlite3.Error), self._db:
+            self._db.executemany("insert or replace into settled values (?, ?, ?)", rows)
 
     def content(self, path: Path) -> str | None:
         """The digest of what a file or a folder holds; None where it cannot be read. It is read where that is new."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from executors.base import JobState, Place, SchedulerJob
+from recipes.experiment.figures import key_figure
 from recipes.experiment.job import Job
 from recipes.experiment.job_file import DAMAGE, FLAGS, flags_of, job_file, own_job
 from recipes.experiment.store import RunFolder, run_folders
@@ -102,9 +103,23 @@ class Run:
         return read_json(Path(self.record.get("run_dir", self.dir)) / "report" / name)
 
     @property
+    def figure(self) -> str:
+        """The one that says most; raises as `key_figure` does."""
+        return key_figure(self.record, self.report or {})
+
+    @property
+    def outputs(self) -> list[dict[str, Any]]:
+        """What it left, as its record has it."""
+        return self.record.get("outputs") or []
+
+    def path_here(self, path: Path) -> Path | None:
+        """Where a path of its job lies on this machine, be it there still or not; None where it is not seen."""
+        return path if self.job is None else self.job.place.path_here(path, self.job.run_dir)
+
+    @property
     def artifacts(self) -> dict[str, Path]:
         """What it left, by type; of several of one type the last."""
-        return {output["type"]: Path(output["path"]) for output in self.record.get("outputs") or []}
+        return {output["type"]: Path(output["path"]) for output in self.outputs}
 
     def time_of(self, *keys: str) -> datetime | None:
         """The first of these times that its record has; one that was written without a zone is UTC's."""

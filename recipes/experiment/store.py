@@ -26,11 +26,31 @@ class RunFolder:
 
     def __init__(self, *, dir: Path) -> None:
         self.dir, self.id = dir, dir.name
-        self.job = dir / "job.json"  # and how to ask about it; written on the submitting machine only
-        self.partial = dir / "partial.zlib"  # the recipe, as NeMo-Run serializes it, to start the run (again)
-        self.archive = dir / "code.tar.gz"  # the code that travels with the job
-        self.supervisor_log = dir / "logs" / "supervisor.log"
-        self.supervisor_heartbeat = dir / "supervisor.heartbeat"  # for observers on other machines
+
+    @property
+    def job(self) -> Path:
+        """The job, and how to ask about it; written on the submitting machine only."""
+        return self.dir / "job.json"
+
+    @property
+    def partial(self) -> Path:
+        """The recipe, as NeMo-Run serializes it, to start the run (again)."""
+        return self.dir / "partial.zlib"
+
+    @property
+    def archive(self) -> Path:
+        """The code that travels with the job."""
+        return self.dir / "code.tar.gz"
+
+    @property
+    def supervisor_log(self) -> Path:
+        """What the process that looks after it prints."""
+        return self.dir / "logs" / "supervisor.log"
+
+    @property
+    def supervisor_heartbeat(self) -> Path:
+        """For observers on other machines."""
+        return self.dir / "supervisor.heartbeat"
 
     @classmethod
     def of(cls, run_id: str) -> "RunFolder":
@@ -82,9 +102,13 @@ def run_folders() -> list[RunFolder]:
         return []
     except OSError as error:
         raise JobError.of_os_error(error) from error
-    files = ("run.json", "job.json")
     named = [path for path in folders if not path.name.startswith(".")]  # the others are being removed
-    return [RunFolder(dir=path) for path in named if any(os.path.lexists(path / name) for name in files)]
+    return [folder for path in named if has_records(folder := RunFolder(dir=path))]
+
+
+def has_records(folder: RunFolder) -> bool:
+    """Whether it is a run's, be what lies there damaged or not."""
+    return any(os.path.lexists(folder.dir / name) for name in ("run.json", "job.json"))
 
 
 def folders_there() -> frozenset[str]:
@@ -101,3 +125,16 @@ def last_written(entry: "os.DirEntry[str]") -> int:
         return entry.stat().st_mtime_ns
     except OSError:
         return 0
+
+
+def stamp(folder: str) -> str:
+    """Of a run's folder: another one when anything was put into it, or its records are other files."""
+    return " ".join(map(_stamp, (folder, f"{folder}/run.json", f"{folder}/job.json")))
+
+
+def _stamp(path: str) -> str:
+    try:
+        state = os.lstat(path)
+    except OSError:  # it is not there, or is being removed
+        return "-"
+    return f"{state.st_mtime_ns}.{state.st_ctime_ns}.{state.st_ino}.{state.st_size}"

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from executors.local import LocalProfile
-from recipes.cli.listing import key_figure
 from recipes.cli.show import _next_steps
 from recipes.experiment.runs import Run
 from recipes.experiment.store import RunFolder
@@ -80,7 +79,7 @@ def test_ids_that_end_alike_are_shown_whole(home: Path, shell: Shell) -> None:
     ],
 )
 def test_the_figure_that_says_most(home: Path, report: dict[str, object], figure: str) -> None:
-    assert key_figure(ended(home / "runs" / "q_1126-0805-000001", report)) == figure
+    assert ended(home / "runs" / "q_1126-0805-000001", report).figure == figure
 
 
 def test_runs_of_other_folders(home: Path, tmp_path: Path, shell: Shell) -> None:
