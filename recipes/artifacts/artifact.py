@@ -32,6 +32,7 @@ class Artifact:
     bytes: int
     files: int | None
     digest: str | None  # None: an early run's, which wrote none
+    quantization: str | None = None  # the format that it was found to be in
 
     @property
     def reference(self) -> str:
@@ -59,7 +60,7 @@ def artifacts_of(runs: Iterable[Run], kind: str | None = None) -> list[Artifact]
     found = []
     for run in runs:
         for output in run.outputs:
-            facts: dict[str, Any] = {name: output.get(name) for name in ("bytes", "files", "digest")}
+            facts: dict[str, Any] = {name: output.get(name) for name in ("bytes", "files", "digest", "quantization")}
             one = Artifact(run=run, type=output["type"], path=Path(output["path"]), **facts)
             found += [one] if kind in (None, one.type) else []
     return found

@@ -8,9 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from recipes.artifacts.artifact import find_runs
+from recipes.artifacts.artifact import artifacts_of, find_runs
+from recipes.artifacts.lineage import lineage
+from recipes.artifacts.lineage_svg import as_svg
 from recipes.catalogue import find, values_described
 from recipes.experiment.runs import Run
+from recipes.experiment.settled import known_runs
 from scripts.args.typed import dump_yaml
 from scripts.run import page
 from scripts.run.drawing import size_text, svg_of, took_text
@@ -167,6 +170,10 @@ def as_html(found: Comparison) -> str:
     drawn = _plot(found)
     said = "Size against what was lost, the less the better; numbers are the table's, the front is connected."
     parts = [table, page.drawing(drawn, said) if drawn else ""]
+    if made := artifacts_of(row.run for row in found.rows if row.run.id == found.winner):
+        known = artifacts_of(known_runs())
+        said = "What the winner left, and what that was made of; the arrows go to what was made."
+        parts.append(page.section("Lineage", page.drawing(as_svg([lineage(one, known) for one in made]), said)))
     return page.page(f"{len(found.rows)} runs side by side", about=about, notes=found.notes, parts=parts)
 
 

@@ -17,6 +17,7 @@ class Source:
     name: str
     digest: str | None
     made_by: str | None  # a run of another machine, or one that was removed
+    revision: str | None = None  # the commit of the hub
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +26,11 @@ class Node:
 
     of: Artifact | Source
     parents: tuple["Node", ...] = ()
+
+    @property
+    def name(self) -> str:
+        """What people call it."""
+        return self.of.reference if isinstance(self.of, Artifact) else self.of.name
 
     def as_data(self, told: set[int] | None = None) -> dict[str, Any]:
         """As `artifacts lineage --json` has it; `parents` is null of what stands there already, with its own."""
@@ -53,7 +59,8 @@ def _traced(artifact: Artifact, known: Sequence[Artifact], within: frozenset[str
     for row in artifact.run.record.get("inputs") or []:
         made = _made(row, artifact, known)
         if made is None or made.run.id in within | {artifact.run.id}:
-            source = Source(type=row["type"], name=row["name"], digest=row.get("digest"), made_by=row.get("run"))
+            facts = {"digest": row.get("digest"), "made_by": row.get("run"), "revision": row.get("revision")}
+            source = Source(type=row["type"], name=row["name"], **facts)
             parents.append(Node(of=source))
         else:
             parents.append(_traced(made, known, within | {artifact.run.id}, done))
@@ -95,26 +102,33 @@ def _lines(node: Node, before: str, lead: str, told: set[int]) -> Iterator[tuple
         yield from _lines(parent, inner, "└─ " if number == len(node.parents) - 1 else "├─ ", told)
 
 
-def as_dot(node: Node) -> str:
-    """For Graphviz: `nemo experiment artifacts lineage REF --dot | dot -Tsvg > lineage.svg`."""
-    nodes: dict[str, str] = {}
-    edges: dict[str, None] = {}  # each once, in their order
+def graph_of(trees: Sequence[Node]) -> tuple[dict[str, Node], list[tuple[str, str]]]:
+    """Everything that stands in trees once, by a key of its own, and which was made of which: (parent, child)."""
+    nodes: dict[str, Node] = {}
+    edges: dict[tuple[str, str], None] = {}  # each once, in their order
 
     def add(one: Node) -> str:
-        of = one.of
-        if isinstance(of, Artifact):
-            key, title = of.reference, f"{of.type}\n{of.run.id}"
-        else:
-            key, title = f"{of.type} {of.name}", f"{of.type}\n{of.name}"
+        key = one.name if isinstance(one.of, Artifact) else f"{one.of.type} {one.name}"
         if key not in nodes:
-            nodes[key] = title
+            nodes[key] = one
             for parent in one.parents:
-                edges[f"  {_quoted(add(parent))} -> {_quoted(key)};"] = None
+                edges[add(parent), key] = None
         return key
 
-    add(node)
-    boxes = [f"  {_quoted(key)} [label={_quoted(title)}];" for key, title in nodes.items()]
-    return "\n".join(["digraph lineage {", "  rankdir=LR;", "  node [shape=box];", *boxes, *edges, "}"])
+    for tree in trees:
+        add(tree)
+    return nodes, list(edges)
+
+
+def as_dot(node: Node) -> str:
+    """For Graphviz: `nemo experiment artifacts lineage REF --dot | dot -Tsvg > lineage.svg`."""
+    nodes, edges = graph_of([node])
+    boxes = []
+    for key, one in nodes.items():
+        title = f"{one.of.type}\n{one.of.run.id if isinstance(one.of, Artifact) else one.of.name}"
+        boxes.append(f"  {_quoted(key)} [label={_quoted(title)}];")
+    lines = [f"  {_quoted(parent)} -> {_quoted(child)};" for parent, child in edges]
+    return "\n".join(["digraph lineage {", "  rankdir=LR;", "  node [shape=box];", *boxes, *lines, "}"])
 
 
 def _quoted(text: str) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from recipes.artifacts.artifact import Artifact
-from scripts.run.content import content_of, listing_in
+from scripts.run.content import Content, content_of, listing_in
 
 #: intact: as it was left. damaged: it is another content now. gone: nothing is there. elsewhere: on a disk that is not
 #: seen from here. unrecorded: its run wrote no digest down.
@@ -45,7 +45,13 @@ def verify(artifact: Artifact, advance: Callable[[int], None] = lambda read: Non
         return Verification(artifact=artifact, state="gone")
     if artifact.digest is None:
         return Verification(artifact=artifact, state="unrecorded")
-    found = content_of(place, advance)
+    return compared(artifact, content_of(place, advance))
+
+
+def compared(artifact: Artifact, found: Content) -> Verification:
+    """What was read of an artifact, beside what its run wrote down."""
+    if artifact.digest is None:
+        return Verification(artifact=artifact, state="unrecorded")
     if found.digest == artifact.digest:
         return Verification(artifact=artifact, state="intact")
     recorded = _listing(artifact)

@@ -1,13 +1,15 @@
 """`nemo experiment artifacts`: what runs left, whether it is whole, and what it was made of."""
 
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from recipes.cli.completion import artifact_types, references, tag_names
-from recipes.cli.document import FAILED, AsJson, Command, Group, answer, exits, say
+from recipes.cli.document import FAILED, AsJson, Command, Group, answer, exits, say, write_new
 from scripts.run.files import is_there
 from scripts.run.schema import mapping
 
@@ -48,7 +50,7 @@ Example: nemo experiment artifacts checkpoint_hf
 def register(app: typer.Typer) -> None:
     """Add the group `artifacts`."""
     group = typer.Typer(cls=_Artifacts, help=_HELP)
-    for function in (show, verify, lineage, tag, untag):
+    for function in (show, verify, lineage, export, tag, untag):
         group.command(function.__name__, cls=Command)(function)
     group.command(_LIST, cls=Command, hidden=True)(listed)
     app.add_typer(group, name="artifacts")
@@ -141,34 +143,91 @@ def verify(reference: Reference, as_json: AsJson = False) -> None:
 def lineage(
     reference: Reference,
     dot: Annotated[bool, typer.Option("--dot", help="As a graph for Graphviz.")] = False,
+    svg: Annotated[bool, typer.Option("--svg", help="As a picture that a browser shows.")] = False,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Where the graph or picture goes.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Say what an artifact was made of, and that of what, as a tree.
 
-    Example: nemo experiment artifacts lineage latest:export
+    Example: nemo experiment artifacts lineage latest:export --svg -o lineage.svg
     """
     from recipes.artifacts.artifact import Artifact, artifacts_of
     from recipes.artifacts.lineage import as_dot, lines_of
     from recipes.artifacts.lineage import lineage as traced
+    from recipes.artifacts.lineage_svg import as_svg
     from recipes.experiment.settled import known_runs
+    from scripts.run.problems import Problem, ProblemsError
 
     with exits(as_json=as_json):
+        forms = [name for name, asked in (("--dot", dot), ("--svg", svg), ("--json", as_json)) if asked]
+        if len(forms) > 1 or (output is not None and forms in ([], ["--json"])):
+            cause, remedy = (
+                "it is one of them",
+                "Name one of --dot and --svg, and where it goes with --output; or --json.",
+            )
+            said = forms[1] if len(forms) > 1 else output
+            key = forms[0] if len(forms) > 1 else "--output"
+            raise ProblemsError([Problem(name="contradiction", key=key, value=said, cause=cause, remedy=remedy)])
         found = _found(reference)
         known = artifacts_of(known_runs())
         trees = [traced(one, known) for one in found]
+        graph = as_svg(trees) if svg else "\n".join(map(as_dot, trees)) if dot else ""
+        if output is not None:
+            write_new(output, graph + "\n", "--output")
+            return
+    if graph:
+        say(graph)
+        return
     if as_json:
         answer({"artifacts": [tree.as_data() for tree in trees]})
         return
     for tree in trees:
-        if dot:
-            say(as_dot(tree))
-            continue
         for branch, node, again in lines_of(tree):
             of = node.of
             digest = (of.digest or "").removeprefix("sha256:")[:_DIGITS]
             elsewhere = "" if isinstance(of, Artifact) or of.made_by is None else f", by {of.made_by}"
             name = of.reference if isinstance(of, Artifact) else f"{of.name}  ({of.type}{elsewhere})"
             say(f"{branch}{name}  {digest}{'  (see above)' if again else ''}".rstrip(), as_line=True)
+
+
+def export(
+    reference: Reference,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="A folder that is made.")],
+    as_json: AsJson = False,
+) -> None:
+    """Copy an artifact out, whole or not at all, with what it was made of and a model card: ready for a hub.
+
+    Example: nemo experiment artifacts export latest.checkpoint_hf -o qwen3-8b-fp8
+
+    What is copied is held against the digest that its run wrote. Exit status: 1 where it is damaged, gone, or on a disk
+    that is not seen from here.
+    """
+    from recipes.artifacts.artifact import artifacts_of
+    from recipes.artifacts.export import export as copied
+    from recipes.experiment.settled import known_runs
+    from scripts.run.problems import JobError
+
+    with exits(as_json=as_json):
+        one = _only(reference, "several_artifacts")
+        try:
+            with _reading([one]) as advance:
+                done = copied(one, output, artifacts_of(known_runs()), advance)
+        except OSError as error:
+            raise JobError.of_os_error(error) from error
+    upload = f"hf upload ORG/NAME {shlex.quote(str(output))}"
+    if as_json:
+        answer(
+            one.as_data()
+            | {"exported": str(output), "verified": one.digest is not None, "added": done, "upload": upload}
+        )
+        return
+    said = "intact" if one.digest else "copied; its run wrote no digest that it could be held against"
+    say(f"{said:10} {one.reference}  {output}", as_line=True)
+    for name in done:
+        say(f"{'added':10} {name}")
+    say(f"{'upload it':10} {upload}")
 
 
 def tag(
@@ -183,20 +242,15 @@ def tag(
     A name that stands for another is moved. What has a name, `rm` and `prune` leave.
     """
     from recipes.experiment.tags import Tag, give
-    from scripts.run.problems import Problem, ProblemsError
 
     with exits(as_json=as_json):
-        found = _found(reference)
-        if len(found) > 1:
-            cause = f"it stands for {', '.join(one.type for one in found)}"
-            remedy = f"Say which: {found[0].run.id}.TYPE."
-            raise ProblemsError([Problem(name="bad_tag", key="REF", value=reference, cause=cause, remedy=remedy)])
-        before = give(name, Tag(run=found[0].run.id, type=found[0].type, digest=found[0].digest))
+        found = _only(reference, "bad_tag")
+        before = give(name, Tag(run=found.run.id, type=found.type, digest=found.digest))
     if as_json:
-        answer({"name": name, "reference": found[0].reference, "before": before and f"{before.run}.{before.type}"})
+        answer({"name": name, "reference": found.reference, "before": before and f"{before.run}.{before.type}"})
         return
     moved = f", and no more for {before.run}.{before.type}" if before else ""
-    say(f"{name} stands for {found[0].reference}{moved}")
+    say(f"{name} stands for {found.reference}{moved}")
 
 
 def untag(
@@ -221,6 +275,18 @@ def _found(reference: str) -> "list[Artifact]":
     from recipes.artifacts.artifact import find_artifacts
 
     return find_artifacts(reference)
+
+
+def _only(reference: str, wrong: str) -> "Artifact":
+    """The one artifact that a word names. Raises ProblemsError, by the name `wrong` where it names several."""
+    from scripts.run.problems import Problem, ProblemsError
+
+    found = _found(reference)
+    if len(found) > 1:
+        cause = f"it stands for {', '.join(one.type for one in found)}"
+        remedy = f"Say which: {found[0].run.id}.TYPE."
+        raise ProblemsError([Problem(name=wrong, key="REF", value=reference, cause=cause, remedy=remedy)])
+    return found[0]
 
 
 @contextmanager

@@ -18,6 +18,8 @@ from scripts.run.record import read_json
 from scripts.run.schema import listed, mapping, number
 
 FILE = "README.md"
+#: What servers and Transformers take.
+_SERVED = "checkpoint_hf"
 _MOST_BYTES = 1 << 20
 #: Of the card of the model that it was made of, what holds for it too.
 _INHERITED = ("license", "license_name", "license_link")
@@ -46,21 +48,30 @@ _REPORT = {
 _FRONT = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
 
 
-def write_card(
-    folder: Path, args: Any, record: Mapping[str, Any], report: Mapping[str, Any] | None = None, fmt: str | None = None
-) -> None:
+def write_card(folder: Path, args: Any, record: Mapping[str, Any], report: Any = None, **facts: Any) -> None:
     """Write it into a checkpoint's folder that has none; the parameters are those of `card_of`."""
     if not (folder / FILE).exists():
-        write_text(folder / FILE, card_of(args, record, report, fmt))
+        write_text(folder / FILE, card_of(args, record, report, **facts))
+
+
+def measured(run_dir: Path) -> dict[str, Any] | None:
+    """What a run measured, as far as a card tells of it; None where nothing is, or something else."""
+    return read_json(run_dir / "report" / "report.json", _REPORT)
 
 
 def card_of(
-    args: Any, record: Mapping[str, Any], report: Mapping[str, Any] | None = None, fmt: str | None = None
+    args: Any,
+    record: Mapping[str, Any],
+    report: Mapping[str, Any] | None = None,
+    *,
+    fmt: str | None = None,
+    kind: str = _SERVED,
 ) -> str:
     """Front matter for the hub, the figures, what it was made of and with, and how to serve it.
 
     `record` is run.json. `report` is what the run measured; without one that of the run that left what it read. `fmt`:
     the format that it is quantized in, where no report names it. `args`: what was asked for, where that is known.
+    `kind`: the type of the checkpoint.
     """
     rows = [row for row in map(mapping, listed(record.get("inputs"))) if row.get("name")]
     report = _report(rows) if report is None else report
@@ -72,14 +83,14 @@ def card_of(
     model = str((report or {}).get("model") or (args and value_of(args, "model")) or read.get("name") or "")
     commit = commit_of(model) if is_of_hub(model) else None
     source = folder_of(model) / "snapshots" / commit if commit else Path(model)
-    facts = _front(model, fmt, record) | _license(source / FILE)
+    facts = _front(model, fmt, record, kind) | _license(source / FILE)
     parts = [
         f"---\n{dump_yaml(facts).rstrip()}\n---",
         f"# {_cell(title_of(report) if report else _title(model, fmt, record))}",
         f"{'Quantized' if fmt else 'Made'} with {_MAKER}, reopened and checked.",
         *_figures(report),
         _table(("made", "of"), [(key, str(value)) for key, value in _made(args, record, report, rows, model, commit)]),
-        f"Serve it with `vllm serve FOLDER`, or see whether it still answers: `{_SERVE}`.",
+        f"Serve it with `vllm serve FOLDER`, or see whether it still answers: `{_SERVE}`." if kind == _SERVED else "",
         *(f"> {_cell(str(warning))}" for warning in listed((report or {}).get("warnings"))),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -93,13 +104,13 @@ def _report(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     """What was measured of the Megatron checkpoint that was read, when it was quantized."""
     read = (str(row.get("path") or row["name"]) for row in rows if row["type"] == "checkpoint_megatron")
     for made in filter(None, map(maker_of, map(Path, read))):
-        if report := read_json(made[0] / "report" / "report.json", _REPORT):
+        if report := measured(made[0]):
             return report
     return None
 
 
-def _front(model: str, fmt: str | None, record: Mapping[str, Any]) -> dict[str, Any]:
-    facts: dict[str, Any] = {"library_name": "transformers"}
+def _front(model: str, fmt: str | None, record: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    facts: dict[str, Any] = {"library_name": "transformers"} if kind == _SERVED else {}
     facts["tags"] = ["modelopt", fmt] if fmt else ["modelopt", str(record.get("algorithm") or "checkpoint")]
     if is_of_hub(model):
         facts |= {"base_model": model} | ({"base_model_relation": "quantized"} if fmt else {})
@@ -151,6 +162,7 @@ def _values(args: Any) -> str:
     """What was asked for, without what names a place: that is another one each time."""
     told = ((name, value) for name, value, meaning in values_of(args) if not meaning.names) if args else ()
     plain = ((name, value) for name, value in told if isinstance(value, (str, int, float)) and value not in ("", False))
+    plain = ((name, value) for name, value in plain if "${" not in str(value))  # true on the node alone
     return ", ".join(f"{name}={_nameable(str(value))}" for name, value in plain)
 
 

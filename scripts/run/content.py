@@ -6,6 +6,7 @@ import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -35,19 +36,20 @@ class Content:
         return {"bytes": self.bytes, "files": self.files, "digest": self.digest}
 
 
-def content_of(path: Path, advance: Callable[[int], None] = lambda read: None) -> Content:
+def content_of(path: Path, advance: Callable[[int], None] = lambda read: None, copy: Path | None = None) -> Content:
     """Measure `path`; the digest depends on relative names and contents, never on time or place.
 
     Links are followed; what is no file (a socket, a link to nothing) counts by its name, an empty folder not at all.
     Files are read by as many threads as there are processors. `advance` is called with the bytes of each piece that
-    was read, by any of them. Raises OSError.
+    was read, by any of them. `copy`: a folder into which the very bytes that are read are written. Raises OSError.
     """
     files = [path] if path.is_file() else sorted(_below(path, frozenset()))
     names = [file.name if path.is_file() else file.relative_to(path).as_posix() for file in files]
     stopped = threading.Event()
     pool = ThreadPoolExecutor(os.cpu_count() or 1)
     try:
-        found = list(pool.map(lambda file: _read(file, advance, stopped), files))
+        copies = [None if copy is None else copy / name for name in names]
+        found = list(pool.map(lambda file, to: _read(file, advance, stopped, to), files, copies))
     finally:
         stopped.set()  # whoever is interrupted does not wait for gigabytes
         pool.shutdown(cancel_futures=True)
@@ -67,13 +69,17 @@ def _below(folder: Path, above: frozenset[str]) -> Iterator[Path]:
                 yield inner
 
 
-def _read(file: Path, advance: Callable[[int], None], stopped: threading.Event) -> tuple[str, int]:
+def _read(file: Path, advance: Callable[[int], None], stopped: threading.Event, copy: Path | None) -> tuple[str, int]:
     if not file.is_file():
         return _NO_FILE, 0
     digest, total, piece = hashlib.sha256(), 0, bytearray(_CHUNK)
-    with file.open("rb", buffering=0) as handle:
+    if copy is not None:
+        copy.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("rb", buffering=0) as handle, copy.open("xb") if copy else nullcontext() as out:
         while not stopped.is_set() and (read := handle.readinto(piece)):
             digest.update(memoryview(piece)[:read])
+            if out is not None:
+                out.write(memoryview(piece)[:read])
             total += read
             advance(read)
     return digest.hexdigest(), total

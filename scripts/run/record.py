@@ -38,7 +38,7 @@ RECORD = {
     **{"values?": (dict, None), "executor?": (dict, None), "timings?": dict, "after?": [schema.run_id]},
     "outputs?": [{"type": str, "path": str, "bytes": int, "files?": int, "digest?": str}],
     "expects?": [{"type": str, "path": str}],
-    "inputs?": [{"type": str, "name": str, "path?": str, "digest?": (str, None), "run?": str}],
+    "inputs?": [{"type": str, "name": str, "path?": str, "digest?": (str, None), "run?": str, "revision?": str}],
     **{"error?": (ERROR, None), "attempts?": [dict], "code?": (_CODE, None)},
     "baseline?": {"how": str, "run": str, "digest": (str, None)},  # what the model was before, and who measured that
     "unverified?": [{"path": str, "stamp": str}],  # checkpoints that ended attempts left beside their places

@@ -15,6 +15,10 @@ from typing import Any
 import pytest
 
 from recipes.artifacts import comparison
+from recipes.artifacts.artifact import artifacts_of
+from recipes.artifacts.lineage import lineage
+from recipes.artifacts.lineage_svg import as_svg
+from recipes.experiment.settled import known_runs
 from scripts.engines.hf import report as quantize_report
 from scripts.evaluation.report import write_report
 from scripts.evaluation.scores import Compared, Score
@@ -103,6 +107,67 @@ def compared(home: Path) -> str:
         for fmt in FIGURES:
             recorded_with_a_report(home, fmt)
         return comparison.as_html(comparison.compare(["sizes"], 0.01))
+
+
+NAME = "蒸留された-模型/" + "WMWM<b>&" * 12
+
+
+def lineage_of(home: Path) -> str:
+    """A picture: quantized of a pruned model, with names that are long and of many kinds."""
+
+    def run(run_id: str, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        folder = home / "runs" / run_id
+        record = Record.submit(folder, id=run_id, recipe=run_id.partition("_")[0], values={"args": {}})
+        (folder / "hf").mkdir()
+        (folder / "hf" / "weights").write_text(run_id)
+        record.update(inputs=inputs)
+        record.artifact("checkpoint_hf", folder / "hf")
+        record.finish("succeeded")
+        return {"type": "checkpoint_hf", "name": str(folder / "hf"), "run": run_id}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("nemo_run.config._NEMORUN_HOME", str(home))
+        hub = {"type": "checkpoint_hf", "name": NAME, "revision": "0123456789abcdef" * 2}
+        data = run("prepare_0101-0000-000001", [{"type": "calibration_text", "name": "cnn_dailymail"}])
+        pruned = run("prune_0101-0000-000002", [hub])
+        tuned = run("distill_0101-0000-000003", [pruned, hub, data])
+        run("quantize_fp8-with-a-name-of-forty-letters_0101-0000-000004", [tuned, pruned])
+        known = artifacts_of(known_runs())
+        return as_svg([lineage(known[-1], known)])
+
+
+#: What of the text of each box runs over it, in pixels, and how many boxes and lines there are.
+HELD = """<!doctype html><body>{svg}<pre id="found"></pre><script>
+const over = [...document.querySelectorAll("svg g")].flatMap(group => {{
+  const box = group.querySelector("rect").getBBox();
+  return [...group.querySelectorAll("text")].map(one => one.getBBox()).map(text =>
+    Math.max(text.x + text.width - box.x - box.width, text.y + text.height - box.y - box.height, box.x - text.x));
+}});
+const view = getComputedStyle(document.querySelector("svg text")), paper = document.querySelector(".paper");
+document.getElementById("found").textContent = JSON.stringify({{
+  over: Math.max(...over), boxes: document.querySelectorAll("svg g").length,
+  lines: document.querySelectorAll("svg > path").length, ink: view.fill, paper: getComputedStyle(paper).fill,
+}});
+</script>"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_picture_of_lineage_holds_its_text(tmp_path: Path, scheme: str) -> None:
+    svg = lineage_of(tmp_path / "home")
+    write_text(tmp_path / "around.html", HELD.format(svg=svg))
+    words = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    words += [f"--blink-settings=preferredColorScheme={'01'[scheme == 'light']}", "--virtual-time-budget=5000"]
+    around = (tmp_path / "around.html").as_uri()
+    done = subprocess.run([browser(), *words, "--dump-dom", around], capture_output=True, text=True, timeout=120)
+    found = json.loads(html.unescape(re.findall(r'<pre id="found">(.*?)</pre>', done.stdout, re.DOTALL)[0]))
+    assert found["over"] <= 0 and (found["boxes"], found["lines"]) == (6, 7), found
+    dark = [sum(map(int, re.findall(r"\d+", found[one])[:3])) < 384 for one in ("ink", "paper")]
+    assert dark == ([True, False] if scheme == "light" else [False, True]), found
+    if kept := os.environ.get("SCREENSHOTS"):
+        write_text(tmp_path / "lineage.svg", svg)  # by itself, as a file
+        picture = f"--screenshot={Path(kept) / f'lineage-{scheme}.png'}"
+        alone = (tmp_path / "lineage.svg").as_uri()
+        subprocess.run([browser(), *words, "--window-size=1400,600", picture, alone], check=True, timeout=120)
 
 
 @pytest.fixture(scope="module")

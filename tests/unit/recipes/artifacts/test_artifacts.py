@@ -7,20 +7,25 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
+from executors.slurm.profile import SlurmProfile
 from recipes.artifacts.artifact import Artifact, artifacts_of, find_artifacts
-from recipes.artifacts.lineage import as_dot, lines_of
+from recipes.artifacts.lineage import as_dot, graph_of, lines_of
 from recipes.artifacts.lineage import lineage as traced
+from recipes.artifacts.lineage_svg import as_svg
 from recipes.artifacts.verification import Verification, verify
 from recipes.experiment.runs import all_runs
+from recipes.experiment.store import RunFolder
 from scripts.args.convert import HfToMegatronArgs
 from scripts.engines.inputs import inputs_of, made_by
 from scripts.run.content import FOLDER, content_of
 from scripts.run.problems import ProblemsError
 from scripts.run.record import Record
 from tests.answers import data_of
+from tests.jobs import submitted
 from tests.runs import Shell
 
 #: Letters of the digests below belong to nothing else.
@@ -285,3 +290,68 @@ def test_an_interrupted_reading_ends_at_once(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         content_of(tmp_path, interrupt)
     assert time.monotonic() - began < 5
+
+
+def test_a_picture_of_lineage_draws_each_thing_once(chain: dict[str, Record], home: Path) -> None:
+    kinds = (("score", "eval_results"), ("prune", "checkpoint_hf"))
+    both = [
+        {"type": kind, "name": str(chain[name].dir / kind), "run": chain[name].values["id"]} for name, kind in kinds
+    ]
+    hub = {"type": "checkpoint_hf", "name": "a<b>&'\"\x1b\uffff\u6f22/" + "x" * 90, "revision": "0123456789abcdef" * 2}
+    run(home, "export_0101-0000-00000e", ("checkpoint_hf",), [*both, hub], 4)
+    tree = traced(only("00000e"), artifacts_of(all_runs()))
+    drawn = ElementTree.fromstring(as_svg([tree]).encode())  # and not only HTML
+    texts = ["".join(one.itertext()) for one in drawn.iter("{http://www.w3.org/2000/svg}text")]
+    assert texts.count("prune_0101-0000-00000a") == 1 and "hub commit 0123456789ab" in texts
+    assert any(text.startswith("a<b>&'\"\\x1b") for text in texts) and max(map(len, texts)) <= 34
+    nodes, edges = graph_of([tree])
+    assert len(nodes) == 6 and len(edges) == 6
+    shell = Shell()
+    done = shell("artifacts", "lineage", "00000e", "--svg", "-o", str(home / "x.svg"))
+    assert (done.exit_code, done.stdout) == (0, "") and (home / "x.svg").read_text().startswith("<svg ")
+    assert shell("artifacts", "lineage", "00000e", "--svg", "-o", str(home / "x.svg")).exit_code == 2
+    for words in (("--svg", "--json"), ("--dot", "--svg"), ("-o", str(home / "y.svg"))):
+        refused = shell("artifacts", "lineage", "00000e", *words)
+        assert refused.exit_code == 2 and "contradiction" in refused.stderr and not (home / "y.svg").exists()
+
+
+def test_an_artifact_is_taken_along_whole(chain: dict[str, Record], tmp_path: Path) -> None:
+    shell, out = Shell(), tmp_path / "out put"
+    done = shell("artifacts", "export", "00000a.checkpoint_hf", "-o", str(out))
+    assert done.exit_code == 0, done.stderr
+    assert f"hf upload ORG/NAME '{out}'" in done.stdout and "lineage.json" in done.stdout
+    source = chain["prune"].dir / "checkpoint_hf"
+    assert {file: (out / file).read_bytes() for file in ("weights", "deep/config.json")} == {
+        file: (source / file).read_bytes() for file in ("weights", "deep/config.json")
+    }
+    told = json.loads((out / "lineage.json").read_text())
+    assert (told["recipe"], told["digest"]) == ("prune", only("00000a.checkpoint_hf").digest)
+    assert [one["name"] for one in told["parents"]] == [HUB]
+    card = (out / "README.md").read_text()
+    assert f"base_model: {HUB}" in card
+    assert str(tmp_path) not in card and str(tmp_path) not in json.dumps(told)
+    again = shell("artifacts", "export", "00000a.checkpoint_hf", "-o", str(out), "--json")
+    assert again.exit_code == 2 and "output_exists" in again.stderr
+    inside = shell("artifacts", "export", "00000a.checkpoint_hf", "-o", str(source / "deep" / "mine"))
+    assert inside.exit_code == 2 and not (source / "deep" / "mine").exists()
+    assert "several_artifacts" in shell("artifacts", "export", "00000a", "-o", str(tmp_path / "x")).stderr
+
+
+@pytest.mark.parametrize("harm", ["changed", "missing", "gone", "elsewhere"])
+def test_what_is_not_whole_is_not_taken_along(harm: str, chain: dict[str, Record], tmp_path: Path) -> None:
+    source, out = chain["prune"].dir / "checkpoint_hf", tmp_path / "out" / "mine"
+    if harm == "changed":
+        (source / "weights").write_bytes(b"x")
+    elif harm == "missing":
+        (source / "weights").unlink()
+    elif harm == "gone":
+        source.rename(tmp_path / "moved")
+    else:
+        profile = SlurmProfile(account="a", partition="p", host="login", user="me", image="x")
+        submitted(RunFolder(dir=chain["prune"].dir), profile, "cluster", settled=True)
+    done = Shell()("artifacts", "export", "00000a.checkpoint_hf", "-o", str(out), "--json")
+    error = json.loads(done.stdout)["error"]
+    named = {"gone": "artifact_gone", "elsewhere": "artifact_elsewhere"}.get(harm, "artifact_damaged")
+    assert (done.exit_code, error["name"]) == (1, named)
+    assert ("weights" in error["message"]) == (harm in ("changed", "missing"))
+    assert not out.exists() and not (out.parent.exists() and list(out.parent.iterdir()))
