@@ -210,7 +210,7 @@ def export(
     from scripts.run.problems import JobError
 
     with exits(as_json=as_json):
-        one = _only(reference, "several_artifacts")
+        one = _only(reference)
         try:
             with _reading([one]) as advance:
                 done = copied(one, output, artifacts_of(known_runs()), advance)
@@ -244,7 +244,7 @@ def tag(
     from recipes.experiment.tags import Tag, give
 
     with exits(as_json=as_json):
-        found = _only(reference, "bad_tag")
+        found = _only(reference)
         before = give(name, Tag(run=found.run.id, type=found.type, digest=found.digest))
     if as_json:
         answer({"name": name, "reference": found.reference, "before": before and f"{before.run}.{before.type}"})
@@ -277,15 +277,16 @@ def _found(reference: str) -> "list[Artifact]":
     return find_artifacts(reference)
 
 
-def _only(reference: str, wrong: str) -> "Artifact":
-    """The one artifact that a word names. Raises ProblemsError, by the name `wrong` where it names several."""
+def _only(reference: str) -> "Artifact":
+    """The one artifact that a word names. Raises ProblemsError."""
     from scripts.run.problems import Problem, ProblemsError
 
     found = _found(reference)
     if len(found) > 1:
         cause = f"it stands for {', '.join(one.type for one in found)}"
         remedy = f"Say which: {found[0].run.id}.TYPE."
-        raise ProblemsError([Problem(name=wrong, key="REF", value=reference, cause=cause, remedy=remedy)])
+        wrong = Problem(name="several_artifacts", key="REF", value=reference, cause=cause, remedy=remedy)
+        raise ProblemsError([wrong])
     return found[0]
 
 

@@ -28,7 +28,15 @@ RUN = "probe_1126-0805-47f9a1"
 COMMANDS = (
     *("run", "plan", "rehearse", "recipes", "inspect", "explain", "ps", "status", "logs", "cancel", "resume", "open"),
     *("du", "rm", "prune", "executors", "executors init", "executors check", "mcp"),
-    *("artifacts", "artifacts show", "artifacts verify", "artifacts lineage", "artifacts tag", "artifacts untag"),
+    *(
+        "artifacts",
+        "artifacts show",
+        "artifacts verify",
+        "artifacts lineage",
+        "artifacts export",
+        "artifacts tag",
+        "artifacts untag",
+    ),
     *("compare", "verdict", "track"),
 )
 _SLURM = ["executor=slurm", "executor.output_root=/lustre/runs", "executor.gpu=h100-80gb"]

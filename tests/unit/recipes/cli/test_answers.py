@@ -33,6 +33,7 @@ ASKED: dict[str, tuple[list[str], str]] = {
     "verdict": (["47f9a1"], "failed"),
     "track": (["nothing", "--to", "mlflow"], "refused"),
     "artifacts show": (["47f9a1"], "refused"),
+    "artifacts export": (["47f9a1", "-o", "copy"], "refused"),
     "explain": (["told_to_fail"], "done"),
     "executors": ([], "done"),
     "plan": (["quantize_fp8", "args.hf_model_id=./none"], "refused"),
