@@ -23,7 +23,7 @@ from recipes.experiment.stage import Options, Stage
 from recipes.experiment.tags import tag_of
 from recipes.planner.gpus import gpu_problems
 from recipes.preflight.history import experiment_problems
-from recipes.preflight.subjects import of_values, preflight
+from recipes.preflight.subjects import is_usable, of_values, preflight
 from recipes.values import SECTIONS, type_problems
 from scripts.args.meaning import meanings
 from scripts.run.problems import Problem, ProblemsError, nearest
@@ -100,11 +100,7 @@ def examine(stages: Sequence[Stage], executor: str = "local", options: Options =
             made |= {one: outputs_of(run.record) for one, run in stands.items()}
             known = ids | {one: run.id for one, run in stands.items()}
             over = frozenset(one for one, run in stands.items() if run.ended)
-            job, found = _examine_one(stage, name, *places[_where(stage)], known, options, made, over)
-            sound = all(_forced(one, options.force).severity != "error" for one in found)
-            if job is not None and reused is not None and sound:
-                job, more = reused.look_at(job, [one for one in stage.after if one in ids])
-                found = [*found, *more]
+            job, found = _examine_one(stage, name, *places[_where(stage)], known, options, made, over, reused)
             if stage.pipeline:
                 found = [_of_stage(problem, stage.name) for problem in found]
             problems += [problem for problem in found if problem not in problems]
@@ -179,11 +175,14 @@ def _examine_one(
     options: Options,
     made: Mapping[str, Outputs],
     over: frozenset[str] = frozenset(),
+    reused: Reused | None = None,
 ) -> tuple[Job | None, list[Problem]]:
     """The job of one stage and every Problem; no job where it says too little.
 
-    `made`: what stages before it leave; `over`: those of them that have left it, and are not waited for.
+    `made`: what stages before it leave; `over`: those of them that have left it, and are not waited for. What stands
+    by `reused` is not going to run, and so it is not checked whether it could.
     """
+    parents = [one for one in stage.after if one in ids]
     if place is None:
         return None, [*wrong, *of_values(stage.partial)]
     partial, promised, problems = _with_paths(stage.partial, made)
@@ -201,6 +200,12 @@ def _examine_one(
     problems += unresolved
     if job is None:
         return None, problems
+    sound = all(_forced(one, options.force).severity != "error" for one in problems)
+    if reused is not None and sound and is_usable(job):
+        job, more = reused.look_at(job, parents)
+        problems += more
+        if job.name in reused.runs:
+            return job, problems
     findings = preflight(job)
     problems += [one for one in findings.problems if not (one.key in lost or (lost and _NOTHING in str(one)))]
     if not findings.usable:

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from executors.base import nemorun_home
-from recipes.experiment.store import RunFolder, runs_dir, stamp
+from recipes.experiment.store import RunFolder, let_appear, runs_dir, stamp
 from scripts.run.content import content_of
 from scripts.run.record import read_json
 from scripts.run.schema import listed, mapping
@@ -39,6 +39,7 @@ class Index:
 
     def refresh(self) -> None:
         """Read the folders that were written since, and forget those that are gone."""
+        let_appear()
         known = dict(self._db.execute("select id, stamp from runs"))
         there: dict[str, str] = {}
         with suppress(FileNotFoundError), os.scandir(runs_dir()) as entries:

@@ -4,6 +4,7 @@ import os
 import re
 import secrets
 import shutil
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from executors.base import is_below, nemorun_home
 from recipes.experiment.runs import Run
+from recipes.experiment.store import RECORDING
 from recipes.experiment.tags import Tag, tags
 from scripts.run.problems import Problem
 from scripts.run.record import read_json
@@ -22,6 +24,7 @@ REMOVED = ".removed-"
 _RECORDS = ("run.json", "job.json", "partial.zlib", "report")
 #: A run that ended like this reads nothing any more.
 _OVER = ("succeeded",)
+_DAY = 86400.0
 #: A variable in a value, as OmegaConf has it.
 _ENV = re.compile(r"\$\{oc\.env:\s*(\w+)\s*(?:,([^}]*))?\}")
 
@@ -171,8 +174,9 @@ def ended_before(run: Run, age: timedelta) -> bool:
 
 
 def sweep_removed(root: Path) -> None:
-    """Go on with what an earlier removal was interrupted in."""
-    for path in root.glob(f"{REMOVED}*"):
+    """Go on with what an earlier removal was interrupted in; so goes what somebody was recording a day ago."""
+    left = [path for path in root.glob(f"{RECORDING}*") if time.time() - path.lstat().st_mtime > _DAY]
+    for path in (*root.glob(f"{REMOVED}*"), *left):
         shutil.rmtree(path, ignore_errors=True)
 
 

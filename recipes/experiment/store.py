@@ -1,7 +1,13 @@
-"""What the submitting machine keeps of its runs: a folder each, below NeMo-Run's home."""
+"""What the submitting machine keeps of its runs: a folder each, below NeMo-Run's home.
+
+Runs that are submitted together are recorded aside, and are there together by one rename: whenever whoever records
+them is killed, either none is a run, or all are, once somebody looks.
+"""
 
 import os
+import shutil
 import stat
+import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -14,6 +20,8 @@ from scripts.run.record import DamagedRecordError
 
 #: Whoever writes job.json is done in a moment, on a slow disk in seconds.
 LOCK_SECONDS = 30.0
+#: How a folder is called in which runs are being recorded, and one in which all are, on their way to the others.
+RECORDING, RECORDED = ".recording-", ".recorded-"
 
 
 def runs_dir() -> Path:
@@ -57,13 +65,6 @@ class RunFolder:
         """The folder of a run on this machine."""
         return cls(dir=runs_dir() / run_id)
 
-    def reserve(self) -> None:
-        """Make the folder, for this run alone. Raises JobError `run_dir_taken` where there is one."""
-        try:
-            self.dir.mkdir(parents=True)
-        except FileExistsError:
-            raise JobError("run_dir_taken", f"{self.dir} is another run's.", "Submit again.") from None
-
     @contextmanager
     def turn(self, of: Literal["job", "resume"] = "job") -> Iterator[None]:
         """Writers of job.json take turns: a supervisor, and somebody who cancels. So do those who resume a run.
@@ -91,18 +92,52 @@ class RunFolder:
         return os.getuid() not in (0, self.dir.lstat().st_uid)
 
 
+@contextmanager
+def recorded_together() -> Iterator[Path]:
+    """A folder for the folders of runs, all of which are there once the block is done, or none where it raises."""
+    runs_dir().mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=RECORDING, dir=runs_dir()))
+    try:
+        yield aside
+        for folder in aside.iterdir():
+            if RunFolder.of(folder.name).dir.exists():
+                raise JobError("run_dir_taken", f"{RunFolder.of(folder.name).dir} is another run's.", "Submit again.")
+        whole = aside.rename(aside.with_name(aside.name.replace(RECORDING, RECORDED)))
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    _appear(whole)
+
+
+def _appear(whole: Path) -> None:
+    """Move recorded runs to the others; whoever finds them may do so, at the same time as another one."""
+    with suppress(FileNotFoundError):
+        for folder in list(whole.iterdir()):
+            with suppress(FileNotFoundError):
+                folder.rename(whole.parent / folder.name)
+        whole.rmdir()
+
+
+def let_appear() -> None:
+    """Bring to the others what somebody recorded who was killed before that, or is about to do it."""
+    for whole in runs_dir().glob(f"{RECORDED}*"):
+        with suppress(OSError):
+            _appear(whole)
+
+
 def run_folders() -> list[RunFolder]:
     """Every folder that a run has on this machine, by name; one whose files are damaged or gone has one too.
 
     Raises JobError where the folder of them cannot be read.
     """
     try:
+        let_appear()
         folders = sorted(runs_dir().iterdir())
     except FileNotFoundError:
         return []
     except OSError as error:
         raise JobError.of_os_error(error) from error
-    named = [path for path in folders if not path.name.startswith(".")]  # the others are being removed
+    named = [path for path in folders if not path.name.startswith(".")]  # being made, or removed
     return [folder for path in named if has_records(folder := RunFolder(dir=path))]
 
 

@@ -4,7 +4,6 @@ A sweep is one recipe with many values; on a scheduler that has job arrays, it i
 """
 
 import io
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
@@ -22,7 +21,7 @@ from recipes.experiment.logs import follow
 from recipes.experiment.run_ids import runs_of_pipeline
 from recipes.experiment.runs import Run, Watcher, look
 from recipes.experiment.stage import Options, Stage, stages_of
-from recipes.experiment.store import RunFolder
+from recipes.experiment.store import RunFolder, recorded_together
 from recipes.experiment.supervisor import (
     cancelled_where_stopped,
     carry_out,
@@ -186,24 +185,22 @@ def needs_supervisor(jobs: Sequence[Job]) -> bool:
 
 
 def record_all(jobs: Sequence[Job]) -> list[Run]:
-    """Make the folders of jobs: code, record, recipe, and how to ask about them. Raises ProblemsError for the code."""
+    """Make the folders of jobs: code, record, recipe, and how to ask about them; all of them, or none.
+
+    Raises ProblemsError for the code.
+    """
     facts = {"versions": versions(), "git": git_state(Path.cwd()), "cwd": str(Path.cwd())}
     codes: dict[str, Code | None] = {}
-    runs, reserved = [], []
-    try:
+    with recorded_together() as aside:
+        runs = []
         for job in jobs:
-            folder = RunFolder.of(job.id)
-            folder.reserve()
-            reserved.append(folder)
+            folder = RunFolder(dir=aside / job.id)
+            folder.dir.mkdir()
             key = repr((job.place.runs_here, job.profile.packager, job.profile.include))
             if key not in codes:
                 codes[key] = package_for(job, folder.archive)
                 _refuse_code(job, codes[key])
             runs.append(_record(job, folder, codes[key], facts))
-    except BaseException:
-        for folder in reserved:  # nothing was submitted, and nothing is left
-            shutil.rmtree(folder.dir, ignore_errors=True)
-        raise
     return runs
 
 
@@ -236,9 +233,10 @@ def _record(job: Job, folder: RunFolder, code: Code | None, facts: Mapping[str, 
         **facts,
     )
     write_text(folder.partial, job.text)
-    run = Run(folder=folder, record=record.values, job=job.noting(archive=code.archive if code else None))
+    archive = RunFolder.of(code.archive.parent.name).archive if code and code.archive else None
+    run = Run(folder=folder, record=record.values, job=job.noting(archive=archive))
     run.write()
-    return run
+    return replace(run, folder=RunFolder.of(job.id))
 
 
 @disk_failures()

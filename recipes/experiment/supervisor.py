@@ -56,9 +56,11 @@ def spawn(runs: Sequence[Run]) -> None:
     who = identity(child.pid)
     for run in runs:
         run.update(supervisor=who)
-    # It waits for the end of its standard input, so that nobody finds a run without its supervisor's name.
+    # It waits for a word, so that nobody finds a run without its supervisor's name. Where we are killed there is none.
     assert child.stdin is not None
-    child.stdin.close()
+    with suppress(BrokenPipeError):  # then it has ended, and `look` finds the runs lost
+        child.stdin.write(b"begin")
+        child.stdin.close()
 
 
 def carry_out(runs: Sequence[Run], watch: Watcher | None = None) -> None:

@@ -34,7 +34,7 @@ from scripts.engines import users_program
 from scripts.evaluation import checks as evaluation
 from scripts.evaluation import gate
 from scripts.run.problems import Problem
-from scripts.run.registry import REGISTRY, Findings, OnNode, carry_out, checks_of
+from scripts.run.registry import REGISTRY, Check, Findings, OnNode, carry_out, checks_of
 from scripts.serving import checks as serving
 
 if TYPE_CHECKING:
@@ -82,10 +82,19 @@ def of_values(partial: "run.Partial[Any]") -> tuple[Problem, ...]:
 
 def preflight(job: Job) -> Findings:
     """Every Problem of `job`, and what could not be checked because a fact is not known."""
+    return carry_out(_checks(), job)
+
+
+def is_usable(job: Job) -> bool:
+    """Whether its values are such that anything can be said of it."""
+    return carry_out([one for one in _checks() if one.decisive], job).usable
+
+
+def _checks() -> list[Check]:
     listed = checks_of(*SUBJECTS)
     modules = {one.module for one in listed}
     others = (one for one in REGISTRY.values() if one.module not in modules)
-    return carry_out([one for one in (*listed, *others) if one.where != "node"], job)
+    return [one for one in (*listed, *others) if one.where != "node"]
 
 
 def notes(job: Job) -> list[str]:

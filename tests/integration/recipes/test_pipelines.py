@@ -14,10 +14,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import psutil
 import pytest
 
+from recipes.experiment.store import RunFolder, run_folders
 from scripts.run.identity import started_with
 from tests.conftest import NEMO, Done
 
@@ -174,19 +176,55 @@ def test_whatever_is_killed_the_end_is_the_same(nemo: Nemo, home: Path, pipeline
     assert undisturbed.code == 0, undisturbed.err
     expected = digests(home, {name: run for name, (run, _) in stages_of(undisturbed).items()})
     for _ in range(MOMENTS):
-        whom, delay = chance.choice(("job", "supervisor")), chance.uniform(0.0, 12.0)
+        whom, delay = chance.choice(("job", "supervisor", "submitter")), chance.uniform(0.0, 12.0)
+        if whom == "submitter":
+            attached = chance.choice((True, False))
+            recorded = submit_and_kill(home, pipeline, delay, attached=attached)
+            print(f"submitter {attached=} {delay:.2f}: {len(recorded)} recorded")
+            if not recorded:
+                continue
+            jobs = [json.loads((home / "runs" / run / "job.json").read_text())["job"] for run in recorded]
+            runs = dict(zip((run.rpartition("_")[0].rpartition("-")[2] for run in recorded), recorded, strict=True))
+            (pipeline_id,) = {job["pipeline"] for job in jobs}
+            assert runs.keys() == expected.keys(), (SEED, whom, delay, attached)
+            finish(nemo, pipeline_id, (SEED, whom, delay, attached))
+            assert digests(home, runs) == expected, (SEED, whom, delay, attached)
+            continue
         begun = nemo("run", str(pipeline), "args.seconds=0.3", "--json", "--fresh", "--detach")
         assert begun.code == 0, begun.err
         pipeline_id, runs = begun.json["pipeline"], {name: run for name, (run, _) in stages_of(begun).items()}
         time.sleep(delay)
         kill(home, runs, whom)
-        for _ in range(6):
-            if set(wait(nemo, pipeline_id).values()) == {"succeeded"}:
-                break
-            resumed = nemo("resume", pipeline_id)
-            assert resumed.code == 0, (SEED, whom, delay, resumed.err)
+        finish(nemo, pipeline_id, (SEED, whom, delay))
         assert digests(home, runs) == expected, (SEED, whom, delay)
         assert not list((home / "runs").rglob(".*partial-*")), (SEED, whom, delay)
+
+
+def finish(nemo: Nemo, pipeline: str, moment: tuple[object, ...]) -> None:
+    """Take it up as often as it takes."""
+    for _ in range(6):
+        if set(wait(nemo, pipeline).values()) == {"succeeded"}:
+            return
+        resumed = nemo("resume", pipeline)
+        assert resumed.code == 0, (*moment, resumed.err)
+
+
+def submit_and_kill(home: Path, pipeline: Path, delay: float, *, attached: bool) -> list[str]:
+    """The runs that are recorded where the command itself is killed, whatever it is at."""
+    before = {folder.id for folder in folders(home)}
+    words = [NEMO, "experiment", "run", str(pipeline), "args.seconds=0.3", "--fresh", "--quiet"]
+    env = {**os.environ, "NEMORUN_HOME": str(home), "HF_HUB_OFFLINE": "1"}
+    with subprocess.Popen(
+        words if attached else [*words, "--detach"], env=env, cwd=pipeline.parent, stdin=subprocess.DEVNULL
+    ) as command:
+        time.sleep(delay)
+        command.kill()
+    return sorted({folder.id for folder in folders(home)} - before)
+
+
+def folders(home: Path) -> list[RunFolder]:
+    with mock.patch("nemo_run.config._NEMORUN_HOME", str(home)):
+        return run_folders()
 
 
 def kill(home: Path, runs: dict[str, str], whom: str) -> None:

@@ -69,9 +69,13 @@ def test_what_its_own_gate_failed_stands_for_a_gate_that_it_keeps(look: Callable
     assert look(gate__max_increase="5%").reused["one"].id == run_id
 
 
-def test_what_somebody_forced_is_no_hindrance(look: Callable[..., Examined], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_stands_is_not_checked_as_if_it_ran(
+    look: Callable[..., Examined], monkeypatch: pytest.MonkeyPatch
+) -> None:
     ended(look)
     full = Problem(name="not_enough_disk", key="args.export_dir", value=None, cause="it is full", can_force=True)
     monkeypatch.setattr(module, "preflight", lambda job: Findings(problems=(full,)))
-    assert not look().reused and look().errors
-    assert look(force=("not_enough_disk",)).reused
+    assert look().reused and not look().problems
+    (problem,) = look(fresh=True).errors
+    assert problem.key == "one.args.export_dir"
+    assert not look(fresh=True, force=("not_enough_disk",)).errors
