@@ -27,6 +27,8 @@ from scripts.tracking.known import Name as Tracker
 if TYPE_CHECKING:
     import nemo_run as run
 
+#: Jobs at a time of a place that nobody but a supervisor of ours looks after; auto: see recipes/experiment/room.py.
+Parallel = int | Literal["auto"]
 Packaging = Literal["auto", "git", "pattern", "none"]
 State = Literal["submitted", "running", "succeeded", "failed", "cancelled"]
 #: Where NeMo-Run puts a job's code on the node; outside containers it writes the real folder in its place.
@@ -158,6 +160,7 @@ class AnyJob:
     waits_for: tuple[str, ...] = ()  # jobs that must succeed first, as their common scheduler calls them
     secrets: str | None = None  # path of the 0600 file, as the job sees it
     archive: Path | None = None  # the packaged code
+    devices: tuple[str, ...] = ()  # the GPUs that it may see, of those of the machine that submits; none: all
     force_squash: bool = False  # the image is imported although its file is there
 
 
@@ -353,6 +356,11 @@ class Place(ABC):
         return ("here",) if self.capabilities.local_files else self.scheduler
 
     @property
+    def parallel(self) -> Parallel:
+        """How many jobs of a submission go on at a time, where it is not for a scheduler to say."""
+        return "auto"
+
+    @property
     def gpus(self) -> int | None:
         """GPUs of one machine, as the profile counts them: -1 is all that there are, None not said."""
         return None
@@ -440,6 +448,13 @@ def own_variables(job: AnyJob, profile: Profile) -> dict[str, str]:
     own = {"PYTHONSAFEPATH": "1", "NEMO_RUN_DIR": str(job.run_dir)}
     own |= {TRACK: ",".join(profile.track)} if profile.track else {}
     return own | ({SECRETS: job.secrets} if job.secrets else {})
+
+
+def threads_beside(parallel: Parallel) -> dict[str, str]:
+    """Of a job that may have others beside it, its share of the processors: torch would take all of them."""
+    if parallel == "auto" or parallel == 1:
+        return {}
+    return {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // parallel))}
 
 
 def read_from(path: Path, offset: int) -> bytes:

@@ -24,7 +24,7 @@ class _Constraint:
 
     def fault(self, value: Any) -> str:
         """What is wrong with a value that is there; empty where nothing is."""
-        if self.least is not None and value < self.least:
+        if self.least is not None and isinstance(value, int) and value < self.least:
             return self.expected or f"a number from {self.least} on is expected"
         if self.pattern and not re.fullmatch(self.pattern, value):
             return self.expected

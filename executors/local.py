@@ -15,6 +15,7 @@ from executors.base import (
     Capabilities,
     JobState,
     Kind,
+    Parallel,
     Place,
     Probe,
     Profile,
@@ -22,7 +23,9 @@ from executors.base import (
     SubmitError,
     own_variables,
     read_from,
+    threads_beside,
 )
+from executors.constraints import key
 from scripts.engines.installed import HF_PACKAGES, is_installed
 from scripts.run.identity import is_alive, started_with, terminate, terminate_started_with
 from scripts.run.problems import install
@@ -39,6 +42,7 @@ class LocalProfile(Profile):
     """Values of a `kind: local` profile. `secrets` need not be named: a job inherits the environment."""
 
     kind: Literal["local"] = "local"
+    parallel: Parallel = key("auto", least=1)
 
 
 class LocalPlace(Place):
@@ -46,6 +50,7 @@ class LocalPlace(Place):
 
     runs_here = True
     capabilities = Capabilities(local_files=True, reads_run_dir=True)
+    parallel = Place.from_profile("parallel")
 
     def __init__(self, profile: LocalProfile) -> None:
         self.profile: LocalProfile = profile
@@ -67,14 +72,21 @@ class LocalPlace(Place):
         env = {"PATH": path, **self.profile.env}
         if job is None:
             return run.LocalExecutor(env_vars=env)
-        env |= own_variables(job, self.profile)
+        env |= self._variables(job)
         launcher = "torchrun" if job.ranked else None
         return run.LocalExecutor(ntasks_per_node=job.processes, launcher=launcher, env_vars=env)
+
+    def _variables(self, job: AnyJob) -> dict[str, str]:
+        """Its own, and its share of a machine on which it has others beside it."""
+        said = {**os.environ, **self.profile.env}
+        shares = {name: n for name, n in threads_beside(self.profile.parallel).items() if name not in said}
+        shares |= {"CUDA_VISIBLE_DEVICES": ",".join(job.devices)} if job.devices else {}
+        return own_variables(job, self.profile) | shares
 
     def text(self, experiment: Any, job: AnyJob) -> str:
         request = experiment.jobs[0]._dryrun_info.request
         (replica,) = (replica for replicas in request.role_params.values() for replica in replicas)
-        own = {**self.profile.env, **own_variables(job, self.profile)}
+        own = {**self.profile.env, **self._variables(job)}
         return json.dumps({"command": replica.args, "env": own}, indent=2, ensure_ascii=False)
 
     def expected(self, experiment: Any, job: AnyJob) -> SchedulerJob | None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
-from executors.base import AnyJob, JobState, Mount, SchedulerJob, job_variables
+from executors.base import AnyJob, JobState, Mount, SchedulerJob, job_variables, threads_beside
 from executors.docker.profile import DockerProfile, nemo_run_ulimit, numeric_user
 from executors.packaging.code import packager_of
 from scripts.run.record import read_json
@@ -46,7 +46,7 @@ def build_executor(profile: DockerProfile, job: AnyJob | None, run_root: Path) -
         hosts = {container_name(job)[-32:]: "127.0.0.1", **profile.additional.get("extra_hosts", {})}
         additional["extra_hosts"] = hosts
     if job:
-        env, own = job_variables(job, profile, env), _own_volumes(job, run_root)
+        env, own = job_variables(job, profile, threads_beside(profile.parallel) | env), _own_volumes(job, run_root)
         numbers = numeric_user(user)
         if numbers and numbers[0] != 0:
             # The image need not know this user; then it has no name, and its home is `/`, where it cannot write.

@@ -59,6 +59,7 @@ class DockerPlace(Place):
     job_ids = r"\w[\w.-]*"
     image = Place.from_profile("image")
     gpus = Place.from_profile("gpus")
+    parallel = Place.from_profile("parallel")
 
     def __init__(self, profile: DockerProfile) -> None:
         self.profile: DockerProfile = profile

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from executors.base import Mount, Profile
+from executors.base import Mount, Parallel, Profile
 from executors.constraints import key, wrong
 from scripts.engines.script.flags.tables import newest_container
 from scripts.run.files import is_there
@@ -39,6 +39,7 @@ class DockerProfile(Profile):
     image: str = key("", first="the container: a name, or an id (sha256:...)")  # required
     pull: Literal["missing", "always", "never"] = "missing"
     gpus: int | None = key(None, least=-1, expected="a number of GPUs is expected, or -1 for all")
+    parallel: Parallel = key("auto", least=1)
     user: str | None = key(  # UID:GID; None: whoever submits, so that the files of a run are theirs
         None, pattern=_USER, expected="UID, UID:GID or the name of a user in the image is expected"
     )

@@ -9,7 +9,8 @@ from typing import Any
 
 from executors.base import is_below
 from recipes.experiment.index import refreshed
-from recipes.experiment.run_ids import LEAST_PART, find_run
+from recipes.experiment.pipeline_runs import with_those_that_stood
+from recipes.experiment.run_ids import LEAST_PART, find_run, find_runs_of
 from recipes.experiment.runs import Run, look
 from recipes.experiment.settled import known_runs
 from recipes.experiment.store import RunFolder, run_folders
@@ -98,9 +99,13 @@ def find_artifacts(word: str) -> list[Artifact]:
 
 
 def find_runs(word: str) -> list[Run]:
-    """The run that `word` names, or all that it may: those of a sweep begin alike. Raises ProblemsError."""
+    """The run that `word` names, all of a pipeline, or all that it may: those of a sweep begin alike.
+
+    Raises ProblemsError.
+    """
     try:
-        return look([find_run(word)])
+        runs = look(find_runs_of(word))
+        return [run for some in with_those_that_stood(runs) for run in some] if len(runs) > 1 else runs
     except ProblemsError:
         several = [folder for folder in run_folders() if word and word in folder.id]
         begin = [folder for folder in several if folder.id.startswith(word)]

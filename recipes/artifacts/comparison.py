@@ -24,6 +24,9 @@ from scripts.run.schema import listed, mapping, number
 _MOST_TASKS = 6
 #: Of the values in which runs differ; those of other recipes differ in most.
 _MOST_KEYS = 4
+_EVALUATION = "evaluate"
+#: They leave the checkpoint that they were given, in another form.
+_CONVERSIONS = ("convert", "export")
 #: What is larger was not measured; nor was NaN.
 _MOST = 1e15
 
@@ -116,7 +119,9 @@ class Comparison:
 
 
 def compare(words: Sequence[str], within: float) -> Comparison:
-    """Runs by their words; each may name several, by how their ids begin. Raises ProblemsError.
+    """Runs by their words; each may name several, by how their ids begin, or all of a pipeline. Raises ProblemsError.
+
+    An evaluation of what another of them left is no row of its own: its scores are the other's.
 
     The winner is the smallest of those whose perplexity is above the model's by at most `within`; of equal ones the
     one that lost least.
@@ -125,7 +130,11 @@ def compare(words: Sequence[str], within: float) -> Comparison:
     if len(runs) < 2:
         cause = f"{runs[0].id} is the only run that is named"
         raise ProblemsError([Problem(name="nothing_to_compare", key="ID", value=" ".join(words), cause=cause)])
-    rows = [_row(run, differing) for differing in [_differing(runs)] for run in runs]
+    scored_by = _evaluations(runs)
+    told = {evaluation.id for evaluations in scored_by.values() for evaluation in evaluations}
+    shown = [run for run in runs if run.id not in told and run.record.get("algorithm") not in _CONVERSIONS]
+    differing = _differing([run for run in shown if _is_measured(run)] or shown)
+    rows = [_row(run, differing, scored_by.get(run.id, [])) for run in shown or runs]
     whole = [row for row in rows if row.run.state == "succeeded"]
     scored = [row for row in whole if row.basis is not None and row.size is not None and row.cost is not None]
     bases = list(dict.fromkeys(row.basis for row in scored))
@@ -206,7 +215,30 @@ def _beats(one: Row, other: Row) -> bool:
     return better and one.size <= other.size and one.cost <= other.cost
 
 
-def _row(run: Run, differing: Sequence[str]) -> Row:
+def _evaluations(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """Those of the runs that scored what another one left, by that one's id."""
+    known, found = {run.id: run for run in runs}, dict[str, list[Run]]()
+    for run in runs:
+        if run.record.get("algorithm") == _EVALUATION and (source := _source(run, known, [run.id])) is not None:
+            found.setdefault(source.id, []).append(run)
+    return found
+
+
+def _source(run: Run, known: Mapping[str, Run], seen: Sequence[str]) -> Run | None:
+    """Which of the runs made the checkpoint that one takes; those that converted it are passed over."""
+    taken = (row.get("run") for row in run.record.get("inputs") or [] if row["type"].startswith("checkpoint_"))
+    parent = next((known[run_id] for run_id in taken if run_id in known and run_id not in seen), None)
+    if parent is None or parent.record.get("algorithm") not in _CONVERSIONS:
+        return parent
+    return _source(parent, known, [*seen, parent.id])
+
+
+def _is_measured(run: Run) -> bool:
+    """Whether it is one that a comparison is about: it says what it cost."""
+    return bool(mapping((run.report or {}).get("evaluation")) or mapping((run.report or {}).get("size")))
+
+
+def _row(run: Run, differing: Sequence[str], evaluations: Sequence[Run]) -> Row:
     report = run.report or {}
     scores, sizes = mapping(report.get("evaluation")), mapping(report.get("size"))
     given = dict(_flat("", run.record.get("values") or {}))
@@ -226,7 +258,7 @@ def _row(run: Run, differing: Sequence[str]) -> Row:
         perplexity_before=before,
         kl=_figure(scores.get("kl_divergence")),
         agreement=_figure(scores.get("top1_agreement")),
-        tasks=dict(_tasks(report.get("scores"))),
+        tasks=dict(score for one in [run, *evaluations] for score in _tasks((one.report or {}).get("scores"))),
         seconds=sum(took) if took else None,
     )
 

@@ -53,6 +53,12 @@ Configs = Annotated[
     list[str] | None,
     typer.Option("-c", "--config", metavar="NAME|PATH", help="A shipped config (fp8, tiny) or a YAML file; in order."),
 ]
+Sweep = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="KEY=A,B,C", help="A run for each value; of a pipeline, of what it changes. In all combinations."
+    ),
+]
 Profiles = Annotated[Path | None, typer.Option(help="A file of executor profiles, instead of your own.")]
 
 
@@ -94,6 +100,7 @@ class Asked:
     options: "Options"
     problems: "list[Problem]"
     whole: bool  # every file was read, and so the values are those that were meant
+    grid: "Mapping[str, Sequence[str]]"  # of a sweep over one recipe; the stages of a pipeline are those of its sweep
 
     @property
     def is_pipeline(self) -> bool:
@@ -135,6 +142,7 @@ def asked_for(
     passthrough: Sequence[str],
     options: "Options",
     *,
+    sweep: Sequence[str] = (),
     submits: bool = True,
 ) -> Asked:
     """With `submits`, as NeMo-Run's Partial, which takes seconds to import.
@@ -145,20 +153,21 @@ def asked_for(
     from recipes.catalogue import RECIPES, config_of, find, layers, merge_files, named_config
     from recipes.experiment.pipeline import file_of, pipelines
     from recipes.experiment.stage import Stage
-    from recipes.values import parse_words, set_value
+    from recipes.values import parse_sweep, parse_words, set_value
 
     if (pipeline := file_of(recipe)) is not None and recipe not in RECIPES:
-        return _pipeline(pipeline, words, configs, passthrough, options)
+        return _pipeline(pipeline, words, configs, passthrough, options, sweep)
     if "=" in recipe:
         first = next((word for word in words if word in RECIPES), "RECIPE")
         cause, remedy = "the recipe comes first", f"Write: nemo experiment run {first} {recipe} ..."
         raise ProblemsError([Problem(name="unknown_recipe", key="recipe", value=recipe, cause=cause, remedy=remedy)])
     parsed, problems = parse_words(list(words))
+    grid, wrong = parse_sweep(list(sweep))
     options = replace(options, overrides=parsed.profile)
     try:
         entry = find(recipe)
     except ProblemsError as error:
-        wrong = load_profile(parsed.executor or "local", parsed.profile, files=options.profiles)[1]
+        wrong += load_profile(parsed.executor or "local", parsed.profile, files=options.profiles)[1]
         near = near_miss(recipe, pipelines(), cutoff=0.8)
         found = [replace(one, remedy=near) if near and one.name == "unknown_recipe" else one for one in error.problems]
         raise ProblemsError([*found, *problems, *wrong]) from None
@@ -176,26 +185,31 @@ def asked_for(
     for key, value in parsed.recipe.items():
         problems += set_value(partial, key, value)
     partial.extra_args = [*partial.extra_args, *passthrough]
-    stage = Stage(name=entry.name, partial=partial)
-    return Asked(stages=(stage,), executor=parsed.executor, options=options, problems=problems, whole=whole)
+    return Asked(
+        stages=(Stage(name=entry.name, partial=partial),),
+        executor=parsed.executor,
+        options=options,
+        problems=[*problems, *wrong],
+        whole=whole,
+        grid=grid,
+    )
 
 
 def _pipeline(
-    file: Path, words: Sequence[str], configs: Sequence[str], passthrough: Sequence[str], options: "Options"
+    file: Path,
+    words: Sequence[str],
+    configs: Sequence[str],
+    passthrough: Sequence[str],
+    options: "Options",
+    sweep: Sequence[str],
 ) -> Asked:
     """The stages of a pipeline. Raises ProblemsError where its file cannot be read."""
-    from recipes.experiment.pipeline import build, read
-    from recipes.values import parse_words
+    from recipes.experiment.pipeline import build_swept, read
+    from recipes.values import parse_sweep, parse_words
 
     parsed, problems = parse_words(list(words))
-    pipeline = read(file)
-    values = dict(parsed.recipe)
-    executors: dict[str, dict[str, str]] = {}
-    for key in list(values):
-        stage, _, rest = key.partition(".")
-        if stage in pipeline.stages and rest.partition(".")[0] == "executor":
-            executors.setdefault(stage, {})[rest.removeprefix("executor").removeprefix(".")] = values.pop(key)
-    built = build(pipeline, values, executors)
+    grid, wrong = parse_sweep(list(sweep))
+    built = build_swept(read(file), parsed.recipe, grid)
     for key, said in (("--config", configs), ("--", passthrough)):
         if said:
             cause, remedy = "a pipeline has stages, and it is not said of which", "Write STAGE.KEY=VALUE."
@@ -210,38 +224,29 @@ def _pipeline(
         stages=tuple(stages),
         executor=parsed.executor,
         options=replace(options, overrides=parsed.profile),
-        problems=[*problems, *built.problems],
+        problems=[*problems, *wrong, *built.problems],
         whole=not built.problems,
+        grid={},
     )
 
 
-def looked_at(asked: Asked, sweep: Sequence[str] = ()) -> "tuple[Sequence[Stage], Examined]":
+def looked_at(asked: Asked) -> "tuple[Sequence[Stage], Examined]":
     """The stages, or one for each value of a sweep, checked; with every Problem, those of the command line first."""
     from recipes.experiment.examine import Examined, examine, place_named
     from recipes.experiment.stage import stages_of
-    from recipes.values import parse_sweep
 
-    grid, wrong = parse_sweep(list(sweep))
     executor = "local" if asked.executor is None else asked.executor
-    problems, stages = [*asked.problems, *wrong], list(asked.stages)
+    problems, stages = [*asked.problems], list(asked.stages)
     try:
-        if grid and asked.is_pipeline:
-            cause, remedy = (
-                "a sweep is of one recipe",
-                "Run the pipeline once for each value: what is equal is not run again.",
-            )
-            raise ProblemsError(
-                [Problem(name="contradiction", key="--sweep", value=sweep[0], cause=cause, remedy=remedy)]
-            )
-        if grid:
+        if asked.grid:
             (one,) = stages
-            made = stages_of(one.partial, grid, one.title)
+            made = stages_of(one.partial, asked.grid, one.title)
             stages = [replace(one, name=each.name, partial=each.partial, title=each.title) for each in made]
         elif asked.is_pipeline and asked.whole:
             stages = _wired(stages, executor, asked.options)
     except ProblemsError as error:
         problems += error.problems
-    unwired = asked.is_pipeline and len(problems) > len(asked.problems) + len(wrong)
+    unwired = asked.is_pipeline and len(problems) > len(asked.problems)
     if not asked.whole or unwired or any(one.key == "executor" for one in problems):  # of another job than was meant
         problems += place_named(executor, asked.options)[1]  # the place is as it was meant
         return stages, Examined(jobs=(), problems=tuple(problems))

@@ -15,6 +15,7 @@ from recipes.cli.asked import (
     Profiles,
     RecipeCommand,
     RecipeName,
+    Sweep,
     Words,
     asked_for,
     looked_at,
@@ -80,9 +81,7 @@ def run(
     batch: Batch = None,
     profiles: Profiles = None,
     after: Annotated[list[str] | None, typer.Option(help="Begin when this run has succeeded (repeatable).")] = None,
-    sweep: Annotated[
-        list[str] | None, typer.Option(metavar="KEY=A,B,C", help="One run for each value; repeated: each combination.")
-    ] = None,
+    sweep: Sweep = None,
     name: Annotated[str | None, typer.Option(help="How the run's id begins, instead of with the recipe.")] = None,
     dryrun: Annotated[
         bool, typer.Option("--dryrun", "--dry-run", "-d", help="Check, show what would run, write nothing.")
@@ -128,12 +127,12 @@ def run(
     )
     try:
         with exits(as_json=as_json, submits=True) as refusal, ExitStack() as turn:
-            asked = asked_for(recipe, words or [], config or [], ctx.meta[PASSTHROUGH], options)
+            asked = asked_for(recipe, words or [], config or [], ctx.meta[PASSTHROUGH], options, sweep=sweep or [])
             asked = asked.at(attached, batch, detach=detach)
             detach = detach or batch is not None
             asked = asked.called(name, after or [])
             known = folders_there() if asked.is_pipeline else frozenset()
-            stages, examined = looked_at(asked, sweep or [])
+            stages, examined = looked_at(asked)
             if asked.is_pipeline:
                 out.pipeline(stages, examined)
             refused = bool(examined.errors)
@@ -192,6 +191,7 @@ def plan(
     attached: Attached = None,
     batch: Batch = None,
     profiles: Profiles = None,
+    sweep: Sweep = None,
     force: Annotated[list[str] | None, typer.Option(metavar="NAME", help="As `run` has it (repeatable).")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document; its data: schemas/plan.json.")] = False,
 ) -> None:
@@ -207,11 +207,13 @@ def plan(
 
     options = Options(profiles=profiles, online=False, force=frozenset(force or ()))
     with exits(as_json=as_json):
-        asked = asked_for(recipe, words or [], config or [], ctx.meta[PASSTHROUGH], options, submits=False)
+        more = ctx.meta[PASSTHROUGH]
+        asked = asked_for(recipe, words or [], config or [], more, options, sweep=sweep or [], submits=False)
         stages, examined = looked_at(asked.at(attached, batch))
-        if asked.is_pipeline and not (examined.jobs or examined.reused):
+        several = asked.is_pipeline or len(stages) > 1
+        if several and not (examined.jobs or examined.reused):
             raise ProblemsError(examined.problems)
-        found = pipeline_plan(stages, examined) if asked.is_pipeline else plan_of(examined)
+        found = pipeline_plan(stages, examined) if several else plan_of(examined)
     if as_json:
         answer(found.as_data(), status=REFUSED if found.refused else 0, problems=found.problems)
     else:

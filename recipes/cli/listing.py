@@ -6,6 +6,7 @@ from functools import cache
 
 from recipes.catalogue import RECIPES
 from recipes.cli.document import say
+from recipes.experiment.progress import progress_of
 from recipes.experiment.runs import Run
 from scripts.args.meaning import fields_of
 from scripts.run.drawing import size_text, took_text
@@ -125,5 +126,5 @@ _CELLS: tuple[Callable[[Run], str], ...] = (
     _since,
     _took,
     _size,
-    lambda run: run.figure,
+    lambda run: str(progress_of(run) or run.figure),
 )

@@ -58,6 +58,7 @@ class Output:
         self.quiet = quiet
         self._plans: list[dict[str, Any]] = []
         self._stages: dict[str, Any] = {}  # of a pipeline
+        self._named: dict[str, str] = {}  # by the id of a run that is planned, the name of its stage
         self._array: dict[str, Any] = {}  # of a dry run: the one job that all of them would be
         self._told = False
         self.problems: list[Problem] = []  # of what was to be sent, which the place would refuse
@@ -69,6 +70,7 @@ class Output:
         Of jobs that are not `sound`, as much as can be made in spite of what is wrong with them.
         """
         array = full and is_array(jobs)
+        self._named = {job.id: job.name for job in jobs}
         self._plans = [_preview(job, full=full and not array, sound=sound) for job in jobs]
         if array:
             self._array = _text(array_of(jobs)[0], sound=sound)
@@ -138,17 +140,19 @@ class Output:
 
     @contextmanager
     def following(self) -> Iterator[Callable[[Run], None]]:
-        """A watcher to call while jobs run: a progress bar on a terminal, plain lines elsewhere."""
+        """A watcher to call while jobs run: a table on a terminal, plain lines elsewhere."""
         if self.quiet:
             yield lambda run: None
             return
         from rich.console import Console
 
-        from recipes.cli.follow import follower
+        from recipes.cli.follow import Row, follower
 
         console = Console(stderr=self.as_json)
         self._told = not console.is_terminal
-        view = follower(console, runs=len(self._plans))
+        stages = [row for row in self._stages.get("stages", ()) if row["run"]]
+        rows = [Row(name=row["stage"], run_id=row["run"], stands=row["reused"]) for row in stages]
+        view = follower(console, rows or [Row(name=name, run_id=run_id) for run_id, name in self._named.items()])
         try:
             yield view.show
         finally:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from recipes.catalogue import RECIPES
 from recipes.experiment.stage import Stage
+from recipes.experiment.sweep import varied
 from scripts.args.meaning import Meaning, meanings
 from scripts.engines.choice import is_built_in
 from scripts.run.problems import Problem, ProblemsError
@@ -136,7 +137,7 @@ class _Wiring:
         )
         if (known := next(same, None)) is not None:
             return known
-        name = _free(recipe, self.stages)
+        name = _free(varied(recipe, before.variant), self.stages)
         converter = RECIPES[recipe].build()
         if before.partial.engine == "bridge" and converter.args.__fn_or_cls__.BRIDGE:
             converter.engine = "bridge"

@@ -120,7 +120,9 @@ def examine(stages: Sequence[Stage], executor: str = "local", options: Options =
             Problem(name="nothing_to_force", key="--force", value=name, cause=cause, remedy=hint, severity="warning")
         )
     changed = reused.changed if reused else {}
-    return Examined(jobs=tuple(jobs.values()), problems=tuple(problems), reused=stands, changed=changed)
+    stood = {name: run.id for name, run in stands.items()}
+    made_of = tuple(job.noting(stands=stood) for job in jobs.values())
+    return Examined(jobs=made_of, problems=tuple(problems), reused=stands, changed=changed)
 
 
 @contextmanager

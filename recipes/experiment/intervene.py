@@ -1,13 +1,14 @@
 """Ending runs, and starting over those that ended badly."""
 
 import time
+from contextlib import suppress
 
 from executors.base import SchedulerJob
 from recipes.experiment.runs import Run, look
-from recipes.experiment.store import RunFolder
+from recipes.experiment.store import RunFolder, run_folders
 from scripts.run.identity import terminate
 from scripts.run.problems import JobError, Problem, ProblemsError, error_data
-from scripts.run.record import FINAL_STATES, Record, read_record
+from scripts.run.record import FINAL_STATES, DamagedRecordError, Record, read_record
 
 #: Seconds.
 _ASK_AGAIN = 5.0
@@ -31,18 +32,30 @@ def cancel_run(folder: RunFolder, seconds: float = 30.0) -> Run:
         # A supervisor that was stopped before it knew of its job left the job behind.
         if not run.supervised:
             run = _ask_for_its_end(run)
+        elif run.supervisor and _is_alone(run):  # it may be busy with its submission, which a signal breaks off
+            terminate(run.supervisor)
     return run
 
 
+def _is_alone(run: Run) -> bool:
+    """Whether whoever looks after a run looks after no other that has not ended."""
+    for folder in run_folders():
+        with suppress(DamagedRecordError):
+            other = Run.read(folder)
+            if other.id != run.id and other.supervisor == run.supervisor and not other.ended:
+                return False
+    return True
+
+
 def _ask_for_its_end(run: Run) -> Run:
-    """Whoever looks after it is told, or its scheduler, or its processes."""
+    """Whoever looks after it finds that written down; else its scheduler is told, or its processes."""
     if run.job is None:
         terminate(run.record["process"])
         return run
     job, place, run = run.job, run.job.place, run.update(cancel_asked=True)
-    if run.supervisor and run.supervised:
-        terminate(run.supervisor)
-    elif run.scheduled is not None:
+    if run.supervised:
+        return run  # whoever looks after it reads that
+    if run.scheduled is not None:
         place.cancel(run.scheduled)
     elif run.processes:  # whoever started it died before noting that
         place.cancel(SchedulerJob.of(job, "", ""))

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from copy import copy
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,7 +68,9 @@ class Job(AnyJob):
     given: frozenset[str] = frozenset()  # the args that are not what the shipped recipe says
     after: tuple[str, ...] = ()  # runs that must succeed first
     pipeline: str | None = None  # the id of the pipeline that it is a stage of
+    stands: Mapping[str, str] = field(default_factory=dict)  # runs that stand for others of its stages, by those
     fingerprint: Mapping[str, Any] | None = None  # what its result depends on; None where that cannot be told
+    needs: Mapping[str, int] | None = None  # of this machine, where it runs here beside others; None: nobody can tell
     online: bool = True
     models: Mapping[str, ModelFacts]  # of each argument that names a model of which something is known
     gpu: Gpu | None  # what a process gets one of; None: not known, or the job needs none
@@ -220,7 +222,9 @@ class Job(AnyJob):
             "run_dir": str(self.run_dir),
             "after": list(self.after),
             "pipeline": self.pipeline,
+            "stands": dict(self.stands),
             "fingerprint": None if self.fingerprint is None else dict(self.fingerprint),
+            "needs": None if self.needs is None else dict(self.needs),
             "waits_for": list(self.waits_for),
             "archive": str(self.archive) if self.archive else None,
             "warnings": [problem.as_data() for problem in self.warnings],
@@ -236,7 +240,9 @@ class Job(AnyJob):
             **{name: data[name] for name in _AS_THEY_ARE},
             after=tuple(data["after"]),
             pipeline=data.get("pipeline"),
+            stands=data.get("stands") or {},
             fingerprint=data.get("fingerprint"),
+            needs=data.get("needs"),
             waits_for=tuple(data["waits_for"]),
             promised=frozenset(data["promised"]),
             given=frozenset(data["given"]),
@@ -406,8 +412,8 @@ def _has_script(args: ScriptArgs, place: Place, *, spread: bool) -> bool:
 def _models(args: Any) -> dict[str, ModelFacts]:
     """Facts of every model that the arguments name, as far as they are known here."""
     found = {}
-    for field, value, meaning in values_of(args):
+    for name, value, meaning in values_of(args):
         named = meaning.consumes == "checkpoint_hf" or meaning.role == "model"
         if named and isinstance(value, str) and (facts := facts_of(value)) is not None:
-            found[field] = facts
+            found[name] = facts
     return found

@@ -21,7 +21,8 @@ _JOB = {
     **{"id": schema.run_id, "engine": (str, None), "secrets": (str, None), "archive": (str, None)},
     **{"nodes": int, "processes": int, "array": int, "ranked": bool, "force_squash": bool, "online": bool},
     "values": {"args": (dict, None), "script": (dict, None), "torchrun": (dict, None), "extra_args": [str]},
-    **{"pipeline?": (schema.run_id, None), "fingerprint?": (dict, None)},
+    **{"pipeline?": (schema.run_id, None), "stands?": dict, "fingerprint?": (dict, None)},
+    "needs?": (dict.fromkeys(("memory", "cores", "gpus"), int), None),
     **{"profile": dict, "resolved": (dict, None), "promised": [str], "given": [str]},
     **{"after": [schema.run_id], "waits_for": [str], "warnings": [dict], "skipped": [dict]},
 }

@@ -24,6 +24,7 @@ from recipes.catalogue import PIPELINES, find, own_folders
 from recipes.experiment.chain import wired
 from recipes.experiment.run_ids import MOST_OF_STAGE
 from recipes.experiment.stage import Stage
+from recipes.experiment.sweep import Grid, combinations, swept
 from recipes.values import SECTIONS, load_yaml, merge, set_value
 from scripts.args.meaning import ScriptArgs
 from scripts.args.typed import parse_yaml
@@ -77,19 +78,43 @@ def file_of(word: str) -> Path | None:
     return Path(word).expanduser() if word.endswith((".yaml", ".yml")) else None
 
 
-def pipeline(name: str, values: Mapping[str, str] = {}) -> list[Stage]:
+def pipeline(name: str, values: Mapping[str, str] = {}, sweep: Mapping[str, Sequence[str]] = {}) -> list[Stage]:
     """Stages for `submit_all`: of a pipeline by its name or its file, with values as words have them.
 
-    `submit_all(pipeline("quantize_and_evaluate", {"args.hf_model_id": "tiny:qwen3"}), "slurm")`. Raises ProblemsError.
+    `submit_all(pipeline("quantize_and_evaluate", {"args.hf_model_id": "tiny:qwen3"}), "slurm")`; with
+    `sweep={"quantize.args.calib_size": ["64", "256"]}` for every combination. Raises ProblemsError.
     """
     file = file_of(name)
     if file is None:
         cause, remedy = "there is no such pipeline", nearest(name, pipelines())
         raise ProblemsError([Problem(name="unknown_recipe", key="pipeline", value=name, cause=cause, remedy=remedy)])
-    built = build(read(file), values)
+    built = build_swept(read(file), values, sweep)
     if built.problems:
         raise ProblemsError(built.problems)
     return wired(built.stages)
+
+
+def build_swept(pipeline: Pipeline, words: Mapping[str, str], grid: Grid) -> Built:
+    """As `build`, for every combination of `grid`; where one of them has problems, no stages.
+
+    Words of a stage's executor are among them: `quantize.executor=slurm`.
+    """
+    problems: list[Problem] = []
+
+    def stages_with(chosen: Mapping[str, str]) -> list[Stage]:
+        values, executors = {**words, **chosen}, dict[str, dict[str, str]]()
+        for key in list(values):
+            stage, _, rest = key.partition(".")
+            if stage in pipeline.stages and rest.partition(".")[0] == "executor":
+                executors.setdefault(stage, {})[rest.removeprefix("executor").removeprefix(".")] = values.pop(key)
+        built = build(pipeline, values, executors)
+        problems.extend(problem for problem in built.problems if problem not in problems)
+        return built.stages
+
+    stages = [stages_with(chosen) for chosen in combinations(grid)]
+    if grid and not problems:
+        stages = [swept(grid, stages)]
+    return Built(pipeline=pipeline, stages=stages[0], problems=problems)
 
 
 def read(file: Path) -> Pipeline:

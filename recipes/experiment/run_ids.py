@@ -19,6 +19,8 @@ _TITLE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _MOST_OF_TITLE = 48
 #: Of which a pipeline's name and a stage's are parts.
 MOST_OF_PIPELINE, MOST_OF_STAGE = 24, 20
+#: Of a stage that a sweep copied, whose name has the values.
+MOST_OF_COPY = _MOST_OF_TITLE - MOST_OF_PIPELINE - 1
 #: Of a part that is not the beginning: `rm 1` is not to find a run by a digit of its id.
 LEAST_PART = 4
 

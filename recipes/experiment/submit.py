@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any
 from executors.base import SubmitError, nemorun_home
 from executors.packaging.code import Code, package
 from recipes.experiment.examine import prepare, prepare_all
+from recipes.experiment.experiment import opened_experiment, partial_of, without_main, without_stdin
 from recipes.experiment.intervene import refuse_unless_ended_badly, reopen_run
 from recipes.experiment.job import Job, serialized
 from recipes.experiment.logs import follow
+from recipes.experiment.room import needs_of
 from recipes.experiment.run_ids import runs_of_pipeline
 from recipes.experiment.runs import Run, Watcher, look
 from recipes.experiment.stage import Options, Stage, stages_of
@@ -27,12 +29,8 @@ from recipes.experiment.supervisor import (
     carry_out,
     hand_over,
     native_id,
-    opened_experiment,
-    partial_of,
     spawn,
     submit_elements,
-    without_main,
-    without_stdin,
 )
 from scripts.args.meaning import values_of
 from scripts.run.files import locked, write_text
@@ -234,7 +232,8 @@ def _record(job: Job, folder: RunFolder, code: Code | None, facts: Mapping[str, 
     )
     write_text(folder.partial, job.text)
     archive = RunFolder.of(code.archive.parent.name).archive if code and code.archive else None
-    run = Run(folder=folder, record=record.values, job=job.noting(archive=archive))
+    needs = needs_of(job) if job.capabilities.detach == "supervisor" else None
+    run = Run(folder=folder, record=record.values, job=job.noting(archive=archive, needs=needs))
     run.write()
     return replace(run, folder=RunFolder.of(job.id))
 

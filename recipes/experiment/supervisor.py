@@ -1,26 +1,22 @@
 """From a recorded run to a job: hand it to its scheduler through NeMo-Run, see it to its end, or leave it there."""
 
-import base64
-import json
-import os
 import signal
 import subprocess
 import sys
-import threading
 import time
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, replace
-from pathlib import Path
-from types import FrameType, ModuleType
-from typing import TYPE_CHECKING, Any
+from contextvars import Context, copy_context
+from dataclasses import asdict, dataclass, field, replace
+from types import FrameType
+from typing import Any
 
 from executors.base import Place, SchedulerJob, SubmitError, UnreachableError
+from recipes.experiment.experiment import opened_experiment, partial_of, without_main, without_stdin
 from recipes.experiment.job import Job
+from recipes.experiment.room import Room
 from recipes.experiment.runs import Run, Watcher, look
 from recipes.experiment.store import RunFolder
-from scripts.entrypoints import current
 from scripts.run.diagnosis import diagnose_unbegun
 from scripts.run.files import read_limited, regular
 from scripts.run.identity import identity
@@ -28,9 +24,6 @@ from scripts.run.problems import JobError, error_data
 from scripts.run.record import FINAL_STATES, Record, read_record
 from scripts.run.schema import MAX_BYTES
 from scripts.run.secrets import pack_secrets
-
-if TYPE_CHECKING:
-    import nemo_run as run
 
 _POLL_SECONDS = 0.3
 _PARENT_POLL_SECONDS = 1.0
@@ -64,19 +57,17 @@ def spawn(runs: Sequence[Run]) -> None:
 
 
 def carry_out(runs: Sequence[Run], watch: Watcher | None = None) -> None:
-    """Bring recorded runs to their places, one after another, each after those it waits for.
+    """Bring recorded runs to their places, each after those it waits for, and as many at a time as have room.
 
     A job that nobody else looks after is seen to its end here. Whatever happens, every record ends
     in a final state, or its job is with its scheduler. Ctrl-C and SIGTERM cancel. Raises JobError
     where that cannot be written down: the disk is full.
     """
-    with _sigterm_stops(), cancelled_where_stopped(runs):
-        for run in runs:
-            try:
-                _submit(run, watch)
-            except JobError as error:
-                if not close(run, error):
-                    raise
+    with _sigterm_stops(), cancelled_where_stopped(runs), _Ahead(waiting=list(runs), watch=watch) as ahead:
+        while ahead.go_on():
+            time.sleep(_POLL_SECONDS)
+    if ahead.unwritten:
+        raise ahead.unwritten[0]
 
 
 @contextmanager
@@ -95,7 +86,8 @@ def hand_over(runs: Sequence[Run]) -> None:
     done: list[Run] = []
     for at, run in enumerate(runs):
         try:
-            _submit(run, watch=None)
+            assert run.job is not None
+            _submit(run, run.job.noting(waits_for=parents_ready(run))).close()
             done.append(run)
         except (JobError, KeyboardInterrupt) as error:
             cause = error if isinstance(error, JobError) else JobError("cancelled", "stopped while submitting.")
@@ -129,7 +121,7 @@ def _undo(runs: Sequence[Run]) -> list[str]:
 def submit_elements(runs: Sequence[Run], array: Job) -> None:
     """Submit runs as the elements of one job. Raises JobError with every record closed."""
     try:
-        array = array.noting(waits_for=parents_ready(runs[0], None))
+        array = array.noting(waits_for=parents_ready(runs[0]))
         with named_failures(), opened_experiment(array, array.partial) as experiment, without_main():
             deliver(runs, array, experiment)
     except (JobError, KeyboardInterrupt) as error:
@@ -139,43 +131,48 @@ def submit_elements(runs: Sequence[Run], array: Job) -> None:
         raise cause from error
 
 
-def _submit(run: Run, watch: Watcher | None) -> None:
-    """Wait for parents, submit, and stay with the job where nobody else does. Raises JobError."""
-    assert run.job is not None
-    job = run.job.noting(waits_for=parents_ready(run, watch))
-    with named_failures(), opened_experiment(job, job.partial or partial_of(run.folder)) as experiment:
-        with without_main():
-            scheduled = deliver([run], job, experiment)
-        if job.capabilities.detach == "supervisor":
-            _see_to_its_end(run, job.place, scheduled, watch)
+def _submit(run: Run, job: Job) -> "_Kept":
+    """Submit a job, and keep its experiment open. Raises JobError."""
+    context, opened = copy_context(), ExitStack()
+    with named_failures():
+        try:
+            partial = job.partial or partial_of(run.folder)
+            experiment = context.run(opened.enter_context, opened_experiment(job, partial))
+            with without_main():
+                scheduled = context.run(deliver, [run], job, experiment)
+        except BaseException:
+            context.run(opened.close)
+            raise
+    return _Kept(run=run, job=job, scheduled=scheduled, opened=opened, context=context)
 
 
-def parents_ready(run: Run, watch: Watcher | None) -> tuple[str, ...]:
+def parents_ready(run: Run) -> tuple[str, ...]:
     """Wait for the parents that the run's own scheduler does not know; return the job ids of those it does.
+
+    Raises JobError as `_waits_for` does.
+    """
+    assert run.job is not None
+    while (ready := _waits_for(run, look(map(RunFolder.of, run.job.after)))) is None:
+        _beat(run)
+        time.sleep(_PARENT_POLL_SECONDS)
+    return ready
+
+
+def _waits_for(run: Run, parents: Sequence[Run]) -> tuple[str, ...] | None:
+    """The job ids of the parents that go on, where the run's own scheduler knows them all; None: it may not begin yet.
 
     Raises JobError `dependency_failed` when one ended badly: then this run is recorded as one that will not begin.
     """
     assert run.job is not None
-    waiting = [RunFolder.of(run_id) for run_id in run.job.after]
-    while waiting:
-        parents = look(waiting)
-        for parent in parents:
-            if parent.ended and parent.state != "succeeded":
-                how = {"cancelled": "was cancelled", "lost": "was lost", "failed": "failed"}
-                state = how.get(parent.state, f"is {parent.state}")
-                cause = f"{parent.id}, which must succeed first, {state}"
-                finish(run, "cancelled", "dependency_failed", cause)
-                raise JobError("dependency_failed", cause)
-        going_on = [parent for parent in parents if not parent.ended]
-        native = [job_id for parent in going_on if (job_id := native_id(parent, run.job.place))]
-        if len(native) == len(going_on):
-            return tuple(native)
-        waiting = [parent.folder for parent in going_on]
-        _beat(run)
-        if watch:
-            watch(look([run.folder])[0])
-        time.sleep(_PARENT_POLL_SECONDS)
-    return ()
+    for parent in parents:
+        if parent.ended and parent.state != "succeeded":
+            how = {"cancelled": "was cancelled", "lost": "was lost", "failed": "failed"}
+            cause = f"{parent.id}, which must succeed first, {how.get(parent.state, f'is {parent.state}')}"
+            finish(run, "cancelled", "dependency_failed", cause)
+            raise JobError("dependency_failed", cause)
+    going_on = [parent for parent in parents if not parent.ended]
+    native = [job_id for parent in going_on if (job_id := native_id(parent, run.job.place))]
+    return tuple(native) if len(native) == len(going_on) else None
 
 
 def native_id(parent: Run, place: Place) -> str | None:
@@ -187,39 +184,140 @@ def native_id(parent: Run, place: Place) -> str | None:
     return parent.scheduled.id if known else None
 
 
-def _see_to_its_end(run: Run, place: Place, job: SchedulerJob, watch: Watcher | None) -> None:
-    """Follow a job whose end nobody else will see; Ctrl-C cancels it."""
-    folder, places, me = run.folder, {run.id: place}, run.again().supervisor
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Kept:
+    """A job that was submitted, with its experiment, which is open until it is closed.
 
-    def seen() -> Run | None:
-        """None once it has ended, or is another supervisor's."""
-        nonlocal run
-        run = look([folder], places)[0]
-        return None if run.ended or run.supervisor != me else run
+    That is in a context of its own: NeMo-Run notes in the present one which experiment it works on.
+    """
 
-    try:
-        while going_on := seen():
+    run: Run
+    job: Job
+    scheduled: SchedulerJob
+    opened: ExitStack
+    context: Context
+
+    def close(self) -> None:
+        """Raises JobError."""
+        with named_failures():
+            self.context.run(self.opened.close)
+
+
+@dataclass(kw_only=True)
+class _Ahead:
+    """Runs on their way: those that wait, and those that are seen to their end here, which Ctrl-C cancels."""
+
+    waiting: list[Run]
+    watch: Watcher | None = None
+    kept: list[_Kept] = field(default_factory=list)
+    unwritten: list[JobError] = field(default_factory=list)  # ends that could not be written down
+    _room: Room = field(default_factory=Room)
+    _told: set[str] = field(default_factory=set)  # runs that are to end
+    _due: float = 0.0  # when to look again at those that wait
+
+    def __enter__(self) -> "_Ahead":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is not None and issubclass(kind, KeyboardInterrupt):
+                self._cancel()
+        finally:
+            for one in self.kept:
+                with suppress(JobError):
+                    one.close()
+
+    def go_on(self) -> bool:
+        """Look at all of them once, and begin what may; whether any is left."""
+        for one, run in self._seen():
+            self._tell(run)
+            if run.ended or run.supervisor != one.run.supervisor:  # else it is another's by now
+                self._leave(one, run)
+                continue
             _beat(run)
-            if watch:
-                watch(going_on)
-            time.sleep(_POLL_SECONDS)
-    except KeyboardInterrupt:
-        run.update(cancel_asked=True)
-        asked, deadline = False, time.monotonic() + _STOP_SECONDS
-        while seen() and time.monotonic() < deadline:
+            if run.cancel_asked:
+                with suppress(JobError):  # whoever asked for it will see that it goes on
+                    self._end(one)
+        if self.waiting and time.monotonic() >= self._due:
+            self._begin()
+            self._due = time.monotonic() + _PARENT_POLL_SECONDS
+        return bool(self.waiting or self.kept)
+
+    def _tell(self, run: Run) -> None:
+        if self.watch:
+            self.watch(run)
+
+    def _seen(self) -> list[tuple[_Kept, Run]]:
+        places = {one.run.id: one.job.place for one in self.kept}
+        return list(zip(self.kept, look([one.run.folder for one in self.kept], places), strict=True))
+
+    def _leave(self, one: _Kept, run: Run) -> None:
+        """One that has ended; others may have waited for that, or for its room."""
+        self.kept.remove(one)
+        self._due = 0.0
+        with self._closing(run):
+            one.close()
+            # Whoever looks later would wait for ever. (That a run is lost is written down by nobody.)
+            told = run.note and run.state in FINAL_STATES - {"lost"}
+            if told and read_record(run.dir)["state"] not in FINAL_STATES:
+                cause = f"{run.id} is {run.state}, and that cannot be recorded. {run.note}"
+                raise JobError("disk_full", cause, "Make room in NeMo-Run's home.")
+
+    @contextmanager
+    def _closing(self, run: Run) -> Iterator[None]:
+        """What goes wrong with one run is its end, and not that of the others."""
+        try:
+            yield
+        except JobError as error:
+            if not close(run, error):
+                self.unwritten.append(error)
+
+    def _begin(self) -> None:
+        """In the order of submission: nothing passes one that is ready and has no room."""
+        waiting, self.waiting = look([run.folder for run in self.waiting]), []
+        ids = {parent for run in waiting if run.job for parent in run.job.after} - {one.run.id for one in self.kept}
+        parents = {run.id: run for run in [*look(map(RunFolder.of, ids)), *(one.run for one in self.kept)]}
+        full = False
+        for run in waiting:
+            self._tell(run)
+            if run.ended or run.job is None:
+                continue
+            if run.cancel_asked:
+                finish(run, "cancelled", "cancelled", "cancelled before it was submitted")
+                continue
+            _beat(run)
+            going = [one.job for one in self.kept]
+            keeps = run.job.capabilities.detach == "supervisor"
+            with self._closing(run):
+                ready = _waits_for(run, [parents[parent] for parent in run.job.after])
+                full = full or (ready is not None and keeps and not self._room.fits(run.job, going))
+                if ready is None or (keeps and full):
+                    self.waiting.append(run)
+                    continue
+                job = run.job.noting(waits_for=ready, devices=self._room.devices(run.job, going))
+                one = _submit(run, job)
+                if keeps:
+                    self.kept.append(one)
+                else:
+                    one.close()
+
+    def _end(self, one: _Kept) -> None:
+        if one.run.id not in self._told:
             with suppress(UnreachableError):  # it may answer in a moment
-                if not asked:
-                    place.cancel(job)
-                    asked = True
+                one.job.place.cancel(one.scheduled)
+                self._told.add(one.run.id)
+
+    def _cancel(self) -> None:
+        deadline = time.monotonic() + _STOP_SECONDS
+        for one in self.kept:
+            one.run.update(cancel_asked=True)
+        while time.monotonic() < deadline:
+            going = [one for one, run in self._seen() if not run.ended and run.supervisor == one.run.supervisor]
+            if not going:
+                return
+            for one in going:
+                self._end(one)
             time.sleep(_POLL_SECONDS)
-        raise
-    if watch:
-        watch(run)
-    # Whoever looks later would wait for ever. (That a run is lost is written down by nobody.)
-    told = run.note and run.state in FINAL_STATES - {"lost"}
-    if told and read_record(run.dir)["state"] not in FINAL_STATES:
-        cause = f"{run.id} is {run.state}, and that cannot be recorded. {run.note}"
-        raise JobError("disk_full", cause, "Make room in NeMo-Run's home.")
 
 
 def finish(run: Run, state: str, name: str, cause: str, remedy: str = "") -> bool:
@@ -327,82 +425,3 @@ def _staged_files(runs: Sequence[Run]) -> dict[str, bytes]:
         if run.job.secrets and (secrets := pack_secrets(run.job.profile.secrets)):
             files[run.job.secrets] = secrets
     return files
-
-
-@contextmanager
-def without_stdin() -> Iterator[None]:
-    """NeMo-Run's shell commands read from standard input what somebody types for the next command."""
-    before = sys.stdin
-    with Path(os.devnull).open() as nothing:
-        sys.stdin = nothing
-        try:
-            yield
-        finally:
-            sys.stdin = before
-
-
-def partial_of(folder: RunFolder) -> "run.Partial[Any]":
-    """The recipe that a folder keeps."""
-    from fiddle.experimental.serialization import load_json
-
-    try:
-        unpacked = zlib.decompressobj()
-        content = unpacked.decompress(base64.urlsafe_b64decode(read_limited(folder.partial, MAX_BYTES)), MAX_BYTES)
-        if not unpacked.eof:
-            raise ValueError("it is cut short, or too large")
-        return load_json(json.dumps(current(json.loads(content))))
-    except Exception as error:  # whatever a damaged file makes of itself
-        cause = f"{folder.partial} cannot be read: {type(error).__name__}: {error}."
-        raise JobError("damaged_recipe", cause, "Submit the recipe again, as a new run.") from error
-
-
-class _Hidden:
-    """The main program, while as many threads as `by` have NeMo-Run not find it."""
-
-    lock, by = threading.Lock(), 0
-    main: ModuleType
-
-
-@contextmanager
-def without_main() -> Iterator[None]:
-    """NeMo-Run finds no main program meanwhile; around a submission, which takes a moment.
-
-    It sends the text of that along, and the node runs it before the task: a script that submits would submit again
-    unless it has a `__main__` guard, and one from standard input has no text to send. Our tasks need nothing of it.
-    """
-    with _Hidden.lock:
-        if not _Hidden.by:
-            _Hidden.main, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
-        _Hidden.by += 1
-    try:
-        yield
-    finally:
-        with _Hidden.lock:
-            _Hidden.by -= 1
-            if not _Hidden.by:
-                sys.modules["__main__"] = _Hidden.main
-
-
-@contextmanager
-def opened_experiment(job: Job, partial: "run.Partial[Any] | None", base_dir: str | None = None) -> Iterator[Any]:
-    """A NeMo-Run experiment of one task, entered, quiet, and left without NeMo-Run's waiting."""
-    import nemo_run as run
-    from rich.console import Console
-
-    title, _, _ = job.id.rpartition("_")
-    experiment = run.Experiment(
-        title,
-        id=job.id,
-        base_dir=base_dir,
-        log_level="WARN",
-        enable_goodbye_message=False,
-        skip_status_at_exit=True,
-    )
-    # Not clean_mode: it is saved with the experiment, and would silence `nemo experiment status` later.
-    experiment.console = Console(quiet=True)
-    with experiment:
-        experiment.add(partial, executor=job.place.executor(job), name=job.recipe)
-        try:
-            yield experiment
-        finally:
-            experiment.detach = True  # or it waits once more for what has ended, in steps of two seconds

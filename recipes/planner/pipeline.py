@@ -90,7 +90,8 @@ def pipeline_plan(stages: Sequence[Stage], examined: Examined) -> PipelinePlan:
                 why=examined.changed.get(stage.name, ()),
             )
         )
-    return PipelinePlan(name=stages[0].pipeline, stages=tuple(made), problems=examined.problems)
+    name = stages[0].pipeline or stages[0].partial.recipe
+    return PipelinePlan(name=name, stages=tuple(made), problems=examined.problems)
 
 
 def _row(stage: StagePlan) -> list[str]:

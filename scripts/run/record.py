@@ -114,6 +114,7 @@ class Record:
         self.dir = run_dir
         self.values = values
         self._progress_at = 0.0
+        self._first: tuple[str, int, float] | None = None  # what the first word of the present phase was, and when
         self._line_at = 0.0
 
     @classmethod
@@ -218,15 +219,18 @@ class Record:
 
     def progress(self, done: int, total: int, unit: str) -> None:
         """Say how far the present phase is: progress.json for whoever follows, plain lines in the log."""
-        at = time.monotonic()
+        at, phase = time.monotonic(), self.values["phase"]
+        if self._first is None or self._first[0] != phase or done < self._first[1]:
+            self._first = phase, done, time.time()
         if at - self._progress_at >= _PROGRESS_SECONDS or done >= total:
             self._progress_at = at
-            state = {"phase": self.values["phase"], "done": done, "total": total, "unit": unit}
+            state = {"phase": phase, "done": done, "total": total, "unit": unit}
+            state |= {"first": self._first[1], "since": self._first[2], "at": time.time()}  # which give a rate
             with suppress(OSError):  # for show only; the record itself is written elsewhere
                 write_json(self.dir / "progress.json", state)
         if at - self._line_at >= _LINE_SECONDS or done >= total:
             self._line_at = at
-            self.line(f"{self.values['phase']}: {done}/{total} {unit}")
+            self.line(f"{phase}: {done}/{total} {unit}")
 
     def line(self, text: str) -> None:
         """One plain line in the job's log."""

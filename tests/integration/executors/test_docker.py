@@ -114,7 +114,7 @@ def script(folder: Path, text: str) -> Any:
 
 def submit(place: DockerPlace, partial: Any, launch: PlainJob) -> Tried:
     """As a submission does: the experiment is left, and its object gone, while the job runs."""
-    from recipes.experiment.supervisor import opened_experiment
+    from recipes.experiment.experiment import opened_experiment
 
     with opened_experiment(launch, partial) as experiment:
         job = place.submit(experiment, launch)
@@ -290,7 +290,7 @@ def test_two_runs_at_once_are_told_apart(engine: Engine) -> None:
 
 
 def test_what_text_shows_is_what_the_engine_receives(engine: Engine, nemorun_home: Path) -> None:
-    from recipes.experiment.supervisor import opened_experiment
+    from recipes.experiment.experiment import opened_experiment
 
     place = place_on(engine, env={"DOLLARS": "$HOME"}, ulimits=["core=0", "nofile=1024:2048"], ipc="host")
     launch = launch_on(place)

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -22,6 +23,7 @@ import pytest
 from recipes.experiment.store import RunFolder, run_folders
 from scripts.run.identity import started_with
 from tests.conftest import NEMO, Done
+from tests.testbed.waiting import until
 
 pytestmark = pytest.mark.integration
 
@@ -256,3 +258,42 @@ def test_a_disk_that_fills_leaves_no_half(nemo: Nemo, home: Path, pipeline: Path
     (pipeline.parent / "add.py").write_text(PROGRAM)
     assert nemo("resume", done.json["pipeline"]).code == 0
     assert set(wait(nemo, done.json["pipeline"]).values()) == {"succeeded"}
+
+
+def spans(home: Path, runs: dict[str, str]) -> dict[str, tuple[str, str]]:
+    records = {name: json.loads((home / "runs" / run / "run.json").read_text()) for name, run in runs.items()}
+    return {name: (record["started_at"], record["finished_at"]) for name, record in records.items()}
+
+
+@pytest.mark.timeout(900)
+def test_stages_that_do_not_depend_on_each_other_go_on_together(nemo: Nemo, home: Path, pipeline: Path) -> None:
+    done = nemo("run", str(pipeline), "args.seconds=3", "executor.parallel=2", "--json", "--yes")
+    assert done.code == 0, done.err
+    at = spans(home, {name: run for name, (run, _) in stages_of(done).items()})
+    assert at["left"][0] < at["right"][1] and at["right"][0] < at["left"][1], at
+    assert at["first"][1] < min(at["left"][0], at["right"][0]) and at["left"][1] < at["last"][0], at
+    # Of programs nobody can tell what they take, and so they go on one by one where nobody says otherwise.
+    alone = nemo("run", str(pipeline), "args.seconds=0.5", "--json", "--yes")
+    at = spans(home, {name: run for name, (run, _) in stages_of(alone).items()})
+    ordered = sorted(at.values())
+    assert all(before[1] < after[0] for before, after in pairwise(ordered)), at
+
+
+@pytest.mark.timeout(900)
+def test_of_stages_that_go_on_together_one_is_cancelled_and_then_all(nemo: Nemo, home: Path, pipeline: Path) -> None:
+    text = pipeline.read_text().replace('"one", "${args.seconds}"', '"one", "0"')
+    pipeline.write_text(text)
+    begun = nemo("run", str(pipeline), "args.seconds=60", "executor.parallel=2", "--json", "--detach")
+    runs = {name: run for name, (run, _) in stages_of(begun).items()}
+
+    def states() -> dict[str, str]:
+        told = {run["id"]: run["state"] for run in nemo("status", begun.json["pipeline"], "--json").json["runs"]}
+        return {name: told[run] for name, run in runs.items()}
+
+    until(lambda: states()["left"] == states()["right"] == "running", 120)
+    assert nemo("cancel", runs["left"]).code == 0
+    until(lambda: states()["last"] == "cancelled", 30)
+    assert states() == {"first": "succeeded", "left": "cancelled", "right": "running", "last": "cancelled"}
+    assert nemo("cancel", begun.json["pipeline"]).code == 0
+    assert states()["right"] == "cancelled"
+    until(lambda: not any(str(home) in run_dir for run_dir in started_with("NEMO_RUN_DIR")), 30)

@@ -118,7 +118,7 @@ def test_a_run_is_waited_for_and_says_why_it_failed(home: Path, work: Path) -> N
 
 THREADS = """
 import sys, threading, time
-from recipes.experiment.supervisor import without_main
+from recipes.experiment.experiment import without_main
 
 main, order = sys.modules["__main__"], []
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from recipes.experiment.experiment import partial_of
 from recipes.experiment.job import Job
 from recipes.experiment.runs import Run
 from recipes.experiment.store import RunFolder
-from recipes.experiment.supervisor import partial_of
 from tests.conftest import Done
 from tests.golden.cases import FOLDER
 from tests.golden.cases import HOME as THEIRS

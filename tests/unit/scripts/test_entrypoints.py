@@ -10,9 +10,9 @@ from typing import Any, cast
 import pytest
 
 from recipes import find
+from recipes.experiment.experiment import partial_of
 from recipes.experiment.job import serialized
 from recipes.experiment.store import RunFolder
-from recipes.experiment.supervisor import partial_of
 from scripts import entrypoints
 from scripts.args.megatron_lm import MlmQuantizeArgs
 from scripts.entrypoints import ALGORITHMS, quantize

@@ -190,8 +190,8 @@ def test_a_circle_is_told(tmp_path: Path, asked: Callable[..., tuple[list[str], 
 
 
 def test_what_the_words_of_a_pipeline_cannot_be(tmp_path: Path) -> None:
-    done = Shell()("run", "quantize_and_evaluate", "--sweep", "args.limit=1,2", "--dryrun", seconds=30)
-    assert done.exit_code == 2 and "a sweep is of one recipe" in done.stderr
+    done = Shell()("run", "quantize_and_evaluate", "--sweep", "qantize.args.calib_size=1,2", "--dryrun", seconds=30)
+    assert done.exit_code == 2 and done.stderr.count("unknown_key") == 1 and "Did you mean quantize?" in done.stderr
     done = Shell()("run", "quantize_and_evaluat", "--dryrun", seconds=30)
     assert done.exit_code == 2 and "Did you mean quantize_and_evaluate?" in done.stderr
 

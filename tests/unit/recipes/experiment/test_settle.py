@@ -8,6 +8,8 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from contextvars import copy_context
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -256,8 +258,11 @@ def test_who_looked_after_an_attempt_leaves_the_next_alone(tmp_path: Path, other
         seen.append(run.state)
         run.update(supervisor=other)  # it was taken up again
 
-    place: Any = Scheduler(ACTIVE)
-    supervisor._see_to_its_end(run, place, run.scheduled, watch)
+    job = run.job.noting(place=Scheduler(ACTIVE))
+    kept = supervisor._Kept(run=run, job=job, scheduled=run.scheduled, opened=ExitStack(), context=copy_context())
+    ahead = supervisor._Ahead(waiting=[], watch=watch, kept=[kept])
+    while ahead.go_on():
+        continue
     assert seen == ["running", "running"]
     assert time.monotonic() - began < 30
 
