@@ -4,7 +4,7 @@ Figures are those of the runs' reports, which runs measured in the same way: onl
 against the same model is held against each other.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -132,7 +132,7 @@ def compare(words: Sequence[str], within: float) -> Comparison:
         raise ProblemsError([Problem(name="nothing_to_compare", key="ID", value=" ".join(words), cause=cause)])
     scored_by = _evaluations(runs)
     told = {evaluation.id for evaluations in scored_by.values() for evaluation in evaluations}
-    shown = [run for run in runs if run.id not in told and run.record.get("algorithm") not in _CONVERSIONS]
+    shown = [run for run in runs if run.id not in told and not _is_between(run, told)]
     differing = _differing([run for run in shown if _is_measured(run)] or shown)
     rows = [_row(run, differing, scored_by.get(run.id, [])) for run in shown or runs]
     whole = [row for row in rows if row.run.state == "succeeded"]
@@ -231,6 +231,13 @@ def _source(run: Run, known: Mapping[str, Run], seen: Sequence[str]) -> Run | No
     if parent is None or parent.record.get("algorithm") not in _CONVERSIONS:
         return parent
     return _source(parent, known, [*seen, parent.id])
+
+
+def _is_between(run: Run, evaluations: Collection[str]) -> bool:
+    """Whether there is nothing to compare of it: a conversion of what was evaluated, or a stage that says nothing."""
+    silent = run.state == "succeeded" and not (_is_measured(run) or (run.report or {}).get("scores"))
+    staged = run.job is not None and run.job.pipeline is not None
+    return (staged and silent) or (bool(evaluations) and run.record.get("algorithm") in _CONVERSIONS)
 
 
 def _is_measured(run: Run) -> bool:

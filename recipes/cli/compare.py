@@ -28,7 +28,8 @@ def compare(
 
     Example: nemo experiment compare sizes --within 0.5% --html sizes.html --write best.yaml
 
-    An ID may be how several ids begin, as those of a sweep do. `front`: no other is both smaller and better.
+    An ID may be how several ids begin, as those of a sweep do, or a pipeline's: what it evaluated has those
+    scores beside it. `front`: no other is both smaller and better.
     """
     from recipes.artifacts.comparison import as_html, recipe_file
     from recipes.artifacts.comparison import compare as compared

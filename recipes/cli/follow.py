@@ -72,17 +72,21 @@ class _States:
 
 
 class _Lines:
-    """Follows the jobs' own logs, line by line, and what their scheduler says until they begin."""
+    """Follows the jobs' own logs, line by line, and what their scheduler says until they begin; of several, states."""
 
     def __init__(self, console: "Console", *, prefix: bool) -> None:
         self._console = console
         self._prefix = prefix
         self._tails: dict[str, Tail] = {}
         self._said: dict[str, str] = {}
+        self._states: dict[str, str] = {}
 
     def show(self, run: Run) -> None:
         tail = self._tails.setdefault(run.id, Tail())
         before = f"{run.id}: " if self._prefix else ""
+        if self._prefix and self._states.get(run.id) != run.state:
+            self._states[run.id] = run.state
+            self._console.file.write(shown(f"{before}{run.state}\n"))
         word = run.note or (str(run.record.get("scheduler", "")) if run.state == "submitted" else "")
         if word and self._said.get(run.id) != word:
             self._said[run.id] = word

@@ -16,14 +16,19 @@ from scripts.run.problems import error_line, shown
 _ANY_WIDTH = 4096
 
 
-def print_runs(runs: Sequence[Run], *, hidden: int = 0) -> None:
-    """A line each, within the width of the terminal; below, why runs ended badly, and how many are not shown."""
+def print_runs(runs: Sequence[Run], *, hidden: int = 0, stood: frozenset[str] = frozenset()) -> None:
+    """A line each, within the width of the terminal; below, why runs ended badly, and how many are not shown.
+
+    `stood`: of a pipeline's, those of earlier ones that it took as they were.
+    """
     from rich.console import Console
 
     console = Console()
     fits = console.is_terminal
     short = _short_ids(runs) if fits else {}
     rows = [[short.get(run.id, run.id), *(_cell(cell, run) for cell in _CELLS)] for run in runs]
+    for row in (row for row, run in zip(rows, runs, strict=True) if run.id in stood and run.state == "succeeded"):
+        row[_STATE] = "stands"
     widths = _widths(rows, (console.width or 80) if fits else _ANY_WIDTH)
     lines = [
         " ".join(map(_fitted, row, widths, _COLUMNS)).rstrip()
@@ -44,6 +49,9 @@ _COLUMNS: tuple[tuple[str, int | None], ...] = (
     *(("id", None), ("recipe", 9), ("model", 8), ("where", 5), ("state", None)),
     *(("since", None), ("took", None), ("size", None), ("figure", 8)),
 )
+
+
+_STATE = [name for name, _ in _COLUMNS].index("state")
 
 
 def _widths(rows: Sequence[Sequence[str]], room: int) -> list[int]:

@@ -118,16 +118,20 @@ def status(run_id: RunId, as_json: AsJson = False) -> None:
     """Say how a run stands, or each stage of a pipeline: its recorded state, set against what its scheduler says.
 
     Example: nemo experiment status quantize_fp8_1126-0805-47f9a1
+
+    Stages come in the order in which they were submitted, after those that stood already.
     """
     from recipes.cli import show
+    from recipes.experiment.pipeline_runs import with_those_that_stood
     from recipes.experiment.runs import look
 
-    folders = _found([run_id], as_json=as_json, pipelines=True)
+    runs = look(_found([run_id], as_json=as_json, pipelines=True))
     out = show.Output(as_json=as_json)
-    if len(folders) > 1:
-        out.runs(look(folders))
+    if len(runs) > 1 or (runs[0].job is not None and runs[0].job.pipeline == run_id):
+        stood, own = with_those_that_stood(runs)
+        out.runs([*stood, *own], stood=frozenset(run.id for run in stood))
     else:
-        out.status(look(folders)[0])
+        out.status(runs[0])
 
 
 def logs(

@@ -11,6 +11,7 @@ import yaml
 from recipes.artifacts.comparison import compare
 from recipes.catalogue import config_of, find, layers, merge_files
 from scripts.run.problems import ProblemsError
+from scripts.run.record import Record
 from tests.answers import data_of
 from tests.runs import FIGURES, Shell, quantized
 
@@ -145,3 +146,30 @@ def test_both_files_are_written_or_none(sizes: dict[str, str], tmp_path: Path) -
 
 def test_runs_are_named_by_any_part_of_their_ids(sizes: dict[str, str]) -> None:
     assert len(compare(["_0101-0000"], 0.01).rows) == 5
+
+
+def evaluated(home: Path, run_id: str, algorithm: str, takes: dict[str, str], score: float | None) -> str:
+    """A run of another stage, which took what others left: types by run."""
+    folder = home / "runs" / run_id
+    values = {"args": {"checkpoint": run_id, "batch": len(run_id)}}
+    record = Record.submit(folder, id=run_id, recipe=algorithm, algorithm=algorithm, values=values)
+    record.update(inputs=[{"type": kind, "name": "args.x", "run": run} for run, kind in takes.items()])
+    record.finish("succeeded")
+    if score is not None:
+        row = {"score": {"task": "piqa", "headline": True, "value": score}}
+        (folder / "report").mkdir()
+        (folder / "report" / "report.json").write_text(json.dumps({"scores": [row]}))
+    return run_id
+
+
+def test_an_evaluation_is_a_part_of_what_it_scored(sizes: dict[str, str], home: Path) -> None:
+    baseline = evaluated(home, "sizes-baseline_1", "evaluate", {}, 0.5)
+    direct = {sizes["fp8"]: "checkpoint_hf", baseline: "eval_results"}
+    evaluated(home, "sizes-evaluate-fp8_1", "evaluate", direct, 0.48)
+    exported = evaluated(home, "sizes-export_1", "export", {sizes["nvfp4"]: "checkpoint_megatron"}, None)
+    evaluated(home, "sizes-evaluate-nvfp4_1", "evaluate", {exported: "checkpoint_hf"}, 0.4)
+    found = compare(["sizes"], 0.01)
+    assert {row.run.id for row in found.rows} == {*sizes.values(), baseline}
+    tasks = {row.run.id: dict(row.tasks) for row in found.rows if row.tasks}
+    assert tasks == {baseline: {"piqa": 0.5}, sizes["fp8"]: {"piqa": 0.48}, sizes["nvfp4"]: {"piqa": 0.4}}
+    assert found.keys == ["args.export_quant_cfg"] and found.winner == sizes["int4_awq"]
