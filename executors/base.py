@@ -21,6 +21,8 @@ from scripts.run.files import expanded, regular, write_private
 from scripts.run.problems import JobError, Problem
 from scripts.run.record import DamagedRecordError, read_record
 from scripts.run.secrets import VARIABLE as SECRETS
+from scripts.stores.objects import fault, is_url
+from scripts.stores.publish import KEEP, STORE, address
 from scripts.tracking.known import VARIABLE as TRACK
 from scripts.tracking.known import Name as Tracker
 
@@ -49,12 +51,25 @@ class Profile:
     kind: str = ""  # each class says its own
     nodes: int | None = key(None, least=1)  # None: what the recipe's torchrun.nnodes says
     gpu: str | None = None  # of configs/gpus.yaml: what checks and the plan count with; None: not known
-    output_root: str | None = None  # where run directories are made; None: the kind's own default
+    #: Where run directories are made; None: the kind's own default. A URL (s3://bucket/prefix): they are made there
+    #: as by default, outputs are published below it, and what was read back whole is removed from the run directory.
+    output_root: str | None = None
+    keep_outputs: bool = False  # of an output_root that is a URL: the run directory keeps them as well
     env: dict[str, str] = field(default_factory=dict)  # a number is the text that it is written as
     secrets: list[str] = field(default_factory=list)  # names of variables, never their values
     track: list[Tracker] = field(default_factory=list)  # whom a run is told to while it lasts
     packager: Packaging = "auto"  # auto: git inside a repository, else pattern with `include`, else none
     include: list[str] = field(default_factory=list)  # glob patterns: of `pattern`, or beside what git tracks
+
+    @property
+    def run_folders(self) -> str | None:
+        """`output_root` where it is a folder."""
+        return None if is_url(self.output_root) else self.output_root
+
+    @property
+    def output_store(self) -> str | None:
+        """`output_root` where it is a URL."""
+        return self.output_root if is_url(self.output_root) else None
 
     def contradictions(self) -> Iterable[Problem]:
         """What is wrong with values together, or beyond what each key says of itself; reaches nothing."""
@@ -293,11 +308,13 @@ class Place(ABC):
     def problems(self) -> list[Problem]:
         """What is wrong with the profile, as far as its values alone tell."""
         profile = self.profile
-        return [*value_problems(profile), *environment_problems(profile, self.reserved), *profile.contradictions()]
+        found = [*value_problems(profile), *environment_problems(profile, self.reserved), *profile.contradictions()]
+        wrong = fault(profile.output_store) if profile.output_store else None
+        return [*found, *([wrong.as_problem("executor.output_root")] if wrong else [])]
 
     def run_root(self) -> str:
         """Where run directories are made, as the job sees it."""
-        return str(expanded(self.profile.output_root or f"{nemorun_home()}/runs").absolute())
+        return str(expanded(self.profile.run_folders or f"{nemorun_home()}/runs").absolute())
 
     def secrets_path(self, run_id: str) -> str | None:
         """Where a job's 0600 file of secrets would lie; None where secrets travel otherwise."""
@@ -328,7 +345,7 @@ class Place(ABC):
         return read_from(Path(job.run_dir) / "logs" / name, offset)
 
     #: Variables that a job is given by its executor.
-    reserved: ClassVar[frozenset[str]] = frozenset({"NEMO_RUN_DIR", "PYTHONSAFEPATH", SECRETS, TRACK})
+    reserved: ClassVar[frozenset[str]] = frozenset({"NEMO_RUN_DIR", "PYTHONSAFEPATH", SECRETS, TRACK, STORE, KEEP})
     #: What its scheduler's ids of jobs look like, all of them: a recorded one that does not is not used.
     job_ids: ClassVar[str] = r"\w\S*"
     #: Whether a job runs in the environment that submits it: nothing has to travel, and what is installed is seen.
@@ -409,6 +426,11 @@ class Place(ABC):
             return None
         return (self.mounts(run_dir) if self.capabilities.reads_run_dir else None) or ()
 
+    def published(self, path: str, run_dir: str | Path) -> str:
+        """Where an output of a job is when it has ended: its URL, where the profile has a store for it."""
+        store = self.profile.output_store
+        return (address(store, run_dir, path) if store else None) or path
+
     def missing_sources(self) -> list[str]:
         """Folders to mount that are not there, where that can be told from here."""
         return []
@@ -447,6 +469,8 @@ def own_variables(job: AnyJob, profile: Profile) -> dict[str, str]:
     """What every job is given. Its working directory is not on its path: `configs` and `scripts` are common names."""
     own = {"PYTHONSAFEPATH": "1", "NEMO_RUN_DIR": str(job.run_dir)}
     own |= {TRACK: ",".join(profile.track)} if profile.track else {}
+    own |= {STORE: profile.output_store} if profile.output_store else {}
+    own |= {KEEP: "1"} if profile.output_store and profile.keep_outputs else {}
     return own | ({SECRETS: job.secrets} if job.secrets else {})
 
 

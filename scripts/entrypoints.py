@@ -34,6 +34,8 @@ from scripts.evaluation.gate import keep_gate
 from scripts.run.problems import JobError
 from scripts.run.record import Follower, Record
 from scripts.run.session import run_job, values_given
+from scripts.stores.fetch import fetched
+from scripts.stores.publish import publish, taken_up
 
 _SIZES: tuple[Role, ...] = ("tp", "pp", "ep", "etp")
 
@@ -208,13 +210,18 @@ def current(document: Any) -> Any:
 def _carry_out(
     name: str, *, engine: Engine, script: ScriptSpec, args: ScriptArgs, extra_args: list[str], record: Record
 ) -> None:
-    """Resolve what is only true here, do the work, and judge what came of it where limits are set."""
+    """Resolve what is only true here, do the work, publish and judge what came of it where the job has to."""
+    is_made = taken_up(record)
     if ALGORITHMS[name].ranks:
-        _loaded(ALGORITHMS[name].ranks)(args, record)
+        if not is_made:
+            _loaded(ALGORITHMS[name].ranks)(args, record)
+        publish(record)
         return
     resolved = resolve_args(args, run_dir=record.dir)
-    record.update(resolved={"args": dataclasses.asdict(resolved)})
-    _work(name, engine, script, resolved, extra_args, record)
+    if not is_made:
+        record.update(resolved={"args": dataclasses.asdict(resolved)})
+        _work(name, engine, script, fetched(resolved, record), extra_args, record)
+    publish(record)
     if not isinstance(record, Follower):
         keep_gate(value_of(resolved, "gate"), record)
 

@@ -90,7 +90,7 @@ class LeptonPlace(Place):
         return f"make a secret {name} in the workspace and add {name} to executor.secrets."
 
     def run_root(self) -> str:
-        return self.profile.output_root or str(PurePosixPath(self.profile.nemo_run_dir) / "runs")
+        return self.profile.run_folders or str(PurePosixPath(self.profile.nemo_run_dir) / "runs")
 
     def executor(self, job: AnyJob | None) -> "run.LeptonExecutor":
         import nemo_run as run

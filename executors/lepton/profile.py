@@ -84,7 +84,7 @@ def _folders(profile: LeptonProfile) -> Iterator[Problem]:
     places = [mount["mount_path"] for mount in profile.mounts if isinstance(mount.get("mount_path"), str)]
     for name in ("nemo_run_dir", "output_root"):
         folder = getattr(profile, name)
-        if not folder:
+        if not folder or (name == "output_root" and profile.output_store):
             continue
         if not _is_absolute(folder):
             yield wrong(name, folder, "is not an absolute path", "Write it from the root, below a mount_path.")

@@ -81,7 +81,7 @@ class SlurmPlace(Place):
         return (*Mount.parse_all([*others, *self.profile.mounts]), Mount.same(run_dir))
 
     def run_root(self) -> str:
-        return self.profile.output_root or posixpath.join(root_folder(self.profile), "runs")
+        return self.profile.run_folders or posixpath.join(root_folder(self.profile), "runs")
 
     def secrets_path(self, run_id: str) -> str | None:
         # A folder for each run: it is mounted into the container, and holds no other run's.

@@ -127,7 +127,7 @@ def _of_connection(profile: SlurmProfile) -> Iterator[Problem]:
         yield wrong("job_dir", None, "it is needed with a host", remedy, "missing_value")
     for name in ("job_dir", "output_root"):
         value = getattr(profile, name)
-        if value is None:
+        if value is None or (name == "output_root" and profile.output_store):
             continue
         if not value.startswith("/") and not (name == "job_dir" and profile.host is None and value.startswith("~")):
             yield wrong(name, value, "an absolute path is expected")

@@ -17,6 +17,7 @@ from recipes.experiment.store import RunFolder, run_folders
 from recipes.experiment.tags import tag_of
 from scripts.run.files import is_there
 from scripts.run.problems import Problem, ProblemsError, nearest
+from scripts.stores.objects import is_url
 
 #: So many hexadecimal digits of a digest name an artifact; a run's id ends with fewer.
 _LEAST_DIGITS = 8
@@ -29,7 +30,7 @@ class Artifact:
 
     run: Run
     type: str
-    path: Path  # as the job saw it
+    path: str  # as the job saw it, or a URL
     bytes: int
     files: int | None
     digest: str | None  # None: an early run's, which wrote none
@@ -41,9 +42,14 @@ class Artifact:
         return f"{self.run.id}.{self.type}"
 
     @property
+    def in_store(self) -> bool:
+        """Whether it was published to an object store, which `path` is the URL in."""
+        return is_url(self.path)
+
+    @property
     def place(self) -> Path | None:
         """Where it lies on this machine, be it there still or not; None where its disk is not seen from here."""
-        return self.run.path_here(self.path)
+        return None if self.in_store else self.run.path_here(Path(self.path))
 
     @property
     def made_at(self) -> str:
@@ -53,7 +59,7 @@ class Artifact:
         """As `artifacts --json` has it."""
         facts = {name: getattr(self, name) for name in ("reference", "type", "bytes", "files", "digest", "made_at")}
         here = self.place
-        return facts | {"run": self.run.id, "path": str(self.path), "here": here is not None and is_there(here)}
+        return facts | {"run": self.run.id, "path": self.path, "here": here is not None and is_there(here)}
 
 
 def artifacts_of(runs: Iterable[Run], kind: str | None = None) -> list[Artifact]:
@@ -62,7 +68,7 @@ def artifacts_of(runs: Iterable[Run], kind: str | None = None) -> list[Artifact]
     for run in runs:
         for output in run.outputs:
             facts: dict[str, Any] = {name: output.get(name) for name in ("bytes", "files", "digest", "quantization")}
-            one = Artifact(run=run, type=output["type"], path=Path(output["path"]), **facts)
+            one = Artifact(run=run, type=output["type"], path=output["path"], **facts)
             found += [one] if kind in (None, one.type) else []
     return found
 
@@ -74,6 +80,9 @@ def find_artifacts(word: str) -> list[Artifact]:
     """
     if tag := tag_of(word):
         word = f"{tag.run}.{tag.type}"
+    if is_url(word):
+        made = [one for one in artifacts_of(known_runs()) if one.in_store and is_below(word, one.path)]
+        return _some(made[-1:], word, "no run is recorded here that left it")
     if os.sep in word:
         path = os.path.realpath(word)
         made = [one for one in artifacts_of(known_runs()) if one.place and is_below(path, os.path.realpath(one.place))]

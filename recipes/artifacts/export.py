@@ -13,6 +13,7 @@ from scripts.engines import card
 from scripts.run.content import content_of
 from scripts.run.files import staged, write_json
 from scripts.run.problems import JobError, Problem, ProblemsError
+from scripts.stores import objects
 
 #: What an artifact was made of, back to models of the hub.
 LINEAGE = "lineage.json"
@@ -27,15 +28,17 @@ def export(
     Raises ProblemsError where something is at `folder`, and OSError; JobError `artifact_elsewhere`, `artifact_gone`,
     or `artifact_damaged` with the files that are not what they were. Then nothing is left.
     """
-    place = _seen(artifact)
+    place = None if artifact.in_store else _seen(artifact)
     _refuse(folder, place)
     with staged(folder) as partial:
-        found = content_of(place, advance, partial)
+        found = content_of(place, advance, partial) if place else objects.content_of(artifact.path, advance, partial)
+        if found is None:
+            raise _gone(artifact, artifact.path)
         seen = compared(artifact, found)
         if not seen.sound:
             wrong = [*seen.changed, *seen.missing, *seen.extra]
             more = f" and {len(wrong) - _NAMED} more" if len(wrong) > _NAMED else ""
-            cause = f"{artifact.reference} is not what its run left: {', '.join(wrong[:_NAMED]) or place}{more}."
+            cause = f"{artifact.reference} is not what its run left: {', '.join(wrong[:_NAMED]) or artifact.path}{more}."
             remedy = "Run it again, or take another copy: nemo experiment artifacts lists those of the same digest."
             raise JobError("artifact_damaged", cause, remedy)
         before = {path.name for path in partial.iterdir()}
@@ -61,17 +64,21 @@ def _seen(artifact: Artifact) -> Path:
         remedy = "Run this where its disk is mounted, or copy it from there."
         raise JobError("artifact_elsewhere", cause, remedy)
     if not os.path.lexists(place):
-        remedy = "nemo experiment artifacts lists what is left; another may have the same digest."
-        raise JobError("artifact_gone", f"{artifact.reference}: nothing is at {place} any more.", remedy)
+        raise _gone(artifact, place)
     return place
 
 
-def _refuse(folder: Path, place: Path) -> None:
+def _gone(artifact: Artifact, place: object) -> JobError:
+    remedy = "nemo experiment artifacts lists what is left; another may have the same digest."
+    return JobError("artifact_gone", f"{artifact.reference}: nothing is at {place} any more.", remedy)
+
+
+def _refuse(folder: Path, place: Path | None) -> None:
     """What is there already, and a folder inside of what is copied. Raises ProblemsError."""
     cause = ""
     if os.path.lexists(folder):
         cause = "there is something already"
-    elif is_below(os.path.realpath(folder), os.path.realpath(place)):
+    elif place is not None and is_below(os.path.realpath(folder), os.path.realpath(place)):
         cause = "it lies in what is to be copied"
     if cause:
         wrong = Problem(name="output_exists", key="--output", value=folder, cause=cause, remedy="Name another folder.")

@@ -72,7 +72,7 @@ def _made(row: Mapping[str, Any], child: Artifact, known: Sequence[Artifact]) ->
     run, digest, path = row.get("run"), row.get("digest"), _real(row.get("path") or row["name"])
     others = [one for one in known if one.run.id != child.run.id]
     fitting = [one for one in others if not digest or one.digest in (digest, None)]
-    at_path = [one for one in fitting if is_below(path, _real(str(one.path)))]
+    at_path = [one for one in fitting if is_below(path, _real(one.path))]
     if run:
         return next((one for one in at_path if one.run.id == run), None)
     began = str(child.run.record.get("started_at") or child.made_at)

@@ -1,6 +1,7 @@
 """Whether an artifact is what its run left: the content is read again, and set against the digest that was recorded."""
 
 import os
+import posixpath
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -8,6 +9,8 @@ from typing import Any, Literal
 
 from recipes.artifacts.artifact import Artifact
 from scripts.run.content import Content, content_of, listing_in
+from scripts.run.problems import JobError
+from scripts.stores import objects
 
 #: intact: as it was left. damaged: it is another content now. gone: nothing is there. elsewhere: on a disk that is not
 #: seen from here. unrecorded: its run wrote no digest down.
@@ -37,15 +40,19 @@ class Verification:
 
 
 def verify(artifact: Artifact, advance: Callable[[int], None] = lambda read: None) -> Verification:
-    """Read all of an artifact. `advance` is called with bytes read, by several threads. Raises OSError."""
+    """Read all of an artifact. `advance` is called with bytes read, by several threads.
+
+    Raises OSError, or JobError for a store that cannot be read.
+    """
     place = artifact.place
-    if place is None:
+    if place is None and not artifact.in_store:
         return Verification(artifact=artifact, state="elsewhere")
-    if not os.path.lexists(place):
+    if place is not None and not os.path.lexists(place):
         return Verification(artifact=artifact, state="gone")
     if artifact.digest is None:
         return Verification(artifact=artifact, state="unrecorded")
-    return compared(artifact, content_of(place, advance))
+    found = objects.content_of(artifact.path, advance) if place is None else content_of(place, advance)
+    return Verification(artifact=artifact, state="gone") if found is None else compared(artifact, found)
 
 
 def compared(artifact: Artifact, found: Content) -> Verification:
@@ -53,7 +60,7 @@ def compared(artifact: Artifact, found: Content) -> Verification:
     if artifact.digest is None:
         return Verification(artifact=artifact, state="unrecorded")
     if found.digest == artifact.digest:
-        return Verification(artifact=artifact, state="intact")
+        return _by_manifest(artifact) if artifact.in_store else Verification(artifact=artifact, state="intact")
     recorded = _listing(artifact)
     if recorded is None:
         return Verification(artifact=artifact, state="damaged", unnamed=True)
@@ -65,6 +72,21 @@ def compared(artifact: Artifact, found: Content) -> Verification:
         missing=tuple(name for name in recorded if name not in both),
         extra=tuple(name for name in found.listing if name not in both),
     )
+
+
+def _by_manifest(artifact: Artifact) -> Verification:
+    """Of what is whole in a store: whether its manifest is, without which nobody takes it for whole."""
+    name = f"{posixpath.basename(artifact.path)}{objects.SUFFIX}"
+    try:
+        found = objects.manifest_of(artifact.path)
+    except JobError as error:
+        if error.name != "artifact_damaged":
+            raise
+        return Verification(artifact=artifact, state="damaged", changed=(name,))
+    if found is None:
+        return Verification(artifact=artifact, state="damaged", missing=(name,))
+    changed = () if found.digest == artifact.digest else (name,)
+    return Verification(artifact=artifact, state="damaged" if changed else "intact", changed=changed)
 
 
 def _listing(artifact: Artifact) -> dict[str, str] | None:

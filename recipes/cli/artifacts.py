@@ -313,7 +313,9 @@ def _facts(one: "Artifact") -> Iterator[tuple[str, object]]:
     yield "artifact", one.reference
     yield "path", one.path
     place = one.place
-    if place is None:
+    if one.in_store:
+        yield "here", "it is in a store; artifacts verify reads it there"
+    elif place is None:
         yield "here", "its disk is not seen from here"
     elif not is_there(place):
         yield "here", "it is gone, or cannot be looked at"

@@ -89,8 +89,8 @@ def rm(ids: RunIds, dryrun: _Dryrun = False, yes: _Yes = False, as_json: AsJson 
 
     Example: nemo experiment rm 47f9a1 latest:quantize_tiny --dryrun
 
-    What was written elsewhere (args.export_dir=...) stays. A run that another one may still read is refused, and then
-    nothing is removed; exit status 2.
+    What was written elsewhere (args.export_dir=...), or published to an object store, stays. A run that another one
+    may still read is refused, and then nothing is removed; exit status 2.
     """
     from recipes.experiment.removal import kept_back
     from recipes.experiment.run_ids import find_run
@@ -164,7 +164,7 @@ def _remove(
     goes = [(one, going) for one in chosen if (going := one.going(keep_artifacts=keep_artifacts))]
     for one, going in goes:
         row: dict[str, Any] = {"id": one.run.id, "bytes": bytes_of(going)}
-        row |= {"paths": list(map(str, going)), "stays": one.elsewhere}
+        row |= {"paths": list(map(str, going)), "stays": one.elsewhere, "stays_in_store": one.stored}
         rows.append(row)
         if not as_json:
             of = "of " if keep_artifacts else ""
@@ -173,6 +173,8 @@ def _remove(
                 say(f"{'':12}  {path}")
             if one.elsewhere:
                 say(f"{'':12}  stays, not on this machine: {one.elsewhere}")
+            for url in one.stored:
+                say(f"{'':12}  stays, in its store: {url}", as_line=True)
     total = f"{'parts of ' if keep_artifacts else ''}{_runs(len(rows))}, {size_text(sum(row['bytes'] for row in rows))}"
     if not dryrun and rows:
         if not yes and not as_json and sys.stdin.isatty() and not typer.confirm(f"Remove {total}?", default=False):

@@ -7,6 +7,7 @@ kind of device. Where it runs, and where it leaves its outputs, is no part of it
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -18,7 +19,9 @@ from recipes.experiment.job import Job
 from recipes.models import commit_of, is_hub_name
 from scripts.args.meaning import fields_of, values_of
 from scripts.engines.choice import is_built_in
+from scripts.run.problems import JobError
 from scripts.run.provenance import versions
+from scripts.stores.objects import is_url, manifest_above
 
 _RUN_DIR = "<run dir>"
 #: Folders of ours that a job runs, or takes values from.
@@ -125,12 +128,21 @@ def _content(item: str, job: Job, made: Mapping[str, str], index: Index, *, name
     promised = next((path for path in made if item == path or item.startswith(f"{path}/")), None)
     if promised is not None:
         return f"{made[promised]}{item.removeprefix(promised)}"
+    if is_url(item):
+        return _in_store(item)
     place = job.place.path_here(item, job.run_dir) if Path(item).is_absolute() else Path(item) if job.here else None
     if place is not None and place.exists():
         return index.content(place)
     if named in ("model", "data") and is_hub_name(item) and job.place.runs_here:
         commit = commit_of(item)
         return None if commit is None else f"{item}@{commit}"
+    return None
+
+
+def _in_store(url: str) -> str | None:
+    with suppress(JobError):
+        if (found := manifest_above(url)) is not None:
+            return f"{found[1].digest}:{found[2]}"
     return None
 
 

@@ -39,6 +39,7 @@ from scripts.processor import gpus_here
 from scripts.run.problems import JobError, Problem
 from scripts.run.registry import Skipped
 from scripts.run.secrets import secrets_here
+from scripts.stores.objects import urls_in
 
 if TYPE_CHECKING:
     import nemo_run as run
@@ -64,7 +65,7 @@ class Job(AnyJob):
     engine: Chosen | None  # None: an algorithm without a choice
     partial: "run.Partial[Any] | None" = None  # as the job gets it; None where it was read back: partial.zlib has it
     addressed: Addressed | None = None  # of the script engine
-    promised: frozenset[str] = frozenset()  # the args that name what another run is going to leave
+    promised: frozenset[str] = frozenset()  # the args that name what another run leaves, or what is in a store
     given: frozenset[str] = frozenset()  # the args that are not what the shipped recipe says
     after: tuple[str, ...] = ()  # runs that must succeed first
     pipeline: str | None = None  # the id of the pipeline that it is a stage of
@@ -163,12 +164,12 @@ class Job(AnyJob):
 
     @property
     def expects(self) -> list[dict[str, str]]:
-        """The outputs by type and path, as run.json has them; with the report of what measures."""
+        """The outputs by type and path, as run.json has them, or URL; with the report of what measures."""
         found = [{"type": kind, "path": str(path)} for _, kind, path in self.outputs]
         recipe = RECIPES.get(self.recipe)
         if recipe is not None and _SCORES in recipe.family.also and self.engine != "script":
             found.append({"type": _SCORES, "path": str(self.run_dir / "report")})
-        return found
+        return [{**one, "path": self.place.published(one["path"], self.run_dir)} for one in found]
 
     @property
     def in_this_python(self) -> bool:
@@ -334,7 +335,7 @@ def job_of(
         # What was decided here is not decided again on the node.
         partial=partial if engine is None else copy_with(partial, engine=engine),
         addressed=addressed,
-        promised=promised,
+        promised=promised | {name for name, _ in urls_in(values)},
         given=given,
         nodes=nodes,
         processes=torchrun.nproc_per_node if ranked else 1,

@@ -17,6 +17,7 @@ from recipes.experiment.store import RECORDING
 from recipes.experiment.tags import Tag, tags
 from scripts.run.problems import Problem
 from scripts.run.record import read_json
+from scripts.stores.objects import is_url
 
 #: How a folder is called that is being removed: it is no run any more, whenever that is interrupted.
 REMOVED = ".removed-"
@@ -67,6 +68,15 @@ class Holding:
 
     @property
     def _outputs(self) -> list[str]:
+        return [path for path in self._paths if not is_url(path)]
+
+    @property
+    def stored(self) -> list[str]:
+        """URLs of what it published, which no removal takes."""
+        return [path for path in self._paths if is_url(path)]
+
+    @property
+    def _paths(self) -> list[str]:
         return [str(output["path"]) for output in self.run.record.get("outputs") or []]
 
     def _places(self, output: str) -> list[Path]:

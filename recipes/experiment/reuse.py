@@ -12,8 +12,9 @@ from recipes.experiment.store import RunFolder
 from scripts.args.meaning import value_of
 from scripts.evaluation.gate import GATE_FAILED
 from scripts.evaluation.verdict import Limits, judge
-from scripts.run.problems import Problem
+from scripts.run.problems import JobError, Problem
 from scripts.run.schema import listed, mapping
+from scripts.stores.objects import is_url, is_whole
 
 #: So many values are named that are others than they were.
 _NAMED = 6
@@ -73,9 +74,16 @@ class Reused:
         return None
 
     def _whole(self, run: Run) -> bool:
-        """Whether everything that it left is there, to the last bit."""
+        """Whether everything that it left is there, to the last bit; in a store, as far as manifest and sizes say."""
         assert run.job is not None
         for output in run.record.get("outputs") or []:
+            if is_url(output["path"]):
+                try:
+                    if is_whole(output["path"], output.get("digest")):
+                        continue
+                except JobError:  # nobody can tell
+                    pass
+                return False
             place = run.job.place.path_here(output["path"], run.job.run_dir)
             if place is None or self.index.content(place) != output.get("digest"):
                 return False

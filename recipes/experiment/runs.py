@@ -21,6 +21,7 @@ from scripts.run.identity import beats, identity, is_alive, started_with
 from scripts.run.problems import JobError, error_data
 from scripts.run.record import FINAL_STATES, DamagedRecordError, Record, now, observe, read_json, read_record
 from scripts.run.session import rank_error
+from scripts.stores.objects import is_url
 
 _POLL_SECONDS = 0.3
 _REMOTE_POLL_SECONDS = 2.0
@@ -117,9 +118,10 @@ class Run:
         return path if self.job is None else self.job.place.path_here(path, self.job.run_dir)
 
     @property
-    def artifacts(self) -> dict[str, Path]:
-        """What it left, by type; of several of one type the last."""
-        return {output["type"]: Path(output["path"]) for output in self.outputs}
+    def artifacts(self) -> dict[str, Path | str]:
+        """What it left, by type; of several of one type the last. What is in an object store is its URL."""
+        paths = {output["type"]: output["path"] for output in self.outputs}
+        return {kind: path if is_url(path) else Path(path) for kind, path in paths.items()}
 
     def time_of(self, *keys: str) -> datetime | None:
         """The first of these times that its record has; one that was written without a zone is UTC's."""

@@ -130,7 +130,7 @@ def outputs(job: Job) -> Iterator[Problem]:
     sources = [(named.key, named.path) for named in inputs_of(job)]
     root, anchor = job.run_dir.parent, _existing_parent(job.run_dir.parent)
     if job.capabilities.reads_run_dir and not _is_elsewhere(job, anchor) and (trouble := _cannot_write(anchor)):
-        key = "NEMORUN_HOME" if job.profile.output_root is None else "executor.output_root"
+        key = "NEMORUN_HOME" if job.profile.run_folders is None else "executor.output_root"
         yield Problem(name="output_not_writable", key=key, value=root, cause=trouble, remedy="Name another folder.")
     for key, path in paths.items():
         found = path_here(job, path)

@@ -20,6 +20,7 @@ from scripts.checkpoints.kinds import CONVERSION
 from scripts.run.files import is_folder, is_there
 from scripts.run.problems import Problem
 from scripts.run.registry import check
+from scripts.stores.objects import is_url
 
 #: Pages of the hub, as a browser shows them, and what fsspec calls its repositories.
 _PAGE = re.compile(
@@ -69,8 +70,8 @@ def _texts(job: Job) -> Iterator[tuple[str, str, Meaning]]:
                 yield f"args.{field}", text, meaning
     if job.script.path is not None:
         yield "script.path", job.script.path, Meaning(doc="", path="read")
-    if job.profile.output_root and job.capabilities.reads_run_dir:  # of this machine, whatever the job sees of it
-        root = posixpath.join(Path.cwd(), posixpath.expanduser(job.profile.output_root))
+    if job.profile.run_folders and job.capabilities.reads_run_dir:  # of this machine, whatever the job sees of it
+        root = posixpath.join(Path.cwd(), posixpath.expanduser(job.profile.run_folders))
         yield "executor.output_root", root, Meaning(doc="", path="write")
 
 
@@ -96,6 +97,8 @@ def _fault_of(job: Job, key: str, text: str, meaning: Meaning) -> Problem | None
     if page is not None or "://" in text:
         named = page[1] if page and kind in ("model", "data") else text.removeprefix("file://")
         remedy = f"Use {named}." if named != text else "Name a folder that the job sees."
+        if kind == "output" and is_url(text):
+            remedy = "Leave it, and set executor.output_root to a URL: what is left in the run directory goes there."
         return wrong(cause=f"it is a URL, which nothing here fetches or writes; {needed}", remedy=remedy)
     if (variable := _VARIABLE.search(text)) is not None:
         instead = text[: variable.start(1)].rstrip("${") + f"${{oc.env:{variable[1]}}}" + text[variable.end() :]

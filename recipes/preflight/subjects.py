@@ -21,6 +21,7 @@ from recipes.preflight import (
     pruning,
     references,
     script_engine,
+    stores,
     teacher,
     tracking,
     walltime,
@@ -63,6 +64,7 @@ SUBJECTS = (
     history,
     access,
     places,
+    stores,
     tracking,
     walltime,
 )

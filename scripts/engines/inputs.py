@@ -9,6 +9,7 @@ from typing import Any
 from scripts.args.meaning import values_of
 from scripts.checkpoints.hub_cache import commit_of, is_of_hub
 from scripts.run.record import DamagedRecordError, read_record
+from scripts.stores.fetch import origin_of
 
 #: So many folders above a path a run directory is looked for.
 _ABOVE = 8
@@ -34,8 +35,11 @@ def with_commits(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 def made_by(path: Path, digest: str | None = None) -> dict[str, str]:
     """The run in whose directory an output lies that `path` is, or is in, and the digest that it wrote down.
 
-    With `digest`, which was measured now: nothing where that run left something else there.
+    What was fetched from a store has its URL for a name. With `digest`, which was measured now: nothing where that run
+    left something else there.
     """
+    if fetched := origin_of(path):
+        return fetched
     found = maker_of(path)
     if found is None:
         return {}

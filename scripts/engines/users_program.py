@@ -13,6 +13,7 @@ from scripts.engines.ranks import Child, across_ranks
 from scripts.run.problems import JobError, Problem, nearest
 from scripts.run.record import Record
 from scripts.run.registry import check
+from scripts.stores.fetch import fetched
 
 _NAME = re.compile(r"\{(\w+)\}")
 _OWN = ("checkpoint", "data", "output_hf", "output_megatron", "run_dir")
@@ -36,8 +37,9 @@ def command(job: Any) -> Iterator[Problem]:
 
 def run_program(args: ProgramArgs, record: Record) -> None:
     """Run it on this rank. Raises JobError where it fails, or leaves something else than it was to leave."""
-    resolved = resolve_args(args, run_dir=record.dir)
-    record.update(resolved={"args": vars(resolved)}, inputs=inputs_of(resolved))
+    given = resolve_args(args, run_dir=record.dir)
+    resolved = fetched(given, record)
+    record.update(resolved={"args": vars(given)}, inputs=inputs_of(resolved))
     outputs = out.outputs_of(resolved, record.dir)
     values = {name: str(value) for name in _OWN if (value := getattr(resolved, name, None)) is not None}
     values |= {output.field: str(output.written) for output in outputs} | {"run_dir": str(record.dir)}

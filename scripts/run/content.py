@@ -54,7 +54,7 @@ def content_of(path: Path, advance: Callable[[int], None] = lambda read: None, c
         stopped.set()  # whoever is interrupted does not wait for gigabytes
         pool.shutdown(cancel_futures=True)
     listing = {name: digest for name, (digest, _) in zip(names, found, strict=True)}
-    return Content(bytes=sum(size for _, size in found), files=len(files), digest=_digest_of(listing), listing=listing)
+    return Content(bytes=sum(size for _, size in found), files=len(files), digest=digest_of(listing), listing=listing)
 
 
 def _below(folder: Path, above: frozenset[str]) -> Iterator[Path]:
@@ -85,7 +85,8 @@ def _read(file: Path, advance: Callable[[int], None], stopped: threading.Event, 
     return digest.hexdigest(), total
 
 
-def _digest_of(listing: Mapping[str, str]) -> str:
+def digest_of(listing: Mapping[str, str]) -> str:
+    """Of files, by their names in the order of paths, and the SHA-256 of each."""
     tree = hashlib.sha256()
     for name, digest in listing.items():
         tree.update(f"{name}\0{digest}\n".encode(errors="surrogateescape"))
@@ -112,7 +113,7 @@ def listing_in(run_dir: Path, digest: str) -> dict[str, str] | None:
     except OSError:
         return None
     listing = dict(_parsed(text))
-    return listing if _digest_of(listing) == digest else None
+    return listing if digest_of(listing) == digest else None
 
 
 def _line(name: str, digest: str) -> str:

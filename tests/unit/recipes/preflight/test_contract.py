@@ -111,7 +111,7 @@ def wrong_texts(name: str, kind: Any, meaning: Meaning) -> Iterator[Case]:
 
     listed = get_origin(kind) is list or any(get_origin(one) is list for one in get_args(kind))
     yield case("", "empty")
-    yield case("s3://bucket/x", "a URL")
+    yield case("http://bucket/x", "a URL")
     yield case("$HOME/x", "a variable of a shell")
     yield case("~nobody-here/x", "somebody's home")
     yield case("~/x", "a home elsewhere", ("site", "far"))

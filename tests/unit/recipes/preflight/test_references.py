@@ -57,8 +57,9 @@ def said(recipe: str, executor: str, profiles: Path | None, **values: Any) -> li
         ("https://huggingface.co/Qwen/Qwen3-8B/tree/main?x=1", "wrong_value", "Use Qwen/Qwen3-8B."),
         ("huggingface.co/Qwen/Qwen3-8B.git", "wrong_value", "Use Qwen/Qwen3-8B."),
         ("hf://Qwen/Qwen3-8B", "wrong_value", "Use Qwen/Qwen3-8B."),
-        ("s3://bucket/Qwen3-8B", "wrong_value", "Name a folder"),
-        ("file:///data/q", "wrong_value", "Use /data/q."),
+        ("memory://bucket/Qwen3-8B", "wrong_value", "Name a folder"),
+        ("s4://bucket/Qwen3-8B", "wrong_value", "Did you mean s3?"),
+        ("s3://me:pw@bucket/Qwen3-8B", "secret_in_url", "by the environment"),
         ("$HOME/models/q", "wrong_value", "${oc.env:HOME}/models/q"),
         ("/data/${USER}/q", "wrong_value", "${oc.env:USER}/q"),
         ("~/models/q", "wrong_value", "from / on"),
@@ -192,7 +193,7 @@ def test_a_path_longer_than_any_file_system_takes_is_a_problem(profiles: Path, p
         ("FILE/below", "output_not_writable"),
         ("/" + "x" * 300, "wrong_value"),
         ("$HOME/runs", "wrong_value"),
-        ("s3://bucket/runs", "wrong_value"),
+        ("memory://bucket/runs", "wrong_value"),
     ],
 )
 def test_runs_are_kept_in_a_folder(profiles: Path, tmp_path: Path, executor: str, root: str, name: str) -> None:
