@@ -38,7 +38,8 @@ def export(
         if not seen.sound:
             wrong = [*seen.changed, *seen.missing, *seen.extra]
             more = f" and {len(wrong) - _NAMED} more" if len(wrong) > _NAMED else ""
-            cause = f"{artifact.reference} is not what its run left: {', '.join(wrong[:_NAMED]) or artifact.path}{more}."
+            named = ", ".join(wrong[:_NAMED]) or artifact.path
+            cause = f"{artifact.reference} is not what its run left: {named}{more}."
             remedy = "Run it again, or take another copy: nemo experiment artifacts lists those of the same digest."
             raise JobError("artifact_damaged", cause, remedy)
         before = {path.name for path in partial.iterdir()}

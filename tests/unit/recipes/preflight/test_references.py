@@ -58,8 +58,6 @@ def said(recipe: str, executor: str, profiles: Path | None, **values: Any) -> li
         ("huggingface.co/Qwen/Qwen3-8B.git", "wrong_value", "Use Qwen/Qwen3-8B."),
         ("hf://Qwen/Qwen3-8B", "wrong_value", "Use Qwen/Qwen3-8B."),
         ("memory://bucket/Qwen3-8B", "wrong_value", "Name a folder"),
-        ("s4://bucket/Qwen3-8B", "wrong_value", "Did you mean s3?"),
-        ("s3://me:pw@bucket/Qwen3-8B", "secret_in_url", "by the environment"),
         ("$HOME/models/q", "wrong_value", "${oc.env:HOME}/models/q"),
         ("/data/${USER}/q", "wrong_value", "${oc.env:USER}/q"),
         ("~/models/q", "wrong_value", "from / on"),
