@@ -1,6 +1,6 @@
 """What a command line asks for: a recipe with its values and its place, as words, and then checked."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,7 +12,6 @@ from recipes.cli.document import Command
 from scripts.run.problems import Problem, ProblemsError, near_miss
 
 if TYPE_CHECKING:
-    from executors.base import Place
     from recipes.experiment.examine import Examined
     from recipes.experiment.stage import Options, Stage
 
@@ -233,6 +232,7 @@ def _pipeline(
 def looked_at(asked: Asked) -> "tuple[Sequence[Stage], Examined]":
     """The stages, or one for each value of a sweep, checked; with every Problem, those of the command line first."""
     from recipes.experiment.examine import Examined, examine, place_named
+    from recipes.experiment.pipeline import wired_at
     from recipes.experiment.stage import stages_of
 
     executor = "local" if asked.executor is None else asked.executor
@@ -243,7 +243,7 @@ def looked_at(asked: Asked) -> "tuple[Sequence[Stage], Examined]":
             made = stages_of(one.partial, asked.grid, one.title)
             stages = [replace(one, name=each.name, partial=each.partial, title=each.title) for each in made]
         elif asked.is_pipeline and asked.whole:
-            stages = _wired(stages, executor, asked.options)
+            stages = wired_at(stages, executor, asked.options)
     except ProblemsError as error:
         problems += error.problems
     unwired = asked.is_pipeline and len(problems) > len(asked.problems)
@@ -253,31 +253,3 @@ def looked_at(asked: Asked) -> "tuple[Sequence[Stage], Examined]":
     examined = examine(stages, executor, asked.options)
     errors_first = sorted(examined.problems, key=lambda problem: problem.severity != "error")
     return stages, replace(examined, problems=(*problems, *errors_first))
-
-
-def _wired(stages: "list[Stage]", executor: str, options: "Options") -> "list[Stage]":
-    """The stages of a pipeline, each on what those before it leave by the engines that they will have."""
-    from recipes.experiment.chain import likely_engine, wired
-    from recipes.experiment.examine import in_order, place_named
-    from recipes.experiment.job import engine_at
-    from scripts.evaluation.checks import takes_first
-
-    def place_and_values(stage: "Stage") -> "tuple[Place | None, Mapping[str, str]]":
-        overrides = options.overrides if stage.profile is None else stage.profile
-        named = executor if stage.executor is None else stage.executor
-        return place_named(named, replace(options, overrides=overrides))[0], overrides
-
-    def engine_of(stage: "Stage") -> str | None:
-        place, overrides = place_and_values(stage)
-        return likely_engine(stage) if place is None else engine_at(stage.partial, place, overrides)[1]
-
-    def preferred(stage: "Stage") -> str:
-        place, _ = place_and_values(stage)
-        here = place is not None and place.runs_here
-        return takes_first(stage.partial.args.__fn_or_cls__) if here else ""
-
-    problems: list[Problem] = []
-    ordered = in_order(stages, problems)
-    if problems:
-        raise ProblemsError(problems)
-    return wired(ordered, engine_of, preferred)

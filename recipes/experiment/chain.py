@@ -37,7 +37,7 @@ def chain(*partials: "run.Partial[Any]") -> list[Stage]:
     """
     stages: list[Stage] = []
     for partial in partials:
-        name = _free(partial.recipe, [stage.name for stage in stages])
+        name = free_name(partial.recipe, [stage.name for stage in stages])
         stages.append(Stage(name=name, partial=partial, after=[stages[-1].name] if stages else []))
     return wired(stages)
 
@@ -137,7 +137,7 @@ class _Wiring:
         )
         if (known := next(same, None)) is not None:
             return known
-        name = _free(varied(recipe, before.variant), self.stages)
+        name = free_name(varied(recipe, before.variant), self.stages)
         converter = RECIPES[recipe].build()
         if before.partial.engine == "bridge" and converter.args.__fn_or_cls__.BRIDGE:
             converter.engine = "bridge"
@@ -196,7 +196,7 @@ class _Wiring:
         self.problems.append(Problem(name=name, key=key, value=said, cause=cause, remedy=remedy))
 
 
-def _free(name: str, taken: Collection[str]) -> str:
+def free_name(name: str, taken: Collection[str]) -> str:
     """A name for a stage that no other one has."""
     while name in taken:
         name += "_again"

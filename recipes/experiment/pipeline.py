@@ -20,15 +20,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from configs import CONFIGS
+from executors.base import Place
 from recipes.catalogue import PIPELINES, find, own_folders
-from recipes.experiment.chain import wired
+from recipes.experiment.chain import likely_engine, wired
+from recipes.experiment.examine import in_order, place_named
+from recipes.experiment.job import engine_at
 from recipes.experiment.run_ids import MOST_OF_STAGE
-from recipes.experiment.stage import Stage
+from recipes.experiment.stage import Options, Stage
 from recipes.experiment.sweep import Grid, combinations, swept
 from recipes.values import SECTIONS, load_yaml, merge, set_value
 from scripts.args.meaning import ScriptArgs
 from scripts.args.typed import parse_yaml
 from scripts.engines.choice import can_run
+from scripts.evaluation.checks import takes_first
 from scripts.run.problems import Problem, ProblemsError, nearest
 
 if TYPE_CHECKING:
@@ -115,6 +119,33 @@ def build_swept(pipeline: Pipeline, words: Mapping[str, str], grid: Grid) -> Bui
     if grid and not problems:
         stages = [swept(grid, stages)]
     return Built(pipeline=pipeline, stages=stages[0], problems=problems)
+
+
+def wired_at(stages: Sequence[Stage], executor: str, options: Options) -> list[Stage]:
+    """Stages, each on what those before it leave by the engines that they will have where they are to run.
+
+    Raises ProblemsError as `wired` does, and where they are in no order.
+    """
+
+    def place_and_values(stage: Stage) -> tuple[Place | None, Mapping[str, str]]:
+        overrides = options.overrides if stage.profile is None else stage.profile
+        named = executor if stage.executor is None else stage.executor
+        return place_named(named, replace(options, overrides=overrides))[0], overrides
+
+    def engine_of(stage: Stage) -> str | None:
+        place, overrides = place_and_values(stage)
+        return likely_engine(stage) if place is None else engine_at(stage.partial, place, overrides)[1]
+
+    def preferred(stage: Stage) -> str:
+        place, _ = place_and_values(stage)
+        here = place is not None and place.runs_here
+        return takes_first(stage.partial.args.__fn_or_cls__) if here else ""
+
+    problems: list[Problem] = []
+    ordered = in_order(stages, problems)
+    if problems:
+        raise ProblemsError(problems)
+    return wired(ordered, engine_of, preferred)
 
 
 def read(file: Path) -> Pipeline:

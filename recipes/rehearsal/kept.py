@@ -34,6 +34,6 @@ def keep(stage: Stage, run: Run) -> None:
 
 
 def _note(stage: Stage) -> Path:
-    said = [stage.name, values_of_recipe(stage.partial), versions()]
+    said = [stage.partial.recipe, values_of_recipe(stage.partial), versions()]
     digest = hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()
     return default_cache_root().with_name("rehearsal") / f"{digest[:16]}.json"

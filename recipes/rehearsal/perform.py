@@ -1,16 +1,19 @@
 """A rehearsal: a job's stages at a small size, run here as any job is, and what that showed of the job."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from recipes.experiment.examine import Examined, examine
 from recipes.experiment.job import Job
+from recipes.experiment.removal import holding_of, remove
 from recipes.experiment.runs import Run, Watcher
-from recipes.experiment.stage import Options
-from recipes.experiment.submit import start, would_send
+from recipes.experiment.stage import Options, Stage
+from recipes.experiment.submit import disk_failures, start, would_send
 from recipes.rehearsal.kept import keep
 from recipes.rehearsal.scale import Scaled, scaled
+from scripts.args.meaning import value_of
 from scripts.engines.choice import TITLES
 from scripts.run.problems import ProblemsError
 
@@ -28,6 +31,15 @@ class Prepared:
     def jobs(self) -> tuple[Job, ...]:
         return self.examined.jobs
 
+    @property
+    def checked(self) -> list[str]:
+        """What was done for real before anything was run."""
+        found = [f"the checks of {self.job.recipe} on {self.job.executor}, as it was asked for"]
+        if not self.job.place.runs_here:
+            code = f"{self.sent['code']['files']} files of code, " if self.sent.get("code") else ""
+            found.append(f"packaging for {self.job.executor}: {code}the text that it would be sent")
+        return found
+
 
 @dataclass(frozen=True, kw_only=True)
 class Rehearsal:
@@ -39,17 +51,17 @@ class Rehearsal:
 
     @property
     def state(self) -> str:
-        """succeeded where every stage did, else the state of the first that did not."""
-        return next((run.state for run in self.runs if run.state != "succeeded"), "succeeded")
+        return state_of(self.runs)
+
+    @property
+    def stand_ins(self) -> tuple[str, ...]:
+        """What was made for it, in words."""
+        return self.prepared.scaled.stand_ins
 
     @property
     def exercised(self) -> list[str]:
         """What was done for real."""
-        job, sent = self.prepared.job, self.prepared.sent
-        found = [f"the checks of {job.recipe} on {job.executor}, as it was asked for"]
-        if not job.place.runs_here:
-            code = f"{sent['code']['files']} files of code, " if sent.get("code") else ""
-            found.append(f"packaging for {job.executor}: {code}the text that it would be sent")
+        found = self.prepared.checked
         for run in self.runs:
             kinds = ", ".join(output["type"] for output in run.record.get("outputs", []))
             engine = run.record.get("engine")
@@ -75,6 +87,8 @@ class Rehearsal:
             random = any("random weights" in one for one in scaled.stand_ins)
             scores = "; what is scored here are random weights" if random else ""
             found.append(f"the weights, data and checkpoints that it names{scores}")
+        if value_of(job.resolved, "gate") is not None:
+            found.append("its gate: limits are for the scores of the real model")
         if job.nodes * job.processes != scaled.processes:
             found.append(f"{job.nodes * job.processes} ranks on {job.nodes} machines, and the memory of any of them")
         return [*found, *dict.fromkeys(line for run in self.runs for line in run.record.get("not_shown", ()))]
@@ -89,8 +103,8 @@ class Rehearsal:
             "seconds": round(self.seconds, 1),
             "engine": scaled.engine,
             "processes": scaled.processes,
-            "changes": [{"key": one.key, "asked": one.asked, "here": one.here} for one in scaled.changes],
-            "stand_ins": list(scaled.stand_ins),
+            "changes": scaled.changes_as_data,
+            "stand_ins": list(self.stand_ins),
             "exercised": self.exercised,
             "not_exercised": self.missing,
             "runs": [run.record | {"dir": str(run.dir)} for run in self.runs],
@@ -102,15 +116,25 @@ def prepared(job: Job) -> Prepared:
 
     Raises ProblemsError where none can be held, where the small job is refused, or the job's place would refuse it.
     """
-    sent = {} if job.place.runs_here else would_send(job)
-    if (problem := sent.get("problem")) is not None:
-        raise ProblemsError([problem])
+    sent = sent_for(job)
     stages = scaled(job)
-    env = {f"env.{name}": value for name, value in _variables(job).items()}
-    examined = examine(stages.stages, options=Options(online=False, overrides=env))
+    examined = examine(stages.stages, options=Options(online=False, overrides=overrides_of(job)))
     if examined.errors:
         raise ProblemsError(examined.errors)
     return Prepared(job=job, scaled=stages, examined=examined, sent=sent)
+
+
+def sent_for(job: Job) -> dict[str, Any]:
+    """What would be submitted; empty for a job that runs here. Raises ProblemsError where its place would refuse it."""
+    sent = {} if job.place.runs_here else would_send(job)
+    if (problem := sent.get("problem")) is not None:
+        raise ProblemsError([problem])
+    return sent
+
+
+def overrides_of(job: Job) -> dict[str, str]:
+    """Of the executor here, what a job's own place would set that holds here."""
+    return {f"env.{name}": value for name, value in _variables(job).items()}
 
 
 def _variables(job: Job) -> dict[str, str]:
@@ -122,7 +146,26 @@ def _variables(job: Job) -> dict[str, str]:
 def perform(one: Prepared, watch: Watcher | None = None) -> Rehearsal:
     """Run it, and wait for its end. Raises JobError where it could not be started."""
     began = time.monotonic()
-    runs = start(one.jobs, watch=watch)
-    for stage, run in zip(one.scaled.stages[:-1], runs, strict=False):
-        keep(stage, run)
-    return Rehearsal(prepared=one, runs=tuple(runs), seconds=time.monotonic() - began)
+    runs = run_all(one.jobs, one.scaled.stages[:-1], watch)
+    return Rehearsal(prepared=one, runs=runs, seconds=time.monotonic() - began)
+
+
+def run_all(jobs: Sequence[Job], made_before: Sequence[Stage], watch: Watcher | None) -> tuple[Run, ...]:
+    """Run jobs to their end; what stages made to begin with is kept for other rehearsals. Raises JobError.
+
+    Of a rehearsal that somebody stopped nothing is left.
+    """
+    runs = tuple(start(jobs, watch=watch))
+    by_name = {job.name: run for job, run in zip(jobs, runs, strict=True)}
+    for stage in made_before:
+        keep(stage, by_name[stage.name])
+    if state_of(runs) == "cancelled":
+        with disk_failures():
+            for run in runs:
+                remove(holding_of(run).going())
+    return runs
+
+
+def state_of(runs: Sequence[Run]) -> str:
+    """succeeded where every run did, else the state of the first that did not."""
+    return next((run.state for run in runs if run.state != "succeeded"), "succeeded")

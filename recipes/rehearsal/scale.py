@@ -33,8 +33,9 @@ from scripts.args.meaning import (
 )
 from scripts.data.texts import BUILT_IN
 from scripts.engines.choice import Chosen, is_built_in
-from scripts.engines.installed import engine_here
+from scripts.engines.installed import engine_here, missing_tool
 from scripts.engines.script.locate import installed
+from scripts.evaluation.checks import has_vllm
 from scripts.run.files import expanded, is_there, write_text
 from scripts.run.problems import JobError, Problem, ProblemsError
 from scripts.tiny.corpus import passages
@@ -86,18 +87,24 @@ class Scaled:
     changes: tuple[Change, ...]
     stand_ins: tuple[str, ...]  # what was made for it, in words
 
+    @property
+    def changes_as_data(self) -> list[dict[str, Any]]:
+        return [{"key": one.key, "asked": one.asked, "here": one.here} for one in self.changes]
 
-def scaled(job: Job) -> Scaled:
+
+def scaled(job: Job, chained: Mapping[str, Any] = {}) -> Scaled:
     """The stages of a rehearsal. Raises ProblemsError `cannot_rehearse` where none can be held on this machine.
 
-    Small models and data are made on the way, and kept for the next time.
+    Small models and data are made on the way, and kept for the next time. `chained`: arguments of a pipeline's stage
+    that it takes from other stages, as they are before they are fed; these are no changes.
     """
-    return _Scaling(job).done()
+    return _Scaling(job, chained).done()
 
 
 @dataclass
 class _Scaling:
     job: Job
+    chained: Mapping[str, Any]
     stages: list[Stage] = field(default_factory=list)
     stand_ins: list[str] = field(default_factory=list)
     _models: dict[str, str] = field(default_factory=dict)
@@ -111,7 +118,7 @@ class _Scaling:
         self.ranks = Layout(nodes=1, processes=1, **self.sizes).fewest
         partial = self.job.partial
         assert partial is not None  # of a job that was examined here
-        rows = list(values_of(self.job.args))
+        rows = [(name, self.chained.get(name, value), meaning) for name, value, meaning in values_of(self.job.args)]
         asked = {name: value for name, value, _ in rows}
         self.small = {name: self._model(name, value, meaning) for name, value, meaning in rows if _is_a_model(meaning)}
         values = {name: self._value(name, value, meaning) for name, value, meaning in rows}
@@ -120,11 +127,15 @@ class _Scaling:
         one = copy_with(
             partial,
             engine=self.engine or "auto",
-            args=copy_with(partial.args, **changed),
+            args=copy_with(partial.args, **{**self.chained, **changed}),
             script=script,
             torchrun=Config(Torchrun, nproc_per_node=self.ranks),
         )
-        changes = [Change(key=f"args.{name}", asked=asked[name], here=value) for name, value in changed.items()]
+        changes = [
+            Change(key=f"args.{name}", asked=asked[name], here=value)
+            for name, value in changed.items()
+            if name not in self.chained
+        ]
         was = self.job.nodes * self.job.processes
         if was != self.ranks:
             changes.append(Change(key="processes", asked=was, here=self.ranks))
@@ -160,6 +171,8 @@ class _Scaling:
             return value if value is None or "NEMO_RUN_DIR" in str(value) else f"{_NODE_DIR}/rehearsal/{name}"
         if name in self.small:
             return self.small[name]
+        if name in self.chained:
+            return value if refers(value) else None
         if not meaning.used_by(self.engine) and role not in self.sizes:
             return getattr(type(self.job.args)(), name)
         if role == "adapter":
@@ -171,7 +184,7 @@ class _Scaling:
             return self._checkpoint(quantized=meaning.quantized is not False) if needed else None
         if role in ("data", "eval_data"):
             return self._data(name, meaning, value)
-        if role == "baseline":
+        if role in ("baseline", "gate"):  # limits are for the scores of a model that was trained
             return None
         if role == "config":
             return self._configured(value)
@@ -194,6 +207,10 @@ class _Scaling:
             return False
         if name == "tasks":
             return type(self.job.args)().tasks  # those that are built in
+        if name == "backend" and value == "vllm" and not has_vllm():
+            raise _cannot(name, value, "vLLM is not installed here", "Leave args.backend to itself.")
+        if name == "batch_size" and value == "auto":  # the harness tries the largest first
+            return 1
         if name == "prune_score_func":  # asks the hub for MMLU
             return None
         if name == "ss_channel_divisor":
@@ -231,7 +248,7 @@ class _Scaling:
     def _model(self, name: str, value: Any, meaning: Meaning) -> Any:
         if meaning.card:
             raise _cannot(name, value, "Megatron-LM's scripts, which model cards are for, need its checkout and a GPU")
-        if value is None or is_built_in(value):
+        if value is None or is_built_in(value) or (name in self.chained and refers(value)):
             return value
         known = configuration_of(str(value))
         if known is None:
@@ -318,7 +335,8 @@ class _Scaling:
         return file
 
     def _only_model(self) -> str:
-        return str(next(value for value in self.small.values() if value))
+        """One that is there; what another stage leaves only where no other is."""
+        return str(min((value for value in self.small.values() if value), key=refers))
 
     def _checkpoint(self, *, quantized: bool) -> str:
         """What a stage before leaves of the small model."""
@@ -343,6 +361,11 @@ class _Scaling:
             self.stages.append(stage)
 
 
+def refers(value: Any) -> bool:
+    """Whether it holds a reference to what another stage, or a run, leaves."""
+    return "${artifact:" in str(value)
+
+
 def _before(recipe: str, **values: Any) -> Stage:
     """A stage before the job's own: the shipped recipe with values of its own."""
     from fiddle import copy_with
@@ -357,6 +380,8 @@ def _before(recipe: str, **values: Any) -> Stage:
 def _engine(job: Job) -> Chosen | None:
     """What is there to do it with: NVIDIA's script in a checkout, Megatron-Bridge, ModelOpt on a Transformers model."""
     if job.engine is None:
+        if (missing := missing_tool(type(job.args))) and job.script.path is None:
+            raise _cannot("engine", None, "the tool that does it is not installed in this Python", missing)
         return None
     if job.script.path is not None and is_there(expanded(job.script.path)):
         return "script"

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import typer
+import yaml
 from nemo_run.config import get_nemorun_home, set_nemorun_home
 from typer.testing import CliRunner
 
@@ -64,3 +65,37 @@ def test_all_of_them_are_a_table(home: Path, work: Path, monkeypatch: pytest.Mon
     assert lines["probe"].split()[1] == lines["quantize_tiny"].split()[1] == "succeeded"
     assert lines["mlm_quantize"].split()[1] == "cannot" and "only NVIDIA's own script" in lines["mlm_quantize"]
     assert "2 of 3 recipes were rehearsed; 0 failed." in done.stdout
+
+
+def test_a_pipeline_is_run_stage_after_stage(nemo: Nemo, home: Path, work: Path, tmp_path: Path) -> None:
+    """By the hf engine: what one small stage leaves is what the next takes, of the type that it has here."""
+    model = {"hf_model_id": "Qwen/Qwen3-8B"}
+    command = ["cp", "-r", "{checkpoint}", "{output_hf}"]
+    stages = {
+        "quantize": {"recipe": "quantize_fp8", "args": model},
+        "copy": {"recipe": "program", "args": {"command": command}},
+    }
+    file = work / "mine.yaml"
+    file.write_text(yaml.safe_dump({"stages": stages}, sort_keys=False))
+    done = nemo("rehearse", str(file), "executor=slurm", "--json", env={"XDG_CACHE_HOME": str(tmp_path / "cache")})
+    assert done.code == 0, done.err + done.out
+    told = done.json
+    rows = {row["stage"]: row for row in told["stages"]}
+    assert {name: row["state"] for name, row in rows.items()} == {"quantize": "succeeded", "copy": "succeeded"}
+    assert rows["copy"]["outputs"] == ["checkpoint_hf"]
+    assert "args.calib_size" in {change["key"] for change in rows["quantize"]["changes"]}
+    taken = next(run for run in told["runs"] if "-copy_" in run["id"])["inputs"]
+    assert any("rehearsal-mine-quantize" in str(row.get("run")) for row in taken)
+    assert any(line.startswith("export, which engines there need") for line in told["not_exercised"])
+
+
+def test_the_first_stage_that_fails_is_named(nemo: Nemo, home: Path, work: Path) -> None:
+    tune = {"recipe": "program", "args": {"command": ["false"], "output_hf": None}}
+    stages = {"check": {"recipe": "probe"}, "tune": tune, "again": {"recipe": "probe"}}
+    file = work / "mine.yaml"
+    file.write_text(yaml.safe_dump({"stages": stages}, sort_keys=False))
+    done = nemo("rehearse", str(file))
+    assert done.code == 1, done.err
+    assert "failed     tune  script_failed" in done.out and "nemo experiment logs rehearsal-mine-tune" in done.out
+    done = nemo("rehearse", str(file), "--only", "check", "--json")
+    assert done.code == 0 and [row["stage"] for row in done.json["stages"]] == ["check"]

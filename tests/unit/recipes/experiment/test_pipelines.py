@@ -235,10 +235,15 @@ def test_what_differs_is_told_value_by_value() -> None:
     assert fingerprint.differences(now, now) == []
 
 
-def test_a_pipeline_is_offered_after_tab_and_is_not_rehearsed_in_part() -> None:
+def test_a_pipeline_is_offered_after_tab() -> None:
     assert [name for name, _ in runnable("quantize_and")] == ["quantize_and_evaluate"]
-    done = Shell()("rehearse", "quantize_and_evaluate", seconds=30)
-    assert done.exit_code == 2 and "cannot_rehearse" in done.stderr
+
+
+def test_stages_of_a_rehearsal_are_those_of_the_pipeline() -> None:
+    done = Shell()("rehearse", "quantize_and_evaluate", "--only", "quantise", seconds=30)
+    assert done.exit_code == 2 and "unknown_stage" in done.stderr and "quantize" in done.stderr
+    done = Shell()("rehearse", "probe", "--only", "quantize", seconds=30)
+    assert done.exit_code == 2 and "contradiction" in done.stderr
 
 
 def test_names_that_would_become_one_are_none(tmp_path: Path) -> None:
