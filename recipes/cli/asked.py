@@ -1,6 +1,6 @@
 """What a command line asks for: a recipe with its values and its place, as words, and then checked."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any

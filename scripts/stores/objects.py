@@ -226,7 +226,8 @@ def hashes(
             try:
                 with ExitStack() as stack:
                     handle = stack.enter_context(fs.open(joined(path, name), "rb", block_size=_PIECE))
-                    copy = None if into is None else stack.enter_context(_made(into / (name or posixpath.basename(path))))
+                    own = name or posixpath.basename(path)
+                    copy = None if into is None else stack.enter_context(_made(into / own))
                     while piece := handle.read(_PIECE):
                         digest.update(piece)
                         if copy is not None:
