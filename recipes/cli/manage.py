@@ -122,16 +122,19 @@ def status(run_id: RunId, as_json: AsJson = False) -> None:
     Stages come in the order in which they were submitted, after those that stood already.
     """
     from recipes.cli import show
+    from recipes.cli.listing import print_runs
     from recipes.experiment.pipeline_runs import with_those_that_stood
     from recipes.experiment.runs import look
 
     runs = look(_found([run_id], as_json=as_json, pipelines=True))
-    out = show.Output(as_json=as_json)
-    if len(runs) > 1 or (runs[0].job is not None and runs[0].job.pipeline == run_id):
-        stood, own = with_those_that_stood(runs)
-        out.runs([*stood, *own], stood=frozenset(run.id for run in stood))
+    if len(runs) == 1 and (runs[0].job is None or runs[0].job.pipeline != run_id):
+        show.Output(as_json=as_json).status(runs[0])
+        return
+    stood, own = with_those_that_stood(runs)
+    if as_json:
+        answer({"runs": [*(run.as_data() | {"stands": True} for run in stood), *(run.as_data() for run in own)]})
     else:
-        out.status(runs[0])
+        print_runs([*stood, *own], stood=frozenset(run.id for run in stood))
 
 
 def logs(

@@ -329,25 +329,14 @@ class Output:
             for problem in first["problems"]:
                 say(f"        {problem}")
 
-    def runs(
-        self,
-        runs: Sequence[Run],
-        *,
-        hidden: int = 0,
-        problems: Sequence[Problem] = (),
-        stood: frozenset[str] = frozenset(),
-    ) -> None:
-        """Recorded runs, a line each; `hidden` more are not shown, and `problems` are why others may be missing.
-
-        `stood`: earlier runs that a pipeline took as they were.
-        """
+    def runs(self, runs: Sequence[Run], *, hidden: int = 0, problems: Sequence[Problem] = ()) -> None:
+        """Recorded runs, a line each; `hidden` more are not shown, and `problems` are why others may be missing."""
         if self.as_json:
-            rows = [run.as_data() | ({"stands": True} if run.id in stood else {}) for run in runs]
-            answer({"runs": rows, "hidden": hidden}, problems=problems)
+            answer({"runs": [run.as_data() for run in runs], "hidden": hidden}, problems=problems)
         elif self.quiet:
             _say_ids(runs)
         else:
-            print_runs(runs, hidden=hidden, stood=stood)
+            print_runs(runs, hidden=hidden)
 
 
 def _pipelines() -> list[tuple[str, str]]:
