@@ -132,7 +132,12 @@ def status(run_id: RunId, as_json: AsJson = False) -> None:
         return
     stood, own = with_those_that_stood(runs)
     if as_json:
-        answer({"runs": [*(run.as_data() | {"stands": True} for run in stood), *(run.as_data() for run in own)]})
+        answer(
+            {
+                "runs": [*(run.as_data() | {"stands": True} for run in stood), *(run.as_data() for run in own)],
+                "hidden": 0,
+            }
+        )
     else:
         print_runs([*stood, *own], stood=frozenset(run.id for run in stood))
 
