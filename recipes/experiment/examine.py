@@ -86,6 +86,7 @@ def examine(stages: Sequence[Stage], executor: str = "local", options: Options =
         return Examined(jobs=(), problems=tuple(one for at, one in enumerate(problems) if one not in problems[:at]))
     ids = new_ids(stages)
     jobs: dict[str, Job] = {}
+    told: list[tuple[Stage, Problem]] = []
     waiting = []
     for stage in stages:  # those that it names must succeed first, and those whose artifacts it takes
         taken = [_named(match)[0] for _, text in _texts(stage.partial) for match in _REFERENCE.finditer(text)]
@@ -101,11 +102,10 @@ def examine(stages: Sequence[Stage], executor: str = "local", options: Options =
             known = ids | {one: run.id for one, run in stands.items()}
             over = frozenset(one for one, run in stands.items() if run.ended)
             job, found = _examine_one(stage, name, *places[_where(stage)], known, options, made, over, reused)
-            if stage.pipeline:
-                found = [_of_stage(problem, stage.name) for problem in found]
-            problems += [problem for problem in found if problem not in problems]
+            told += [(stage, problem) for problem in found]
             if job is not None and stage.name not in stands:
                 jobs[stage.name] = job
+    problems += _of_stages(told, len(stages))
     if len(jobs) > 1:  # a stage by itself was looked at with its other checks
         together = experiment_problems(list(jobs.items()))
         problems += [problem for problem in together if problem not in problems]
@@ -144,10 +144,25 @@ def _options(stage: Stage, options: Options) -> Options:
     return options if stage.profile is None else replace(options, overrides=stage.profile)
 
 
-def _of_stage(problem: Problem, name: str) -> Problem:
-    """A problem with a value of one stage of a pipeline, as the command line calls that."""
-    own = problem.key.partition(".")[0] in SECTIONS and not problem.key.startswith(f"{name}.")
-    return replace(problem, key=f"{name}.{problem.key}") if own else problem
+def _of_stages(told: Sequence[tuple[Stage, Problem]], count: int) -> list[Problem]:
+    """What was found of `count` stages, each once; of those of a pipeline, with the stage as the command line has it.
+
+    What is wrong with an executor is told once for all of the stages that it is wrong for.
+    """
+    found: list[Problem] = []
+    for stage, problem in told:
+        section = problem.key.partition(".")[0]
+        if stage.pipeline and section in SECTIONS:
+            problem = replace(problem, key=f"{stage.name}.{problem.key}")
+        elif stage.pipeline and section == "executor":
+            names = [other.name for other, same in told if same == problem]
+            if len(names) == 1 < count:
+                problem = replace(problem, key=f"{stage.name}.{problem.key}")
+            elif len(names) < count:
+                problem = replace(problem, cause=f"{problem.cause} (of {', '.join(names)})")
+        if problem not in found:
+            found.append(problem)
+    return found
 
 
 def _forced(problem: Problem, names: frozenset[str]) -> Problem:

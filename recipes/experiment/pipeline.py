@@ -191,7 +191,7 @@ def _form(name: str, stage: Any, names: Sequence[str]) -> Iterator[Problem]:
                 key=f"{name}.after",
                 value=one,
                 cause="no stage has that name",
-                remedy=nearest(one, names),
+                remedy=nearest(one, {*names} - {name}),
             )
 
 
@@ -253,6 +253,9 @@ def _stage(
     try:
         partial = find(content["recipe"]).build()
     except ProblemsError as error:
+        if content["recipe"] in pipelines():
+            cause, remedy = "that is a pipeline, and a stage is a recipe", "Write its stages here, or run it before."
+            return None, [_wrong(f"{name}.recipe", content["recipe"], cause, remedy)]
         return None, [replace(one, key=f"{name}.{one.key}") for one in error.problems]
     values = {key: content[key] for key in SECTIONS if key in content}
     if "gate" in content:
@@ -307,7 +310,9 @@ def _parsed(key: str, value: str, problems: list[Problem]) -> Any:
 def _no_arg(pipeline: Pipeline, key: str, name: str, value: Any = None) -> Problem:
     cause = f"{pipeline.name} has no argument {name}"
     holders = [stage for stage in pipeline.stages if _takes(pipeline.stages[stage], name)]
-    remedy = f"One stage's own: {holders[0]}.args.{name}=VALUE." if holders else nearest(name, pipeline.args)
+    remedy = nearest(name, pipeline.args) if pipeline.args else f"Write args: {{{name}: VALUE}} at the top of its file."
+    if holders:
+        remedy = f"One stage's own: {holders[0]}.args.{name}=VALUE."
     return Problem(name="unknown_key", key=key, value=value, cause=cause, remedy=remedy)
 
 
