@@ -249,3 +249,17 @@ def test_stages_of_a_rehearsal_are_those_of_the_pipeline() -> None:
 def test_names_that_would_become_one_are_none(tmp_path: Path) -> None:
     with pytest.raises(ProblemsError, match="bad_stage_name"):
         read(Path(document(tmp_path, {"a": {"recipe": "probe"}, "a-": {"recipe": "probe"}})))
+
+
+def test_a_problem_of_an_executor_says_of_which_stages(tmp_path: Path, asked: Callable[..., Any]) -> None:
+    model = {"args": {"hf_model_id": "tiny:qwen3"}, "recipe": "quantize_fp8", "after": []}
+    file = document(tmp_path, {"one": model, "two": model})
+    for words, key in ((["executor.nodes=2"], "executor.nodes"), (["two.executor.nodes=2"], "two.executor.nodes")):
+        _, examined = asked(file, *words)
+        assert [one.key for one in examined.errors if one.name == "too_many_nodes"] == [key]
+
+
+def test_a_pipeline_is_no_stage(tmp_path: Path) -> None:
+    file = document(tmp_path, {"one": {"recipe": "quantize_and_evaluate"}})
+    with pytest.raises(ProblemsError, match="that is a pipeline, and a stage is a recipe"):
+        pipeline(file)

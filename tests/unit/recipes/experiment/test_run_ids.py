@@ -8,7 +8,7 @@ import pytest
 from recipes import ProblemsError, find
 from recipes.experiment.run_ids import find_run, new_ids, title_problems
 from recipes.experiment.stage import Stage, stages_of
-from recipes.experiment.store import RunFolder
+from recipes.experiment.store import RECORDED, RECORDING, RunFolder, run_folders
 from recipes.experiment.submit import record_all
 from scripts.run.problems import JobError
 from scripts.run.record import Record
@@ -79,3 +79,15 @@ def test_an_id_that_is_taken_meanwhile_costs_the_other_run_nothing(home: Path) -
         record_all([job])
     assert caught.value.name == "run_dir_taken"
     assert (theirs.dir / "run.json").read_text() == "{}"
+
+
+def test_runs_of_one_submission_are_there_together_or_not_at_all(home: Path) -> None:
+    """As it stands where whoever records them is killed before the one rename, or after it."""
+    (run,) = record_all([job_of("probe")])
+    half = run.dir.parent / f"{RECORDING}abc"
+    half.mkdir()
+    run.dir.rename(half / run.id)
+    assert not run_folders()
+    half.rename(half.with_name(f"{RECORDED}abc"))
+    assert [folder.id for folder in run_folders()] == [run.id]
+    assert not list(home.rglob(f"{RECORDED}*"))
