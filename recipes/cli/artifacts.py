@@ -1,7 +1,7 @@
 """`nemo experiment artifacts`: what runs left, whether it is whole, and what it was made of."""
 
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -126,7 +126,7 @@ def verify(reference: Reference, as_json: AsJson = False) -> None:
     with exits(as_json=as_json):
         found = _found(reference)
         try:
-            with _reading(found) as advance:
+            with reading(sum(one.bytes for one in found)) as advance:
                 seen = [verified(one, advance) for one in found]
         except OSError as error:
             raise JobError.of_os_error(error) from error
@@ -212,7 +212,7 @@ def export(
     with exits(as_json=as_json):
         one = _only(reference)
         try:
-            with _reading([one]) as advance:
+            with reading(one.bytes) as advance:
                 done = copied(one, output, artifacts_of(known_runs()), advance)
         except OSError as error:
             raise JobError.of_os_error(error) from error
@@ -291,8 +291,8 @@ def _only(reference: str) -> "Artifact":
 
 
 @contextmanager
-def _reading(found: "Sequence[Artifact]") -> Iterator[Callable[[int], None]]:
-    """A bar with rate and time left on a terminal; nothing elsewhere, where the result is what counts."""
+def reading(total: int) -> Iterator[Callable[[int], None]]:
+    """A bar of so many bytes, with rate and time left, on a terminal; nothing elsewhere, where the result counts."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
@@ -302,7 +302,7 @@ def _reading(found: "Sequence[Artifact]") -> Iterator[Callable[[int], None]]:
         return
     columns = (TextColumn("reading"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("", total=sum(one.bytes for one in found))
+        task = progress.add_task("", total=total)
         yield lambda read: progress.advance(task, read)
 
 

@@ -13,11 +13,16 @@ from scripts.run.problems import Problem, ProblemsError, near_miss
 
 if TYPE_CHECKING:
     from recipes.experiment.examine import Examined
+    from recipes.experiment.pipeline import Pipeline
     from recipes.experiment.stage import Options, Stage
 
 PASSTHROUGH = "recipes.passthrough"
 RecipeName = Annotated[
     str,
+    typer.Argument(help="A name from `nemo experiment recipes`, or a pipeline's file.", autocompletion=runnable),
+]
+RecipeOrNone = Annotated[
+    str | None,
     typer.Argument(help="A name from `nemo experiment recipes`, or a pipeline's file.", autocompletion=runnable),
 ]
 Words = Annotated[
@@ -128,7 +133,9 @@ class Asked:
         stages = []
         for stage in self.stages:
             called = (
-                replace(stage, pipeline=name or stage.pipeline) if stage.pipeline else replace(stage, title=name or "")
+                replace(stage, pipeline=name or stage.pipeline)
+                if stage.pipeline
+                else replace(stage, title=name or stage.title)
             )
             stages.append(called if stage.after else replace(called, after=after))
         return replace(self, stages=tuple(stages), problems=[*self.problems, *title_problems(name)])
@@ -150,12 +157,12 @@ def asked_for(
     """
     from executors import load_profile
     from recipes.catalogue import RECIPES, config_of, find, layers, merge_files, named_config
-    from recipes.experiment.pipeline import file_of, pipelines
+    from recipes.experiment.pipeline import file_of, pipelines, read
     from recipes.experiment.stage import Stage
     from recipes.values import parse_sweep, parse_words, set_value
 
     if (pipeline := file_of(recipe)) is not None and recipe not in RECIPES:
-        return _pipeline(pipeline, words, configs, passthrough, options, sweep)
+        return asked_of_pipeline(read(pipeline), words, configs, passthrough, options, sweep)
     if "=" in recipe:
         first = next((word for word in words if word in RECIPES), "RECIPE")
         cause, remedy = "the recipe comes first", f"Write: nemo experiment run {first} {recipe} ..."
@@ -194,25 +201,26 @@ def asked_for(
     )
 
 
-def _pipeline(
-    file: Path,
+def asked_of_pipeline(
+    pipeline: "Pipeline",
     words: Sequence[str],
     configs: Sequence[str],
     passthrough: Sequence[str],
     options: "Options",
-    sweep: Sequence[str],
+    sweep: Sequence[str] = (),
+    said: Mapping[str, Mapping[str, str]] = {},
 ) -> Asked:
-    """The stages of a pipeline. Raises ProblemsError where its file cannot be read."""
-    from recipes.experiment.pipeline import build_swept, read
+    """The stages of a pipeline; `said`: by stage, what of its executor was said before the words, as `build` has it."""
+    from recipes.experiment.pipeline import build_swept
     from recipes.values import parse_sweep, parse_words
 
     parsed, problems = parse_words(list(words))
     grid, wrong = parse_sweep(list(sweep))
-    built = build_swept(read(file), parsed.recipe, grid)
-    for key, said in (("--config", configs), ("--", passthrough)):
-        if said:
+    built = build_swept(pipeline, parsed.recipe, grid, said)
+    for key, given in (("--config", configs), ("--", passthrough)):
+        if given:
             cause, remedy = "a pipeline has stages, and it is not said of which", "Write STAGE.KEY=VALUE."
-            problems.append(Problem(name="contradiction", key=key, value=said[0], cause=cause, remedy=remedy))
+            problems.append(Problem(name="contradiction", key=key, value=given[0], cause=cause, remedy=remedy))
     stages = [  # one with values of its own of the executor of all has those of all besides
         replace(stage, profile={**parsed.profile, **stage.profile})
         if stage.executor is None and stage.profile

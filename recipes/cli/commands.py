@@ -1,25 +1,30 @@
 """`nemo experiment run`, `plan` and `recipes`: what can be run, what it would need, and running it."""
 
 import sys
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from recipes.cli.asked import (
     PASSTHROUGH,
+    Asked,
     Attached,
     Batch,
     Configs,
     Profiles,
     RecipeCommand,
     RecipeName,
+    RecipeOrNone,
     Sweep,
     Words,
     asked_for,
     looked_at,
 )
+from recipes.cli.bundle import OfBundle, asked_of_bundle
+from recipes.cli.bundle import register as register_bundle
 from recipes.cli.completion import recipe_names
 from recipes.cli.document import (
     FAILED,
@@ -36,6 +41,9 @@ from recipes.cli.document import (
     write_new,
 )
 from scripts.run.problems import Problem, ProblemsError
+
+if TYPE_CHECKING:
+    from recipes.experiment.stage import Options
 
 _HELP = {"help_option_names": ["-h", "--help"]}
 
@@ -63,6 +71,7 @@ def register(app: typer.Typer) -> None:
     app.command("inspect", cls=Command)(inspect.inspect)
     app.command("explain", cls=Command)(explain.explain)
     manage.register(app)
+    register_bundle(app, carry_out)
     storage.register(app)
     artifacts.register(app)
     app.command("compare", cls=Command)(compare.compare)
@@ -74,12 +83,13 @@ def register(app: typer.Typer) -> None:
 
 def run(
     ctx: typer.Context,
-    recipe: RecipeName,
+    recipe: RecipeOrNone = None,
     words: Words = None,
     config: Configs = None,
     attached: Attached = None,
     batch: Batch = None,
     profiles: Profiles = None,
+    bundle: OfBundle = None,
     after: Annotated[list[str] | None, typer.Option(help="Begin when this run has succeeded (repeatable).")] = None,
     sweep: Sweep = None,
     name: Annotated[str | None, typer.Option(help="How the run's id begins, instead of with the recipe.")] = None,
@@ -111,6 +121,41 @@ def run(
     it was refused before anything was written, 130 after Ctrl-C. Ctrl-C ends a local or Docker job; one on
     Slurm or Lepton goes on.
     """
+    more, given = ctx.meta[PASSTHROUGH], words or []
+    if bundle is not None:  # then each word is one of its values
+        given = [*([] if recipe is None else [recipe]), *given]
+        asked_of = asked_of_bundle(bundle, given, config or [], more, sweep or [], attached or batch)
+    else:
+        if recipe is None:
+            ctx.fail("Missing argument 'RECIPE'.")
+
+        def asked_of(options: "Options", stack: ExitStack) -> Asked:
+            return asked_for(recipe or "", given, config or [], more, options, sweep=sweep or [])
+
+    said: dict[str, Any] = {"attached": attached, "batch": batch, "profiles": profiles, "after": after, "name": name}
+    said |= {"dryrun": dryrun, "detach": detach, "force": force, "fresh": fresh, "force_squash": force_squash}
+    carry_out(asked_of, **said, yes=yes, as_json=as_json, quiet=quiet, verbose=verbose)
+
+
+def carry_out(
+    asked_of: "Callable[[Options, ExitStack], Asked]",
+    *,
+    attached: str | None,
+    batch: str | None,
+    profiles: Path | None,
+    name: str | None,
+    dryrun: bool,
+    detach: bool,
+    force: Sequence[str] | None,
+    fresh: bool,
+    yes: bool,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+    after: Sequence[str] | None = None,
+    force_squash: bool = False,
+) -> None:
+    """Check what is asked for, run it, and say what came of it; `asked_of` may hold something until the end."""
     from recipes.cli import show
     from recipes.experiment.logs import LeftRunningError
     from recipes.experiment.stage import Options
@@ -126,8 +171,8 @@ def run(
         fresh=fresh,
     )
     try:
-        with exits(as_json=as_json, submits=True) as refusal, ExitStack() as turn:
-            asked = asked_for(recipe, words or [], config or [], ctx.meta[PASSTHROUGH], options, sweep=sweep or [])
+        with exits(as_json=as_json, submits=True) as refusal, ExitStack() as whole, ExitStack() as turn:
+            asked = asked_of(options, whole)
             asked = asked.at(attached, batch, detach=detach)
             detach = detach or batch is not None
             asked = asked.called(name, after or [])

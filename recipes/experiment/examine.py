@@ -19,7 +19,7 @@ from recipes.experiment.job import Job, job_of
 from recipes.experiment.reuse import Reused, outputs_of
 from recipes.experiment.run_ids import find_run, new_ids
 from recipes.experiment.runs import Run
-from recipes.experiment.stage import Options, Stage
+from recipes.experiment.stage import Options, Stage, flat_values, values_of_recipe
 from recipes.experiment.tags import tag_of
 from recipes.planner.gpus import gpu_problems
 from recipes.preflight.history import experiment_problems
@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 
 #: Stands for what an unknown artifact would be, so that the rest of the job can be looked at.
 _NOTHING = "/unknown-artifact"
-_REFERENCE = re.compile(r"\$\{artifact:([^.}]+)(?:\.(\w+))?\}")
+#: What another stage, or an earlier run, leaves: its name, and the type where that is said.
+REFERENCE = re.compile(r"\$\{artifact:([^.}]+)(?:\.(\w+))?\}")
 Outputs = Sequence[Mapping[str, str]]  # {"type": ..., "path": ...}
 
 
@@ -89,7 +90,7 @@ def examine(stages: Sequence[Stage], executor: str = "local", options: Options =
     told: list[tuple[Stage, Problem]] = []
     waiting = []
     for stage in stages:  # those that it names must succeed first, and those whose artifacts it takes
-        taken = [_named(match)[0] for _, text in _texts(stage.partial) for match in _REFERENCE.finditer(text)]
+        taken = [_named(match)[0] for _, text in _texts(stage.partial) for match in REFERENCE.finditer(text)]
         where = executor if stage.executor is None else stage.executor
         waiting.append(replace(stage, executor=where, after=list(dict.fromkeys([*stage.after, *taken]))))
     places = {_where(stage): place_named(stage.executor or "", _options(stage, options)) for stage in waiting}
@@ -202,6 +203,7 @@ def _examine_one(
     parents = [one for one in stage.after if one in ids]
     if place is None:
         return None, [*wrong, *of_values(stage.partial)]
+    asked = stage
     partial, promised, problems = _with_paths(stage.partial, made)
     problems = [*wrong, *problems]
     after = []
@@ -229,7 +231,18 @@ def _examine_one(
         return None, problems
     forced = (_forced(found, options.force) for found in problems)
     warnings = tuple(found for found in forced if found.severity != "error")
-    return job.noting(warnings=warnings, skipped=findings.skipped), problems
+    return job.noting(warnings=warnings, skipped=findings.skipped, request=_request(asked, job, ids, options)), problems
+
+
+def _request(stage: Stage, job: Job, ids: Mapping[str, str], options: Options) -> dict[str, Any]:
+    """What of a stage was decided here: by key the values that were asked for, what was said of the executor, parents.
+
+    With it, the same can be asked for again, elsewhere too.
+    """
+    told = options.overrides if stage.profile is None else stage.profile
+    flat = dict(flat_values(job.values))
+    values = {key: value for key, value in flat_values(values_of_recipe(stage.partial)) if value != flat[key]}
+    return {"values": values, "executor": dict(told), "after": {one: ids[one] for one in stage.after if one in ids}}
 
 
 def _named(reference: re.Match[str]) -> tuple[str, str | None]:
@@ -278,7 +291,7 @@ def _with_paths(
     from fiddle import copy_with
 
     problems: list[Problem] = []
-    named = dict.fromkeys(name for name, text in _texts(partial) if _REFERENCE.search(text))
+    named = dict.fromkeys(name for name, text in _texts(partial) if REFERENCE.search(text))
     if not named:
         return partial, frozenset(), problems
     consumed = {one.name: meaning.consumes for one, meaning in meanings(partial.args.__fn_or_cls__)}
@@ -327,4 +340,4 @@ def _replaced(value: Any, key: str, consumed: str, made: Mapping[str, Outputs], 
         problems.append(Problem(name="unknown_artifact", key=key, value=match[0], cause=cause, remedy=remedy))
         return _NOTHING
 
-    return _REFERENCE.sub(path, value)
+    return REFERENCE.sub(path, value)

@@ -70,6 +70,8 @@ class Job(AnyJob):
     after: tuple[str, ...] = ()  # runs that must succeed first
     pipeline: str | None = None  # the id of the pipeline that it is a stage of
     stands: Mapping[str, str] = field(default_factory=dict)  # runs that stand for others of its stages, by those
+    request: Mapping[str, Any] | None = None  # what was asked for where `values` has another; None: nobody noted it
+    code: Path | None = None  # whose files travel with it; None: those of the folder where it is submitted
     fingerprint: Mapping[str, Any] | None = None  # what its result depends on; None where that cannot be told
     needs: Mapping[str, int] | None = None  # of this machine, where it runs here beside others; None: nobody can tell
     online: bool = True
@@ -224,6 +226,7 @@ class Job(AnyJob):
             "after": list(self.after),
             "pipeline": self.pipeline,
             "stands": dict(self.stands),
+            "request": None if self.request is None else dict(self.request),
             "fingerprint": None if self.fingerprint is None else dict(self.fingerprint),
             "needs": None if self.needs is None else dict(self.needs),
             "waits_for": list(self.waits_for),
@@ -242,6 +245,7 @@ class Job(AnyJob):
             after=tuple(data["after"]),
             pipeline=data.get("pipeline"),
             stands=data.get("stands") or {},
+            request=data.get("request"),
             fingerprint=data.get("fingerprint"),
             needs=data.get("needs"),
             waits_for=tuple(data["waits_for"]),
@@ -346,6 +350,7 @@ def job_of(
         secrets=place.secrets_path(run_id),
         force_squash=options.force_squash,
         online=options.online,
+        code=options.code,
         models=_models(values),
         gpu=gpu_of(place, recipe.hardware if recipe else None),
     )

@@ -23,6 +23,7 @@ _JOB = {
     "values": {"args": (dict, None), "script": (dict, None), "torchrun": (dict, None), "extra_args": [str]},
     **{"pipeline?": (schema.run_id, None), "stands?": dict, "fingerprint?": (dict, None)},
     "needs?": (dict.fromkeys(("memory", "cores", "gpus"), int), None),
+    "request?": ({"values": dict, "executor": dict, "after": dict}, None),
     **{"profile": dict, "resolved": (dict, None), "promised": [str], "given": [str]},
     **{"after": [schema.run_id], "waits_for": [str], "warnings": [dict], "skipped": [dict]},
 }

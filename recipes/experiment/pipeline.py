@@ -98,15 +98,17 @@ def pipeline(name: str, values: Mapping[str, str] = {}, sweep: Mapping[str, Sequ
     return wired(built.stages)
 
 
-def build_swept(pipeline: Pipeline, words: Mapping[str, str], grid: Grid) -> Built:
+def build_swept(
+    pipeline: Pipeline, words: Mapping[str, str], grid: Grid, said: Mapping[str, Mapping[str, str]] = {}
+) -> Built:
     """As `build`, for every combination of `grid`; where one of them has problems, no stages.
 
-    Words of a stage's executor are among them: `quantize.executor=slurm`.
+    Words of a stage's executor are among them: `quantize.executor=slurm`; `said` has what they go before.
     """
     problems: list[Problem] = []
 
     def stages_with(chosen: Mapping[str, str]) -> list[Stage]:
-        values, executors = {**words, **chosen}, dict[str, dict[str, str]]()
+        values, executors = {**words, **chosen}, {stage: dict(told) for stage, told in said.items()}
         for key in list(values):
             stage, _, rest = key.partition(".")
             if stage in pipeline.stages and rest.partition(".")[0] == "executor":
@@ -150,7 +152,11 @@ def wired_at(stages: Sequence[Stage], executor: str, options: Options) -> list[S
 
 def read(file: Path) -> Pipeline:
     """A pipeline's file. Raises ProblemsError with everything that is not of its form."""
-    content = load_yaml(file)
+    return of_content(load_yaml(file), file, file.stem)
+
+
+def of_content(content: Mapping[str, Any], file: Path, name: str) -> Pipeline:
+    """The pipeline of that name that a file says. Raises ProblemsError with everything that is not of its form."""
     problems = [*_strange(content, _KEYS, str(file))]
     for key, kind in _KEYS.items():
         if key in content and not isinstance(content[key], kind):
@@ -162,12 +168,12 @@ def read(file: Path) -> Pipeline:
         remedy = "Write stages: {NAME: {recipe: RECIPE}}; a recipe's own values go to --config."
         problems.append(_wrong(f"{file}: stages", stages, "a pipeline has stages, each with a recipe", remedy))
         raise ProblemsError(problems)
-    for name, stage in stages.items():
-        problems += _form(str(name), stage, [str(one) for one in stages])
+    for key, stage in stages.items():
+        problems += _form(str(key), stage, [str(one) for one in stages])
     if problems:
         raise ProblemsError(problems)
     args = content.get("args") or {}
-    return Pipeline(name=file.stem, file=file, summary=content.get("summary", ""), args=args, stages=stages)
+    return Pipeline(name=name, file=file, summary=content.get("summary", ""), args=args, stages=stages)
 
 
 def _form(name: str, stage: Any, names: Sequence[str]) -> Iterator[Problem]:

@@ -1,7 +1,7 @@
 """What is asked for: stages, those of a sweep, and how to submit them."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +36,7 @@ class Options:
     force_squash: bool = False
     overrides: Mapping[str, str] = field(default_factory=dict)  # of the executor profile
     force: frozenset[str] = frozenset()  # Problems that do not stop the job, by name
+    code: Path | None = None  # whose files travel with the jobs, instead of those of the folder where one is
     fresh: bool = False  # run every stage of a pipeline, those too that were run before of the same
 
 
@@ -45,6 +46,15 @@ def values_of_recipe(partial: "run.Partial[Any]") -> dict[str, Any]:
 
     typed = {name: asdict(build(getattr(partial, name))) for name in ("script", "args", "torchrun")}
     return {"engine": partial.engine, **typed, "extra_args": list(partial.extra_args)}
+
+
+def flat_values(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The same by the keys of a command line: `engine`, `args.calib_size`."""
+    for section, content in values.items():
+        if isinstance(content, dict):
+            yield from ((f"{section}.{name}", value) for name, value in content.items())
+        else:
+            yield section, content
 
 
 def stages_of(partial: "run.Partial[Any]", grid: Mapping[str, Sequence[str]], title: str = "") -> list[Stage]:

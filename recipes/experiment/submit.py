@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from dataclasses import asdict, replace
+from glob import escape
 from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -194,7 +195,7 @@ def record_all(jobs: Sequence[Job]) -> list[Run]:
         for job in jobs:
             folder = RunFolder(dir=aside / job.id)
             folder.dir.mkdir()
-            key = repr((job.place.runs_here, job.profile.packager, job.profile.include))
+            key = repr((job.place.runs_here, job.code, job.profile.packager, job.profile.include))
             if key not in codes:
                 codes[key] = package_for(job, folder.archive)
                 _refuse_code(job, codes[key])
@@ -206,6 +207,9 @@ def package_for(job: Job, into: Path) -> Code | None:
     """Pack the code that travels with the job; None for a local one, which runs in the environment that submits."""
     if job.place.runs_here:
         return None
+    if job.code is not None:  # what travelled before, each file by its name: nobody chooses again
+        files = sorted(file.relative_to(job.code).as_posix() for file in job.code.rglob("*") if file.is_file())
+        return package(job.code, into, packager="pattern", include=[escape(file) for file in files])
     return package(Path.cwd(), into, packager=job.profile.packager, include=job.profile.include)
 
 

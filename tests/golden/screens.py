@@ -37,7 +37,7 @@ COMMANDS = (
         "artifacts tag",
         "artifacts untag",
     ),
-    *("compare", "verdict", "track"),
+    *("compare", "verdict", "track", "bundle", "rerun"),
 )
 _SLURM = ["executor=slurm", "executor.output_root=/lustre/runs", "executor.gpu=h100-80gb"]
 #: What is shown, by the name of its file.

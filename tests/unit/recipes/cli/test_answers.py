@@ -39,6 +39,8 @@ ASKED: dict[str, tuple[list[str], str]] = {
     "plan": (["quantize_fp8", "args.hf_model_id=./none"], "refused"),
     "run": (["probe", "--dryrun"], "done"),
     "rehearse": (["mlm_quantize"], "refused"),
+    "bundle": (["nothing", "-o", "run.tar.gz"], "refused"),
+    "rerun": (["nothing"], "refused"),
     "executors check": (["nowhere"], "refused"),
     "executors init": (["slrum"], "refused"),
 }
