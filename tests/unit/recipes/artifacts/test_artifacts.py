@@ -127,7 +127,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], dict[str, Any]]] = {
 def test_verify_finds_what_is_another(damage: str, chain: dict[str, Record]) -> None:
     artifact = only("00000b")
     harm, expected = DAMAGES[damage]
-    harm(artifact.path)
+    harm(Path(artifact.path))
     found = verify(artifact)
     assert found == Verification(artifact=artifact, **expected)
     done = Shell()("artifacts", "verify", "00000b")
@@ -139,7 +139,7 @@ def test_verify_finds_what_is_another(damage: str, chain: dict[str, Record]) -> 
 
 def test_without_its_manifest_the_damage_is_still_found(chain: dict[str, Record]) -> None:
     artifact = only("00000b")
-    change_a_bit(artifact.path)
+    change_a_bit(Path(artifact.path))
     for file in (artifact.run.dir / FOLDER).iterdir():
         file.write_text("")
     assert verify(artifact) == Verification(artifact=artifact, state="damaged", unnamed=True)
@@ -233,8 +233,12 @@ def test_what_is_no_file_is_seen_too(
         with socket.socket(socket.AF_UNIX) as made:
             made.bind("odd")
     else:
-        target = {"a link to nothing": "/nowhere", "a linked folder": tmp_path / "shards", "a loop": artifact.path}
-        (artifact.path / "odd").symlink_to(target[kind])
+        target = {
+            "a link to nothing": "/nowhere",
+            "a linked folder": tmp_path / "shards",
+            "a loop": Path(artifact.path),
+        }
+        (Path(artifact.path) / "odd").symlink_to(target[kind])
     found = verify(artifact)
     assert (found.state, found.extra) == ("damaged", ("odd/w" if kind == "a linked folder" else "odd",))
 
