@@ -2,7 +2,6 @@
 
 import json
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -53,12 +52,11 @@ class TinyModel:
 def train_into(model: TinyModel, folder: Path, advance: Callable[[int, int], None] | None = None) -> None:
     """Write weights (bf16 safetensors), configuration, tokenizer and tiny.json into an existing folder.
 
-    The same values give the same bytes on one machine (the times in tiny.json aside), whatever the
-    caller's random state, thread count or default device; all of them are left as they were.
+    The same values give the same bytes on one machine, whatever the caller's random state, thread count or default
+    device; all of them are left as they were.
     """
     import torch
 
-    began, worked = time.monotonic(), time.process_time()
     tokenizer = build_tokenizer(model.vocab_size)
     train_ids = _encode(tokenizer, passages("train"))
     with _isolated(model.seed, model.threads), bf16_products():
@@ -86,8 +84,6 @@ def train_into(model: TinyModel, folder: Path, advance: Callable[[int, int], Non
         "unigram_bits_per_byte": round(unigram.bits_per_byte, 4),
         "corpus_digest": corpus_digest(),
         "torch_version": torch.__version__,
-        "seconds": round(time.monotonic() - began, 1),
-        "cpu_seconds": round(time.process_time() - worked, 1),
     }
     (folder / "tiny.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
