@@ -61,6 +61,11 @@ class Format:
         """Whether leaving activations alone makes something of its own; else the second rounding is for nothing."""
         return len(self.numbers) == 1
 
+    def of_weights(self, weight_only: bool) -> bool:
+        """Whether it follows from the weights, and nothing is calibrated on text."""
+        of_inputs = bool(self.input_scales) and not weight_only
+        return not of_inputs and (not self.optional or bool(weight_only and self.config_weight_only))
+
     @property
     def compress(self) -> bool:
         """Whether ModelOpt can pack the weights of a model: it packs the first of several steps only."""
@@ -114,6 +119,12 @@ NOT_EXPORTABLE = tuple(name for name, facts in FORMATS.items() if not facts.mega
 EXPORTABLE = (
     f"Quantize in {' or '.join(name for name in FORMATS if name not in NOT_EXPORTABLE)}, or with engine=hf, which "
     "exports every format."
+)
+_ALONE = [name for name, facts in FORMATS.items() if facts.of_weights(False)]
+_WITHOUT_INPUTS = [name for name, facts in FORMATS.items() if facts.of_weights(True) and name not in _ALONE]
+#: The remedy for a format that is calibrated, where that cannot be.
+WEIGHTS_ALONE = (
+    f"Use {', '.join(_ALONE)}, or {', '.join(_WITHOUT_INPUTS)} with args.weight_only=true; or args.from_files=false."
 )
 _NO_BLOCKS = " and ".join(name for name, facts in FORMATS.items() if facts.block == (1, 1))
 #: The remedy for a format whose blocks do not fit a model.

@@ -19,6 +19,8 @@ from recipes.models import ModelFacts
 from recipes.models.weights import Matrices
 from recipes.planner.disk import WIDTHS, model_matrices, packed_bytes
 from scripts.args.quantize import QuantizeArgs
+from scripts.engines.hf.verify import COMPARED as COMPARED_AT_A_TIME
+from scripts.engines.hf.weights import AT_A_TIME
 from scripts.formats import FORMATS, Format
 
 Device = Literal["GPU", "host"]
@@ -36,6 +38,7 @@ _SCORED_LOGIT = 16  # evaluate._sample_sums: the log-softmax of both models, and
 _COMPARED = 20  # sqnr._add_weight: clean, noisy, their difference and its square, beside the weight
 _UNPACKED = 28  # verify._check_weights: dequantized, scales, original, difference and squares
 _QUANTIZED = 10  # a fake-quantized weight and the float32 work of making it
+_FROM_FILES = 40  # weights.packed: amax, its float32 steps and what is packed of it, with what glibc keeps (measured)
 _SEARCHED = 16  # per output of the widest layer, while AWQ compares: exact and tried, and their float32 difference
 # Tensors of a layer that are alive together, of each token.
 _STATES = 4  # of the hidden width: residual, normed, quantized, and one on its way
@@ -252,8 +255,12 @@ def _phases(args: QuantizeArgs, sizes: Sizes, libraries: int) -> Iterator[tuple[
 
     The model that was exported stays in memory while what was written is verified.
     """
-    always = {"libraries": libraries, "experts": sizes.experts}
     largest = sizes.model.largest
+    if args.from_files:  # two large matrices that share a scale, of which some rows are worked on; files are mapped
+        work = _FROM_FILES * min(largest, AT_A_TIME)
+        yield "quantize", {"libraries": libraries, "packed weights": 2 * largest, "work": work}
+        return
+    always = {"libraries": libraries, "experts": sizes.experts}
     yield "load", always | {"weights": sizes.weights, "source": sizes.source}
     running = always | {"weights": sizes.weights_read, "hidden states": sizes.hidden_states}
     if args.eval_size:
@@ -269,7 +276,7 @@ def _phases(args: QuantizeArgs, sizes: Sizes, libraries: int) -> Iterator[tuple[
         yield looked, running | {"work": _COMPARED * largest, "allocator": sizes.retained}
     spent = always | {"weights": sizes.weights_left, "packed weights": sizes.packed, "reference": sizes.reference}
     if args.export_dir:
-        work = _UNPACKED * largest if sizes.host else 0
+        work = _UNPACKED * min(largest, COMPARED_AT_A_TIME) if sizes.host else 0
         yield "verify", spent | {"work": work, "allocator": sizes.retained_writing}
     if args.modelopt_save_path:
         yield "verify", spent | {"reopened": sizes.reopened, "allocator": sizes.retained_writing}

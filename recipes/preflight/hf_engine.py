@@ -23,7 +23,7 @@ from scripts.checkpoints.causal import (
 from scripts.checkpoints.model import Trouble, local_model_problems, read_config
 from scripts.data.texts import read, source_of
 from scripts.engines.hf.quantizers import refuse_compress, refuse_weight_only
-from scripts.formats import FITS_ANY_WIDTH, FORMATS, format_error, format_problems
+from scripts.formats import FITS_ANY_WIDTH, FORMATS, WEIGHTS_ALONE, format_error, format_problems
 from scripts.processor import gpus_here
 from scripts.run.files import is_there
 from scripts.run.problems import JobError, Problem, Severity
@@ -36,7 +36,10 @@ _PEEKED_ROWS = 200
 
 def quantize_notes(job: Job) -> Iterator[str]:
     """What a user should know although nothing is wrong."""
-    yield "engine hf writes args.modelopt_save_path and args.export_dir; args.megatron_save_path is not used"
+    if job.get("from_files"):
+        yield "args.from_files writes args.export_dir alone; what is calibrated, scored or continued is left out"
+    else:
+        yield "engine hf writes args.modelopt_save_path and args.export_dir; args.megatron_save_path is not used"
     sizes = [f"{job.key(role)}" for role in _PARALLEL if job.get(role, 1) != 1]
     if sizes:
         yield f"engine hf has no parallelism; {', '.join(sizes)} of the recipe is not used"
@@ -138,6 +141,31 @@ def combinations_of_hf(job: Job) -> Iterator[Problem]:
                 yield error.as_problem(f"args.{key}", True)
 
 
+@check("needs_calibration", "no_output", "compress_unsupported", engines=("hf",), roles=("from_files",))
+def files_of_hf(job: Job) -> Iterator[Problem]:
+    """From files, a format must follow from the weights, and the export is all that there is."""
+    args, facts = job.resolved, FORMATS.get(job.resolved.export_quant_cfg)
+    if not args.from_files:
+        return
+    if facts is not None and not facts.of_weights(args.weight_only):
+        cause = f"{facts.name} is calibrated on text, and args.from_files reads weights alone"
+        yield Problem(key="args.from_files", value=True, cause=cause, remedy=WEIGHTS_ALONE)
+    if args.export_kv_cache_quant != "none":
+        cause = "the key/value cache is calibrated on text, and args.from_files reads weights alone"
+        key, value = "args.export_kv_cache_quant", args.export_kv_cache_quant
+        yield Problem(name="needs_calibration", key=key, value=value, cause=cause, remedy=f"Use {key}=none.")
+    if args.compress:
+        cause = "args.from_files writes the export alone, which is packed anyway"
+        yield Problem(
+            name="compress_unsupported", key="args.compress", value=True, cause=cause, remedy="Use args.compress=false."
+        )
+    if not args.export_dir:
+        cause = "args.from_files writes nothing else"
+        yield Problem(
+            name="no_output", key="args.export_dir", value=None, cause=cause, remedy="Set args.export_dir to a folder."
+        )
+
+
 @check("unknown_model", engines=("hf", "bridge"), args=QuantizeArgs)
 def model_of_hf(job: Job) -> Iterator[Problem]:
     name = job.resolved.hf_model_id
@@ -167,7 +195,8 @@ def kind_of_hf(job: Job) -> Iterator[Problem]:
     name, config = job.resolved.hf_model_id, _config(job)
     certain = refused(config) if config else None
     guess = unbuilt(config) if config and not certain else None
-    severity: Severity = "error" if certain or job.in_this_python else "warning"
+    by_names = guess and job.get("from_files")  # which needs no class of the model
+    severity: Severity = "error" if certain or (job.in_this_python and not by_names) else "warning"
     if (found := certain or guess) and "hf_model_id" not in job.promised:
         key, force = "args.hf_model_id", guess is not None
         yield Problem(

@@ -61,6 +61,12 @@ class QuantizeArgs(_BridgeArgs):
         "samples scored before and after; 0 skips the comparison", 64, engine="ours", role="eval_samples"
     )
     gate: dict[str, float | str] | None = limits()
+    from_files: bool = doc(
+        "quantize the weights file by file, without the model: for formats that need no text; nothing is scored",
+        False,
+        engine="hf",
+        role="from_files",
+    )
     layer_noise: NoiseOf = doc(
         "layers whose signal-to-noise ratio is measured; sampled: four, with the first and the last",
         "sampled",
@@ -70,7 +76,10 @@ class QuantizeArgs(_BridgeArgs):
     dtype: Precision = doc("precision the model is loaded and exported in", "bfloat16", engine="ours", role="precision")
     device: Literal["auto", "cpu", "cuda"] = doc("where the hf engine runs", "auto", engine="hf", role="device")
     modelopt_save_path: str | None = written(
-        "hf engine: ModelOpt-restorable checkpoint; null skips it", "checkpoint_modelopt", engine="hf"
+        "hf engine: ModelOpt-restorable checkpoint; null skips it",
+        "checkpoint_modelopt",
+        engine="hf",
+        unless="from_files",
     )
     export_dir: str | None = written(
         "hf engine: deployable Hugging Face checkpoint; null skips it", "checkpoint_hf", engine="hf"

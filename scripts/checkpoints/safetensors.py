@@ -1,8 +1,13 @@
 """Safetensors files by their headers: 8 bytes that give the length of a JSON object, which lists the tensors."""
 
+import json
+import math
+import os
 import struct
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from scripts.checkpoints.checkpoint import Tensor, tensor
 from scripts.checkpoints.documents import parse_json, read_bytes, size_of, unreadable
@@ -23,6 +28,12 @@ _DTYPES = {
     "I64": "int64",
     "BOOL": "bool",
 }
+_NAMES = {name: code for code, name in _DTYPES.items()}
+#: What is smaller waits in memory for the end of its file; what is larger is written at once, where it keeps what
+#: follows aligned to eight bytes, as loaders map it.
+_SMALL, _ALIGNED = 1 << 20, 8
+#: What an entry takes besides its name: dtype, shape and offsets.
+_ENTRY = 160
 
 
 def read_header(file: Path) -> dict[str, Any]:
@@ -56,3 +67,49 @@ def read_tensors(file: Path) -> list[Tensor]:
         except (LookupError, TypeError, ValueError) as error:
             raise unreadable(file, f"its header is no safetensors header ({error})") from error
     return found
+
+
+class Writer:
+    """A safetensors file that is written tensor by tensor; `writing` opens and ends it."""
+
+    def __init__(self, file: IO[bytes], room: int) -> None:
+        self._file, self._room = file, room
+        self._header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        self._end = 0
+        self._small: list[tuple[str, str, Sequence[int], memoryview]] = []
+
+    def add(self, name: str, dtype: str, shape: Sequence[int], data: memoryview) -> None:
+        """One tensor: its dtype as torch calls it, its bytes in order. They are kept where they are few."""
+        if data.nbytes < _SMALL or data.nbytes % _ALIGNED:
+            self._small.append((name, dtype, shape, data))
+        else:
+            self._write(name, dtype, shape, data)
+
+    def _write(self, name: str, dtype: str, shape: Sequence[int], data: memoryview) -> None:
+        self._file.write(data)
+        offsets = [self._end, self._end + data.nbytes]
+        self._header[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": offsets}
+        self._end = offsets[1]
+
+    def finish(self) -> None:
+        """Write what waited, the widest elements first, and the header in the room that was left for it."""
+        for one in sorted(self._small, key=lambda one: (-(one[3].nbytes // max(math.prod(one[2]), 1)), one[0])):
+            self._write(*one)
+        header = json.dumps(self._header, separators=(",", ":"), ensure_ascii=False).encode()
+        assert len(header) <= self._room, "more tensors than were announced"
+        self._file.seek(0)
+        self._file.write(struct.pack("<Q", self._room) + header.ljust(self._room))
+
+
+@contextmanager
+def writing(path: Path, names: Iterable[str]) -> Iterator[Writer]:
+    """A new safetensors file for tensors of at most these names; on the disk when the block has ended well."""
+    room = sum(len(name.encode()) + _ENTRY for name in names) + _ENTRY
+    room += -room % _ALIGNED
+    with path.open("xb") as file:
+        file.seek(8 + room)
+        writer = Writer(file, room)
+        yield writer
+        writer.finish()
+        file.flush()
+        os.fsync(file.fileno())

@@ -48,6 +48,8 @@ def _unmeasured(name: str, job: Any) -> str:
     if name == "max_size":
         writes = job.engine != "bridge" and getattr(args, "export_dir", None)
         return "" if writes else "no Hugging Face checkpoint is written, whose size could be held against the model's"
+    if value_of(args, "from_files", False):
+        return "args.from_files: nothing is scored"
     return "" if value_of(args, "eval_samples", 1) else "args.eval_size=0: nothing is scored"
 
 

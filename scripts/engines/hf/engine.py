@@ -26,6 +26,7 @@ from scripts.engines.hf import (
     sqnr,
     verify,
 )
+from scripts.engines.hf.from_files import quantize_files
 from scripts.engines.hf.nvfp4 import cpu_kernels
 from scripts.engines.hf.samples import Samples, choose_samples
 from scripts.engines.inputs import made_by, with_commits
@@ -35,7 +36,6 @@ from scripts.run.content import content_of
 from scripts.run.files import refuse_existing, staged
 from scripts.run.problems import JobError
 from scripts.run.record import Record
-from scripts.tiny.model import local_model
 
 if TYPE_CHECKING:
     import torch
@@ -69,8 +69,10 @@ def quantize_checkpoint(args: QuantizeArgs, record: Record) -> None:
     quantizers.refuse_weight_only(args)
     if args.compress:
         quantizers.refuse_compress(args)
-    source = _source(args, record)
     _silence_bars()
+    source = load.source_folder(args.hf_model_id, record)
+    if args.from_files:
+        return quantize_files(args, record, source)
     bare = load.without_weights(str(source), args.trust_remote_code)
     quantizers.rehearse(bare, quantizers.build_config(args), exported=bool(args.export_dir))
     if args.export_quant_cfg in FORMATS:
@@ -90,23 +92,6 @@ def quantize_checkpoint(args: QuantizeArgs, record: Record) -> None:
         record.update(inputs=with_commits([model, text]), device=str(loaded.device))
     state = _State(args=args, record=record, source=source, loaded=loaded, samples=samples)
     _publish(state, _measure_and_quantize(state))
-
-
-def _source(args: QuantizeArgs, record: Record) -> Path:
-    """The model's folder; a tiny model is trained now if it is not cached, a hub model fetched."""
-    folder = Path(local_model(args.hf_model_id, record))
-    if folder.exists():
-        return folder
-    from huggingface_hub import snapshot_download
-
-    patterns = ["*.json", "*.safetensors", "*.py", *save.COMPANIONS]
-    with record.phase("download"):
-        try:
-            return Path(snapshot_download(args.hf_model_id, allow_patterns=patterns))
-        except Exception as error:  # each transport has errors of its own; all mean that the model cannot be had
-            said = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-            remedy = "Name a local folder, or set HF_TOKEN where the model is gated."
-            raise JobError("missing_model", f"{args.hf_model_id} cannot be fetched: {said}", remedy) from error
 
 
 def _measure_and_quantize(state: _State) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Open a Transformers model: safetensors only, evaluation mode, every failure with a remedy."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,9 +9,19 @@ from scripts.checkpoints.causal import packed, refused
 from scripts.checkpoints.huggingface import exported_format
 from scripts.checkpoints.model import Trouble, config_problem, read_config, weights_problem
 from scripts.run.problems import JobError
+from scripts.run.record import Record
+from scripts.tiny.model import local_model
 
 if TYPE_CHECKING:
     import torch
+
+
+#: What a model's folder holds beside weights and config.json.
+COMPANIONS = (
+    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model", "*.tiktoken",
+    "tekken.json", "chat_template*", "*.jinja", "*processor_config.json", "generation_config.json",
+    "LICENSE*", "NOTICE*", "USE_POLICY*",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +31,23 @@ class LoadedModel:
     model: Any
     tokenizer: Any
     device: "torch.device"
+
+
+def source_folder(name: str, record: Record) -> Path:
+    """The model's folder; a tiny model is trained now if it is not cached, a hub model fetched."""
+    folder = Path(local_model(name, record))
+    if folder.exists():
+        return folder
+    from huggingface_hub import snapshot_download
+
+    patterns = ["*.json", "*.safetensors", "*.py", *COMPANIONS]
+    with record.phase("download"):
+        try:
+            return Path(snapshot_download(name, allow_patterns=patterns))
+        except Exception as error:  # each transport has errors of its own; all mean that the model cannot be had
+            said = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            remedy = "Name a local folder, or set HF_TOKEN where the model is gated."
+            raise JobError("missing_model", f"{name} cannot be fetched: {said}", remedy) from error
 
 
 def _config(path: str, trust_remote_code: bool) -> Any:
@@ -172,8 +199,6 @@ def _check_weights(path: str, model: Any, told: dict[str, Any]) -> None:
 
     What is tied, computed or known to be left over is not told by transformers.
     """
-    import torch
-
     mismatched = [f"{name} {list(found)} for {list(wanted)}" for name, found, wanted in told["mismatched_keys"]]
     wrong = {
         "not in the files": told["missing_keys"],
@@ -186,9 +211,20 @@ def _check_weights(path: str, model: Any, told: dict[str, Any]) -> None:
         raise JobError("weights_do_not_match", f"{path}: {'; '.join(said)}.", remedy)
     _check_head(path, model)
     tensors = ((name, each) for name, each in model.named_parameters() if each.numel())
-    broken = [name for name, each in tensors if not torch.stack(torch.aminmax(each.detach())).isfinite().all()]
+    refuse_not_finite(path, [name for name, each in tensors if not is_finite(each.detach())], model.dtype)
+
+
+def is_finite(weights: "torch.Tensor") -> bool:
+    """Whether every number is one: without a copy."""
+    import torch
+
+    return bool(torch.stack(torch.aminmax(weights)).isfinite().all())
+
+
+def refuse_not_finite(path: str, broken: Collection[str], dtype: "torch.dtype") -> None:
+    """Raise JobError('weights_not_finite') for tensors of that name, if there are any."""
     if broken:
-        cause = f"{path}: {_first(broken)} {(len(broken) > 1 and 'hold') or 'holds'} NaN or infinity in {model.dtype}."
+        cause = f"{path}: {_first(broken)} {(len(broken) > 1 and 'hold') or 'holds'} NaN or infinity in {dtype}."
         remedy = "Copy the weights again; where they are finite in their own type, load them in that: args.dtype."
         raise JobError("weights_not_finite", cause, remedy)
 

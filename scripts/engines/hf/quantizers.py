@@ -87,8 +87,8 @@ def algorithm_name(config: dict[str, Any]) -> str | None:
     return None if algorithm is None else str(getattr(algorithm, "method", algorithm))
 
 
-def quantize(model: "nn.Module", config: dict[str, Any], loop: "Callable[[nn.Module], None]") -> "nn.Module":
-    """Insert and calibrate quantizers in place; `loop` from calibrate.calibration_loop.
+def quantize(model: "nn.Module", config: dict[str, Any], loop: "Callable[[nn.Module], None] | None") -> "nn.Module":
+    """Insert and calibrate quantizers in place; `loop` from calibrate.calibration_loop, None for weights alone.
 
     Raises JobError('nothing_quantized') when no weight matches the format.
     """

@@ -1,7 +1,7 @@
 """What an export must agree with, taken from the model in memory before the exporter spends it."""
 
 import re
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     import torch
 
 _T = TypeVar("_T")
+#: So many weights are compared, value by value.
+_LOOKED_AT = 24
 LAYER = re.compile(r"^(.*?\.\d+)\.")
 
 
@@ -120,15 +122,22 @@ def joined_names(model: Any) -> tuple[str, ...] | None:
     return None if rules is None else tuple(name for rule in rules[1] for name in rule.target_patterns)
 
 
+def names_in_memory(model: Any, stored: Iterable[str]) -> Iterator[tuple[str, str, bool]]:
+    """Of each stored tensor its name, what transformers calls it, and whether it becomes one with others."""
+    rules = _rules(model)
+    for name in stored:
+        if rules is None:
+            yield name, name, False
+            continue
+        from transformers.core_model_loading import rename_source_key
+
+        now, made = rename_source_key(name, *rules)
+        yield name, now, made is not None
+
+
 def _hub_names(model: Any, stored: Iterable[str]) -> dict[str, str]:
     """By name in memory, for the tensors that are as they were stored: several that became one are left out."""
-    rules = _rules(model)
-    if rules is None:
-        return {name: name for name in stored}
-    from transformers.core_model_loading import rename_source_key
-
-    renamed = {name: rename_source_key(name, *rules) for name in stored}
-    return {now: name for name, (now, made) in renamed.items() if made is None}
+    return {now: name for name, now, joined in names_in_memory(model, stored) if not joined}
 
 
 def _source_weight(file: Path, name: str, dtype: "torch.dtype") -> "torch.Tensor | None":
@@ -140,7 +149,14 @@ def _source_weight(file: Path, name: str, dtype: "torch.dtype") -> "torch.Tensor
     return weight.to(dtype).float() if weight.is_floating_point() and weight.element_size() > 1 else None
 
 
-def reference(model: Any, source: Path | None = None, limit: int = 24) -> Reference:
+def some_layers(names: Sequence[str], limit: int = _LOOKED_AT) -> list[str]:
+    """Those of the first, the last and the middle layer in turn, `limit` at most."""
+    every = list(dict.fromkeys(map(layer_of, names)))
+    picked = dict.fromkeys((every[0], every[-1], every[len(every) // 2])) if every else {}
+    return [name for layer in picked for name in names if layer_of(name) == layer][:limit]
+
+
+def reference(model: Any, source: Path | None = None, limit: int = _LOOKED_AT) -> Reference:
     """Take the reference; call it before export_hf (and before compress).
 
     Copies about `limit` weights to host memory: of the first, the last and the middle layer in turn; from the files of
@@ -148,9 +164,7 @@ def reference(model: Any, source: Path | None = None, limit: int = 24) -> Refere
     """
     quantized, plain = quantized_linears(model)
     whole = [name for name, module in quantized.items() if not is_packed(module)]
-    every = list(dict.fromkeys(map(layer_of, whole)))
-    picked = dict.fromkeys((every[0], every[-1], every[len(every) // 2])) if every else {}
-    names = [name for layer in picked for name in whole if layer_of(name) == layer][:limit]
+    names = some_layers(whole, limit)
     layers = {layer_of(name) for name in names}
     stored = _stored(source) if source else {}
     hub = _hub_names(model, stored)

@@ -13,19 +13,13 @@ from typing import Any
 
 from scripts.checkpoints.documents import read_json
 from scripts.checkpoints.safetensors import read_header
-from scripts.engines.hf.load import first_line
+from scripts.engines.hf.load import COMPANIONS, first_line
 from scripts.engines.hf.nvfp4 import cpu_kernels
 from scripts.engines.hf.packing import replaced
 from scripts.engines.hf.reference import Reference
 from scripts.run.files import write_json, write_text
 from scripts.run.problems import JobError
 
-#: What a model's folder holds beside weights and config.json.
-COMPANIONS = (
-    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model", "*.tiktoken",
-    "tekken.json", "chat_template*", "*.jinja", "*processor_config.json", "generation_config.json",
-    "LICENSE*", "NOTICE*", "USE_POLICY*",
-)  # fmt: skip
 #: Keys of a config.json that are not the copy's.
 _OF_THE_SOURCE = ("quantization_config", "transformers_version", "_name_or_path")
 #: As JSON has it.

@@ -4,7 +4,7 @@ Weights are dequantized by the layout of the files, not with the exporter's code
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -27,6 +27,8 @@ INDEX = "model.safetensors.index.json"
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
 #: How the names of scales end; models have parameters of their own that are called scales.
 SCALES = ("weight_scale", "weight_scale_2", "scale_inv", "input_scale", "pre_quant_scale", "k_scale", "v_scale")
+#: Weights that are compared at a time, at least; and a multiple of the rows that any format has in a block.
+COMPARED, _ROWS = 1 << 23, 128
 PLAIN = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 
 
@@ -268,6 +270,30 @@ def _folds(export: Export, reference: Reference, module: str) -> "list[torch.Ten
     return folds
 
 
+def _unpacked_shape(facts: Format, weight: "torch.Tensor") -> "tuple[int, ...]":
+    rows, columns = weight.shape
+    return rows * (2 if facts.packed == "output" else 1), columns * (2 if facts.packed == "input" else 1)
+
+
+def _blocks(
+    facts: Format, tensors: "Mapping[str, torch.Tensor]", original: "torch.Tensor"
+) -> "Iterator[tuple[dict[str, torch.Tensor], torch.Tensor]]":
+    """A module and its original weight by rows, so that what is compared does not take many times a large one."""
+    outputs, inputs = original.shape
+    step = max(1, COMPARED // inputs // _ROWS) * _ROWS
+    for begin in range(0, outputs, step):
+        end = min(begin + step, outputs)
+        own = {}
+        for name, tensor in tensors.items():
+            each = outputs // tensor.shape[0] if name.startswith("weight") and tensor.numel() > 1 else 0
+            own[name] = tensor[begin // each : -(-end // each)] if each else tensor
+        yield own, original[begin:end]
+
+
+def _worst(facts: Format, tensors: "Mapping[str, torch.Tensor]", original: "torch.Tensor") -> float:
+    return float(group_errors(dequantize(facts, tensors), original, tensors["weight_scale"]).max())
+
+
 def _check_weights(export: Export, reference: Reference, facts: Format) -> list[Fact]:
     """Dequantize the reference's modules; every scale group must agree with the original weights."""
     import torch
@@ -275,14 +301,15 @@ def _check_weights(export: Export, reference: Reference, facts: Format) -> list[
     worst = ("", 0.0)
     for module, original in reference.weights.items():
         tensors = export.of_module(module)
-        weight = dequantize(facts, tensors)
-        if weight.shape != original.shape:
-            cause = f"{module}.weight is {list(weight.shape)}, and {list(original.shape)} in the source."
-            refuse("export_wrong_values", cause)
+        if (found := _unpacked_shape(facts, tensors["weight"])) != original.shape:
+            refuse(
+                "export_wrong_values", f"{module}.weight is {list(found)}, and {list(original.shape)} in the source."
+            )
         # Compared as quantized, after the input scale: there rounding has its bound, whatever the scale.
-        given = tensors.get("pre_quant_scale")
+        given = tensors.pop("pre_quant_scale", None)
         scales = [given.float()] if given is not None else [torch.ones(1), *_folds(export, reference, module)]
-        errors = [float(group_errors(weight, original / scale, tensors["weight_scale"]).max()) for scale in scales]
+        blocks = list(_blocks(facts, tensors, original))
+        errors = [max(_worst(facts, own, rows / scale) for own, rows in blocks) for scale in scales]
         error = min(one if math.isfinite(one) else math.inf for one in errors)
         if error > facts.group_error:
             cause = f"{module}: dequantized weights are off by {error:.0%} in a scale group; {facts.name} allows "

@@ -1,0 +1,228 @@
+"""Quantize a folder of safetensors file by file, from the source's shards to the export's.
+
+What of them is quantized, and how, is in scripts/engines/hf/weights.py.
+A file that was made waits in the run directory until all are there, so that a killed job goes on from it.
+"""
+
+import shutil
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scripts.args.quantize import QuantizeArgs
+from scripts.checkpoints.documents import read_json
+from scripts.checkpoints.model import weights_problem
+from scripts.checkpoints.safetensors import read_header, writing
+from scripts.engines.card import write_card
+from scripts.engines.hf import load, quantizers, report, save, verify
+from scripts.engines.hf.kept import depends_on
+from scripts.engines.hf.reference import Reference, some_layers
+from scripts.engines.hf.samples import Samples
+from scripts.engines.hf.weights import WEIGHT, Selection, Source, packed, select
+from scripts.engines.inputs import made_by, with_commits
+from scripts.formats import FORMATS
+from scripts.run import schema
+from scripts.run.content import content_of
+from scripts.run.files import is_folder, refuse_existing, staged, write_json
+from scripts.run.problems import JobError
+from scripts.run.record import Record
+
+if TYPE_CHECKING:
+    import torch
+
+#: Where files wait for the others, in the run directory; beside each, what it was made of.
+FOLDER = "shards"
+_FACTS = {"of": dict, "source": str, "made": str}
+_MIB = 1 << 20
+_NO_TEXT = "no text: the format follows from the weights"
+
+
+def quantize_files(args: QuantizeArgs, record: Record, folder: Path) -> None:
+    """Quantize the weights of `folder`; outputs and figures go into `record`. Raises JobError."""
+    import torch
+
+    if not args.export_dir:
+        raise JobError("no_output", "args.from_files writes args.export_dir alone, and that is null.", "Name one.")
+    export = Path(args.export_dir)
+    refuse_existing(export)
+    if (trouble := weights_problem(folder)) is not None:
+        raise JobError(trouble[0], f"{folder}: {trouble[1]}.", trouble[2])
+    device, config = load.pick_device(args.device), quantizers.build_config(args)
+    source = Source(folder=folder)
+    with record.phase("select"):
+        selection = select(source, config, args.trust_remote_code)
+        record.update(device=str(device), quantizers={"weights": len(selection.quantized)})
+    with ThreadPoolExecutor(1) as pool:  # beside the work: what is read for one is in memory for the other
+        content = pool.submit(content_of, folder)
+        with record.phase("quantize"):
+            shards = _make_shards(args, record, source, selection, config, getattr(torch, args.dtype), device)
+        measured = content.result()
+    model = {"type": "checkpoint_hf", "name": args.hf_model_id, "path": str(folder), **measured.facts}
+    record.update(inputs=with_commits([model | made_by(folder, measured.digest)]))
+    figures = _figures(args, record.values["timings"]["quantize"])
+    with staged(export) as made:
+        with record.phase("export"):
+            for shard in shards:
+                shutil.move(shard, made / shard.name)
+            _describe(args, source, selection, made)
+            sized = figures | {"size": report.sizes(folder, made)}
+            write_card(made, args, record.values, sized)
+        with record.phase("verify"):
+            expected = _reference(source, selection, args.dtype)
+            save.exclude_left(made, expected)
+            facts = FORMATS.get(args.export_quant_cfg)
+            cache = args.export_kv_cache_quant if facts else None
+            verified = verify.verify_export(made, facts, expected, kv_cache=cache, weight_only=args.weight_only)
+    with record.phase("report"):
+        results = figures | {"size": report.sizes(folder, export), "verified": verified}
+        report.write_report(record.dir / "report", results)
+        record.artifact("checkpoint_hf", export, parents=[measured.digest], format=figures["format"])
+        record.artifact("eval_results", record.dir / "report")
+        for attempt in (record.dir, *record.earlier):
+            shutil.rmtree(attempt / FOLDER, ignore_errors=True)
+        record.line(report.as_text(results))
+
+
+def _make_shards(
+    args: QuantizeArgs,
+    record: Record,
+    source: Source,
+    selection: Selection,
+    config: Mapping[str, Any],
+    dtype: "torch.dtype",
+    device: "torch.device",
+) -> list[Path]:
+    """A file for each of the source's, of the same name; those of an ended attempt are kept where they fit."""
+    of = depends_on(dict(config), [], dtype=args.dtype, device=device.type)
+    place = record.dir / FOLDER
+    for left in (attempt / FOLDER for attempt in record.earlier if is_folder(str(attempt / FOLDER))):
+        if not place.exists():
+            left.rename(place)
+    place.mkdir(exist_ok=True)
+    sizes = {name: (source.folder / name).stat().st_size // _MIB for name in source.shards}
+    done, total = 0, sum(sizes.values())
+    for name, header in source.shards.items():
+        stamp = _stamp(source.folder / name)
+        if _stands(place / name, of, stamp):
+            record.line(f"made by an earlier attempt: {name}")
+        else:
+            (place / name).unlink(missing_ok=True)
+            with writing(place / name, (end for one in header for end in _names(one, selection))) as file:
+                for key, tensor in _tensors(header, source, selection, config, dtype, device):
+                    data = tensor.contiguous().reshape(-1)
+                    file.add(key, str(data.dtype).removeprefix("torch."), tensor.shape, _bytes(data))
+            write_json(place / f"{name}.json", {"of": of, "source": stamp, "made": _stamp(place / name)})
+        done += sizes[name]
+        record.progress(done, total, "MiB")
+    return [place / name for name in source.shards]
+
+
+def _stamp(file: Path) -> str:
+    state = file.stat()
+    return f"{state.st_size} {state.st_mtime_ns}"
+
+
+def _stands(made: Path, of: Mapping[str, str], stamp: str) -> bool:
+    """Whether a file was finished, and follows from what it would follow from now."""
+    try:
+        facts = schema.read(made.with_name(f"{made.name}.json"), _FACTS)
+        return bool(facts == {"of": of, "source": stamp, "made": _stamp(made)})
+    except (OSError, ValueError):
+        return False
+
+
+def _names(name: str, selection: Selection) -> Iterator[str]:
+    """What a tensor may become."""
+    yield name
+    module = name.removesuffix(WEIGHT)
+    if module in selection.quantized:
+        yield from (f"{module}.{suffix}" for suffix in verify.SCALES)
+
+
+def _tensors(
+    header: Mapping[str, Any],
+    source: Source,
+    selection: Selection,
+    config: Mapping[str, Any],
+    dtype: "torch.dtype",
+    device: "torch.device",
+) -> "Iterator[tuple[str, torch.Tensor]]":
+    """Of one file, in the order of layers that share a scale; such of other files are read again with theirs."""
+    made: set[str] = set()
+    for name in header:
+        module = name.removesuffix(WEIGHT)
+        if module in selection.quantized and name.endswith(WEIGHT):
+            if module in made:
+                continue
+            sharing = selection.sharing(module)
+            own = {one for one in sharing if one + WEIGHT in header}
+            made |= own
+            for key, tensor in packed(sharing, source, config, dtype, device).items():
+                if key.rpartition(".")[0] in own:
+                    yield key, tensor
+        else:
+            yield name, _plain(name, source, selection, dtype)
+
+
+def _plain(name: str, source: Source, selection: Selection, dtype: "torch.dtype") -> "torch.Tensor":
+    """A tensor that stays, in the precision that transformers would load it in."""
+    import torch
+
+    tensor = source.tensor(name)
+    if not tensor.is_floating_point():
+        return tensor
+    load.refuse_not_finite(str(source.folder), [] if load.is_finite(tensor) else [name], tensor.dtype)
+    return tensor.to(torch.float32 if selection.stays_wide(name) else dtype)
+
+
+def _bytes(data: "torch.Tensor") -> memoryview:
+    import torch
+
+    return memoryview(data.view(torch.uint8).numpy()) if data.numel() else memoryview(b"")
+
+
+def _describe(args: QuantizeArgs, source: Source, selection: Selection, made: Path) -> None:
+    """The index, config.json, hf_quant_config.json, tokenizer and licence."""
+    from modelopt.torch.export.convert_hf_config import convert_hf_quant_config_format
+
+    if len(source.shards) > 1:
+        names = {name: shard for shard in source.shards for name in read_header(made / shard)}
+        index = {"metadata": {"total_size": report.sizes(made, None)["base_bytes"]}, "weight_map": names}
+        write_json(made / verify.INDEX, index)
+    config = read_json(source.folder / "config.json")
+    precision = "torch_dtype" if "torch_dtype" in config and "dtype" not in config else "dtype"
+    said = dict(selection.said)
+    config |= {precision: args.dtype, "quantization_config": convert_hf_quant_config_format(said)}
+    write_json(made / "config.json", config)
+    write_json(made / "hf_quant_config.json", said)
+    save.keep_source_files(source.folder, made)
+
+
+def _reference(source: Source, selection: Selection, dtype: str) -> Reference:
+    """What the export must agree with; of a few layers also the weights."""
+    import torch
+
+    precision = getattr(torch, dtype)
+    return Reference(
+        modules={name: (shape[0], shape[1]) for name in selection.quantized if (shape := source.shapes[name + WEIGHT])},
+        experts=0,
+        plain={name: "float32" if selection.stays_wide(name) else dtype for name in selection.plain},
+        weights={name: source.tensor(name + WEIGHT).to(precision) for name in some_layers(sorted(selection.quantized))},
+        norms={},
+    )
+
+
+def _figures(args: QuantizeArgs, seconds: float) -> dict[str, Any]:
+    """The report of a quantization that looked at no text."""
+    none = Samples(calibration=[], held_out=[], calibration_source=_NO_TEXT, held_out_source="")
+    return {
+        "schema": report.SCHEMA,
+        "model": args.hf_model_id,
+        "format": report.format_name(args),
+        "calibration": report.calibration_figures(none, seconds),
+        "evaluation": None,
+        "layers": [],
+        "generations": [],
+        "warnings": [],
+    }

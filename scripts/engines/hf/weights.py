@@ -1,0 +1,247 @@
+"""What of a checkpoint's files a format quantizes, and the arithmetic on them: no model is built, no text is read.
+
+For formats that need nothing but weights. ModelOpt's own functions are given one linear layer at a time, or those that
+servers fuse (q, k and v; gate and up), which share a scale; what is in memory is their weights. What is quantized is
+what ModelOpt quantizes of the model as transformers would build it; of an architecture that transformers does not know,
+every matrix in the files that the format's rules take and that is no embedding.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from functools import cached_property
+from io import StringIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scripts.checkpoints.safetensors import read_header
+from scripts.engines.hf import load, quantizers
+from scripts.engines.hf.nvfp4 import cpu_kernels
+from scripts.engines.hf.reference import names_in_memory, quantized_linears
+from scripts.formats import WEIGHTS_ALONE
+from scripts.run.problems import JobError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+#: What servers compute as one matrix, by the last parts of the names: ModelOpt's exporter has them share a scale.
+FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("w1", "w3"), ("q_a_proj", "kv_a_proj_with_mqa"))
+#: How the names of what is quantized end.
+WEIGHT = ".weight"
+#: One of several experts, as files name it.
+_EXPERT = re.compile(r"\bexperts\.\d+\.")
+_NO_LINEAR = re.compile(r"embed|\bwte\b|\bwpe\b|norm|router|\bmlp\.gate\.|conv", re.IGNORECASE)
+#: Formats of ModelOpt whose scales its exporter leaves apart, but for experts'.
+_APART = ("fp8", "fp8_pb_real")
+#: Weights that are quantized at a time.
+AT_A_TIME = 1 << 23
+#: In rows that are a multiple of these: two blocks of any format, as ModelOpt takes the sides off a scale of one.
+_ROWS = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """The tensors of a folder of safetensors, by name; their data is mapped where it is used, never read whole."""
+
+    folder: Path
+
+    @cached_property
+    def shards(self) -> dict[str, dict[str, Any]]:
+        """The header of each file, by its name."""
+        return {file.name: read_header(file) for file in sorted(self.folder.glob("*.safetensors"))}
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: tuple(row["shape"]) for shard in self.shards.values() for name, row in shard.items()}
+
+    @cached_property
+    def _shard_of(self) -> dict[str, str]:
+        return {name: shard for shard, header in self.shards.items() for name in header}
+
+    def tensor(self, name: str) -> "torch.Tensor":
+        """One tensor, mapped from its file."""
+        from safetensors import safe_open
+
+        with safe_open(self.folder / self._shard_of[name], framework="pt") as file:
+            tensor: torch.Tensor = file.get_tensor(name)
+        return tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """The linear layers of some files: those that a format quantizes and those that stay, by their names there.
+
+    `said`: what hf_quant_config.json says. `in_float32`: parts of the names of tensors that stay in 32 bits.
+    """
+
+    quantized: frozenset[str]
+    plain: frozenset[str]
+    said: Mapping[str, Any]
+    in_float32: frozenset[str] = frozenset()
+
+    def stays_wide(self, name: str) -> bool:
+        """Whether transformers keeps a tensor in 32 bits, whatever the others are loaded in."""
+        return any(part in name for part in self.in_float32)
+
+    def sharing(self, name: str) -> tuple[str, ...]:
+        """The layers that share a scale with one, in order; itself alone where none does."""
+        owner, _, last = name.rpartition(".")
+        group = next((group for group in FUSED if last in group), (last,))
+        return tuple(one for part in group if (one := f"{owner}.{part}" if owner else part) in self.quantized)
+
+
+def select(source: Source, config: Mapping[str, Any], trust_remote_code: bool) -> Selection:
+    """What a format takes of the files. Raises JobError as `quantizers.rehearse`, and `needs_calibration`."""
+    from modelopt.torch.export.quant_utils import get_quant_config
+
+    try:
+        bare = load.without_weights(str(source.folder), trust_remote_code)
+    except JobError as error:
+        if error.name != "unknown_model":
+            raise
+        return _by_names(source, config)
+    quantizers.rehearse(bare, dict(config), exported=True)
+    _refuse_calibration(bare, config)
+    quantized, plain = quantized_linears(bare)
+    found: dict[bool, set[str]] = {True: set(), False: set()}
+    for stored, now, joined in names_in_memory(bare, source.shapes):
+        module = now.removesuffix(WEIGHT)
+        if joined and (experts := _weight_quantizers(bare, now)):
+            found[all(one.is_enabled for one in experts)].add(stored.removesuffix(WEIGHT))
+        elif not joined and module in (quantized | plain) and stored.endswith(WEIGHT):
+            found[module in quantized].add(stored.removesuffix(WEIGHT))
+    said = get_quant_config(bare)
+    _rename(bare, said)
+    strict = frozenset(getattr(bare, "_keep_in_fp32_modules_strict", None) or ())
+    return Selection(quantized=frozenset(found[True]), plain=frozenset(found[False]), said=said, in_float32=strict)
+
+
+def _by_names(source: Source, config: Mapping[str, Any]) -> Selection:
+    from modelopt.torch.export.quant_utils import get_quant_config
+
+    matrices = {name: shape for name, shape in source.shapes.items() if len(shape) == 2 and name.endswith(WEIGHT)}
+    layers = linears({name: shape for name, shape in matrices.items() if not _NO_LINEAR.search(name)})
+    quantizers.rehearse(layers, dict(config), exported=False)
+    _refuse_calibration(layers, config)
+    quantized, plain = quantized_linears(layers)
+    return Selection(quantized=frozenset(quantized), plain=frozenset(plain), said=get_quant_config(layers))
+
+
+def _refuse_calibration(model: "nn.Module", config: Mapping[str, Any]) -> None:
+    """Raise JobError `needs_calibration` for scales that follow from what goes through a layer."""
+    from modelopt.torch.quantization.nn import SequentialQuantizer, TensorQuantizer
+
+    method = quantizers.algorithm_name(dict(config))
+    static = [
+        name
+        for name, one in model.named_modules()
+        if isinstance(one, TensorQuantizer | SequentialQuantizer) and "weight_quantizer" not in name
+        if one.is_enabled and not getattr(one, "_dynamic", False)
+    ]
+    if method not in (None, "max") or static:
+        why = f"{static[0]} has a scale of its own" if static else f"its method is {method}"
+        cause = f"this format calibrates on text ({why}), and args.from_files reads weights alone"
+        raise JobError("needs_calibration", cause, WEIGHTS_ALONE)
+
+
+def _weight_quantizers(model: "nn.Module", tensor: str) -> "list[Any]":
+    """Of a tensor that transformers makes of all experts'."""
+    try:
+        return list(model.get_submodule(f"{tensor}_weight_quantizers").children())
+    except AttributeError:
+        return []
+
+
+def _rename(model: "nn.Module", said: dict[str, Any]) -> None:
+    """Give layers the names that the hub's files have, as the exporter does."""
+    from modelopt.torch.export.quant_aware_conversion import build_reverse_name_mapper, revert_quant_config_names
+
+    if (mapper := build_reverse_name_mapper(model)) is not None:
+        revert_quant_config_names(said["quantization"], mapper)
+
+
+def linears(shapes: Mapping[str, Sequence[int]]) -> "nn.Module":
+    """Linear layers under their whole names, which the rules of a format go by; without weights."""
+    import torch
+    from torch import nn
+
+    root = nn.Module()
+    for name, (outputs, inputs) in shapes.items():
+        *path, last = name.removesuffix(WEIGHT).split(".")
+        at = root
+        for part in path:
+            if part not in dict(at.named_children()):
+                at.add_module(part, nn.Module())
+            at = at.get_submodule(part)
+        with torch.device("meta"):
+            at.add_module(last, nn.Linear(inputs, outputs, bias=False))
+    return root
+
+
+def packed(
+    names: Sequence[str], source: Source, config: Mapping[str, Any], dtype: "torch.dtype", device: "torch.device"
+) -> "dict[str, torch.Tensor]":
+    """What an export has of layers that share a scale: weights and scales, by their whole names.
+
+    Raises JobError('weights_not_finite').
+    """
+    import torch
+    from modelopt.torch.export.quant_utils import (
+        _postprocess_single_tensor,
+        get_quantization_format,
+        preprocess_linear_fusion,
+    )
+    from torch import nn
+
+    config, found = dict(config), {}
+    parts = {name: _parts(source.shapes[name + WEIGHT]) for name in names}
+    layers = linears({f"{name}.{at}": shape for name in names for at, shape in enumerate(parts[name])})
+    for name in names:
+        weight = source.tensor(name + WEIGHT)
+        for at, rows in enumerate(torch.split(weight, [shape[0] for shape in parts[name]])):
+            part = rows.to(device).to(dtype)
+            load.refuse_not_finite(str(source.folder), [] if load.is_finite(part) else [name + WEIGHT], dtype)
+            layers.get_submodule(f"{name}.{at}").weight = nn.Parameter(part, requires_grad=False)
+    with redirect_stdout(StringIO()), cpu_kernels():
+        quantizers.quantize(layers, config, None)
+        each = {name: list(layers.get_submodule(name).children()) for name in names}
+        one_scale = _has_one_scale(each[names[0]][0].weight_quantizer)
+        for own in each.values() if one_scale else ():
+            preprocess_linear_fusion(own)
+        shared = get_quantization_format(each[names[0]][0]) not in _APART or _EXPERT.search(names[0])
+        if shared and (one_scale or all(len(own) == 1 for own in each.values())):
+            preprocess_linear_fusion([linear for own in each.values() for linear in own])
+        for name, own in each.items():
+            made = [_exported(linear, dtype) for linear in own]
+            for key, first in made[0].items():
+                value = torch.cat([one[key] for one in made]) if first.ndim else first
+                kept, tensor = _postprocess_single_tensor(f"{name}.{key}", value, 448, None)
+                if kept is not None and tensor is not None:
+                    found[kept] = tensor
+    return found
+
+
+def _has_one_scale(quantizer: Any) -> bool:
+    """Whether a matrix has a scale for all of it, be it of the scales of blocks: parts of one must agree on that."""
+    blocks = quantizer.block_sizes
+    return bool(blocks.get("type") == "dynamic") if blocks else quantizer.axis is None
+
+
+def _parts(shape: Sequence[int]) -> list[tuple[int, int]]:
+    """Rows of a matrix that are quantized at a time, so that what is in memory does not grow with it."""
+    outputs, inputs = shape
+    rows = max(_ROWS, AT_A_TIME // inputs // _ROWS * _ROWS)
+    count = max(1, outputs // rows)
+    return [(rows, inputs)] * (count - 1) + [(outputs - rows * (count - 1), inputs)]
+
+
+def _exported(linear: "nn.Module", dtype: "torch.dtype") -> "dict[str, torch.Tensor]":
+    from modelopt.torch.export.unified_export_hf import _export_quantized_weight
+
+    _export_quantized_weight(linear, dtype)
+    made = {key: value.detach().cpu() for key, value in linear.state_dict().items()}
+    for key in list(dict(linear.named_parameters())):
+        linear.register_parameter(key, None)
+    return made
