@@ -88,8 +88,9 @@ def preflight(job: Job) -> Findings:
 
 
 def is_usable(job: Job) -> bool:
-    """Whether its values are such that anything can be said of it."""
-    return carry_out([one for one in _checks() if one.decisive], job).usable
+    """Whether its values are such that it could be run somewhere: whether here and now is another question."""
+    found = carry_out([one for one in _checks() if one.decisive or one.of_values], job)
+    return found.usable and all(problem.severity != "error" for problem in found.problems)
 
 
 def _checks() -> list[Check]:

@@ -79,3 +79,10 @@ def test_what_stands_is_not_checked_as_if_it_ran(
     (problem,) = look(fresh=True).errors
     assert problem.key == "one.args.export_dir"
     assert not look(fresh=True, force=("not_enough_disk",)).errors
+
+
+def test_values_that_are_wrong_are_told_of_what_would_stand_too(look: Callable[..., Examined]) -> None:
+    """A limit that there is not could be judged by nobody."""
+    ended(look, report={"evaluation": {"perplexity_base": 10.0, "perplexity_quantized": 10.2}})
+    (problem,) = look(gate__max_incraese="5%").errors
+    assert (problem.name, problem.key) == ("bad_gate", "one.args.gate")
