@@ -59,9 +59,10 @@ class PipelinePlan:
         table = Table(title="", columns=columns, rows=[_row(stage) for stage in self.stages])
         drawn = tables_as_text([table], width=4096).splitlines()
         lines = [f"pipeline   {self.name}", "", *(line.rstrip() for line in drawn if line.strip()), ""]
+        width = max(len(stage.name) for stage in self.stages)
         for stage in self.stages:
             why = f"stands: {stage.run}" if stage.run else f"is run: {'; '.join(stage.why) or 'it is refused'}"
-            lines.append(f"{stage.name:20} {why}")
+            lines.append(f"{stage.name:{width}}  {why}")
         for stage in self.stages:
             lines += [f"note: {stage.name}: {note}" for note in (stage.plan.notes if stage.plan else ())]
         errors = sum(problem.severity == "error" for problem in self.problems)
