@@ -99,11 +99,11 @@ def told_truly(state: Callable[[], str], folder: Path) -> str:
 def tried(warm: Warm, nemo: Nemo, home: Path, work: Path, draw: random.Random) -> dict[str, Any]:
     """One run, one kill, and everything that somebody would do then."""
     detach = draw.choice(([], ["--detach"]))
-    before = set(home.glob("runs/*"))
+    before = set(home.glob("runs/[!.]*"))
     env = {**os.environ, "NEMORUN_HOME": str(home), "HF_HUB_OFFLINE": "1"}
     command = warm.begin(["experiment", "run", "probe", "args.seconds=2", "--yes", *detach], env, work)
-    until(lambda: set(home.glob("runs/*/run.json")) and set(home.glob("runs/*")) - before)
-    (folder,) = set(home.glob("runs/*")) - before
+    until(lambda: set(home.glob("runs/[!.]*/run.json")) and set(home.glob("runs/[!.]*")) - before)
+    (folder,) = set(home.glob("runs/[!.]*")) - before
     after = draw.uniform(0, LIFE_SECONDS)
     time.sleep(after)
     facts: dict[str, Any] = {"id": folder.name, "detach": bool(detach), "after": round(after, 2)}
