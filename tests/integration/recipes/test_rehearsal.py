@@ -86,7 +86,6 @@ def test_a_pipeline_is_run_stage_after_stage(nemo: Nemo, home: Path, work: Path,
     assert "args.calib_size" in {change["key"] for change in rows["quantize"]["changes"]}
     taken = next(run for run in told["runs"] if "-copy_" in run["id"])["inputs"]
     assert any("rehearsal-mine-quantize" in str(row.get("run")) for row in taken)
-    assert any(line.startswith("export, which engines there need") for line in told["not_exercised"])
 
 
 def test_the_first_stage_that_fails_is_named(nemo: Nemo, home: Path, work: Path) -> None:
