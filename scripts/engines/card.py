@@ -146,7 +146,7 @@ def _made(
     for row in rows:
         if row["name"] != model and row["type"] != "calibration_text":
             made.append((str(row["type"]), _nameable(str(row["name"]))))
-        made += [("its content", row.get("digest")), ("left by", row.get("run"))]
+        made.append(("its content", row.get("digest")))
     versions = mapping(record.get("versions"))
     made += [
         ("format", (report or {}).get("format")),

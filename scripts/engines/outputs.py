@@ -84,15 +84,15 @@ def _take_up(output: Output, record: Record) -> None:
         left.rename(output.final)
 
 
-def finish(outputs: list[Output], record: Record) -> None:
+def finish(outputs: list[Output], record: Record, *, card: bool = True) -> None:
     """Verify every output, then publish and record all. Raises JobError; then nothing is published.
 
-    What is for the hub gets a model card.
+    What is for the hub gets a model card, unless it is a user's own work (`card`), which stays as they left it.
     """
     found = [_verified(output) for output in outputs]
     record.update(inputs=with_commits(record.values.get("inputs") or []))
     for output, checkpoint in zip(outputs, found, strict=True):
-        if output.kind == "checkpoint_hf":
+        if card and output.kind == "checkpoint_hf":
             fmt = checkpoint.quantization
             write_card(output.written / output.within, output.args, record.values, fmt=fmt)
         if output.written != output.final:

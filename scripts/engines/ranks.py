@@ -40,6 +40,7 @@ class Child:
     env: Mapping[str, str]
     silence_minutes: float  # how long rank 0 may print nothing; 0 waits forever
     ranked: bool = True  # whether it expects to be told its rank, as torchrun tells it
+    card: bool = True  # whether what it leaves for the hub gets a model card; a user's own work stays as it is
     error: Path | None = None  # where it says why it failed, in the words of run.json
 
 
@@ -66,7 +67,7 @@ def across_ranks(child: Child, outputs: Sequence[out.Output], prepare: Callable[
         cause = "ranks {missing} did not end within {minutes:.0f} minutes of rank 0."
         _wait(lambda: [one for one in range(world) if read_json(ranks / f"{one}.json") is None], _WAIT_SECONDS, cause)
         with record.phase("verify"):
-            out.finish(list(outputs), record)
+            out.finish(list(outputs), record, card=child.card)
 
 
 def _run(child: Child, rank: int, record: Record) -> Ended:

@@ -46,5 +46,5 @@ def run_program(args: ProgramArgs, record: Record) -> None:
     if not resolved.command:
         raise JobError("bad_command", "there is nothing to run.", "Set args.command.")
     words = [_NAME.sub(lambda name: values.get(name[1], name[0]), word) for word in resolved.command]
-    child = Child(name=words[0], words=words, env=dict(os.environ), silence_minutes=0)
+    child = Child(name=words[0], words=words, env=dict(os.environ), silence_minutes=0, card=False)
     across_ranks(child, outputs, lambda: None, record)

@@ -75,7 +75,7 @@ def test_a_hub_reads_what_it_is_of() -> None:
         "vllm serve FOLDER",
     ):
         assert said in rest, rest
-    assert "prune\\_0101" in rest and "torch 2.13.0" in rest and "> Only 4 samples" in rest
+    assert "prune\\_0101" not in rest and "torch 2.13.0" in rest and "> Only 4 samples" in rest
 
 
 @pytest.mark.parametrize("model", ["/home/me/secret-project/model", "./secret-project/model", "tiny:qwen3"])
@@ -136,7 +136,7 @@ def test_an_export_tells_what_was_measured_of_what_it_read(
     front, rest = front_of((output.final / FILE).read_text())
     assert front["base_model"] == "Qwen/Qwen3-8B" and front["tags"] == ["modelopt", "fp8"]
     assert ("| held-out perplexity | 8.000 | 8.020 |" in rest) == (report is REPORT)
-    assert "q\\_1" in rest and "| recipe | megatron\\_to\\_hf |" in rest and str(tmp_path) not in rest
+    assert "q\\_1" not in rest and "| recipe | megatron\\_to\\_hf |" in rest and str(tmp_path) not in rest
     assert json.loads((exporting.dir / "run.json").read_text())["outputs"][0]["files"] == len(
         list(output.final.iterdir())
     )
