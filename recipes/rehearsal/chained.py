@@ -17,9 +17,9 @@ from recipes.experiment.examine import examine
 from recipes.experiment.job import Job
 from recipes.experiment.pipeline import wired_at
 from recipes.experiment.run_ids import MOST_OF_PIPELINE
-from recipes.experiment.runs import Run, Watcher
+from recipes.experiment.runs import Watcher
 from recipes.experiment.stage import Options, Stage, values_of_recipe
-from recipes.rehearsal.perform import Prepared, Rehearsal, overrides_of, run_all, sent_for, state_of
+from recipes.rehearsal.perform import Outcome, Prepared, Rehearsal, overrides_of, run_all, sent_for
 from recipes.rehearsal.scale import Scaled, refers, scaled
 from scripts.args.evaluate import EvaluateArgs
 from scripts.args.meaning import meanings
@@ -45,17 +45,10 @@ class PreparedPipeline:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PipelineRehearsal:
+class PipelineRehearsal(Outcome):
     """How it went."""
 
     prepared: PreparedPipeline
-    runs: tuple[Run, ...]
-    seconds: float
-
-    @property
-    def state(self) -> str:
-        """succeeded where every stage did, else the state of the first that did not."""
-        return state_of(self.runs)
 
     @property
     def rows(self) -> list[dict[str, Any]]:

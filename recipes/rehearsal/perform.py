@@ -42,16 +42,23 @@ class Prepared:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rehearsal:
-    """How it went."""
+class Outcome:
+    """How a rehearsal went, of one job or of a pipeline."""
 
-    prepared: Prepared
     runs: tuple[Run, ...]
     seconds: float
 
     @property
     def state(self) -> str:
+        """succeeded where every stage did, else the state of the first that did not."""
         return state_of(self.runs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rehearsal(Outcome):
+    """How it went."""
+
+    prepared: Prepared
 
     @property
     def stand_ins(self) -> tuple[str, ...]:
