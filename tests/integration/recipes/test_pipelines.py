@@ -169,7 +169,7 @@ def test_two_who_submit_at_once_share(nemo: Nemo, home: Path, pipeline: Path, wo
     assert list(states.values()) == ["succeeded"] * 4
 
 
-@pytest.mark.timeout(3000)
+@pytest.mark.timeout(600 + 90 * MOMENTS)
 def test_whatever_is_killed_the_end_is_the_same(nemo: Nemo, home: Path, pipeline: Path) -> None:
     """The node's process, who looks after it, or who submits it, at any moment."""
     chance = random.Random(SEED)
@@ -180,9 +180,10 @@ def test_whatever_is_killed_the_end_is_the_same(nemo: Nemo, home: Path, pipeline
     for _ in range(MOMENTS):
         whom, delay = chance.choice(("job", "supervisor", "submitter")), chance.uniform(0.0, 12.0)
         if whom == "submitter":
-            attached = chance.choice((True, False))
-            recorded = submit_and_kill(home, pipeline, delay, attached=attached)
-            print(f"submitter {attached=} {delay:.2f}: {len(recorded)} recorded")
+            attached, recording = chance.choice((True, False)), chance.choice((True, False))
+            delay = delay if not recording else delay if attached else delay / 12
+            recorded = submit_and_kill(home, pipeline, delay, attached=attached, recording=recording)
+            print(f"submitter {attached=} {recording=} {delay:.2f}: {len(recorded)} recorded")
             if not recorded:
                 continue
             jobs = [json.loads((home / "runs" / run / "job.json").read_text())["job"] for run in recorded]
@@ -191,6 +192,7 @@ def test_whatever_is_killed_the_end_is_the_same(nemo: Nemo, home: Path, pipeline
             assert runs.keys() == expected.keys(), (SEED, whom, delay, attached)
             finish(nemo, pipeline_id, (SEED, whom, delay, attached))
             assert digests(home, runs) == expected, (SEED, whom, delay, attached)
+            assert not list((home / "runs").rglob(".*partial-*")), (SEED, whom, delay, attached)
             continue
         begun = nemo("run", str(pipeline), "args.seconds=0.3", "--json", "--fresh", "--detach")
         assert begun.code == 0, begun.err
@@ -211,14 +213,16 @@ def finish(nemo: Nemo, pipeline: str, moment: tuple[object, ...]) -> None:
         assert resumed.code == 0, (*moment, resumed.err)
 
 
-def submit_and_kill(home: Path, pipeline: Path, delay: float, *, attached: bool) -> list[str]:
-    """The runs that are recorded where the command itself is killed, whatever it is at."""
-    before = {folder.id for folder in folders(home)}
+def submit_and_kill(home: Path, pipeline: Path, delay: float, *, attached: bool, recording: bool) -> list[str]:
+    """The runs recorded when the command is killed after `delay` seconds, or so long after it began to record."""
+    before, known = {folder.id for folder in folders(home)}, {path.name for path in (home / "runs").iterdir()}
     words = [NEMO, "experiment", "run", str(pipeline), "args.seconds=0.3", "--fresh", "--quiet"]
     env = {**os.environ, "NEMORUN_HOME": str(home), "HF_HUB_OFFLINE": "1"}
     with subprocess.Popen(
         words if attached else [*words, "--detach"], env=env, cwd=pipeline.parent, stdin=subprocess.DEVNULL
     ) as command:
+        if recording:
+            until(lambda: {path.name for path in (home / "runs").iterdir()} - known, 120)
         time.sleep(delay)
         command.kill()
     return sorted({folder.id for folder in folders(home)} - before)
