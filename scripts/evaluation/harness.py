@@ -21,7 +21,7 @@ _CONTEXT_WORDS, _NEXT_WORDS, _CHOICES = 40, 12, 4
 #: What the harness takes as it was given.
 _AS_GIVEN = (
     *("num_fewshot", "limit", "fewshot_as_multiturn", "system_instruction"),
-    *("seed", "log_samples", "confirm_run_unsafe_code"),
+    *("seed", "confirm_run_unsafe_code"),
 )
 
 
@@ -46,7 +46,7 @@ class HarnessArgs(ScriptArgs):
     fewshot_as_multiturn: bool = doc("each example is a turn of the chat", False)
     system_instruction: str | None = doc("what the chat begins with", None)
     seed: int | None = doc("of everything random", None)
-    log_samples: bool = doc("keep every question and answer", False)
+    log_samples: bool = doc("write every question and answer, of which scripts.evaluation.questions keeps values", True)
     confirm_run_unsafe_code: bool = doc("run code that the model writes", False)
     output_path: str = doc("where the results go", "")
 

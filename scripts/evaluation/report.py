@@ -1,7 +1,7 @@
 """What a person reads after an evaluation: report.json, one HTML page with a plot, and a table for the log.
 
 report.json (schema 1): `harness`, `checkpoint`, `backend`, `quantization`, `restored`, `conditions`, `seconds`,
-`baseline` (null without one), `scores` (score, before, change, sigmas), `warnings`.
+`baseline` (null without one), `scores` (score, before, change, sigmas, interval), `warnings`.
 """
 
 import importlib.util
@@ -73,7 +73,9 @@ def verdict(row: Compared) -> str:
         return ""
     if row.change == 0:
         return "same"
-    if row.sigmas is not None and abs(row.sigmas) < _NOISE:
+    low, high = row.interval or (row.change, row.change)
+    unpaired = row.interval is None and row.sigmas is not None and abs(row.sigmas) < _NOISE
+    if unpaired or low < 0 < high:
         return "within noise"
     return "better" if (row.change > 0) == row.score.higher_is_better else "worse"
 

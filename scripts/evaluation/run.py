@@ -16,6 +16,7 @@ from scripts.engines.script.flags.interface import UNKNOWN
 from scripts.evaluation import checks
 from scripts.evaluation.checks import Loading, loading_of
 from scripts.evaluation.harness import HarnessArgs, closing_words, harness_args, write_tasks
+from scripts.evaluation.questions import keep_questions
 from scripts.evaluation.report import as_text, write_report
 from scripts.evaluation.scores import SCHEMA, Baseline, as_rows, compare, read_baseline, read_results, scores_of
 from scripts.processor import bf16_is_slow
@@ -25,6 +26,7 @@ from scripts.run.problems import JobError
 from scripts.run.provenance import compute_capabilities
 from scripts.run.record import Record
 from scripts.run.registry import refuse
+from scripts.run.schema import mapping
 from scripts.tiny.model import local_model
 
 _TASKS = "tasks"  # of the run directory
@@ -94,9 +96,13 @@ def expected_command(
 
 def _report(args: EvaluateArgs, loading: Loading, baseline: Baseline | None, folder: Path, record: Record) -> None:
     results = read_results(folder)
-    different = _differences(args, baseline)
-    rows, warnings = compare(scores_of(results), None if different else baseline)
+    scores, different = scores_of(results), _differences(args, baseline)
+    questions = keep_questions(folder, mapping(results.get("group_subtasks")))
+    rows, warnings = compare(scores, None if different else baseline, questions)
     warnings += [*different, *_warnings(args, loading, baseline)]
+    if not args.log_samples:
+        for file in folder.glob("samples_*.jsonl"):
+            file.unlink()
     report = {
         "schema": SCHEMA,
         "harness": {"name": "lm-eval", "version": results.get("lm_eval_version")},

@@ -3,10 +3,11 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from scripts.evaluation.questions import interval_of_change, read_questions
 from scripts.run.files import expanded, is_file
 from scripts.run.problems import JobError
 from scripts.run.schema import mapping
@@ -47,7 +48,8 @@ class Compared:
 
     score: Score
     before: float | None = None  # None: the earlier run has none that is comparable
-    sigmas: float | None = None  # the change in standard errors of the difference, as if the samples were others
+    sigmas: float | None = None  # the change in standard errors of the difference, as if the questions were others
+    interval: tuple[float, float] | None = None  # 95% of the change, question by question
 
     @property
     def change(self) -> float | None:
@@ -125,6 +127,7 @@ class Baseline:
     path: Path
     report: Mapping[str, Any]
     scores: tuple[Score, ...]
+    questions: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_baseline(path: Path) -> Baseline:
@@ -143,11 +146,16 @@ def read_baseline(path: Path) -> Baseline:
     except (OSError, ValueError, KeyError, TypeError) as error:
         cause = f"{file} is not the report of an evaluate run: {type(error).__name__}: {error}."
         raise JobError("unreadable_baseline", cause, remedy) from error
-    return Baseline(path=file, report=report, scores=scores)
+    return Baseline(path=file, report=report, scores=scores, questions=read_questions(file.parent))
 
 
-def compare(scores: Sequence[Score], baseline: Baseline | None) -> tuple[list[Compared], list[str]]:
-    """Each score beside its earlier value, and a sentence for each task whose two values mean different things."""
+def compare(
+    scores: Sequence[Score], baseline: Baseline | None, questions: Mapping[str, Any] | None = None
+) -> tuple[list[Compared], list[str]]:
+    """Each score beside its earlier value, and a sentence for each task whose two values mean different things.
+
+    `questions` are what the scores are made of.
+    """
     earlier = {score.key: score for score in baseline.scores} if baseline else {}
     rows, different = [], {}
     for score in scores:
@@ -161,7 +169,9 @@ def compare(scores: Sequence[Score], baseline: Baseline | None) -> tuple[list[Co
             error = math.hypot(score.stderr or 0.0, before.stderr or 0.0)
             known = error and score.stderr is not None and before.stderr is not None
             sigmas = (score.value - before.value) / error if known else None
-            rows.append(Compared(score=score, before=before.value, sigmas=sigmas))
+            ends = (questions or {}, score.value), (baseline.questions if baseline else {}, before.value)
+            between = interval_of_change(score.key, *ends)
+            rows.append(Compared(score=score, before=before.value, sigmas=sigmas, interval=between))
     sentences = [f"baseline_not_comparable: {task} was asked otherwise: {how}." for task, how in different.items()]
     if baseline and not any(row.before is not None for row in rows) and not sentences:
         sentences.append("baseline_not_comparable: the baseline has none of these tasks.")
@@ -175,6 +185,7 @@ def _asked(score: Score) -> str:
 def as_rows(compared: Sequence[Compared]) -> list[dict[str, Any]]:
     """For report.json."""
     return [
-        {"score": asdict(row.score), "before": row.before, "change": row.change, "sigmas": row.sigmas}
+        {"score": asdict(row.score), "change": row.change}
+        | {name: getattr(row, name) for name in ("before", "sigmas", "interval")}
         for row in compared
     ]

@@ -80,7 +80,7 @@ class JobError(Exception):
         self.remedy = remedy
 
     @classmethod
-    def of_os_error(cls, error: OSError) -> "JobError":
+    def of_os_error(cls, error: Exception) -> "JobError":
         """A failure of the operating system, as on a full disk, with its name and remedy."""
         if is_disk_full(error):
             return cls("disk_full", f"{error}.", "Free some space, or write elsewhere.")
@@ -95,9 +95,12 @@ class JobError(Exception):
         return Problem(name=self.name, key=key, value=value, **{"cause": self.cause, "remedy": self.remedy, **facts})
 
 
-def is_disk_full(error: OSError) -> bool:
-    """Whether the disk, or a quota on it, has no room left."""
-    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+def is_disk_full(error: Exception) -> bool:
+    """Whether the disk, or a quota on it, has no room left. Libraries in Rust, as safetensors is, say it in words."""
+    numbers = (errno.ENOSPC, errno.EDQUOT)
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in numbers
+    return any(f"(os error {number})" in str(error) for number in numbers)
 
 
 def error_data(name: str, message: str, remedy: str = "") -> dict[str, str]:

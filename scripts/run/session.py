@@ -273,7 +273,7 @@ def _on_sigterm(handler: Callable[[int, FrameType | None], None] | signal.Handle
 def _cause(error: Exception) -> dict[str, str]:
     if isinstance(error, JobError):
         return error.as_data()
-    if isinstance(error, OSError) and is_disk_full(error):
+    if is_disk_full(error):
         return JobError.of_os_error(error).as_data()
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         remedy = "Lower args.calib_batch_size or args.calib_seq_length, or use a machine with more memory."

@@ -148,7 +148,7 @@ def opened(url: str) -> Iterator[tuple[Any, str]]:
         brings = install("s3") if scheme in ("s3", "s3a") else f"Install what fsspec needs for {scheme}://."
         raise JobError("store_not_installed", f"no filesystem for {scheme}:// is installed: {error}.", brings) from None
     except Exception as error:  # each filesystem has errors of its own; all mean that the store cannot be used
-        if isinstance(error, OSError) and is_disk_full(error):
+        if is_disk_full(error):
             raise  # of this machine
         said = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         remedy = "Look at the bucket, AWS_ENDPOINT_URL and the credentials that the environment gives."

@@ -11,8 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ import yaml
 
 from tests.answers import data_of
 from tests.conftest import Done
+from tests.testbed.disk import small_disk
 from tests.testbed.docker import IMAGE, Engine, host_mounts, host_path
 from tests.testbed.lepton import NODE_GROUP, LeptonWorkspace
 from tests.testbed.slurm import Cluster, Login, executable
@@ -472,23 +472,6 @@ def test_a_workspace_that_fails_while_a_job_runs(user: User, cloud: LeptonWorksp
 
 
 # --- The submitting machine ----------------------------------------------------------------------------------------
-
-
-@contextmanager
-def small_disk(folder: Path, kib: int) -> Iterator[Callable[[int], None]]:
-    """A tmpfs on `folder`; gives what leaves so many KiB of it free."""
-    folder.mkdir(exist_ok=True)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={kib}k", "tmpfs", folder], check=True, timeout=20)
-
-    def leave(free: int) -> None:
-        space = os.statvfs(folder)
-        with (folder / "filling").open("ab", buffering=0) as file:
-            file.write(b"\0" * max(0, space.f_bavail * space.f_frsize - free * 1024))
-
-    try:
-        yield leave
-    finally:
-        subprocess.run(["umount", "--lazy", folder], check=True, timeout=20)
 
 
 @pytest.mark.parametrize("kib", [24, 60])

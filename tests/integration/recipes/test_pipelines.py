@@ -22,8 +22,10 @@ import pytest
 
 from recipes.experiment.store import RunFolder, run_folders
 from scripts.run.identity import started_with
+from scripts.tiny.model import default_cache_root, ensure_tiny_model
 from tests.conftest import NEMO, Done
-from tests.testbed.waiting import until
+from tests.testbed.disk import small_disk
+from tests.testbed.waiting import SECONDS, until
 
 pytestmark = pytest.mark.integration
 
@@ -141,7 +143,7 @@ def test_a_stage_that_fails_stops_what_is_made_of_it_alone(nemo: Nemo, home: Pat
     assert nothing.code == 2 and "cannot_resume" in nothing.err
 
 
-def wait(nemo: Nemo, pipeline: str, seconds: float = 120) -> dict[str, str]:
+def wait(nemo: Nemo, pipeline: str, seconds: float = SECONDS) -> dict[str, str]:
     """The states of a pipeline's runs, when none goes on."""
     deadline = time.monotonic() + seconds
     while True:
@@ -207,7 +209,8 @@ def test_whatever_is_killed_the_end_is_the_same(nemo: Nemo, home: Path, pipeline
 def finish(nemo: Nemo, pipeline: str, moment: tuple[object, ...]) -> None:
     """Take it up as often as it takes."""
     for _ in range(6):
-        if set(wait(nemo, pipeline).values()) == {"succeeded"}:
+        if set(wait(nemo, pipeline, 4 * SECONDS).values()) == {"succeeded"}:
+            print(*moment)
             return
         resumed = nemo("resume", pipeline)
         assert resumed.code == 0, (*moment, resumed.err)
@@ -248,20 +251,38 @@ def kill(home: Path, runs: dict[str, str], whom: str) -> None:
             continue
 
 
-def test_a_disk_that_fills_leaves_no_half(nemo: Nemo, home: Path, pipeline: Path) -> None:
-    """The program says so, as a copy onto a full disk does, with half of its output written."""
-    full = PROGRAM.replace(
-        'if word == "fail":', 'if word == "two":\n    raise OSError(28, "No space left on device")\nif 0:'
+@pytest.mark.skipif(os.geteuid() != 0, reason="a mount needs root")
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("recipe, share", [("program", 0.5), ("quantize_fp8", 0.1), ("quantize_fp8", 0.7)])
+def test_a_disk_that_fills_leaves_no_half(
+    nemo: Nemo, home: Path, pipeline: Path, work: Path, recipe: str, share: float
+) -> None:
+    """A real one, of which a share of what a stage writes is free when it begins to write."""
+    model = ensure_tiny_model("tiny:qwen3", default_cache_root())
+    write = {"program": [f"args.command={json.dumps([sys.executable, 'slow.py', str(model), '{output_hf}'])}"]}
+    (work / "slow.py").write_text(
+        "import pathlib, shutil, sys, time\ntime.sleep(6)\nshutil.copytree(sys.argv[1], sys.argv[2])"
     )
-    (pipeline.parent / "add.py").write_text(full)
-    done = nemo("run", str(pipeline), "--json", "--yes")
-    assert done.code == 1
-    left = stages_of(done)["left"][0]
-    record = json.loads((home / "runs" / left / "run.json").read_text())
-    assert not record.get("outputs") and not (home / "runs" / left / "program" / "hf").exists()
-    (pipeline.parent / "add.py").write_text(PROGRAM)
-    assert nemo("resume", done.json["pipeline"]).code == 0
-    assert set(wait(nemo, done.json["pipeline"]).values()) == {"succeeded"}
+    small = ["args.calib_size=16", "args.calib_seq_length=128", "args.eval_size=8"]
+    words = write.get(recipe, ["args.hf_model_id=tiny:qwen3", *small])
+    disk, size = work / "disk", sum(file.stat().st_size for file in model.iterdir())
+    with small_disk(disk, 4 * size // 1024) as leave:
+        begun = nemo("run", recipe, *words, f"executor.output_root={disk}", "--detach", "--json", "--yes")
+        assert begun.code == 0, begun.err
+        run_id = begun.json["id"]
+        until(lambda: nemo("status", run_id, "--json").json["state"] == "running")
+        leave(int(share * size) // 1024)
+        until(lambda: nemo("status", run_id, "--json").json["state"] != "running")
+        found = nemo("status", run_id, "--json").json
+        assert (found["state"], found["error"]["name"]) == ("failed", "disk_full")
+        appeared = [path for path in disk.rglob("*.safetensors") if not path.parent.name.startswith(".")]
+        assert not appeared and not found.get("outputs")
+        (disk / "filling").unlink()
+        assert nemo("resume", run_id, "--json").code == 0
+        until(lambda: nemo("status", run_id, "--json").json["state"] not in ("submitted", "running"))
+        whole = nemo("status", run_id, "--json").json
+        assert whole["state"] == "succeeded", whole
+        assert nemo("artifacts", "verify", run_id).code == 0
 
 
 def spans(home: Path, runs: dict[str, str]) -> dict[str, tuple[str, str]]:

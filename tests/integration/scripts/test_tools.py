@@ -438,7 +438,13 @@ def test_a_quantization_is_scored_before_and_after(
     assert change == values_of(after)["tiny_text", "bits_per_byte"] - scores["tiny_text", "bits_per_byte"]
     assert change != 0  # without ModelOpt's quantizers it would be
     assert abs(change) < 0.05
+    for row in report["scores"]:  # question by question: far closer than by the errors of the two scores
+        (low, high), score = row["interval"], row["score"]
+        assert low <= row["change"] <= high
+        if score["stderr"]:
+            assert high - low < 2 * 1.96 * score["stderr"]
     assert report["warnings"] == []
+    assert not list(after.run_dir.rglob("samples_*")), "what was asked is not kept unless somebody says so"
 
 
 def test_an_export_is_never_scored_as_something_else(run: Run, harness: dict[str, str], quantized: Path) -> None:

@@ -73,6 +73,7 @@ def test_what_was_planted_where_a_job_writes_is_taken_away(
         (JobError("bad_thing", "it broke", "mend it"), "bad_thing"),
         (MemoryError(), "out_of_memory"),
         (OSError(28, "No space left on device"), "disk_full"),
+        (RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"), "disk_full"),
         (KeyError("x"), "unexpected_error"),
     ],
 )
