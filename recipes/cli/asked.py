@@ -96,6 +96,28 @@ def _word_for(option: str, words: Sequence[str]) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Line:
+    """What stands on a command line besides its recipe and options that say how it is carried out."""
+
+    words: Sequence[str] = ()
+    configs: Sequence[str] = ()
+    passthrough: Sequence[str] = ()  # after `--`
+    sweep: Sequence[str] = ()
+
+    @classmethod
+    def of(
+        cls,
+        ctx: typer.Context,
+        words: Sequence[str] | None,
+        configs: Sequence[str] | None = None,
+        sweep: Sequence[str] | None = None,
+    ) -> "Line":
+        """As a command of typer's has them."""
+        more = ctx.meta.get(PASSTHROUGH, ())
+        return cls(words=words or (), configs=configs or (), passthrough=more, sweep=sweep or ())
+
+
+@dataclass(frozen=True, kw_only=True)
 class Asked:
     """What a command line asks for, and what of it does not fit: a recipe, or the stages of a pipeline."""
 
@@ -141,16 +163,7 @@ class Asked:
         return replace(self, stages=tuple(stages), problems=[*self.problems, *title_problems(name)])
 
 
-def asked_for(
-    recipe: str,
-    words: Sequence[str],
-    configs: Sequence[str],
-    passthrough: Sequence[str],
-    options: "Options",
-    *,
-    sweep: Sequence[str] = (),
-    submits: bool = True,
-) -> Asked:
+def asked_for(recipe: str, line: Line, options: "Options", *, submits: bool = True) -> Asked:
     """With `submits`, as NeMo-Run's Partial, which takes seconds to import.
 
     Raises ProblemsError where there is no recipe of that name, with all else that is wrong.
@@ -162,14 +175,15 @@ def asked_for(
     from recipes.values import parse_sweep, parse_words, set_value
 
     if (pipeline := file_of(recipe)) is not None and recipe not in RECIPES:
-        return asked_of_pipeline(read(pipeline), words, configs, passthrough, options, sweep)
+        return asked_of_pipeline(read(pipeline), line, options)
     if "=" in recipe:
-        first = next((word for word in words if word in RECIPES), "RECIPE")
+        first = next((word for word in line.words if word in RECIPES), "RECIPE")
         cause, remedy = "the recipe comes first", f"Write: nemo experiment run {first} {recipe} ..."
         raise ProblemsError([Problem(name="unknown_recipe", key="recipe", value=recipe, cause=cause, remedy=remedy)])
-    parsed, problems = parse_words(list(words))
-    grid, wrong = parse_sweep(list(sweep))
+    parsed, problems = parse_words(list(line.words))
+    grid, wrong = parse_sweep(list(line.sweep))
     options = replace(options, overrides=parsed.profile)
+    configs = line.configs
     try:
         entry = find(recipe)
     except ProblemsError as error:
@@ -190,7 +204,7 @@ def asked_for(
             whole = False
     for key, value in parsed.recipe.items():
         problems += set_value(partial, key, value)
-    partial.extra_args = [*partial.extra_args, *passthrough]
+    partial.extra_args = [*partial.extra_args, *line.passthrough]
     return Asked(
         stages=(Stage(name=entry.name, partial=partial),),
         executor=parsed.executor,
@@ -203,21 +217,18 @@ def asked_for(
 
 def asked_of_pipeline(
     pipeline: "Pipeline",
-    words: Sequence[str],
-    configs: Sequence[str],
-    passthrough: Sequence[str],
+    line: Line,
     options: "Options",
-    sweep: Sequence[str] = (),
     said: Mapping[str, Mapping[str, str]] = {},
 ) -> Asked:
     """The stages of a pipeline; `said`: by stage, what of its executor was said before the words, as `build` has it."""
     from recipes.experiment.pipeline import build_swept
     from recipes.values import parse_sweep, parse_words
 
-    parsed, problems = parse_words(list(words))
-    grid, wrong = parse_sweep(list(sweep))
+    parsed, problems = parse_words(list(line.words))
+    grid, wrong = parse_sweep(list(line.sweep))
     built = build_swept(pipeline, parsed.recipe, grid, said)
-    for key, given in (("--config", configs), ("--", passthrough)):
+    for key, given in (("--config", line.configs), ("--", line.passthrough)):
         if given:
             cause, remedy = "a pipeline has stages, and it is not said of which", "Write STAGE.KEY=VALUE."
             problems.append(Problem(name="contradiction", key=key, value=given[0], cause=cause, remedy=remedy))

@@ -2,7 +2,7 @@
 
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from recipes.cli.artifacts import reading
-from recipes.cli.asked import PASSTHROUGH, Asked, Attached, Batch, Profiles, RecipeCommand, Words, asked_of_pipeline
+from recipes.cli.asked import Asked, Attached, Batch, Line, Profiles, RecipeCommand, Words, asked_of_pipeline
 from recipes.cli.completion import run_ids
 from recipes.cli.document import AsJson, Command, Quiet, answer, exits, print_problems, say
 from scripts.run.problems import JobError, Problem, ProblemsError
@@ -59,16 +59,7 @@ def register(app: typer.Typer, carry_out: CarryOut) -> None:
         from recipes.experiment.bundle import bundle_of
 
         def asked(options: "Options", stack: ExitStack) -> Asked:
-            return asked_again(
-                bundle_of(run_id).data,
-                Path(run_id),
-                words or [],
-                [],
-                ctx.meta[PASSTHROUGH],
-                [],
-                options,
-                attached or batch,
-            )
+            return asked_again(bundle_of(run_id).data, Path(run_id), Line.of(ctx, words), options, attached or batch)
 
         said: dict[str, Any] = {"attached": attached, "batch": batch, "profiles": profiles, "name": name}
         said |= {"dryrun": dryrun, "detach": detach, "force": force, "fresh": True, "yes": yes}
@@ -120,14 +111,7 @@ def bundle(
     say(f"run it     nemo experiment run --bundle {output}")
 
 
-def asked_of_bundle(
-    file: Path,
-    words: Sequence[str],
-    configs: Sequence[str],
-    passthrough: Sequence[str],
-    sweep: Sequence[str],
-    said: str | None,
-) -> "Callable[[Options, ExitStack], Asked]":
+def asked_of_bundle(file: Path, line: Line, said: str | None) -> "Callable[[Options, ExitStack], Asked]":
     """What a bundle asks for, with words over its values; `said`: the profile of -r or -b."""
     from recipes.experiment.bundle import code_of, other_versions
     from recipes.experiment.bundle_file import read
@@ -136,7 +120,7 @@ def asked_of_bundle(
         data = read(file)
         stack.enter_context(_unpacked(file, data))
         options = replace(options, code=code_of(data))
-        found = asked_again(data, file, words, configs, passthrough, sweep, options, said)
+        found = asked_again(data, file, line, options, said)
         return replace(found, problems=[*other_versions(data), *found.problems])
 
     return asked
@@ -168,22 +152,13 @@ def _unpacked(file: Path, data: Mapping[str, Any]) -> Iterator[None]:
                     path.rmdir()
 
 
-def asked_again(
-    data: Mapping[str, Any],
-    file: Path,
-    words: Sequence[str],
-    configs: Sequence[str],
-    passthrough: Sequence[str],
-    sweep: Sequence[str],
-    options: "Options",
-    said: str | None,
-) -> Asked:
+def asked_again(data: Mapping[str, Any], file: Path, line: Line, options: "Options", said: str | None) -> Asked:
     """What bundle.json asks for, as a command line does, on its executors unless words or `said` name another."""
     from recipes.experiment.bundle import contents
     from recipes.experiment.pipeline import of_content
     from recipes.values import parse_words
 
-    parsed, _ = parse_words(list(words))
+    parsed, _ = parse_words(list(line.words))
     stages = data["stages"]
     said = said or parsed.executor
     executors = {
@@ -200,11 +175,11 @@ def asked_again(
             own = {name: {} if one is not None else {"": stage["executor"]} for name, stage in stages.items()}
             told = {name: {**own[name], **_texts(stage["profile"])} for name, stage in stages.items()}
             told = {name: values for name, values in told.items() if values}
-        asked = asked_of_pipeline(pipeline, words, configs, passthrough, options, sweep, told)
+        asked = asked_of_pipeline(pipeline, line, options, told)
     else:
         ((_, values),) = content.items()
         profile = _texts(next(iter(stages.values()))["profile"]) if said is None else {}
-        asked = _asked_of_one(values, data["id"], words, configs, passthrough, sweep, options, profile)
+        asked = _asked_of_one(values, data["id"], line, options, profile)
     if said is None:
         asked = replace(asked, executor=one)
     found = _inputs_of(data, asked, runs_here) if asked.whole else []
@@ -226,30 +201,25 @@ def _runs_here(executor: str, options: "Options") -> bool:
 
 
 def _asked_of_one(
-    content: Mapping[str, Any],
-    run_id: str,
-    words: Sequence[str],
-    configs: Sequence[str],
-    passthrough: Sequence[str],
-    sweep: Sequence[str],
-    options: "Options",
-    profile: Mapping[str, str],
+    content: Mapping[str, Any], run_id: str, line: Line, options: "Options", profile: Mapping[str, str]
 ) -> Asked:
     """A single run. Raises ProblemsError where its recipe is of a family that there is not."""
     from recipes.catalogue import find
     from recipes.experiment.stage import Stage
     from recipes.values import merge, parse_sweep, parse_words, set_value
 
-    parsed, problems = parse_words(list(words))
-    grid, faults = parse_sweep(list(sweep))
+    parsed, problems = parse_words(list(line.words))
+    grid, faults = parse_sweep(list(line.sweep))
     partial = find(content["recipe"]).build()
     wrong = merge(partial, {key: value for key, value in content.items() if key not in ("recipe", "after")})
     for key, value in parsed.recipe.items():
         problems += set_value(partial, key, value)
-    partial.extra_args = [*partial.extra_args, *passthrough]
-    if configs:
+    partial.extra_args = [*partial.extra_args, *line.passthrough]
+    if line.configs:
         cause, remedy = "what is repeated has all of its values", "Write KEY=VALUE for each that is to be another."
-        problems.append(Problem(name="contradiction", key="--config", value=configs[0], cause=cause, remedy=remedy))
+        problems.append(
+            Problem(name="contradiction", key="--config", value=line.configs[0], cause=cause, remedy=remedy)
+        )
     stage = Stage(name=partial.recipe, partial=partial, title=run_id.rpartition("_")[0])
     options = replace(options, overrides={**profile, **parsed.profile})
     return Asked(

@@ -3,17 +3,18 @@
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from recipes.cli.asked import (
-    PASSTHROUGH,
     Asked,
     Attached,
     Batch,
     Configs,
+    Line,
     Profiles,
     RecipeCommand,
     RecipeName,
@@ -121,16 +122,16 @@ def run(
     it was refused before anything was written, 130 after Ctrl-C. Ctrl-C ends a local or Docker job; one on
     Slurm or Lepton goes on.
     """
-    more, given = ctx.meta[PASSTHROUGH], words or []
+    line = Line.of(ctx, words, config, sweep)
     if bundle is not None:  # then each word is one of its values
-        given = [*([] if recipe is None else [recipe]), *given]
-        asked_of = asked_of_bundle(bundle, given, config or [], more, sweep or [], attached or batch)
+        line = replace(line, words=[*([] if recipe is None else [recipe]), *line.words])
+        asked_of = asked_of_bundle(bundle, line, attached or batch)
     else:
         if recipe is None:
             ctx.fail("Missing argument 'RECIPE'.")
 
         def asked_of(options: "Options", stack: ExitStack) -> Asked:
-            return asked_for(recipe or "", given, config or [], more, options, sweep=sweep or [])
+            return asked_for(recipe or "", line, options)
 
     said: dict[str, Any] = {"attached": attached, "batch": batch, "profiles": profiles, "after": after, "name": name}
     said |= {"dryrun": dryrun, "detach": detach, "force": force, "fresh": fresh, "force_squash": force_squash}
@@ -252,8 +253,7 @@ def plan(
 
     options = Options(profiles=profiles, online=False, force=frozenset(force or ()))
     with exits(as_json=as_json):
-        more = ctx.meta[PASSTHROUGH]
-        asked = asked_for(recipe, words or [], config or [], more, options, sweep=sweep or [], submits=False)
+        asked = asked_for(recipe, Line.of(ctx, words, config, sweep), options, submits=False)
         stages, examined = looked_at(asked.at(attached, batch))
         several = asked.is_pipeline or len(stages) > 1
         if several and not (examined.jobs or examined.reused):

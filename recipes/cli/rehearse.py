@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from recipes.cli.asked import PASSTHROUGH, Asked, Configs, Profiles, Words, asked_for, looked_at
+from recipes.cli.asked import Asked, Configs, Line, Profiles, Words, asked_for, looked_at
 from recipes.cli.completion import runnable
 from recipes.cli.document import AsJson, answer, exit_status, exits, print_problems, say
 from scripts.run.problems import JobError, Problem, ProblemsError, nearest
@@ -61,7 +61,7 @@ def rehearse(
     from recipes.rehearsal.perform import Rehearsal
 
     with exits(as_json=as_json):
-        asked = asked_for(recipe, words or [], config or [], ctx.meta.get(PASSTHROUGH, []), options).at(None, None)
+        asked = asked_for(recipe, Line.of(ctx, words, config), options).at(None, None)
         if only and not asked.is_pipeline:
             cause = f"{recipe} is one job, without stages"
             raise ProblemsError([Problem(name="contradiction", key="--only", value=only[0], cause=cause)])
@@ -182,7 +182,7 @@ def _shipped(name: str, words: Sequence[str], options: "Options") -> "Rehearsal"
     from scripts.engines.installed import engine_here
 
     def at(place: str) -> Asked:
-        return asked_for(name, [place, *words], [], [], options).at(None, None)
+        return asked_for(name, Line(words=[place, *words]), options).at(None, None)
 
     try:
         return _one(at("executor=slurm"), quiet=True, shipped=True)

@@ -22,13 +22,14 @@ SCHEMA = 1
 QUESTIONS = "questions.json"
 #: Drawings of the bootstrap, the percentiles that hold 95% of them, and the fewest questions that say anything.
 _DRAWN, _PERCENTILES, _LEAST = 2000, (2.5, 97.5), 8
-#: How a metric may be made of its questions' values, [questions, 1 or 2]; the one that gives the score is the one.
-_STATISTICS: "dict[str, tuple[int, Callable[[numpy.ndarray], float]]]" = {
-    "mean": (1, lambda values: float(values[:, 0].mean())),
-    "perplexity": (1, lambda values: math.exp(-values[:, 0].mean())),
-    "perplexity by length": (2, lambda values: math.exp(-values[:, 0].sum() / values[:, 1].sum())),
-    "bits by length": (2, lambda values: float(-values[:, 0].sum() / values[:, 1].sum() / math.log(2))),
-}
+#: How a score may be made of its questions' values, [questions, columns]: a mean, the perplexity of likelihoods, and a
+#: perplexity and bits by length. The one that gives the score is the one.
+_STATISTICS: "tuple[tuple[int, Callable[[numpy.ndarray], float]], ...]" = (
+    (1, lambda values: float(values[:, 0].mean())),
+    (1, lambda values: math.exp(-values[:, 0].mean())),
+    (2, lambda values: math.exp(-values[:, 0].sum() / values[:, 1].sum())),
+    (2, lambda values: float(-values[:, 0].sum() / values[:, 1].sum() / math.log(2))),
+)
 
 
 def keep_questions(folder: Path, groups: Mapping[str, Any]) -> dict[str, Any]:
@@ -67,11 +68,10 @@ def interval_of_change(
     """
     import numpy
 
-    pairs = [_values(found, key) for found, _ in (now, before)]
-    (asked, values), (asked_before, earlier) = pairs
+    (asked, values), (asked_before, earlier) = (_values(found, key) for found, _ in (now, before))
     if not asked or asked != asked_before or values.shape != earlier.shape or len(values) < _LEAST:
         return None
-    for columns, statistic in _STATISTICS.values():
+    for columns, statistic in _STATISTICS:
         ends = (values, now[1]), (earlier, before[1])
         if columns == values.shape[1] and all(_gives(statistic, of, score) for of, score in ends):
             chance = numpy.random.default_rng(0)

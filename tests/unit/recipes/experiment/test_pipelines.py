@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from recipes import ProblemsError, pipeline
-from recipes.cli.asked import asked_for, looked_at
+from recipes.cli.asked import Line, asked_for, looked_at
 from recipes.cli.completion import runnable
 from recipes.experiment import fingerprint
 from recipes.experiment.examine import Examined
@@ -46,7 +46,7 @@ def asked(tmp_path: Path, home: Path) -> Callable[..., tuple[list[str], Examined
 
     def ask(name: str, *words: str) -> tuple[list[str], Examined]:
         options = Options(profiles=profiles, online=False, force=frozenset({"gated_without_token"}))
-        stages, examined = looked_at(asked_for(name, words, [], [], options).at(None, None))
+        stages, examined = looked_at(asked_for(name, Line(words=words), options).at(None, None))
         return [stage.name for stage in stages], examined
 
     return ask

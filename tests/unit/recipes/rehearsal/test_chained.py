@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from recipes.cli.asked import asked_for, looked_at
+from recipes.cli.asked import Line, asked_for, looked_at
 from recipes.experiment.stage import Options, Stage
 from recipes.rehearsal import scale
 from recipes.rehearsal.chained import SmallPipeline, made_small
@@ -29,7 +29,9 @@ def _cached(cache: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _small(pipeline: str, *words: str) -> SmallPipeline:
-    asked = asked_for(pipeline, ["executor=slurm", *words], [], [], Options(online=False, fresh=True)).at(None, None)
+    asked = asked_for(pipeline, Line(words=["executor=slurm", *words]), Options(online=False, fresh=True)).at(
+        None, None
+    )
     return made_small(asked.stages, looked_at(asked)[1].jobs)
 
 
