@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 from recipes.catalogue import RECIPES, find, function_of
 from recipes.experiment.chain import chain
-from recipes.experiment.examine import prepare
 from recipes.experiment.pipeline import pipeline
+from recipes.experiment.prepare import prepare
 from recipes.experiment.runs import Run
 from recipes.experiment.stage import Stage
 from recipes.experiment.submit import submit, submit_all, sweep

@@ -304,6 +304,8 @@ def find(name: str) -> Recipe:
     if (recipe := RECIPES.get(name)) is not None:
         return recipe
     cause, remedy = "there is no such recipe", nearest(name, RECIPES)
+    if any((folder / PIPELINES / f"{name}.yaml").is_file() for folder in (CONFIGS, *own_folders())):
+        cause, remedy = "it is a pipeline", f"nemo experiment plan {name} shows its stages."
     raise ProblemsError([Problem(name="unknown_recipe", key="recipe", value=name, cause=cause, remedy=remedy)])
 
 

@@ -250,8 +250,9 @@ def asked_of_pipeline(
 
 def looked_at(asked: Asked) -> "tuple[Sequence[Stage], Examined]":
     """The stages, or one for each value of a sweep, checked; with every Problem, those of the command line first."""
-    from recipes.experiment.examine import Examined, examine, place_named
-    from recipes.experiment.pipeline import wired_at
+    from recipes.experiment.examine import Examined, examine, options_of, place_named
+    from recipes.experiment.pipeline import wrong_values
+    from recipes.experiment.prepare import wired_at
     from recipes.experiment.stage import stages_of
 
     executor = "local" if asked.executor is None else asked.executor
@@ -267,7 +268,10 @@ def looked_at(asked: Asked) -> "tuple[Sequence[Stage], Examined]":
         problems += error.problems
     unwired = asked.is_pipeline and len(problems) > len(asked.problems)
     if not asked.whole or unwired or any(one.key == "executor" for one in problems):  # of another job than was meant
-        problems += place_named(executor, asked.options)[1]  # the place is as it was meant
+        places = [place_named(one.executor or executor, options_of(one, asked.options))[1] for one in stages]
+        problems += [problem for found in places for problem in found]  # the places are as they were meant
+        problems += wrong_values(stages) if asked.is_pipeline else []
+        problems = [one for at, one in enumerate(problems) if one not in problems[:at]]
         return stages, Examined(jobs=(), problems=tuple(problems))
     examined = examine(stages, executor, asked.options)
     errors_first = sorted(examined.problems, key=lambda problem: problem.severity != "error")

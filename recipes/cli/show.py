@@ -173,8 +173,9 @@ class Output:
         for run in runs:
             say(f"detached   {run.id}")
         one = runs[0].id
-        say(f"follow     nemo experiment logs -f {one}\nstatus     nemo experiment status {one}")
-        say(f"cancel     nemo experiment cancel {one}")
+        whole = (runs[0].job.pipeline if runs[0].job else None) or one
+        say(f"follow     nemo experiment logs -f {one}\nstatus     nemo experiment status {whole}")
+        say(f"cancel     nemo experiment cancel {whole}")
 
     def left_running(self, runs: Sequence[Run]) -> None:
         """After Ctrl-C: the jobs go on, and how to reach them."""

@@ -1,13 +1,16 @@
 """`nemo experiment verdict`: may what a run left be shipped?"""
 
 from dataclasses import replace
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from recipes.cli.document import FAILED, AsJson, answer, exits, say, share
 from recipes.cli.manage import RunId
 from scripts.run import schema
+
+if TYPE_CHECKING:
+    from recipes.experiment.runs import Run
 
 #: Of the perplexity, where nobody says what is allowed.
 _INCREASE = 0.01
@@ -36,6 +39,7 @@ def verdict(
     Without an option, the run's own gate is what it is held to; where it has none, 1% more perplexity.
 
     Figures come with 95% intervals (paired bootstrap over the samples); a limit within one is a doubt, which is said.
+    What holds something else by now than was measured is infeasible; it is read again where it has changed since.
     Exit status: 0 for accept, 1 for the others.
     """
     from recipes.experiment.run_ids import find_run
@@ -65,6 +69,8 @@ def verdict(
         # One that failed by what it measured has made all that there is to judge.
         done = schema.mapping(run.record.get("error")).get("name") == GATE_FAILED or "answers" in report
         found = judge("succeeded" if done else run.state, report, limits)
+        if changed := _changed(run):
+            found = replace(found, answer="infeasible", reasons=changed)
     status = 0 if found.answer == "accept" else FAILED
     if as_json:
         answer({"id": run.id, **found.as_data()}, status=status)
@@ -75,3 +81,16 @@ def verdict(
     for doubt in found.doubts:
         say(f"{'doubt':10}  {doubt}")
     raise typer.Exit(status)
+
+
+def _changed(run: "Run") -> tuple[str, ...]:
+    """What it left on this machine's disks that is not any more what was measured."""
+    from recipes.artifacts.artifact import artifacts_of
+    from recipes.experiment.index import refreshed
+
+    left = [one for one in artifacts_of([run]) if one.digest is not None and one.place is not None]
+    with refreshed() as index:
+        changed = [one for one in left if one.place and index.content(one.place) != one.digest]
+    return tuple(
+        f"{one.reference} is not what was measured: nemo experiment artifacts verify {one.reference}" for one in changed
+    )

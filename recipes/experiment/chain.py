@@ -31,7 +31,7 @@ KindOf = Callable[[Stage], str]
 
 
 def chain(*partials: "run.Partial[Any]") -> list[Stage]:
-    """Stages for `submit_all`, each fed by the one before it and waiting for it.
+    """Stages for `submit_all`, each waiting for the one before it, and fed by it as the place needs where they run.
 
     Raises ProblemsError as `wired` does.
     """
@@ -39,7 +39,8 @@ def chain(*partials: "run.Partial[Any]") -> list[Stage]:
     for partial in partials:
         name = free_name(partial.recipe, [stage.name for stage in stages])
         stages.append(Stage(name=name, partial=partial, after=[stages[-1].name] if stages else []))
-    return wired(stages)
+    wired(stages)  # what makes no sense anywhere
+    return [replace(stage, wired=False) for stage in stages]
 
 
 def likely_engine(stage: Stage) -> str | None:
@@ -91,7 +92,7 @@ class _Wiring:
         lacking = parents and not fed and not (stage.pipeline and not leaving)
         if (leaving and not _works_on_another(stage.partial)) or lacking:
             stage = self._converted(stage, leaving or parents)
-        self.stages[stage.name] = stage
+        self.stages[stage.name] = replace(stage, wired=True)
         self.made[stage.name] = _made(stage.partial, self.engine_of(stage))
 
     def _fed(self, stage: Stage, parent: str) -> Stage | None:
@@ -126,7 +127,8 @@ class _Wiring:
         left = ", ".join(sorted(kind for parent in parents for kind in self.made[parent])) or "nothing"
         takes = ", ".join(sorted(wanted - {_SCORES})) or "nothing"
         cause = f"{' and '.join(parents)} leaves {left}, and {stage.partial.recipe} takes {takes}"
-        self._problem("nothing_to_hand_over", stage, cause, "")
+        remedy = "Put them in another order, or a stage between that makes it; what only waits for a run: --after ID."
+        self._problem("nothing_to_hand_over", stage, cause, remedy)
         return stage
 
     def _convert(self, parent: str, recipe: str) -> str:

@@ -6,7 +6,7 @@ outputs is known when it is submitted, and so are these. NAME is a stage of the 
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from graphlib import CycleError, TopologicalSorter
@@ -54,29 +54,6 @@ class Examined:
         return tuple(problem for problem in self.problems if problem.severity == "error")
 
 
-def prepare(
-    partial: "run.Partial[Any]", executor: str = "local", profile: Mapping[str, str] | None = None, **options: Any
-) -> Job:
-    """Check `partial` on the executor profile named. Raises ProblemsError with every Problem; writes nothing."""
-    from fiddle import Partial
-
-    if not isinstance(partial, Partial):
-        remedy = "Call the function: submit(quantize_fp8())."
-        cause = "a recipe is what a function of `recipes` returns"
-        raise ProblemsError([Problem(name="wrong_value", key="recipe", value=partial, cause=cause, remedy=remedy)])
-    stage = Stage(name=partial.recipe, partial=partial, after=options.pop("after", ()))
-    (job,) = prepare_all([stage], executor, Options(overrides=profile or {}, **options))
-    return job
-
-
-def prepare_all(stages: Sequence[Stage], executor: str = "local", options: Options = Options()) -> list[Job]:
-    """Check every stage, in an order in which parents come first. Raises ProblemsError; writes nothing."""
-    examined = examine(stages, executor, options)
-    if examined.errors:
-        raise ProblemsError(examined.errors)
-    return list(examined.jobs)
-
-
 def examine(stages: Sequence[Stage], executor: str = "local", options: Options = Options()) -> Examined:
     """Check every stage and say what was found; raises nothing for it, and writes nothing."""
     problems = [problem for stage in stages for problem in type_problems(stage.partial)]
@@ -90,10 +67,10 @@ def examine(stages: Sequence[Stage], executor: str = "local", options: Options =
     told: list[tuple[Stage, Problem]] = []
     waiting = []
     for stage in stages:  # those that it names must succeed first, and those whose artifacts it takes
-        taken = [_named(match)[0] for _, text in _texts(stage.partial) for match in REFERENCE.finditer(text)]
+        taken = [_named(match, ids)[0] for _, text in _texts(stage.partial) for match in REFERENCE.finditer(text)]
         where = executor if stage.executor is None else stage.executor
         waiting.append(replace(stage, executor=where, after=list(dict.fromkeys([*stage.after, *taken]))))
-    places = {_where(stage): place_named(stage.executor or "", _options(stage, options)) for stage in waiting}
+    places = {_where(stage): place_named(stage.executor or "", options_of(stage, options)) for stage in waiting}
     with _looked_for(stages, options) as reused:
         stands: Mapping[str, Run] = reused.runs if reused else {}
         for stage in in_order(waiting, problems):
@@ -110,7 +87,7 @@ def examine(stages: Sequence[Stage], executor: str = "local", options: Options =
     if len(jobs) > 1:  # a stage by itself was looked at with its other checks
         together = experiment_problems(list(jobs.items()))
         problems += [problem for problem in together if problem not in problems]
-    problems = [_forced(problem, options.force) for problem in problems]
+    problems = [_forced(_with_tag(problem), options.force) for problem in problems]
     # Names to force that no problem has: a word with a typo, or a job that is right by now.
     can = sorted({problem.name for problem in problems if problem.can_force and problem.severity == "error"})
     idle = sorted(options.force - {problem.name for problem in problems})
@@ -140,7 +117,7 @@ def _where(stage: Stage) -> tuple[str, str]:
     return stage.executor or "", repr(stage.profile)
 
 
-def _options(stage: Stage, options: Options) -> Options:
+def options_of(stage: Stage, options: Options) -> Options:
     """Those that count for a stage: one with an executor of its own has its own values of it."""
     return options if stage.profile is None else replace(options, overrides=stage.profile)
 
@@ -245,10 +222,18 @@ def _request(stage: Stage, job: Job, ids: Mapping[str, str], options: Options) -
     return {"values": values, "executor": dict(told), "after": {one: ids[one] for one in stage.after if one in ids}}
 
 
-def _named(reference: re.Match[str]) -> tuple[str, str | None]:
+def _with_tag(problem: Problem) -> Problem:
+    """Where there is nothing of a name, and a tag is called so: how that is written."""
+    if problem.name not in ("missing_input", "missing_model") or not isinstance(problem.value, str):
+        return problem
+    remedy = f"An artifact is tagged so: {problem.key}='${{artifact:{problem.value}}}'."
+    return replace(problem, remedy=remedy) if tag_of(problem.value) else problem
+
+
+def _named(reference: re.Match[str], stages: Collection[str]) -> tuple[str, str | None]:
     """The stage or run of a reference, and the type that it names; of a tag, those that it stands for."""
     name, kind = reference.groups()
-    tag = tag_of(name)
+    tag = None if name in stages else tag_of(name)
     return (tag.run, kind or tag.type) if tag else (name, kind)
 
 
@@ -318,7 +303,7 @@ def _replaced(value: Any, key: str, consumed: str, made: Mapping[str, Outputs], 
         return value
 
     def path(match: re.Match[str]) -> str:
-        name, kind = _named(match)
+        name, kind = _named(match, made)
         outputs: Outputs = made.get(name, ())
         try:
             if name not in made:  # what a run left, or is going to leave

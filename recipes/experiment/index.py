@@ -8,13 +8,14 @@ others.
 import json
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from executors.base import nemorun_home
 from recipes.experiment.store import RunFolder, let_appear, runs_dir, stamp
-from scripts.run.content import content_of
+from scripts.run.content import content_of, files_below
 from scripts.run.record import read_json
 from scripts.run.schema import listed, mapping
 
@@ -36,6 +37,20 @@ class Index:
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._db = connection
+
+    def _rows(self, asked: str, values: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+        """What it says; of one that turns out to be damaged, what it says once it is made anew."""
+        try:
+            return self._db.execute(asked, values).fetchall()
+        except sqlite3.Error as error:
+            self.renew(error)
+            return self._db.execute(asked, values).fetchall()
+
+    def renew(self, error: sqlite3.Error) -> None:
+        """Go on in memory: it is no database of ours any more, or the disk has no room."""
+        _drop(self._db, error)
+        self._db = _made(sqlite3.connect(":memory:"))
+        self.refresh()
 
     def refresh(self) -> None:
         """Read the folders that were written since, and forget those that are gone."""
@@ -75,12 +90,12 @@ class Index:
     def with_fingerprint(self, digest: str) -> list[str]:
         """The runs whose results depend on the same, the newest first."""
         asked = "select id from runs where fingerprint = ? order by submitted desc, id desc"
-        return [run_id for (run_id,) in self._db.execute(asked, (digest,))]
+        return [run_id for (run_id,) in self._rows(asked, (digest,))]
 
     def of_recipe(self, recipe: str) -> list[str]:
         """The runs of a recipe that have a fingerprint, the newest first."""
         asked = "select id from runs where recipe = ? and fingerprint is not null order by submitted desc, id desc"
-        return [run_id for (run_id,) in self._db.execute(asked, (recipe,))]
+        return [run_id for (run_id,) in self._rows(asked, (recipe,))]
 
     def runs_with_outputs(self, *, kind: str | None = None, digest: str = "") -> list[str]:
         """The runs that left an output of a type, or of a digest that begins so; the oldest first."""
@@ -88,20 +103,19 @@ class Index:
             "select distinct runs.id from outputs join runs on runs.id = outputs.run where (? is null or type = ?) "
             "and (? = '' or substr(digest, 1, length(?)) = ?) order by submitted, runs.id"
         )
-        return [run_id for (run_id,) in self._db.execute(asked, (kind, kind, digest, digest, digest))]
+        return [run_id for (run_id,) in self._rows(asked, (kind, kind, digest, digest, digest))]
 
     def others(self) -> list[str]:
         """The runs of which nothing is kept, that may change yet."""
-        return [one for (one,) in self._db.execute("select id from runs where id not in (select run from settled)")]
+        return [one for (one,) in self._rows("select id from runs where id not in (select run from settled)")]
 
     def settled(self) -> list[tuple[str, str, str]]:
         """Those that cannot change any more: id, when it was submitted, and what was kept to be shown."""
-        asked = "select id, submitted, shown from settled join runs on id = run"
-        return self._db.execute(asked).fetchall()
+        return self._rows("select id, submitted, shown from settled join runs on id = run")
 
     def records(self) -> dict[str, str]:
         """The records of those, by their ids."""
-        return dict(self._db.execute("select run, record from settled"))
+        return dict(self._rows("select run, record from settled"))
 
     def keep(self, rows: Iterable[tuple[str, str, str]]) -> None:
         """That runs cannot change any more: id, what to show of each, and its record. Until something is put there."""
@@ -113,7 +127,7 @@ class Index:
         real = os.path.realpath(path)
         try:
             before = _files(real)
-            for files, digest in self._db.execute("select files, digest from contents where path = ?", (real,)):
+            for files, digest in self._rows("select files, digest from contents where path = ?", (real,)):
                 if files == before:
                     return str(digest)
             found = content_of(Path(real)).digest
@@ -133,10 +147,8 @@ def refreshed() -> Iterator[Index]:
         index = Index(connection)
         try:
             index.refresh()
-        except sqlite3.Error as error:  # no database of ours any more, or no room on the disk
-            _drop(connection, error)
-            index = Index(_made(sqlite3.connect(":memory:")))
-            index.refresh()
+        except sqlite3.Error as error:
+            index.renew(error)
         yield index
 
 
@@ -179,9 +191,7 @@ def _files(path: str) -> str:
     """Names, sizes and times of everything below a path, in one text. Raises OSError."""
     if not Path(path).is_dir():
         return _stated(path)
-    found: dict[str, str] = {}
-    for folder, _, names in os.walk(path, followlinks=True):
-        found |= {os.path.relpath(os.path.join(folder, name), path): os.path.join(folder, name) for name in names}  # noqa: PTH118
+    found = {os.path.relpath(file, path): str(file) for file in files_below(Path(path))}
     return json.dumps({name: _stated(file) for name, file in sorted(found.items())})
 
 

@@ -77,7 +77,9 @@ def refuse_unless_ended_badly(folder: RunFolder) -> Run:
         )
     if run.job is None or run.state not in ("lost", "failed", "cancelled"):
         cause = f"it is {run.state}" if run.job else "it was not submitted from here"
-        remedy = "Only a run that ended badly can be started over."
+        remedy = (
+            f"Only a run that ended badly can be started over; nemo experiment status {folder.id} says how it stands."
+        )
     elif folder.is_foreign:
         cause, remedy = "it belongs to another user", "Submit the recipe as a run of your own."
     elif run.processes:

@@ -20,19 +20,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from configs import CONFIGS
-from executors.base import Place
 from recipes.catalogue import PIPELINES, find, own_folders
-from recipes.experiment.chain import likely_engine, wired
-from recipes.experiment.examine import in_order, place_named
-from recipes.experiment.job import engine_at
+from recipes.experiment.chain import wired
 from recipes.experiment.run_ids import MOST_OF_STAGE
-from recipes.experiment.stage import Options, Stage
+from recipes.experiment.stage import Stage
 from recipes.experiment.sweep import Grid, combinations, swept
+from recipes.preflight.subjects import of_values
 from recipes.values import SECTIONS, load_yaml, merge, set_value
 from scripts.args.meaning import ScriptArgs
 from scripts.args.typed import parse_yaml
 from scripts.engines.choice import can_run
-from scripts.evaluation.checks import takes_first
 from scripts.run.problems import Problem, ProblemsError, nearest
 
 if TYPE_CHECKING:
@@ -86,7 +83,8 @@ def pipeline(name: str, values: Mapping[str, str] = {}, sweep: Mapping[str, Sequ
     """Stages for `submit_all`: of a pipeline by its name or its file, with values as words have them.
 
     `submit_all(pipeline("quantize_and_evaluate", {"args.hf_model_id": "tiny:qwen3"}), "slurm")`; with
-    `sweep={"quantize.args.calib_size": ["64", "256"]}` for every combination. Raises ProblemsError.
+    `sweep={"quantize.args.calib_size": ["64", "256"]}` for every combination. Conversions are put between, and stages
+    fed, as the place needs where they are submitted. Raises ProblemsError.
     """
     file = file_of(name)
     if file is None:
@@ -95,7 +93,8 @@ def pipeline(name: str, values: Mapping[str, str] = {}, sweep: Mapping[str, Sequ
     built = build_swept(read(file), values, sweep)
     if built.problems:
         raise ProblemsError(built.problems)
-    return wired(built.stages)
+    wired(built.stages)  # what makes no sense anywhere
+    return [replace(stage, wired=False) for stage in built.stages]
 
 
 def build_swept(
@@ -123,33 +122,6 @@ def build_swept(
     return Built(pipeline=pipeline, stages=stages[0], problems=problems)
 
 
-def wired_at(stages: Sequence[Stage], executor: str, options: Options) -> list[Stage]:
-    """Stages, each on what those before it leave by the engines that they will have where they are to run.
-
-    Raises ProblemsError as `wired` does, and where they are in no order.
-    """
-
-    def place_and_values(stage: Stage) -> tuple[Place | None, Mapping[str, str]]:
-        overrides = options.overrides if stage.profile is None else stage.profile
-        named = executor if stage.executor is None else stage.executor
-        return place_named(named, replace(options, overrides=overrides))[0], overrides
-
-    def engine_of(stage: Stage) -> str | None:
-        place, overrides = place_and_values(stage)
-        return likely_engine(stage) if place is None else engine_at(stage.partial, place, overrides)[1]
-
-    def preferred(stage: Stage) -> str:
-        place, _ = place_and_values(stage)
-        here = place is not None and place.runs_here
-        return takes_first(stage.partial.args.__fn_or_cls__) if here else ""
-
-    problems: list[Problem] = []
-    ordered = in_order(stages, problems)
-    if problems:
-        raise ProblemsError(problems)
-    return wired(ordered, engine_of, preferred)
-
-
 def read(file: Path) -> Pipeline:
     """A pipeline's file. Raises ProblemsError with everything that is not of its form."""
     return of_content(load_yaml(file), file, file.stem)
@@ -168,19 +140,42 @@ def of_content(content: Mapping[str, Any], file: Path, name: str) -> Pipeline:
         remedy = "Write stages: {NAME: {recipe: RECIPE}}; a recipe's own values go to --config."
         problems.append(_wrong(f"{file}: stages", stages, "a pipeline has stages, each with a recipe", remedy))
         raise ProblemsError(problems)
+    if not re.search("[A-Za-z0-9]", name):
+        cause, remedy = "its runs are called after it, and that has no letter or digit of ASCII", "Call it otherwise."
+        problems.append(Problem(name="bad_run_name", key=str(file), value=name, cause=cause, remedy=remedy))
     for key, stage in stages.items():
+        if not isinstance(key, str):  # `yes`, `null` and 1 are no texts in YAML
+            problems.append(_wrong(f"{file}: stages", key, "the name of a stage is a text", "Write it in quotes."))
         problems += _form(str(key), stage, [str(one) for one in stages])
-    if problems:
-        raise ProblemsError(problems)
-    args = content.get("args") or {}
-    return Pipeline(name=name, file=file, summary=content.get("summary", ""), args=args, stages=stages)
+    args = content.get("args")
+    whole = {key: one for key, one in stages.items() if isinstance(key, str) and _has_recipe(one)}
+    pipeline = Pipeline(
+        name=name,
+        file=file,
+        summary=content.get("summary", ""),
+        args=args if isinstance(args, dict) else {},
+        stages=whole,
+    )
+    if problems:  # and what is wrong with the values of those that have a recipe
+        found = build(pipeline, {})
+        raise ProblemsError([*problems, *found.problems, *wrong_values(found.stages)])
+    return pipeline
+
+
+def wrong_values(stages: Sequence[Stage]) -> list[Problem]:
+    """What is wrong with the values of stages wherever they run."""
+    return [one for stage in stages for one in _said_of(stage.name, of_values(stage.partial))]
+
+
+def _has_recipe(stage: Any) -> bool:
+    return isinstance(stage, dict) and isinstance(stage.get("recipe"), str)
 
 
 def _form(name: str, stage: Any, names: Sequence[str]) -> Iterator[Problem]:
     if not _NAME.fullmatch(name) or len(name) > MOST_OF_STAGE or name in (*SECTIONS, "executor", "track"):
         cause = f"a stage's name is at most {MOST_OF_STAGE} letters, digits, `_` and `-`, and none of a section"
         yield Problem(name="bad_stage_name", key="stages", value=name, cause=cause)
-    if not isinstance(stage, dict) or not isinstance(stage.get("recipe"), str):
+    if not _has_recipe(stage):
         yield _wrong(name, stage, "a stage is a mapping with a recipe", "Write NAME: {recipe: quantize_fp8}.")
         return
     yield from _strange(stage, _STAGE_KEYS, name)

@@ -13,6 +13,7 @@ from scripts.args.meaning import value_of
 from scripts.evaluation.gate import GATE_FAILED
 from scripts.evaluation.verdict import Limits, judge
 from scripts.run.problems import JobError, Problem
+from scripts.run.record import DamagedRecordError
 from scripts.run.schema import listed, mapping
 from scripts.stores.objects import is_url, is_whole
 
@@ -101,7 +102,10 @@ class Reused:
             return (f"{' and '.join(anew)} {'is' if len(anew) == 1 else 'are'} run",)
         assert job.fingerprint is not None
         for run_id in self.index.of_recipe(job.recipe):
-            before = Run.read(RunFolder.of(run_id)).job
+            try:
+                before = Run.read(RunFolder.of(run_id)).job
+            except DamagedRecordError:
+                continue
             if before is None or before.name != job.name or before.fingerprint is None:
                 continue
             lines = differences(mapping(before.fingerprint.get("of")), job.fingerprint["of"])

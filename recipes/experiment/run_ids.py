@@ -16,6 +16,8 @@ from scripts.run.schema import mapping
 
 LATEST = "latest"
 _TITLE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+#: Of every id.
+ENDING = re.compile(r"_\d{4}-\d{4}-[0-9a-f]{6}$")
 _MOST_OF_TITLE = 48
 #: Of which a pipeline's name and a stage's are parts.
 MOST_OF_PIPELINE, MOST_OF_STAGE = 24, 20
@@ -50,7 +52,7 @@ def _title(stage: Stage) -> str:
     title = (
         f"{stage.pipeline[:MOST_OF_PIPELINE]}-{stage.name}" if stage.pipeline else stage.title or stage.partial.recipe
     )
-    return re.sub(r"[^A-Za-z0-9_-]+", "-", title)[:_MOST_OF_TITLE].rstrip("_-")
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", title).lstrip("_-")[:_MOST_OF_TITLE].rstrip("_-")
 
 
 def pipeline_of(run_id: str, stage: str) -> str:

@@ -24,6 +24,7 @@ class Stage:
     profile: Mapping[str, str] | None = None  # overrides of its executor's values; None: those of the experiment
     title: str = ""  # how the run's id begins; "": with the recipe
     pipeline: str = ""  # how the ids of all stages of a pipeline begin; "": it is of none
+    wired: bool = True  # False: of a chain, whose stages are fed by each other once it is known where they run
     variant: str = ""  # of a pipeline that is swept: the values that this copy of a stage is for
 
 

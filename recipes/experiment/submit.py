@@ -6,7 +6,7 @@ A sweep is one recipe with many values; on a scheduler that has job arrays, it i
 import io
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout, suppress
 from dataclasses import asdict, replace
 from glob import escape
 from graphlib import TopologicalSorter
@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING, Any
 
 from executors.base import SubmitError, nemorun_home
 from executors.packaging.code import Code, package
-from recipes.experiment.examine import prepare, prepare_all
 from recipes.experiment.experiment import opened_experiment, partial_of, without_main, without_stdin
 from recipes.experiment.intervene import refuse_unless_ended_badly, reopen_run
 from recipes.experiment.job import Job, serialized
 from recipes.experiment.logs import follow
+from recipes.experiment.prepare import checked, prepare, prepare_all
 from recipes.experiment.room import needs_of
 from recipes.experiment.run_ids import runs_of_pipeline
 from recipes.experiment.runs import Run, Watcher, look
 from recipes.experiment.stage import Options, Stage, stages_of
-from recipes.experiment.store import RunFolder, recorded_together
+from recipes.experiment.store import RunFolder, folders_there, recorded_together
 from recipes.experiment.supervisor import (
     cancelled_where_stopped,
     carry_out,
@@ -82,8 +82,19 @@ def submit(
 def submit_all(
     stages: Sequence[Stage], executor: str = "local", *, detach: bool = False, watch: Watcher | None = None
 ) -> list[Run]:
-    """Run several stages, each after those it names in `after`; see `submit`."""
-    return start(prepare_all(stages, executor), detach=detach, watch=watch)
+    """Run several stages, each after those it names in `after`; see `submit`.
+
+    Of a stage of a pipeline that stands already, or is under way, it is the run that stands for it.
+    """
+    known = folders_there()
+    examined = checked(stages, executor)
+    with turn_of_pipelines() if any(stage.pipeline for stage in stages) else nullcontext():
+        if folders_there() != known:  # somebody may have submitted the same meanwhile
+            examined = checked(stages, executor)
+        recorded = record_all(examined.jobs)
+    begun = begin(recorded, detach=detach, watch=watch) if recorded else []
+    stood = list(examined.reused.values())
+    return [*(stood if detach else follow([run.folder for run in stood], watch)), *begun]
 
 
 def sweep(

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from executors.base import nemorun_home
-from recipes.experiment.run_ids import LATEST
+from recipes.experiment.run_ids import ENDING, LATEST
 from scripts.run import schema
 from scripts.run.files import locked, write_json
 from scripts.run.problems import JobError, Problem, ProblemsError
@@ -51,8 +51,9 @@ def tag_of(word: str) -> Tag | None:
 def give(name: str, tag: Tag) -> Tag | None:
     """Have a name stand for an artifact; what it stood for before. Raises ProblemsError for what is no name."""
     cause = "a name is letters, digits, `_` and `-`, and begins with a letter; :VERSION may follow"
-    if not _NAME.fullmatch(name) or name.partition(":")[0] == LATEST:
+    if not _NAME.fullmatch(name) or name.partition(":")[0] == LATEST or ENDING.search(name):
         cause = f"`{LATEST}` is the last run of all" if name.startswith(LATEST) else cause
+        cause = "it ends as the ids of runs do" if ENDING.search(name) else cause
         raise ProblemsError([Problem(name="bad_tag", key="NAME", value=name, cause=cause)])
     with _changing() as held:
         before = held.get(_whole(name))

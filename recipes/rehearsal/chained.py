@@ -15,7 +15,7 @@ from recipes.catalogue import RECIPES
 from recipes.experiment.chain import free_name
 from recipes.experiment.examine import examine
 from recipes.experiment.job import Job
-from recipes.experiment.pipeline import wired_at
+from recipes.experiment.prepare import wired_at
 from recipes.experiment.run_ids import MOST_OF_PIPELINE
 from recipes.experiment.runs import Watcher
 from recipes.experiment.stage import Options, Stage, values_of_recipe

@@ -107,6 +107,9 @@ def _verified(output: Output) -> Checkpoint:
     remedy = "The script said that it had succeeded; its output is in logs/rank0.log."
     if not any(file.is_file() and file.name != _OWNER for file in output.written.rglob("*")):
         raise JobError("output_missing", f"{key}: the script wrote nothing to {output.written}.", remedy)
+    if output.written != output.final and output.written.is_symlink():
+        cause = f"{key}: {output.written} is a link to {output.written.resolve()}, where others may change it."
+        raise JobError("output_of_another_kind", cause, "Have the script write there, or copy to it.")
     try:
         checkpoint = look(output.written / output.within)
     except JobError as error:

@@ -13,6 +13,10 @@ from scripts.run.registry import check
 #: What an evaluation measures; a quantization measures the others.
 _OF_TASKS = ("min_score", "max_drop")
 _KEY = "args.gate"
+_NO_BASELINE = (
+    "there is no args.baseline that a score could drop below  "
+    "Name the report of an earlier evaluate run, or have the stage come after one of the model: after: [baseline]."
+)
 #: What a job ends with that did its work, and whose result breaks a limit.
 GATE_FAILED = "gate_failed"
 
@@ -33,7 +37,9 @@ def gate(job: Any) -> Iterator[Problem]:
         return
     for name in asked:
         if why := _unmeasured(name, job):
-            yield Problem(name="gate_cannot_be_judged", key=f"{_KEY}.{name}", value=given[name], cause=why)
+            cause, _, remedy = why.partition("  ")
+            key = f"{_KEY}.{name}"
+            yield Problem(name="gate_cannot_be_judged", key=key, value=given[name], cause=cause, remedy=remedy)
 
 
 def _unmeasured(name: str, job: Any) -> str:
@@ -42,7 +48,7 @@ def _unmeasured(name: str, job: Any) -> str:
     if isinstance(args, EvaluateArgs):
         if name not in _OF_TASKS:
             return "an evaluation measures scores: min_score and max_drop are limits of it"
-        return "" if name == "min_score" or args.baseline else "there is no args.baseline that a score could drop below"
+        return "" if name == "min_score" or args.baseline else _NO_BASELINE
     if name in _OF_TASKS:
         return "no harness asks anything here: min_score and max_drop are limits of evaluate"
     if name == "max_size":

@@ -43,7 +43,7 @@ def content_of(path: Path, advance: Callable[[int], None] = lambda read: None, c
     Files are read by as many threads as there are processors. `advance` is called with the bytes of each piece that
     was read, by any of them. `copy`: a folder into which the very bytes that are read are written. Raises OSError.
     """
-    files = [path] if path.is_file() else sorted(_below(path, frozenset()))
+    files = [path] if path.is_file() else sorted(files_below(path))
     names = [file.name if path.is_file() else file.relative_to(path).as_posix() for file in files]
     stopped = threading.Event()
     pool = ThreadPoolExecutor(os.cpu_count() or 1)
@@ -57,14 +57,14 @@ def content_of(path: Path, advance: Callable[[int], None] = lambda read: None, c
     return Content(bytes=sum(size for _, size in found), files=len(files), digest=digest_of(listing), listing=listing)
 
 
-def _below(folder: Path, above: frozenset[str]) -> Iterator[Path]:
+def files_below(folder: Path, above: frozenset[str] = frozenset()) -> Iterator[Path]:
     """Everything in a folder that is none itself; one that leads back to where it lies is no folder."""
     above |= {os.path.realpath(folder)}
     with os.scandir(folder) as entries:
         for entry in entries:
             inner = folder / entry.name
             if entry.is_dir() and os.path.realpath(inner) not in above:
-                yield from _below(inner, above)
+                yield from files_below(inner, above)
             else:
                 yield inner
 

@@ -142,7 +142,8 @@ def publish(partial: Path, final: Path) -> None:
     """Make the whole folder `partial` appear as `final`, by one rename. Raises JobError `output_exists`."""
     refuse_existing(final)
     for path in (*partial.rglob("*"), partial):  # so that a rename that survives a power cut names whole files
-        _sync(path)
+        if path.is_file() or path.is_dir():  # a pipe would wait for who writes, and a link may lead to nothing
+            _sync(path)
     with suppress(FileNotFoundError):
         final.rmdir()
     partial.rename(final)

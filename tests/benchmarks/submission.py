@@ -245,7 +245,7 @@ _MAKE_FINISHED = """
 import sys
 from recipes import probe
 from recipes.experiment.supervisor import finish
-from recipes.experiment.examine import prepare_all
+from recipes.experiment.prepare import prepare_all
 from recipes.experiment.stage import Options
 from recipes.experiment.submit import record_all
 from recipes.experiment.stage import stages_of

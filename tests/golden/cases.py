@@ -167,7 +167,7 @@ def _submit_parent(profiles: Path) -> None:
 def text_of(case: Case, profiles: Path) -> str:
     """What a dry run says would be submitted."""
     from recipes.catalogue import find
-    from recipes.experiment.examine import prepare_all
+    from recipes.experiment.prepare import prepare_all
     from recipes.experiment.stage import Options, stages_of
     from recipes.experiment.submit import array_of, would_send
     from recipes.values import set_value

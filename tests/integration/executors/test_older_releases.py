@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from recipes.catalogue import find
-from recipes.experiment.examine import prepare
+from recipes.experiment.prepare import prepare
 from recipes.experiment.submit import record_all
 from scripts.run.files import write_text
 from scripts.run.record import observe

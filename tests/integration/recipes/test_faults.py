@@ -226,7 +226,7 @@ def test_a_login_node_that_goes_and_comes_back(far: User, login: Login, cluster:
 TWO_STAGES = """
 from pathlib import Path
 from recipes import Stage, probe
-from recipes.experiment.examine import prepare_all
+from recipes.experiment.prepare import prepare_all
 from recipes.experiment.stage import Options
 from recipes.experiment.submit import start
 from scripts.run.problems import JobError

@@ -31,8 +31,8 @@ from executors.base import SchedulerJob, own_variables
 from executors.local import LocalPlace, LocalProfile
 from recipes import find
 from recipes.experiment import submit, supervisor
-from recipes.experiment.examine import prepare
 from recipes.experiment.intervene import cancel_run
+from recipes.experiment.prepare import prepare
 from recipes.experiment.runs import Run, look
 from scripts.run.identity import identity, started_with
 from scripts.run.record import read_record

@@ -115,6 +115,31 @@ def test_what_stands_is_not_run_again_and_what_changed_is_said(nemo: Nemo, home:
     assert not any(reused for _, reused in stages_of(nemo("run", str(pipeline), "--dryrun", "--json")).values())
 
 
+_FROM_PYTHON = """
+import sys
+from recipes import pipeline, submit_all
+
+if __name__ == "__main__":
+    for run in submit_all(pipeline(sys.argv[1]), detach=len(sys.argv) > 2):
+        print("run", run.id, run.state)
+"""
+
+
+@pytest.mark.timeout(900)
+def test_from_python_runs_are_those_that_stand_too(home: Path, pipeline: Path, work: Path) -> None:
+    (work / "mine.py").write_text(_FROM_PYTHON)
+    told = []
+    for more in ([], ["detach"]):
+        done = subprocess.run(
+            [sys.executable, "mine.py", str(pipeline), *more],
+            **{"cwd": work, "env": {**os.environ, "NEMORUN_HOME": str(home)}},
+            **{"capture_output": True, "text": True, "timeout": 600},
+        )
+        assert done.returncode == 0, done.stderr
+        told.append(sorted(line for line in done.stdout.splitlines() if line.startswith("run ")))
+    assert told[0] == told[1] and len(told[0]) == 4 and all(line.endswith(" succeeded") for line in told[0])
+
+
 @pytest.mark.timeout(900)
 def test_a_stage_that_fails_stops_what_is_made_of_it_alone(nemo: Nemo, home: Path, pipeline: Path) -> None:
     text = pipeline.read_text().replace('"two"', '"fail"')
@@ -275,7 +300,7 @@ def test_a_disk_that_fills_leaves_no_half(
         until(lambda: nemo("status", run_id, "--json").json["state"] != "running")
         found = nemo("status", run_id, "--json").json
         assert (found["state"], found["error"]["name"]) == ("failed", "disk_full")
-        appeared = [path for path in disk.rglob("*.safetensors") if not path.parent.name.startswith(".")]
+        appeared = [path for path in disk.rglob("model*.safetensors") if not path.parent.name.startswith(".")]
         assert not appeared and not found.get("outputs")
         (disk / "filling").unlink()
         assert nemo("resume", run_id, "--json").code == 0

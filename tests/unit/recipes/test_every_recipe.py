@@ -16,8 +16,9 @@ import yaml
 from configs import CONFIGS
 from executors.kinds import kinds
 from recipes.catalogue import FAMILIES, RECIPES, Recipe, describe, layers
-from recipes.experiment.examine import examine, prepare_all
+from recipes.experiment.examine import examine
 from recipes.experiment.job import Job, serialized
+from recipes.experiment.prepare import prepare_all
 from recipes.experiment.stage import Options, Stage
 from recipes.experiment.submit import would_send
 from recipes.planner.plan import Plan, plan_of

@@ -15,7 +15,8 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from recipes.catalogue import RECIPES
-from recipes.experiment.examine import Options, Stage, prepare_all
+from recipes.experiment.prepare import prepare_all
+from recipes.experiment.stage import Options, Stage
 from scripts.engines.script.flags.tables import container_path, releases_of
 from scripts.engines.script.locate import is_module
 from scripts.run.files import write_json

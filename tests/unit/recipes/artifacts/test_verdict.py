@@ -9,6 +9,8 @@ import pytest
 from recipes.cli.show import _next_steps
 from recipes.experiment.runs import look
 from recipes.experiment.store import RunFolder
+from scripts.run.content import content_of
+from scripts.run.record import Record, read_record
 from tests.answers import answer_of
 from tests.runs import Shell, quantized
 
@@ -35,6 +37,20 @@ def test_what_keeps_every_limit_is_accepted(home: Path) -> None:
     assert (status, found["verdict"], found["doubts"]) == (0, "accept", [])
     assert found["reasons"][0] == "perplexity increase 0.001 (-0.0005 to 0.0025), at most 0.01 is allowed"
     assert len(found["reasons"]) == 4
+
+
+def test_what_was_changed_since_is_not_what_was_measured(home: Path) -> None:
+    assert judged(home)[0] == 0
+    (run,) = look([RunFolder.of(folder.name) for folder in (home / "runs").iterdir()])
+    (left := home / "export").mkdir()
+    (left / "model.safetensors").write_bytes(b"abc")
+    content = content_of(left)
+    output = {"type": "checkpoint_hf", "path": str(left), **content.facts}
+    Record(run.dir, read_record(run.dir)).update(outputs=[output])
+    assert Shell()("verdict", run.id).exit_code == 0
+    (left / "model.safetensors").write_bytes(b"abd")
+    done = Shell()("verdict", run.id)
+    assert done.exit_code == 1 and "infeasible" in done.stdout and f"artifacts verify {run.id}" in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 
 from recipes import ProblemsError, Stage, chain, find
-from recipes.experiment.examine import examine, prepare_all
+from recipes.experiment.chain import wired
+from recipes.experiment.examine import examine
+from recipes.experiment.prepare import prepare_all
 from recipes.experiment.stage import Options
 from recipes.experiment.store import RunFolder
 from scripts.run.record import Record
@@ -50,7 +52,7 @@ def build(*names: str) -> list[Any]:
     ],
 )
 def test_a_chain_converts_where_it_crosses_formats(recipes: list[str], stages: list[str]) -> None:
-    made = chain(*build(*recipes))
+    made = wired(chain(*build(*recipes)))
     assert [stage.name for stage in made] == stages
     assert [list(stage.after) for stage in made] == [[], *([name] for name in stages[:-1])]
 

@@ -24,6 +24,9 @@ def run(home: Path, run_id: str, fingerprint: str | None = None, outputs: int = 
     return folder
 
 
+_ROOT = "select rootpage from sqlite_master where name = 'contents'"
+
+
 def test_it_follows_the_folders(home: Path) -> None:
     run(home, "a_0101-0000-000001", "f1")
     run(home, "b_0101-0000-000002", "f2", outputs=2)
@@ -57,6 +60,32 @@ def test_one_that_cannot_be_believed_is_made_anew(damage: str, home: Path) -> No
         with refreshed() as index:
             assert index.with_fingerprint("f1") == ["a_0101-0000-000001"]
     assert damage == "a folder" or sqlite3.connect(file).execute("select count(*) from runs").fetchone() == (1,)
+
+
+def test_one_that_is_damaged_further_in_is_made_anew_when_it_is_asked(home: Path, tmp_path: Path) -> None:
+    run(home, "a_0101-0000-000001", "f1")
+    (tmp_path / "file").write_text("x")
+    with refreshed() as index:
+        digest = index.content(tmp_path / "file")
+    with sqlite3.connect(home / "index.sqlite") as connection:
+        ((page,), (size,)) = (connection.execute(asked).fetchone() for asked in (_ROOT, "pragma page_size"))
+    with (home / "index.sqlite").open("r+b") as file:
+        file.seek((page - 1) * size)
+        file.write(b"x" * size)
+    for _ in range(2):
+        with refreshed() as index:
+            assert index.content(tmp_path / "file") == digest
+            assert index.with_fingerprint("f1") == ["a_0101-0000-000001"]
+    with sqlite3.connect(home / "index.sqlite") as connection:
+        assert connection.execute("select count(*) from contents").fetchone() == (1,)
+
+
+def test_links_that_lead_back_end(home: Path, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).symlink_to(".")
+    (tmp_path / "file").write_text("x")
+    with refreshed() as index:
+        assert index.content(tmp_path)
 
 
 def test_damaged_records_are_no_runs_of_anything(home: Path) -> None:

@@ -13,6 +13,7 @@ from recipes.cli.completion import runnable
 from recipes.experiment import fingerprint
 from recipes.experiment.examine import Examined
 from recipes.experiment.pipeline import build, pipelines, read
+from recipes.experiment.prepare import wired_at
 from recipes.experiment.run_ids import new_ids, pipeline_of, runs_of_pipeline
 from recipes.experiment.stage import Options
 from tests.answers import answer_of
@@ -142,6 +143,41 @@ def test_a_file_that_is_no_pipeline_is_refused(stages: Any, name: str, says: str
     assert name in {one.name for one in refused.value.problems} and says in str(refused.value)
 
 
+def test_all_that_is_wrong_with_a_file_is_told_at_once(
+    tmp_path: Path, asked: Callable[..., tuple[list[str], Examined]]
+) -> None:
+    quantize = {
+        "recipe": "quantize_fp8",
+        "args": {"hf_model_id": "${args.modl}", "calib_sze": 3},
+        "gate": {"max_dorp": 1},
+    }
+    stages = {"quantize": quantize, "try": {"recipe": "prob"}, "last": {"recipe": "evaluate", "executor": "nowhere"}}
+    file = document(tmp_path, stages, args={"model": "tiny:qwen3"})
+    expected = {
+        *(("unknown_key", "quantize.args.hf_model_id"), ("unknown_key", "quantize.args.calib_sze")),
+        *(("unknown_recipe", "try.recipe"), ("bad_gate", "quantize.args.gate"), ("unknown_executor", "executor")),
+    }
+    assert errors(asked(file)[1]) == expected
+    file = document(tmp_path, {**stages, "more": {"recipe": "probe", "after": "nothing"}}, args={"model": "tiny:qwen3"})
+    with pytest.raises(ProblemsError) as refused:
+        asked(file)
+    told = {(one.name, one.key) for one in refused.value.problems}
+    assert told == expected - {("unknown_executor", "executor")} | {("unknown_stage", "more.after")}
+
+
+def test_what_is_no_text_names_no_stage(tmp_path: Path) -> None:
+    (file := tmp_path / "mine.yaml").write_text("stages: {yes: {recipe: probe}, null: {recipe: probe}}")
+    with pytest.raises(ProblemsError, match="Write it in quotes"):
+        read(file)
+
+
+def test_runs_can_be_called_after_a_file(tmp_path: Path) -> None:
+    (file := tmp_path / "日本.yaml").write_text("stages: {one: {recipe: probe}}")
+    with pytest.raises(ProblemsError, match="bad_run_name"):
+        read(file)
+    assert all(one.startswith("x-one_") for one in new_ids(pipeline(str(file.rename(tmp_path / "-x.yaml")))).values())
+
+
 @pytest.mark.parametrize(
     ("recipes", "name"),
     [
@@ -170,7 +206,8 @@ def test_from_python_it_is_stages(home: Path) -> None:
     stages = pipeline("quantize_and_evaluate", {"args.hf_model_id": "tiny:qwen3", "quantize.args.calib_size": "16"})
     assert [stage.name for stage in stages] == ["baseline", "quantize", "evaluate"]
     assert stages[1].partial.args.calib_size == 16
-    assert stages[2].partial.args.checkpoint == "${artifact:quantize.checkpoint_hf}"
+    # Here is no vLLM, and so what ModelOpt restores is what is scored.
+    assert wired_at(stages, "local", Options())[2].partial.args.checkpoint == "${artifact:quantize.checkpoint_modelopt}"
     with pytest.raises(ProblemsError, match="unknown_key"):
         pipeline("quantize_and_evaluate", {"args.x": "1"})
     with pytest.raises(ProblemsError, match="Did you mean quantize_and_evaluate"):

@@ -11,6 +11,7 @@ from recipes import pipeline
 from recipes.experiment import examine as module
 from recipes.experiment.examine import Examined, examine
 from recipes.experiment.stage import Options
+from recipes.experiment.store import RunFolder
 from recipes.experiment.submit import record_all
 from scripts.run.problems import Problem
 from scripts.run.record import Record, read_record
@@ -46,6 +47,15 @@ def test_the_same_stands_and_another_value_does_not(look: Callable[..., Examined
     other = look(args__calib_size="7")
     assert not other.reused and other.changed["one"][0].startswith("args.calib_size ")
     assert look(fresh=True).changed["one"] == ("--fresh",)
+
+
+def test_a_damaged_record_of_another_run_is_passed_over(look: Callable[..., Examined]) -> None:
+    run_id = ended(look)
+    job = RunFolder.of(run_id).job
+    document = json.loads(job.read_text())
+    document["job"]["after"] = [5]
+    job.write_text(json.dumps(document))
+    assert look(args__calib_size="7").changed["one"] == ("it was not run before",)
 
 
 @pytest.mark.parametrize("state", ["failed", "cancelled"])

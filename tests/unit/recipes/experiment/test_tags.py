@@ -51,6 +51,27 @@ def test_a_name_stands_for_an_artifact_wherever_a_reference_does(made: str) -> N
     assert shell("artifacts", "checkpoint_hf").stdout.rstrip().endswith(f"{NAME}:latest")
 
 
+def test_a_stage_of_a_pipeline_comes_before_a_name(made: str, tmp_path: Path) -> None:
+    command = ["python", "-c", "pass", "{checkpoint}", "{output_hf}"]
+    stage = {"recipe": "program", "args": {"command": command}}
+    first = {**stage, "args": {"command": command, "checkpoint": f"${{artifact:{made}.checkpoint_hf}}"}}
+    file = tmp_path / "two.yaml"
+    file.write_text(json.dumps({"stages": {"one": first, "two": stage}}))
+    shell = Shell()
+    assert shell("artifacts", "tag", f"{made}.checkpoint_hf", "one").exit_code == 0
+    plan = data_of(shell("run", str(file), "--dryrun", "--json", seconds=60).stdout)
+    runs = {row["stage"]: row["run"] for row in plan["stages"]}
+    (two,) = (one for one in plan["runs"] if one["id"] == runs["two"])
+    assert runs["one"] in two["resolved"]["checkpoint"] and two["after"] == [runs["one"]]
+
+
+def test_what_is_written_without_the_reference_is_pointed_at(made: str) -> None:
+    shell = Shell()
+    shell("artifacts", "tag", f"{made}.checkpoint_hf", NAME)
+    done = shell("run", "evaluate", f"args.checkpoint={NAME}", "--dryrun", seconds=60)
+    assert done.exit_code == 2 and f"args.checkpoint='${{artifact:{NAME}}}'" in done.stderr
+
+
 def test_a_name_is_moved_and_versions_stay(made: str) -> None:
     shell = Shell()
     shell("artifacts", "tag", f"{made}.checkpoint_hf", f"{NAME}:v1")
@@ -66,7 +87,9 @@ def test_a_name_is_moved_and_versions_stay(made: str) -> None:
     assert gone.exit_code == 2 and f"There are {NAME}:v1." in gone.stderr
 
 
-@pytest.mark.parametrize("name", ["", "1a", "a.b", "a/b", "latest", "latest:a", "a:b:c", "ü", "a" * 70, "a\n"])
+@pytest.mark.parametrize(
+    "name", ["", "1a", "a.b", "a/b", "latest", "latest:a", "a:b:c", "ü", "a" * 70, "a\n", "a_0101-0000-abcdef"]
+)
 def test_what_is_no_name_is_refused(name: str, made: str) -> None:
     done = Shell()("artifacts", "tag", f"{made}.checkpoint_hf", name)
     assert done.exit_code == 2 and "bad_tag" in done.stderr and not tags()

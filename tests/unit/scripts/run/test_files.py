@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 import time
@@ -39,6 +40,13 @@ def test_staged_publishes_whole_or_not_at_all(tmp_path: Path) -> None:
         (folder / "whole").write_text("x")
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
     assert (final / "whole").read_text() == "x"
+
+
+def test_a_pipe_and_a_link_to_nothing_are_published_too(tmp_path: Path) -> None:
+    with staged(tmp_path / "final") as partial:
+        os.mkfifo(partial / "pipe")
+        (partial / "link").symlink_to("nowhere")
+    assert sorted(path.name for path in (tmp_path / "final").iterdir()) == ["link", "pipe"]
 
 
 def test_staged_refuses_what_is_there(tmp_path: Path) -> None:
