@@ -206,7 +206,7 @@ def kind_of_hf(job: Job) -> Iterator[Problem]:
 
 @check("too_little_text", engines=("hf", "bridge"), args=QuantizeArgs)
 def data_of_hf(job: Job) -> Iterator[Problem]:
-    if not job.here:
+    if not job.here or job.get("from_files"):  # which reads no text
         return
     for key, value in (("calib_dataset", job.resolved.calib_dataset), ("eval_dataset", job.resolved.eval_dataset)):
         if value is None and (key == "eval_dataset" or job.args.hf_model_id.startswith("tiny:")):

@@ -219,6 +219,13 @@ def test_missing_data() -> None:
     ]
 
 
+def test_from_files_no_text_is_asked_for(fake_model: FakeModel) -> None:
+    """The data set that null stands for cannot be had here."""
+    asked = {"hf_model_id": str(fake_model()), "weight_only": True}
+    assert names(**asked) == [("missing_data", "args.calib_dataset")]
+    assert names(**asked, from_files=True) == []
+
+
 def test_outputs_never_overwrite(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     assert names(export_dir=str(tmp_path / "out")) == []
