@@ -154,7 +154,7 @@ def already(job: Job) -> Iterator[Problem]:
     for field in sorted(sources & job.models.keys()):
         found = job.models[field].quantized
         if found is not None:
-            refusal = packed(found) if job.engine == "hf" else None
+            refusal = packed(found, loaded=not job.get("from_files")) if job.engine == "hf" else None
             ours = found in FORMATS
             whose = (
                 "undone first, but what was lost is lost"

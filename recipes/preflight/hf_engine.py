@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from recipes.catalogue import RECIPES
@@ -19,13 +20,14 @@ from scripts.checkpoints.causal import (
     failure,
     refused,
     unbuilt,
+    unscaled,
 )
 from scripts.checkpoints.model import Trouble, local_model_problems, read_config
 from scripts.data.texts import read, source_of
 from scripts.engines.hf.quantizers import refuse_compress, refuse_weight_only
 from scripts.formats import FITS_ANY_WIDTH, FORMATS, WEIGHTS_ALONE, format_error, format_problems
 from scripts.processor import gpus_here
-from scripts.run.files import is_there
+from scripts.run.files import expanded, is_there
 from scripts.run.problems import JobError, Problem, Severity
 from scripts.run.registry import check
 from scripts.serving.servers import able
@@ -176,10 +178,20 @@ def model_of_hf(job: Job) -> Iterator[Problem]:
         if folder is None or not (job.here or is_there(folder)):
             return  # a folder over there; `quantize_notes` says that it was not looked at
         found: list[Trouble | None] = [*local_model_problems(str(folder))]
+        if job.get("from_files") and not found and not name.startswith("tiny:"):
+            found = [_as_it_is(expanded(folder))]
     else:  # from here, a hub's answer says nothing about another machine's network and tokens
         found = [hub.model_problem(name, online=job.online and job.here)]
     for problem, cause, remedy in filter(None, found):
         yield Problem(name=problem, key="args.hf_model_id", value=name, cause=cause, remedy=remedy)
+
+
+def _as_it_is(folder: Path) -> Trouble | None:
+    """What is wrong with weights that are read as they are stored, without a library that unpacks them."""
+    try:
+        return unscaled(folder)
+    except JobError as error:
+        return error.name, error.cause, error.remedy
 
 
 def _config(job: Job) -> Mapping[str, Any] | None:

@@ -12,6 +12,7 @@ import yaml
 
 from configs import CONFIGS
 from scripts.checkpoints.figures import kind_of
+from scripts.checkpoints.huggingface import exported_format, read_weights
 from scripts.checkpoints.model import Trouble
 from scripts.checkpoints.quantization import THEIRS
 from scripts.formats import FORMATS
@@ -33,6 +34,8 @@ NOT_EXPORTED = "Name another model, or use args.export_dir=null and the ModelOpt
 AWQ_EXPERTS = "ModelOpt's exporter cannot write AWQ of experts that share one tensor, as transformers 5 keeps them"
 NO_AWQ = "Use fp8, nvfp4 or fp8_blockwise."
 _PLAIN = "Name a causal language model."
+_IN_BF16 = "Name the model that it was made of, in BF16."
+_PLAIN_TYPES = ("bfloat16", "float16", "float32", "float64")
 _OF_THE_TRIAL = ("format_does_not_fit", "unknown_model", "not built")
 
 
@@ -120,12 +123,24 @@ def unbuilt(config: Mapping[str, Any]) -> Trouble | None:
     return "unknown_model", f"the Transformers that is here has no model_type {kind}", remedy
 
 
-def packed(found: str | None) -> Trouble | None:
+def packed(found: str | None, *, loaded: bool = True) -> Trouble | None:
     """The same of a model that is quantized in `found`, unless transformers unpacks that when it loads it."""
-    if found is None or (found not in FORMATS and found.removesuffix(THEIRS) in UNPACKED):
+    if found is None or (loaded and found not in FORMATS and found.removesuffix(THEIRS) in UNPACKED):
         return None
-    cause = f"it is quantized already, in {found}, which the hf engine cannot undo"
-    return "already_quantized", cause, "Name the model that it was made of, in BF16."
+    cause = f"it is quantized already, in {found}, which {'the hf engine' if loaded else 'args.from_files'} cannot undo"
+    return "already_quantized", cause, _IN_BF16
+
+
+def unscaled(folder: Path) -> Trouble | None:
+    """The same of a folder with weights of fewer than 16 bits, of which no configuration says what they stand for.
+
+    Raises JobError `unreadable_checkpoint`.
+    """
+    for one in read_weights(folder, "model", "").tensors if exported_format(folder) is None else ():
+        if one.dtype not in _PLAIN_TYPES and (one.name.endswith(".weight") or one.dtype.startswith("float")):
+            cause = f"it is quantized already: {one.name} holds {one.dtype}, and nothing says what that stands for"
+            return "already_quantized", cause, _IN_BF16
+    return None
 
 
 @functools.cache

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scripts.args.quantize import QuantizeArgs
+from scripts.checkpoints import causal
 from scripts.checkpoints.documents import read_json
+from scripts.checkpoints.huggingface import exported_format
 from scripts.checkpoints.model import weights_problem
 from scripts.checkpoints.safetensors import read_header, writing
 from scripts.engines.card import write_card
@@ -46,7 +48,8 @@ def quantize_files(args: QuantizeArgs, record: Record, folder: Path) -> None:
         raise JobError("no_output", "args.from_files writes args.export_dir alone, and that is null.", "Name one.")
     export = Path(args.export_dir)
     refuse_existing(export)
-    if (trouble := weights_problem(folder)) is not None:
+    trouble = weights_problem(folder) or causal.packed(exported_format(folder), loaded=False) or causal.unscaled(folder)
+    if trouble is not None:
         raise JobError(trouble[0], f"{folder}: {trouble[1]}.", trouble[2])
     device, config = load.pick_device(args.device), quantizers.build_config(args)
     source = Source(folder=folder)

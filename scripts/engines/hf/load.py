@@ -183,8 +183,7 @@ def load_model(path: str, *, dtype: str, device: str, trust_remote_code: bool) -
             ignore_mismatched_sizes=True,  # so that they are told with the others
         )
     except SafetensorError as error:
-        cause = f"{path}: a weight file cannot be read: {error}."
-        raise JobError("damaged_weights", cause, "Copy it again.") from error
+        raise damaged(path, error) from error
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise _as_job_error(path, error) from error
     _check_weights(path, model, told)
@@ -194,31 +193,50 @@ def load_model(path: str, *, dtype: str, device: str, trust_remote_code: bool) -
     return LoadedModel(model=model.to(place).eval(), tokenizer=tokenizer, device=place)
 
 
+def damaged(path: str, error: Exception) -> JobError:
+    """What to raise where safetensors cannot read a model's file."""
+    return JobError("damaged_weights", f"{path}: a weight file cannot be read: {error}.", "Copy it again.")
+
+
 def _check_weights(path: str, model: Any, told: dict[str, Any]) -> None:
     """Every tensor of the model came from the files, every tensor of the files went into it, and all are numbers.
 
     What is tied, computed or known to be left over is not told by transformers.
     """
     mismatched = [f"{name} {list(found)} for {list(wanted)}" for name, found, wanted in told["mismatched_keys"]]
+    missing, left_over = told["missing_keys"], told["unexpected_keys"]
+    refuse_other_weights(path, missing=missing, left_over=left_over, misshapen=mismatched)
+    _check_head(path, model)
+    broken = [name for name, each in model.named_parameters() if not is_finite(each.detach())]
+    refuse_not_finite(path, broken, model.dtype)
+
+
+def refuse_other_weights(
+    path: str,
+    *,
+    missing: Collection[str] = (),
+    left_over: Collection[str] = (),
+    misshapen: Collection[str] = (),
+    empty: Collection[str] = (),
+) -> None:
+    """Raise JobError('weights_do_not_match') for tensors of these names, if there are any."""
     wrong = {
-        "not in the files": told["missing_keys"],
-        "in the files, but not in the model": told["unexpected_keys"],
-        "of another shape than config.json says": mismatched,
+        "not in the files": missing,
+        "in the files, but not in the model": left_over,
+        "of another shape than config.json says": misshapen,
+        "in the files, but without a single weight": empty,
     }
     said = [f"{_first(names)} {(len(names) > 1 and 'are') or 'is'} {what}" for what, names in wrong.items() if names]
     if said:
         remedy = "Copy the weights again, or name the config.json that belongs to them."
         raise JobError("weights_do_not_match", f"{path}: {'; '.join(said)}.", remedy)
-    _check_head(path, model)
-    tensors = ((name, each) for name, each in model.named_parameters() if each.numel())
-    refuse_not_finite(path, [name for name, each in tensors if not is_finite(each.detach())], model.dtype)
 
 
 def is_finite(weights: "torch.Tensor") -> bool:
     """Whether every number is one: without a copy."""
     import torch
 
-    return bool(torch.stack(torch.aminmax(weights)).isfinite().all())
+    return not weights.numel() or bool(torch.stack(torch.aminmax(weights)).isfinite().all())
 
 
 def refuse_not_finite(path: str, broken: Collection[str], dtype: "torch.dtype") -> None:

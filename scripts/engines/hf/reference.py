@@ -123,16 +123,29 @@ def joined_names(model: Any) -> tuple[str, ...] | None:
 
 
 def names_in_memory(model: Any, stored: Iterable[str]) -> Iterator[tuple[str, str, bool]]:
-    """Of each stored tensor its name, what transformers calls it, and whether it becomes one with others."""
-    rules = _rules(model)
+    """Of each stored tensor its name, what transformers calls it, and whether it becomes one with others.
+
+    Of a tensor that becomes several, the first of those.
+    """
+    rules, held = _rules(model), model.state_dict()
     for name in stored:
         if rules is None:
             yield name, name, False
             continue
         from transformers.core_model_loading import rename_source_key
 
-        now, made = rename_source_key(name, *rules)
+        now, made = rename_source_key(name, *rules, model.base_model_prefix, held)
+        if now not in held and name in held:  # as transformers does: what has the model's own name is not renamed
+            now, made = name, None
         yield name, now, made is not None
+
+
+def split_names(model: Any) -> Iterator[tuple[str, Sequence[str]]]:
+    """Parts of names of which transformers makes several tensors of one: of the first, and of the others."""
+    for rule in (_rules(model) or ((), ()))[1]:
+        first, *others = rule.target_patterns
+        if others:
+            yield first, others
 
 
 def _hub_names(model: Any, stored: Iterable[str]) -> dict[str, str]:

@@ -7,18 +7,20 @@ every matrix in the files that the format's rules take and that is no embedding.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import cached_property
 from io import StringIO
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scripts.checkpoints.safetensors import read_header
 from scripts.engines.hf import load, quantizers
 from scripts.engines.hf.nvfp4 import cpu_kernels
-from scripts.engines.hf.reference import names_in_memory, quantized_linears
+from scripts.engines.hf.reference import names_in_memory, quantized_linears, split_names
 from scripts.formats import WEIGHTS_ALONE
 from scripts.run.problems import JobError
 
@@ -61,11 +63,14 @@ class Source:
         return {name: shard for shard, header in self.shards.items() for name in header}
 
     def tensor(self, name: str) -> "torch.Tensor":
-        """One tensor, mapped from its file."""
-        from safetensors import safe_open
+        """One tensor, mapped from its file. Raises JobError('damaged_weights')."""
+        from safetensors import SafetensorError, safe_open
 
-        with safe_open(self.folder / self._shard_of[name], framework="pt") as file:
-            tensor: torch.Tensor = file.get_tensor(name)
+        try:
+            with safe_open(self.folder / self._shard_of[name], framework="pt") as file:
+                tensor: torch.Tensor = file.get_tensor(name)
+        except SafetensorError as error:
+            raise load.damaged(str(self.folder), error) from error
         return tensor
 
 
@@ -93,7 +98,8 @@ class Selection:
 
 
 def select(source: Source, config: Mapping[str, Any], trust_remote_code: bool) -> Selection:
-    """What a format takes of the files. Raises JobError as `quantizers.rehearse`, and `needs_calibration`."""
+    """What a format takes of the files. Raises JobError as `quantizers.rehearse`, `needs_calibration` and
+    `weights_do_not_match`."""
     from modelopt.torch.export.quant_utils import get_quant_config
 
     try:
@@ -102,11 +108,13 @@ def select(source: Source, config: Mapping[str, Any], trust_remote_code: bool) -
         if error.name != "unknown_model":
             raise
         return _by_names(source, config)
+    names = list(names_in_memory(bare, source.shapes))
+    _refuse_other_weights(source, bare, names)
     quantizers.rehearse(bare, dict(config), exported=True)
     _refuse_calibration(bare, config)
     quantized, plain = quantized_linears(bare)
     found: dict[bool, set[str]] = {True: set(), False: set()}
-    for stored, now, joined in names_in_memory(bare, source.shapes):
+    for stored, now, joined in names:
         module = now.removesuffix(WEIGHT)
         if joined and (experts := _weight_quantizers(bare, now)):
             found[all(one.is_enabled for one in experts)].add(stored.removesuffix(WEIGHT))
@@ -118,11 +126,36 @@ def select(source: Source, config: Mapping[str, Any], trust_remote_code: bool) -
     return Selection(quantized=frozenset(found[True]), plain=frozenset(found[False]), said=said, in_float32=strict)
 
 
+def _refuse_other_weights(source: Source, bare: Any, names: Iterable[tuple[str, str, bool]]) -> None:
+    """Raise JobError('weights_do_not_match') as `load.load_model` for what is missing, or is of another shape."""
+    wanted, there, misshapen = bare.state_dict(keep_vars=True), set(), []
+    joint: Counter[str] = Counter()
+    for stored, now, joined in names:
+        there.add(now)
+        shape = source.shapes[stored]
+        if joined:
+            joint[now] += prod(shape)
+        elif now in wanted and shape != wanted[now].shape:
+            misshapen.append(f"{stored} {list(shape)} for {list(wanted[now].shape)}")
+    for now, size in joint.items():
+        parts = {now, *(now.replace(first, one) for first, others in split_names(bare) for one in others)}
+        there |= parts
+        if size != (needed := sum(wanted[part].numel() for part in parts if part in wanted)):
+            misshapen.append(f"{now}, of {size} weights for {needed},")
+    tied = {id(wanted[name]) for name in there if name in wanted}  # one of those that are the same is enough
+    computed = bare._keys_to_ignore_on_load_missing or ()
+    missing = [name for name, one in wanted.items() if id(one) not in tied]
+    missing = [name for name in missing if not any(re.search(pattern, name) for pattern in computed)]
+    load.refuse_other_weights(str(source.folder), missing=missing, misshapen=misshapen)
+
+
 def _by_names(source: Source, config: Mapping[str, Any]) -> Selection:
     from modelopt.torch.export.quant_utils import get_quant_config
 
     matrices = {name: shape for name, shape in source.shapes.items() if len(shape) == 2 and name.endswith(WEIGHT)}
-    layers = linears({name: shape for name, shape in matrices.items() if not _NO_LINEAR.search(name)})
+    shapes = {name: shape for name, shape in matrices.items() if not _NO_LINEAR.search(name)}
+    load.refuse_other_weights(str(source.folder), empty=[name for name, shape in shapes.items() if not prod(shape)])
+    layers = linears(shapes)
     quantizers.rehearse(layers, dict(config), exported=False)
     _refuse_calibration(layers, config)
     quantized, plain = quantized_linears(layers)

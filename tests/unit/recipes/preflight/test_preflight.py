@@ -1,5 +1,6 @@
 """Each check from the user's side: a recipe in, its Problem out, nothing written."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from recipes import ProblemsError, find, prepare
 from recipes.models.weights import linear_shapes
 from recipes.preflight import environment as preflight_module
 from scripts.run.problems import Problem
+from tests.conftest import write_safetensors
 from tests.jobs import write_sparse_weights
 
 FakeModel = Callable[..., Path]
@@ -224,6 +226,20 @@ def test_from_files_no_text_is_asked_for(fake_model: FakeModel) -> None:
     asked = {"hf_model_id": str(fake_model()), "weight_only": True}
     assert names(**asked) == [("missing_data", "args.calib_dataset")]
     assert names(**asked, from_files=True) == []
+
+
+def test_from_files_nothing_is_unpacked(fake_model: FakeModel) -> None:
+    asked = {"hf_model_id": str(folder := fake_model()), "weight_only": True, "from_files": True}
+    name = "model.layers.0.mlp.up_proj.weight"
+    write_safetensors(folder / "model.safetensors", {name: [256, 256]}, {name: "F8_E4M3"})
+    (problem,) = problems(**asked)
+    assert (problem.name, problem.key) == ("already_quantized", "args.hf_model_id")
+    assert f"{name} holds float8_e4m3fn" in problem.cause
+    config = {"model_type": "llama", "hidden_size": 256, "quantization_config": {"quant_method": "fp8"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (problem,) = problems(**asked)
+    assert (problem.name, problem.severity) == ("already_quantized", "error")
+    assert "args.from_files cannot undo" in problem.cause
 
 
 def test_outputs_never_overwrite(tmp_path: Path) -> None:
