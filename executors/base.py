@@ -20,7 +20,8 @@ from executors.constraints import environment_problems, key, value_problems
 from scripts.run.files import expanded, regular, write_private
 from scripts.run.problems import JobError, Problem
 from scripts.run.record import DamagedRecordError, read_record
-from scripts.run.secrets import VARIABLE as SECRETS
+from scripts.run.secrets import VARIABLES as SECRETS
+from scripts.run.secrets import variables_of
 from scripts.stores.objects import fault, is_url
 from scripts.stores.publish import KEEP, STORE, address
 from scripts.tracking.known import VARIABLE as TRACK
@@ -345,7 +346,7 @@ class Place(ABC):
         return read_from(Path(job.run_dir) / "logs" / name, offset)
 
     #: Variables that a job is given by its executor.
-    reserved: ClassVar[frozenset[str]] = frozenset({"NEMO_RUN_DIR", "PYTHONSAFEPATH", SECRETS, TRACK, STORE, KEEP})
+    reserved: ClassVar[frozenset[str]] = frozenset({"NEMO_RUN_DIR", "PYTHONSAFEPATH", *SECRETS, TRACK, STORE, KEEP})
     #: What its scheduler's ids of jobs look like, all of them: a recorded one that does not is not used.
     job_ids: ClassVar[str] = r"\w\S*"
     #: Whether a job runs in the environment that submits it: nothing has to travel, and what is installed is seen.
@@ -471,7 +472,7 @@ def own_variables(job: AnyJob, profile: Profile) -> dict[str, str]:
     own |= {TRACK: ",".join(profile.track)} if profile.track else {}
     own |= {STORE: profile.output_store} if profile.output_store else {}
     own |= {KEEP: "1"} if profile.output_store and profile.keep_outputs else {}
-    return own | ({SECRETS: job.secrets} if job.secrets else {})
+    return own | variables_of(job.secrets, profile.secrets)
 
 
 def threads_beside(parallel: Parallel) -> dict[str, str]:

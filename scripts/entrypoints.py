@@ -52,7 +52,7 @@ class Algorithm:
     hf: str = ""  # what the hf engine does, of the arguments and the record
     tool: str = ""  # what an algorithm without engines does, because it is more than a script: one process
     command: str = ""  # the words that the tool is going to run, as far as they are known before
-    ranks: str = ""  # what every rank does of the values as they were given, without a script
+    ranks: str = ""  # what every rank does of the values and words as they were given, without a script
     leaves: tuple[str, ...] = ()  # artifact types that the work leaves behind and no argument names
 
     @property
@@ -214,7 +214,7 @@ def _carry_out(
     is_made = taken_up(record)
     if ALGORITHMS[name].ranks:
         if not is_made:
-            _loaded(ALGORITHMS[name].ranks)(args, record)
+            _loaded(ALGORITHMS[name].ranks)(args, extra_args, record)
         publish(record)
         return
     resolved = resolve_args(args, run_dir=record.dir)

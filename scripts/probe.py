@@ -9,6 +9,7 @@ import os
 import socket
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from scripts.args.probe import ProbeArgs
@@ -20,8 +21,10 @@ _WAIT_SECONDS = 60.0
 _PLACES = ("SLURM_JOB_ID", "SLURM_NODEID", "SLURM_ARRAY_TASK_ID", "LEPTON_JOB_NAME", "CUDA_VISIBLE_DEVICES")
 
 
-def report(args: ProbeArgs, record: Record) -> None:
+def report(args: ProbeArgs, extra_args: Sequence[str], record: Record) -> None:
     """What one rank does: say where it runs; fail where `args` say so. Raises JobError."""
+    if extra_args:
+        raise JobError("extra_args_unused", f"extra_args={extra_args}, and nothing takes them.", "Remove them.")
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     record.line(f"rank {rank} of {world} on {socket.gethostname()}: {args.message}")
     with record.phase("stay"):

@@ -56,7 +56,7 @@ def quantize_notes(job: Job) -> Iterator[str]:
         yield f"args.hf_model_id={job.args.hf_model_id} is looked for where the job runs, and was not checked here"
 
 
-@check("engine_has_no_parallelism", "script_unused", "extra_args_unused", engines=("hf", "bridge"))
+@check("engine_has_no_parallelism", "script_unused", engines=("hf", "bridge"))
 def unused_by_hf(job: Job) -> Iterator[Problem]:
     for role in _PARALLEL if job.engine == "hf" else ():
         value, name = job.get(role, 1), field_of(job.resolved, role)
@@ -67,11 +67,14 @@ def unused_by_hf(job: Job) -> Iterator[Problem]:
         cause = f"the {job.engine} engine runs ModelOpt itself, no script"
         remedy = "Use script.path=null."
         yield Problem(name="script_unused", key="script.path", value=job.script.path, cause=cause, remedy=remedy)
+
+
+@check("extra_args_unused", applies=lambda job: job.engine in ("hf", "bridge") or not job.resolved.TAKES_WORDS)
+def words_without_script(job: Job) -> Iterator[Problem]:
     if job.extra_args:
-        cause = f"they go to an upstream script, and the {job.engine} engine runs none"
-        yield Problem(
-            name="extra_args_unused", key="extra_args", value=job.extra_args, cause=cause, remedy="Remove them."
-        )
+        who = f"the {job.engine} engine" if job.engine else job.algorithm
+        cause = f"they go to a script or program, and {who} runs none"
+        yield Problem(key="extra_args", value=job.extra_args, cause=cause, remedy="Remove them.")
 
 
 @check("unsupported_quant_recipe", "format_does_not_fit", engines=("hf", "bridge"), args=QuantizeArgs)

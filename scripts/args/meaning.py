@@ -155,6 +155,8 @@ class ScriptArgs:
     COMMANDS: ClassVar[dict[str, tuple[str, ...]]] = {}
     #: Whether its processes are ranks of torchrun; else it is one process on the first machine.
     RANKED: ClassVar[bool] = True
+    #: Whether there is a program that words after `--` can go to.
+    TAKES_WORDS: ClassVar[bool] = True
     #: Those of its scripts that are one process all the same.
     ONE_PROCESS: ClassVar[frozenset[str]] = frozenset()
     #: Whether more ranks than the model is split into work on more data; else they would do the same again.

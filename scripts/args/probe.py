@@ -1,6 +1,7 @@
 """Arguments of `probe`."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from scripts.args.meaning import ScriptArgs, doc
 
@@ -8,6 +9,8 @@ from scripts.args.meaning import ScriptArgs, doc
 @dataclass(frozen=True, kw_only=True)
 class ProbeArgs(ScriptArgs):
     """What `probe` does: the cheapest job that goes all the way, to try an executor with."""
+
+    TAKES_WORDS: ClassVar[bool] = False
 
     message: str = doc("text that comes back in report/probe.json exactly as it was given", "hello")
     seconds: float = doc("how long every rank stays, to watch, follow or cancel it", 0.0)

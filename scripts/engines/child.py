@@ -16,6 +16,7 @@ from typing import IO
 
 from scripts.engines.iterations import Iterations
 from scripts.engines.supervise import end_group
+from scripts.run.secrets import Mask
 
 #: What of a script's output goes to the log whole.
 LOG_BYTES = 64 << 20
@@ -42,7 +43,7 @@ class SilentError(Exception):
 
 
 class Output:
-    """Passes what a script prints on, up to a limit; beyond it a file keeps the end.
+    """Passes what a script prints on, without secrets, up to a limit; beyond it a file keeps the end.
 
     What is printed goes through sys.stdout, which the record's log follows. A log of gigabytes fills the
     disk of whoever runs the job, and nobody reads it: `limit` bytes go there, then `kept` of the last ones
@@ -52,12 +53,16 @@ class Output:
     def __init__(self, overflow: Path, *, limit: int = LOG_BYTES, kept: int = 4 << 20) -> None:
         self._overflow, self._limit, self._kept = overflow, limit, kept
         self._decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace")
+        self._mask = Mask()
         self._seen = 0
         self._end = b""  # of the output, bounded
         self._file: IO[bytes] | None = None
 
     def write(self, data: bytes) -> None:
         """Pass `data` on."""
+        self._pass(self._mask.feed(data))
+
+    def _pass(self, data: bytes) -> None:
         self._end = (self._end + data)[-_TAIL:]
         room = max(0, self._limit - self._seen)
         self._seen += len(data)
@@ -79,7 +84,8 @@ class Output:
         self._file.flush()
 
     def close(self) -> None:
-        """Flush a character that was cut in two, and the file."""
+        """Flush what was cut in two, and the file."""
+        self._pass(self._mask.rest())
         print(self._decoder.decode(b"", final=True), end="", flush=True)
         if self._file is not None:
             self._file.close()

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from scripts.args.interpolation import resolve_args
@@ -35,8 +35,11 @@ def command(job: Any) -> Iterator[Problem]:
             yield Problem(key="args.command", value=args.command, cause=cause, remedy=f"Set args.{name}.")
 
 
-def run_program(args: ProgramArgs, record: Record) -> None:
-    """Run it on this rank. Raises JobError where it fails, or leaves something else than it was to leave."""
+def run_program(args: ProgramArgs, extra_args: Sequence[str], record: Record) -> None:
+    """Run it on this rank, with `extra_args` as its last words.
+
+    Raises JobError where it fails, or leaves something else than it was to leave.
+    """
     given = resolve_args(args, run_dir=record.dir)
     resolved = fetched(given, record)
     record.update(resolved={"args": vars(given)}, inputs=inputs_of(resolved))
@@ -46,5 +49,6 @@ def run_program(args: ProgramArgs, record: Record) -> None:
     if not resolved.command:
         raise JobError("bad_command", "there is nothing to run.", "Set args.command.")
     words = [_NAME.sub(lambda name: values.get(name[1], name[0]), word) for word in resolved.command]
+    words += extra_args
     child = Child(name=words[0], words=words, env=dict(os.environ), silence_minutes=0, card=False)
     across_ranks(child, outputs, lambda: None, record)

@@ -19,6 +19,7 @@ from typing import Any
 from configs import CONFIGS
 from scripts.run.ending import Ending
 from scripts.run.files import regular
+from scripts.run.secrets import redacted
 
 #: A log that an earlier attempt began holds this line where the next one starts.
 NEXT_ATTEMPT = "--- the next attempt of this run ---"
@@ -41,12 +42,6 @@ _FRAME = re.compile(r'File "[^"\n]{1,500}", line \d{1,9}, in ')
 _INDENTED = re.compile(r"(?:\[[^\]\n]{1,40}\]:? ?|\d{1,5}: ){0,2} {4}")
 _QUOTED_LINES = 12
 _ESCAPE = re.compile(r"\x1b(?:\[[0-9;?]{0,20}[ -/]?[@-~]|\][^\x07\x1b\n]{0,200}(?:\x07|\x1b\\)?)")
-_TOKEN = re.compile(
-    r"\b(?:hf_|nvapi-|ghp_|glpat-|sk-|AKIA)[A-Za-z0-9_-]{6,200}|(?<=://)[^/\s@]{1,200}(?=@)|(?<=[Bb]earer )\S{1,300}"
-    r"|(?i:(?<=token=)|(?<=token: )|(?<=password=)|(?<=password: )|(?<=api_key=)|(?<=secret=))[^\s&,;'\"]{1,300}"
-)
-_SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSWORD|API_KEY")
-_SECRET_LENGTH = 8  # a shorter value stands in any text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,15 +181,11 @@ def _of_words(
 
 
 def clean(line: str, around: str = "") -> str:
-    """A line of a log as it can be shown: no control characters, no tokens, at most 300 characters.
+    """A line of a log as it can be shown: no control characters, no secrets, at most 300 characters.
 
     Of a longer line it is the part where `around` stands, else its beginning.
     """
-    text = _ESCAPE.sub("", line)
-    for name, value in os.environ.items():
-        if len(value) >= _SECRET_LENGTH and _SECRET_NAME.search(name):
-            text = text.replace(value, "***")
-    text = _TOKEN.sub("***", text)
+    text = redacted(_ESCAPE.sub("", line))
     text = "".join(letter if letter.isprintable() else " " for letter in text).strip()
     begin = max(0, text.find(around) - _EVIDENCE // 3) if len(text) > _EVIDENCE else 0
     text = f"...{text[begin:]}" if begin else text

@@ -23,7 +23,7 @@ from scripts.run.problems import JobError, error_data, error_line, is_disk_full
 from scripts.run.provenance import job_facts, versions
 from scripts.run.record import ERROR, DamagedRecordError, Follower, Record, observe, read_json, read_record
 from scripts.run.secrets import VARIABLE as SECRETS_FILE
-from scripts.run.secrets import forget_secrets, load_secrets
+from scripts.run.secrets import forget_secrets, load_secrets, masked, redacted, secrets_here
 from scripts.tracking.followers import Followers, asked_for
 
 #: Set where the run directory cannot be read from the submitting machine: the record goes to the log as well.
@@ -63,8 +63,8 @@ def run_job(*, name: str, algorithm: str, values: dict[str, Any], job: Callable[
         except Exception as error:
             traces = record.dir / "logs" / (f"traceback.rank{rank}.txt" if rank else "traceback.txt")
             with suppress(OSError):  # a full disk, which may be the error itself
-                write_text(traces, "".join(traceback.format_exception(error)))
-            cause = _cause(error)
+                write_text(traces, redacted("".join(traceback.format_exception(error))))
+            cause = {part: redacted(text) for part, text in _cause(error).items()}
             record.line(f"failed: {error_line(cause)}")
             _finish(record, followers, "failed", cause)
             raise SystemExit(error.exit_code if isinstance(error, JobError) else 1) from None
@@ -205,15 +205,17 @@ def _process_start() -> float:
 
 
 class _Tee(io.TextIOBase):
-    """Writes to two text streams; asks the first what a terminal is."""
+    """Writes to two text streams, without the values of secrets; asks the first what a terminal is."""
 
     def __init__(self, first: TextIO, second: TextIO) -> None:
         self._first, self._second = first, second
 
     def write(self, text: str) -> int:
+        shown = masked(text, secrets_here())
         with suppress(OSError):  # a full disk must not hide the message that says so
-            self._second.write(text)
-        return self._first.write(text)
+            self._second.write(shown)
+        self._first.write(shown)
+        return len(text)
 
     def flush(self) -> None:
         self._first.flush()
@@ -249,7 +251,7 @@ def _warnings_to(path: Path) -> Iterator[None]:
     with warnings.catch_warnings(), opened(path, encoding="utf-8") as log:
 
         def write(message: Any, category: Any, filename: str, lineno: int, file: Any = None, line: Any = None) -> None:
-            log.write(warnings.formatwarning(message, category, filename, lineno, line))
+            log.write(redacted(warnings.formatwarning(message, category, filename, lineno, line)))
             log.flush()
 
         warnings.showwarning = write  # until catch_warnings ends

@@ -74,7 +74,7 @@ class Sending:
             send()
         except (Exception, SystemExit) as error:  # of a library, which may be of any kind
             said = " ".join(f"{type(error).__name__}: {error}".split())
-            self._error = str(masked(said, secrets_here(())))[:_LONGEST]
+            self._error = str(masked(said, secrets_here()))[:_LONGEST]
             print(self._error, flush=True)
             self._say(otherwise)
             return False

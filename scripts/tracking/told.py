@@ -81,7 +81,7 @@ class Tracker(ABC):
 
 def told_of(run_dir: Path, record: Mapping[str, Any]) -> Told:
     """What there is to tell of a run now."""
-    hidden = secrets_here(())
+    hidden = secrets_here()
     values = masked(record.get("values") or {}, hidden)
     ended = record.get("finished_at")
     return Told(

@@ -59,7 +59,7 @@ from scripts.args.probe import ProbeArgs
 from scripts.probe import report
 from scripts.run.session import run_job
 args = ProbeArgs(seconds={STAY_SECONDS})
-run_job(name="probe", algorithm="probe", values={{"args": vars(args)}}, job=lambda record: report(args, record))
+run_job(name="probe", algorithm="probe", values={{"args": vars(args)}}, job=lambda record: report(args, [], record))
 """
 
 

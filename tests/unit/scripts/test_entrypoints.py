@@ -1,6 +1,7 @@
 import base64
 import inspect
 import json
+import sys
 import zlib
 from importlib import import_module
 from pathlib import Path
@@ -15,7 +16,8 @@ from recipes.experiment.job import serialized
 from recipes.experiment.store import RunFolder
 from scripts import entrypoints
 from scripts.args.megatron_lm import MlmQuantizeArgs
-from scripts.entrypoints import ALGORITHMS, quantize
+from scripts.args.program import ProgramArgs
+from scripts.entrypoints import ALGORITHMS, probe, program, quantize
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
@@ -33,9 +35,22 @@ def test_an_entrypoint_is_what_a_partial_names(name: str) -> None:
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS.values())
 def test_the_work_of_an_algorithm_is_there(algorithm: entrypoints.Algorithm) -> None:
-    for work, takes in ((algorithm.hf, 2), (algorithm.tool, 4), (algorithm.ranks, 2)):
+    for work, takes in ((algorithm.hf, 2), (algorithm.tool, 4), (algorithm.ranks, 3)):
         module, _, name = work.partition(":")
         assert not work or len(inspect.signature(getattr(import_module(module), name)).parameters) == takes, work
+
+
+def test_words_reach_a_program_and_are_refused_where_nothing_takes_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("NEMO_RUN_DIR", str(tmp_path / "program"))
+    command = [sys.executable, "-c", "import sys; print(sys.argv[1:])", "first"]
+    program(args=ProgramArgs(command=command, output_hf=None), extra_args=["--say", "{output_hf}"])
+    assert "['first', '--say', '{output_hf}']" in capsys.readouterr().out
+    monkeypatch.setenv("NEMO_RUN_DIR", str(tmp_path / "probe"))
+    with pytest.raises(SystemExit):
+        probe(extra_args=["--say"])
+    assert "extra_args_unused" in capsys.readouterr().out
 
 
 def test_the_hf_engine_refuses_what_it_cannot_do(

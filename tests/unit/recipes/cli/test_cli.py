@@ -175,6 +175,7 @@ def test_a_user_s_file_lies_between_recipe_and_command_line(nemo: Nemo, tmp_path
         (["quantize_fp8", "args.calib_dataset=./none.jsonl"], ["missing_data"]),
         (["quantize_fp8", "word"], ["not_an_override"]),
         (["quantize_fp8", "--", "--new-flag"], ["extra_args_unused"]),
+        (["probe", "--", "--new-flag"], ["extra_args_unused"]),
         (["quantize_fp8", "--config", "./none.yaml"], ["unknown_config"]),
         (["quantize_fp8", "executor="], ["unknown_executor"]),
         (["quantize_fp8", "--config", "~nobody-here/x.yaml"], ["unknown_config"]),

@@ -14,6 +14,7 @@ from recipes.preflight import tracking
 from recipes.values import parse_words
 from scripts.engines import installed
 from scripts.run.registry import carry_out, checks_of
+from scripts.run.secrets import NAMES
 from tests.conftest import Done
 from tests.jobs import PlainJob, job_of
 
@@ -73,6 +74,8 @@ def test_libraries_are_looked_for_where_the_job_runs_here(profiles: Path, monkey
 def test_a_job_is_told_by_a_variable_of_its_own_on_every_kind() -> None:
     job = PlainJob(id="x", run_dir=Path("/r"))
     assert own_variables(job, LocalProfile()) == {"PYTHONSAFEPATH": "1", "NEMO_RUN_DIR": "/r"}
+    listed = own_variables(job, LocalProfile(secrets=["HF_TOKEN", URI]))
+    assert listed[NAMES] == URI, "a job is told which of its variables are secrets, where a name does not say it"
     asked = DockerProfile(image="i", track=["mlflow", "wandb"])
     assert job_variables(job, asked, {})["MODELOPT_RECIPES_TRACK"] == "mlflow,wandb"
     reserved = load_profile("local", {"env.MODELOPT_RECIPES_TRACK": "mlflow"})[1]

@@ -352,7 +352,7 @@ def test_values_of_secret_variables_are_not_shown(logs: Path, monkeypatch: pytes
     monkeypatch.setenv("SITE_TOKEN", "plain-looking")
     monkeypatch.setenv("OTHER_TOKEN", "No")  # too short to be looked for in any text
     (logs / "rank0.log").write_text("No space left on device: plain-looking\n")
-    assert found(logs).evidence == "No space left on device: ***"
+    assert found(logs).evidence == "No space left on device: <SITE_TOKEN>"
 
 
 def test_evidence_is_one_plain_line(logs: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from scripts.run.files import write_private
 from scripts.run.problems import JobError
-from scripts.run.secrets import VARIABLE, forget_secrets, load_secrets, pack_secrets
+from scripts.run.secrets import NAMES, VARIABLE, Mask, forget_secrets, load_secrets, pack_secrets, redacted
 
 
 @pytest.fixture
@@ -57,3 +57,22 @@ def test_none_is_set_and_none_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert pack_secrets(["EMPTY_ONE", "NOT_SET_ANYWHERE"]) is None
     assert load_secrets() == []
     forget_secrets()
+
+
+def test_what_is_shown_holds_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "plain-looking")
+    monkeypatch.setenv("SITE_TOKEN", "plain-looking-too")
+    monkeypatch.setenv("TRACKER", "https://tracker")
+    monkeypatch.setenv(NAMES, "TRACKER")
+    said = "plain-looking, plain-looking-too, https://tracker, hf_aBcDeFgHiJ"
+    assert redacted(said) == "<HF_TOKEN>, <SITE_TOKEN>, <TRACKER>, ***"
+
+
+@pytest.mark.parametrize("size", [1, 3, 100])
+def test_a_secret_is_found_across_pieces(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "plain-pläin")
+    said = "bad token plain-pläin\nplain-p".encode()
+    mask = Mask()
+    shown = b"".join(mask.feed(said[at : at + size]) for at in range(0, len(said), size))
+    assert shown == b"bad token <HF_TOKEN>\n"
+    assert mask.rest() == b"plain-p"

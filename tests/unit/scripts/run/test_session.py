@@ -242,3 +242,25 @@ def test_secrets_wait_for_the_next_attempt(
     with pytest.raises(SystemExit):
         _run(_raise(JobError("bad_thing", "it broke")))
     assert file.exists() == kept
+
+
+def test_no_secret_is_written_or_shown(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "plain-looking")
+
+    def job(record: Record) -> None:
+        print("logging in with plain-looking")
+        warnings.warn("plain-looking is old", stacklevel=1)
+        raise RuntimeError("bad token plain-looking, nor is hf_aBcDeFgHiJkL one")
+
+    with pytest.raises(SystemExit):
+        _run(job)
+    said = observe(run_dir)["error"]["message"]
+    assert said.startswith("RuntimeError: bad token <HF_TOKEN>, nor is *** one")
+    printed = capsys.readouterr()
+    assert "failed: unexpected_error: RuntimeError: bad token <HF_TOKEN>" in printed.out
+    files = [path for path in run_dir.rglob("*") if path.is_file()]
+    assert {"run.json", "traceback.txt", "rank0.log", "warnings.log"} <= {path.name for path in files}
+    for text in (printed.out, printed.err, *(path.read_text() for path in files)):
+        assert "hf_aBc" not in text and "plain-looking" not in text
