@@ -6,7 +6,8 @@ kind of device. Where it runs, and where it leaves its outputs, is no part of it
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -17,8 +18,9 @@ from configs import CONFIGS
 from recipes.experiment.index import Index
 from recipes.experiment.job import Job
 from recipes.models import commit_of, is_hub_name
-from scripts.args.meaning import fields_of, values_of
+from scripts.args.meaning import fields_of, value_of, values_of
 from scripts.engines.choice import is_built_in
+from scripts.run.files import is_file
 from scripts.run.problems import JobError
 from scripts.run.provenance import versions
 from scripts.stores.objects import is_url, manifest_above
@@ -27,6 +29,7 @@ _RUN_DIR = "<run dir>"
 #: Folders of ours that a job runs, or takes values from.
 _CODE = (CONFIGS, CONFIGS.parent / "scripts")
 _READ = (".py", ".yaml", ".json")
+_PYTHON = re.compile(r"python[\d.]*")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +66,11 @@ def fingerprint(job: Job, made: Mapping[str, str], index: Index) -> Fingerprint:
                 if known is None:
                     unknown.append(f"args.{name}={item}: what it holds cannot be told from here")
                 inputs.setdefault(f"args.{name}", []).append(known)
+    if (command := value_of(job.resolved, "command")) is not None:
+        for word, place in _files_in([*command, *job.extra_args], job):
+            if (known := index.content(place)) is None:
+                unknown.append(f"args.command={word}: what it holds cannot be told from here")
+            inputs.setdefault("the files of args.command", []).append(known)
     values = {name: value for name, value in asdict(job.resolved).items() if name not in left_out}
     args = {f"args.{name}": _placeless(value, job) for name, value in values.items() if f"args.{name}" not in inputs}
     script = {f"script.{name}": value for name, value in asdict(job.script).items() if name != "silence_minutes"}
@@ -137,6 +145,16 @@ def _content(item: str, job: Job, made: Mapping[str, str], index: Index, *, name
         commit = commit_of(item)
         return None if commit is None else f"{item}@{commit}"
     return None
+
+
+def _files_in(words: Iterable[str], job: Job) -> Iterator[tuple[str, Path]]:
+    """The files that a program's words name, whole or after a `=`; each machine has a Python of its own."""
+    for word in words:
+        for name in (word, word.partition("=")[2]):
+            here = Path("" if job.here else job.code or "", name)  # what is relative travels, where it is not here
+            place = job.place.path_here(name, job.run_dir) if here.is_absolute() else here
+            if place is not None and is_file(place) and not _PYTHON.fullmatch(place.name):
+                yield word, place
 
 
 def _in_store(url: str) -> str | None:

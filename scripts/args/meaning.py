@@ -32,7 +32,7 @@ Role = Literal[
     "checkpoints_kept", "stop_minutes",
     "tp", "pp", "cp", "ep", "etp", "first_stage", "last_stage",
     "sequence_parallel", "recompute", "recompute_layers", "distributed_optimizer",
-    "every_expert", "weight_only", "compress", "file_precision", "bf16", "device", "cpu", "server_gpus",
+    "command", "every_expert", "weight_only", "compress", "file_precision", "bf16", "device", "cpu", "server_gpus",
     "draft_heads", "pruned_sizes", "pruned_size", "unpruned", "width_share", "depth_share",
     "kept_memory", "kept_parameters", "kept_active_parameters", "remote_code", "wandb", "gate", "from_files",
 ]  # fmt: skip

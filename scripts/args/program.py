@@ -14,6 +14,7 @@ class ProgramArgs(ScriptArgs):
         "its words: [python, sft.py, --model, {checkpoint}, --out, {output_hf}]; {NAME} is the argument of that name",
         None,
         required=True,
+        role="command",
     )
     checkpoint: str | None = doc(
         "the checkpoint that it begins with: a folder or a hub name",
@@ -27,7 +28,8 @@ class ProgramArgs(ScriptArgs):
         "the data that it reads", None, consumes="training_jsonl", accepts=("binidx",), path="read", role="data"
     )
     files: list[str] | None = doc(
-        "further files that it reads, its own source among them: a stage is run again when one of them changes",
+        "further files that it reads, as what its source imports: a stage is run again when one of them changes, or a "
+        "file that its words name",
         None,
         path="read",
     )

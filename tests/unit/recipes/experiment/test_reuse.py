@@ -1,6 +1,7 @@
 """Stages that stand already: by which runs, and when not."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -96,3 +97,25 @@ def test_values_that_are_wrong_are_told_of_what_would_stand_too(look: Callable[.
     ended(look, report={"evaluation": {"perplexity_base": 10.0, "perplexity_quantized": 10.2}})
     (problem,) = look(gate__max_incraese="5%").errors
     assert (problem.name, problem.key) == ("bad_gate", "one.args.gate")
+
+
+@pytest.mark.parametrize("word", ["mk.py", "--config=mk.py", "{tmp_path}/a/mk.py"])
+def test_what_the_words_of_a_program_name_counts(
+    word: str, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = [sys.executable, word.format(tmp_path=tmp_path), "{output_hf}", ".", "x" * 300]
+    stage = {"recipe": "program", "args": {"command": command}}
+
+    def look(folder: str, source: str) -> Examined:
+        (tmp_path / folder).mkdir(exist_ok=True)
+        monkeypatch.chdir(tmp_path / folder)
+        Path("p.yaml").write_text(json.dumps({"stages": {"one": stage}}))
+        Path("mk.py").write_text(source)
+        return examine(pipeline("./p.yaml", {}), "local", Options(online=False))
+
+    run_id = ended(lambda: look("a", "print(1)"))
+    assert look("a", "print(1)").reused["one"].id == run_id
+    if not Path(command[1]).is_absolute():
+        assert look("b", "print(1)").reused["one"].id == run_id
+        assert look("b", "print(22)").changed["one"][0].startswith("the content of the files of args.command")
+    assert look("a", "print(333)").changed["one"][0].startswith("the content of the files of args.command")
