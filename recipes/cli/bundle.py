@@ -85,11 +85,12 @@ def bundle(
     where it is run. Secrets are named, and never in it.
     """
     from recipes.experiment.bundle import inputs_here, pack
-    from recipes.experiment.bundle_file import write
+    from recipes.experiment.bundle_file import refuse_place, write
     from recipes.experiment.removal import bytes_of
     from scripts.run.drawing import size_text
 
     with exits(as_json=as_json):
+        refuse_place(output)
         try:
             with reading(bytes_of(inputs_here(run_id))) as advance:
                 made = pack(run_id, advance, with_inputs=with_inputs)

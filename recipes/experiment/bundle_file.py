@@ -4,6 +4,7 @@ Nothing in it is a path: members are read in the order of the list, and where th
 trees whose names are looked at before anything is written. Whoever unpacks one writes what was promised, or nothing.
 """
 
+import errno
 import gzip
 import hashlib
 import io
@@ -19,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from recipes.experiment.run_ids import is_title
 from scripts.run import schema
 from scripts.run.files import staged
 from scripts.run.problems import JobError, Problem, ProblemsError
@@ -46,7 +48,7 @@ _STAGE = {
     **{"run": schema.run_id, "outputs": [dict]},
 }
 _DOCUMENT = {
-    **{"id": schema.run_id, "pipeline": (str, None), "versions": dict, "git": (dict, None), "stages": dict},
+    **{"id": schema.run_id, "pipeline": (is_title, None), "versions": dict, "git": (dict, None), "stages": dict},
     "inputs": [{"stage": str, "field": str, "name": str, "digest": (str, None), "tree": (int, None)}],
     "trees": [{"name": str, "files": dict, "executable": [str]}],
     **{"code": (int, None), "files": dict},
@@ -58,8 +60,7 @@ def write(file: Path, data: Mapping[str, Any], sources: Mapping[str, Source], ad
 
     Raises ProblemsError where there is such a file, or no room; JobError where one that goes along is another by now.
     """
-    if os.path.lexists(file):
-        raise ProblemsError([_exists(file)])
+    refuse_place(file)
     beside = file.with_name(f".{file.name}.{os.getpid()}-{secrets.token_hex(4)}")
     try:
         _refuse_small_disk(file.parent, sum(facts["bytes"] for facts in data["files"].values()), "-o", file)
@@ -86,6 +87,15 @@ def write(file: Path, data: Mapping[str, Any], sources: Mapping[str, Source], ad
         raise JobError.of_os_error(error) from error
     finally:
         beside.unlink(missing_ok=True)
+
+
+def refuse_place(file: Path) -> None:
+    """Raise ProblemsError where no bundle can be written."""
+    if os.path.lexists(file):
+        raise ProblemsError([_exists(file)])
+    if not file.parent.is_dir():
+        cause, remedy = f"there is no folder {file.parent}", "Make it, or name another file."
+        raise ProblemsError([Problem(name="output_not_writable", key="-o", value=file, cause=cause, remedy=remedy)])
 
 
 def _exists(file: Path) -> Problem:
@@ -183,6 +193,8 @@ def _opened(file: Path) -> Iterator[IO[bytes]]:
         said = "it is cut short" if isinstance(error, EOFError) else " ".join(str(error).split())
         raise ProblemsError([_unreadable(file, said)]) from error
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise ProblemsError([_unreadable(file, "a name is longer than this disk takes")]) from error
         raise JobError.of_os_error(error) from error
 
 
@@ -214,7 +226,9 @@ def _document(packed: IO[bytes], file: Path) -> dict[str, Any]:
     _exactly(packed, -size % _BLOCK)
     if data.get("format") != FORMAT:
         raise ValueError(f"{_FIRST} is no bundle's")
-    if type(data.get("schema")) is int and data["schema"] > SCHEMA:
+    if type(data.get("schema")) is not int or data["schema"] < 1:
+        raise ValueError("its version is no number")
+    if data["schema"] > SCHEMA:
         cause = f"it is of version {data['schema']}, and {SCHEMA} is what is known here"
         wrong = Problem(name="newer_bundle", key="--bundle", value=file, cause=cause, remedy="Install a newer version.")
         raise ProblemsError([wrong])
@@ -223,6 +237,9 @@ def _document(packed: IO[bytes], file: Path) -> dict[str, Any]:
         if not _MEMBER.fullmatch(name):
             raise ValueError(f"{name!r} is no name of a member")
         schema.fitting(facts, {"bytes": int, "sha256": _sha256})
+    for name, version in data["versions"].items():
+        if not (isinstance(version, str) and name.isprintable() and version.isprintable()):
+            raise ValueError(f"{name!r} is in no version")
     for stage in data["stages"].values():
         schema.fitting(stage, _STAGE)
     for tree in data["trees"]:
@@ -230,6 +247,8 @@ def _document(packed: IO[bytes], file: Path) -> dict[str, Any]:
     numbers = [row["tree"] for row in data["inputs"]] + [data["code"]]
     if not data["stages"] or not all(one is None or 0 <= one < len(data["trees"]) for one in numbers):
         raise ValueError("it names what it does not hold")
+    if data["pipeline"] is None and len(data["stages"]) > 1:
+        raise ValueError("it holds several stages of no pipeline")
     return data
 
 
@@ -242,7 +261,8 @@ def _refuse_strange(tree: Mapping[str, Any], members: Mapping[str, Any]) -> None
             raise ValueError(f"{name!r} leads elsewhere")
         if any("/".join(parts[:depth]) in names for depth in range(1, len(parts))) and name in names:
             raise ValueError(f"{name!r} is a file and a folder")
-    if "/" in tree["name"] or not all(isinstance(one, str) and one in members for one in names.values()):
+    held = all(isinstance(one, str) and one in members for one in names.values()) and {*tree["executable"]} <= {*names}
+    if "/" in tree["name"] or not held:
         raise ValueError(f"{tree['name']!r} names what is not in it")
 
 

@@ -7,6 +7,7 @@ import re
 import secrets
 from collections.abc import Sequence
 from datetime import datetime
+from typing import Any
 
 from recipes.experiment.stage import Stage
 from recipes.experiment.store import RunFolder, run_folders
@@ -18,6 +19,7 @@ LATEST = "latest"
 _TITLE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 #: Of every id.
 ENDING = re.compile(r"_\d{4}-\d{4}-[0-9a-f]{6}$")
+_NOT_OF_TITLE = re.compile(r"[^A-Za-z0-9_-]+")
 _MOST_OF_TITLE = 48
 #: Of which a pipeline's name and a stage's are parts.
 MOST_OF_PIPELINE, MOST_OF_STAGE = 24, 20
@@ -52,7 +54,7 @@ def _title(stage: Stage) -> str:
     title = (
         f"{stage.pipeline[:MOST_OF_PIPELINE]}-{stage.name}" if stage.pipeline else stage.title or stage.partial.recipe
     )
-    return re.sub(r"[^A-Za-z0-9_-]+", "-", title).lstrip("_-")[:_MOST_OF_TITLE].rstrip("_-")
+    return _NOT_OF_TITLE.sub("-", title).lstrip("_-")[:_MOST_OF_TITLE].rstrip("_-")
 
 
 def pipeline_of(run_id: str, stage: str) -> str:
@@ -90,6 +92,11 @@ def _pipeline_in(folder: RunFolder) -> str | None:
     """The pipeline that a run's job.json names."""
     named = mapping(mapping(read_json(folder.job)).get("job")).get("pipeline")
     return named if isinstance(named, str) else None
+
+
+def is_title(value: Any) -> bool:
+    """the title of a run or a pipeline"""
+    return isinstance(value, str) and len(value) <= _MOST_OF_TITLE and not _NOT_OF_TITLE.search(value)
 
 
 def title_problems(name: str | None) -> list[Problem]:

@@ -11,14 +11,17 @@ from typing import Any
 
 import pytest
 
-from recipes.experiment.bundle_file import FORMAT, read, unpack, write
+from recipes.experiment.bundle_file import FORMAT, read, refuse_place, unpack, write
 from scripts.run.problems import JobError, ProblemsError
 
 CONTENT = b"what a program reads"
+STAGE = {
+    **{"recipe": "probe", "family": "probe", "executor": "local", "profile": {}, "after": [], "values": {}},
+    **{"run": "probe_1126-0805-47f9a1", "outputs": []},
+}
 
 
 def document(**facts: Any) -> dict[str, Any]:
-    stage = {"recipe": "probe", "family": "probe", "executor": "local", "profile": {}, "after": [], "values": {}}
     return {
         **{
             "format": FORMAT,
@@ -28,7 +31,7 @@ def document(**facts: Any) -> dict[str, Any]:
             "versions": {},
             "git": None,
         },
-        **{"stages": {"probe": {**stage, "run": "probe_1126-0805-47f9a1", "outputs": []}}, "inputs": [], "code": None},
+        **{"stages": {"probe": STAGE}, "inputs": [], "code": None},
         "trees": [{"name": "own", "files": {"a/b.txt": "files/1"}, "executable": []}],
         "files": {"files/1": {"bytes": len(CONTENT), "sha256": sha256(CONTENT).hexdigest()}},
         **facts,
@@ -59,6 +62,8 @@ def test_what_was_written_is_read_and_unpacked_and_no_file_is_overwritten(tmp_pa
     assert data == document() and (tmp_path / "there/0/own/a/b.txt").read_bytes() == CONTENT
     with pytest.raises(ProblemsError, match="output_exists"):
         write(file, document(), {"files/1": CONTENT}, lambda read: None)
+    with pytest.raises(ProblemsError, match="output_not_writable"):
+        refuse_place(tmp_path / "nowhere" / "run.tar.gz")
     with pytest.raises(JobError, match="was changed"):
         write(tmp_path / "other.tar.gz", document(), {"files/1": b"something else here."}, lambda read: None)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run.tar.gz", "there"]
@@ -71,6 +76,17 @@ HOSTILE: dict[str, Callable[[Path], object]] = {
     "no JSON": lambda file: archive(file, "text"),
     "of another product": lambda file: archive(file, document(format="other")),
     "a newer one": lambda file: archive(file, document(schema=2, trees=[])),
+    "a version in words": lambda file: archive(file, document(schema="1")),
+    "a version that is true": lambda file: archive(file, document(schema=True)),
+    "a library's version that is no text": lambda file: archive(file, document(versions={"torch": 2})),
+    "a library of two lines": lambda file: archive(file, document(versions={"torch\n2": "2"})),
+    "a pipeline that leads out": lambda file: archive(file, document(pipeline="../../x")),
+    "stages of no pipeline": lambda file: archive(file, document(stages={"a": STAGE, "b": STAGE})),
+    "an executable that is not there": lambda file: archive(
+        file, document(trees=[{"name": "own", "files": {"a": "files/1"}, "executable": ["b"]}])
+    ),
+    "a tree of a long name": lambda file: archive(file, tree("b", within="b" * 300)),
+    "a file of a long name": lambda file: archive(file, tree("a/" + "b" * 300)),
     "a stage that is none": lambda file: archive(file, document(stages={"probe": 1})),
     "no stage": lambda file: archive(file, document(stages={})),
     "an absolute name": lambda file: archive(file, tree("/etc/passwd")),
