@@ -43,14 +43,17 @@ def tree(name: str, within: str = "own") -> dict[str, Any]:
 
 
 def archive(file: Path, data: Any, name: str = "files/1", content: bytes = CONTENT, **facts: Any) -> Path:
-    """A tar as anybody can make one."""
-    with tarfile.open(file, "w:gz") as tar:
+    """A tar as anybody can make one, which is right but for what the case has wrong."""
+    raw = io.BytesIO()
+    with tarfile.open(fileobj=raw, mode="w") as tar:
         for member, text in (("bundle.json", json.dumps(data).encode()), (name, content)):
             info = tarfile.TarInfo(member)
             info.size = len(text)
             for key, value in facts.items() if member == name else ():
                 setattr(info, key, value)
             tar.addfile(info, io.BytesIO(text))
+        end = tar.offset
+    file.write_bytes(gzip.compress(raw.getvalue()[:end] + bytes(2 * tarfile.BLOCKSIZE)))
     return file
 
 
@@ -67,6 +70,12 @@ def test_what_was_written_is_read_and_unpacked_and_no_file_is_overwritten(tmp_pa
     with pytest.raises(JobError, match="was changed"):
         write(tmp_path / "other.tar.gz", document(), {"files/1": b"something else here."}, lambda read: None)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run.tar.gz", "there"]
+
+
+def test_what_anybody_makes_right_is_unpacked(tmp_path: Path) -> None:
+    file = archive(tmp_path / "run.tar.gz", document())
+    unpack(file, read(file), tmp_path / "there", lambda read: None)
+    assert (tmp_path / "there/0/own/a/b.txt").read_bytes() == CONTENT
 
 
 HOSTILE: dict[str, Callable[[Path], object]] = {
