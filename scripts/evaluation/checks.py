@@ -17,7 +17,7 @@ from scripts.checkpoints import look
 from scripts.checkpoints.huggingface import exported_algorithm
 from scripts.engines.installed import missing_tool
 from scripts.formats import FORMATS
-from scripts.run.files import is_folder, read_limited
+from scripts.run.files import expanded, is_folder, read_limited
 from scripts.run.problems import JobError, Problem, near_miss, nearest
 from scripts.run.provenance import compute_capabilities
 from scripts.run.registry import Skipped, check
@@ -134,6 +134,18 @@ def harness(job: Any) -> Iterator[Problem]:
         yield Problem(key="executor", value=None, cause=cause, remedy=remedy)
 
 
+@check("backend_not_installed", "backend_cannot_load", args=EvaluateArgs, applies=lambda job: job.in_this_python)
+def loadable(job: Any) -> Iterator[Problem]:
+    """A checkpoint that is here already can be loaded by what this Python has."""
+    if job.script.path is not None:
+        return
+    try:
+        loading_of(job.resolved, str(expanded(job.resolved.checkpoint)))
+    except JobError as error:  # of what is no checkpoint at all, other checks tell
+        if error.name.startswith("backend_"):
+            yield error.as_problem("args.checkpoint", job.resolved.checkpoint)
+
+
 def has_vllm() -> bool:
     """Whether this Python has what loads a ModelOpt export."""
     return util.find_spec("vllm") is not None
@@ -168,7 +180,8 @@ def loading_of(args: EvaluateArgs, model: str) -> Loading:
         loading = _of_folder(args, folder)
     if loading.backend == "vllm" and not has_vllm():
         cause = f"vLLM is needed for {model}, and this Python has none."
-        raise JobError("backend_not_installed", cause, "Use a container that has vLLM.")
+        remedy = "Use a container that has vLLM, or score the ModelOpt-restorable checkpoint of the same run."
+        raise JobError("backend_not_installed", cause, remedy)
     return loading
 
 

@@ -1,6 +1,7 @@
 """Evaluations without the harness: its command line, its results as rows, and what two runs say together."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,13 @@ from scripts.run.registry import OnNode, carry_out, checks_of
 
 def told(args: EvaluateArgs) -> list[Problem]:
     """What the checks say of its values, whatever this Python lacks."""
-    other = ("harness_not_installed", "server_not_installed", "megatron_core_missing", "missing_value")
+    other = (
+        "harness_not_installed",
+        "backend_not_installed",
+        "server_not_installed",
+        "megatron_core_missing",
+        "missing_value",
+    )
     found = carry_out(checks_of(constraints, checks), OnNode(resolved=args)).problems
     return [one for one in found if one.name not in other]
 
@@ -320,3 +327,18 @@ def test_the_shipped_tasks_name_their_rows_wherever_they_are_written(tmp_path: P
     choices = [json.loads(line) for line in (folder / "tiny_choice.jsonl").read_text().splitlines()]
     assert all(len(set(row["choices"])) == 4 and row["answer"] in range(4) for row in choices)
     assert {row["answer"] for row in choices} == set(range(4))
+
+
+def test_an_export_that_is_here_needs_what_loads_it(fake_model: Callable[..., Path]) -> None:
+    folder = fake_model()
+
+    def unloadable(**values: Any) -> list[Problem]:
+        job = OnNode(resolved=EvaluateArgs(checkpoint=str(folder), **values))
+        return [one for one in carry_out(checks_of(checks), job).problems if one.name.startswith("backend_")]
+
+    assert unloadable() == []
+    (folder / "hf_quant_config.json").write_text(json.dumps({"quantization": {"quant_algo": "FP8"}}))
+    (found,) = unloadable()
+    assert (found.name, found.key) == ("backend_not_installed", "args.checkpoint")
+    assert "ModelOpt-restorable" in found.remedy
+    assert [one.name for one in unloadable(backend="hf")] == ["backend_cannot_load"]
