@@ -212,6 +212,11 @@ class Architecture:
         rows = (*(row for part in parts for row in self.of(part)), *self.ends)
         return {unit: "etp" if row.experts else "tp" for row in rows for unit in row.units} | {"experts": "ep"}
 
+    @property
+    def has_layers(self) -> bool:
+        """Whether every row of the language model is known."""
+        return not self._layers_missing
+
     def rows(self) -> Iterator[tuple[Weight, int]]:
         """All weights, each with the number of layers that have it."""
         for row in self.ends:

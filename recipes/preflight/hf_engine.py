@@ -30,6 +30,7 @@ from scripts.processor import gpus_here
 from scripts.run.files import expanded, is_there
 from scripts.run.problems import JobError, Problem, Severity
 from scripts.run.registry import check
+from scripts.run.secrets import masked, secrets_here
 from scripts.serving.servers import able
 
 _PARALLEL: tuple[Role, ...] = ("tp", "pp", "ep", "etp")
@@ -74,7 +75,8 @@ def words_without_script(job: Job) -> Iterator[Problem]:
     if job.extra_args:
         who = f"the {job.engine} engine" if job.engine else job.algorithm
         cause = f"they go to a script or program, and {who} runs none"
-        yield Problem(key="extra_args", value=job.extra_args, cause=cause, remedy="Remove them.")
+        words = masked(list(job.extra_args), secrets_here(job.profile.secrets))
+        yield Problem(key="extra_args", value=words, cause=cause, remedy="Remove them.")
 
 
 @check("unsupported_quant_recipe", "format_does_not_fit", engines=("hf", "bridge"), args=QuantizeArgs)

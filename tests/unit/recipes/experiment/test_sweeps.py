@@ -3,6 +3,7 @@
 import pytest
 
 from recipes import ProblemsError, Stage, pipeline
+from recipes.experiment.chain import wired
 from recipes.experiment.run_ids import MOST_OF_COPY, new_ids, pipeline_of
 from recipes.experiment.sweep import varied
 
@@ -14,7 +15,7 @@ def parents(stages: list[Stage]) -> dict[str, list[str]]:
 
 
 def test_what_no_swept_value_changes_is_there_once() -> None:
-    stages = pipeline("quantize_and_evaluate", {"args.hf_model_id": "tiny:qwen3"}, sweep=FORMATS)
+    stages = wired(pipeline("quantize_and_evaluate", {"args.hf_model_id": "tiny:qwen3"}, sweep=FORMATS))
     assert parents(stages) == {
         **{"baseline": [], "quantize-fp8": [], "quantize-nvfp4": []},
         **{"evaluate-fp8": ["quantize-fp8", "baseline"], "evaluate-nvfp4": ["quantize-nvfp4", "baseline"]},
@@ -38,7 +39,7 @@ def test_a_value_of_several_stages_and_one_of_one_are_combined() -> None:
 def test_conversions_are_copied_with_what_they_convert() -> None:
     given = {"args.data_paths": "[1.0, /x]", "engine": "script"}
     grid = {"quantize.args.export_quant_cfg": ["fp8", "fp8_blockwise"], "distill.args.lr": ["1e-4", "5e-5"]}
-    stages = pipeline("prune_distill_quantize", given, sweep=grid)
+    stages = wired(pipeline("prune_distill_quantize", given, sweep=grid))
     after = parents(stages)
     assert after["distill-5e-5"] == ["prune"] and after["megatron_to_hf-5e-5"] == ["distill-5e-5"]
     assert after["evaluate-fp8-5e-5"] == ["export-fp8-5e-5", "baseline"]
