@@ -22,12 +22,14 @@ from recipes.experiment.runs import Run
 from recipes.experiment.store import RunFolder, last_written, runs_dir
 from recipes.preflight.paths import inputs_of, overlap, real
 from scripts.args.evaluate import EvaluateArgs
-from scripts.args.meaning import ScriptArgs, field_of, meanings, values_of
+from scripts.args.meaning import ScriptArgs, field_of, meanings, value_of, values_of
 from scripts.evaluation.checks import has_vllm
+from scripts.formats import FORMATS
 from scripts.run import schema
 from scripts.run.files import read_limited
 from scripts.run.identity import is_alive
 from scripts.run.problems import JobError, Problem
+from scripts.run.provenance import compute_capabilities
 from scripts.run.record import FINAL_STATES, DamagedRecordError, read_json
 from scripts.run.registry import check
 
@@ -314,24 +316,27 @@ def experiment_problems(stages: Sequence[tuple[str, Job]]) -> Iterator[Problem]:
             yield from _of_origin(job, key, origin)
         yield from _wrong_base(job, find)
     for _, job in stages:
-        yield from _needs_vllm(job, [other for _, other in stages])
+        yield from _of_what_loads_it(job, [other for _, other in stages])
 
 
-def _needs_vllm(job: Job, others: Sequence[Job]) -> Iterator[Problem]:
-    """An export that does not exist yet is scored by what loads it, which this Python must have."""
-    asks = isinstance(job.resolved, EvaluateArgs) and job.in_this_python and job.script.path is None
-    if not asks or has_vllm():
+def _of_what_loads_it(job: Job, others: Sequence[Job]) -> Iterator[Problem]:
+    """What does not exist yet is scored by what loads it, which this Python and machine must have."""
+    if not isinstance(job.resolved, EvaluateArgs) or not job.in_this_python or job.script.path is not None:
         return
-    path = job.resolved.checkpoint
+    key, path = f"{job.name}.args.checkpoint", job.resolved.checkpoint
     makers = [one for one in others if one.algorithm in ("quantize", "export")]
-    for maker in (
-        one for one in makers for _, kind, out in one.outputs if kind == "checkpoint_hf" and path == str(out)
-    ):
-        cause = f"it is an export of {maker.name}, for which vLLM is needed, and this Python has none"
-        remedy = "Run this stage where vLLM is (STAGE.executor=NAME), or score the ModelOpt-restorable checkpoint."
-        yield Problem(
-            name="backend_not_installed", key=f"{job.name}.args.checkpoint", value=path, cause=cause, remedy=remedy
-        )
+    for maker, kind in ((one, kind) for one in makers for _, kind, out in one.outputs if path == str(out)):
+        facts = FORMATS.get(str(value_of(maker.resolved, "format")))
+        if kind == "checkpoint_hf" and not has_vllm():
+            cause = f"it is an export of {maker.name}, for which vLLM is needed, and this Python has none"
+            remedy = "Run this stage where vLLM is (STAGE.executor=NAME), or score the ModelOpt-restorable checkpoint."
+            yield Problem(name="backend_not_installed", key=key, value=path, cause=cause, remedy=remedy)
+        elif kind == "checkpoint_modelopt" and facts and facts.gpu_only and not compute_capabilities():
+            cause = (
+                f"{maker.name} makes {facts.name} of it, which ModelOpt computes on a GPU only, and there is none here"
+            )
+            remedy = "Run this stage where there is a GPU (STAGE.executor=NAME), or take another format."
+            yield Problem(name="backend_cannot_load", key=key, value=path, cause=cause, remedy=remedy)
 
 
 def _of_origin(job: Job, key: str, origin: Origin) -> Iterator[Problem]:

@@ -189,7 +189,7 @@ def _of_tasks(rows: list[Mapping[str, Any]]) -> Iterator[_Figure]:
             error = abs(change / sigmas) / scale if sigmas else None
             about = (None, None) if error is None else (drop - _NORMAL * error, drop + _NORMAL * error)
             if len(ends := [number(end) for end in listed(row.get("interval"))]) == 2 and None not in ends:
-                low, high = sorted((-1 if better else 1) * (end or 0.0) / scale for end in ends)
+                low, high = sorted((0.0 - (end or 0.0) if better else (end or 0.0)) / scale for end in ends)
                 about = low, high
             yield _Figure(
                 limit="max_drop", name=f"{name} worse than the baseline by", value=drop, low=about[0], high=about[1]

@@ -11,7 +11,7 @@ from recipes import ProblemsError, pipeline
 from recipes.cli.asked import Line, asked_for, looked_at
 from recipes.cli.completion import runnable
 from recipes.experiment import fingerprint
-from recipes.experiment.examine import Examined
+from recipes.experiment.examine import Examined, examine
 from recipes.experiment.pipeline import build, pipelines, read
 from recipes.experiment.prepare import wired_at
 from recipes.experiment.run_ids import new_ids, pipeline_of, runs_of_pipeline
@@ -163,6 +163,16 @@ def test_all_that_is_wrong_with_a_file_is_told_at_once(
         asked(file)
     told = {(one.name, one.key) for one in refused.value.problems}
     assert told == expected - {("unknown_executor", "executor")} | {("unknown_stage", "more.after")}
+
+
+def test_what_nothing_here_could_score_is_refused_before_it_is_made(home: Path) -> None:
+    def refused(fmt: str) -> set[tuple[str, str]]:
+        words = {"args.hf_model_id": "tiny:qwen3", "quantize.args.export_quant_cfg": fmt}
+        stages = wired_at(pipeline("quantize_and_evaluate", words), "local", Options())
+        return {(one.name, one.key) for one in examine(stages, "local", Options(online=False)).errors}
+
+    assert ("backend_cannot_load", "evaluate.args.checkpoint") in refused("nvfp4")
+    assert not any(name.startswith("backend_") for name, _ in refused("fp8"))
 
 
 def test_what_is_no_text_names_no_stage(tmp_path: Path) -> None:
