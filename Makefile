@@ -50,7 +50,7 @@ testbed:
 integration: $(VENV)/.ready-dev models testbed
 	$(PYTEST) --cov-append tests/integration tests/gpu
 
-# Lines and branches, of both runs together.
+# Lines, of both runs together.
 covered: unit integration
 	$(BIN)/python -m coverage report --fail-under=95
 

@@ -15,8 +15,8 @@ import pytest
 from hypothesis import settings
 
 from tests.answers import answer_of, data_of
+from tests.measuring import sweep
 from tests.testbed.warm import Warm, warm_nemo
-from tests.unmeasured import sweep
 
 #: The script itself: what an entry point, a shell or another program starts. Costs seconds; `nemo` does not.
 NEMO = str(Path(sys.executable).with_name("nemo"))

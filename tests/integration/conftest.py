@@ -42,7 +42,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
 
 @pytest.fixture
 def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Jobs without coverage: it takes half of the time of one that computes, and 100 MB. Another test measures it."""
+    """Jobs without coverage, which takes memory of its own. Another test measures them."""
     for variable in [name for name in os.environ if name.startswith("COVERAGE_")]:
         monkeypatch.delenv(variable)
 
