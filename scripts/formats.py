@@ -31,6 +31,7 @@ class Format:
 
     name: str
     config: str
+    base: str | None = None  # the format that it is like
     block: tuple[int, int]
     numbers: tuple[int | tuple[int, ...], ...]
     weight_dtype: str
@@ -40,9 +41,16 @@ class Format:
     min_sm: int
     native_sm: int
     group_error: float
+    algorithm: Mapping[str, Any] | None = None
+    method: str = "max"
+    inputs: int | tuple[int, ...] | None = None
     input_scales: ScaleFacts = field(default_factory=dict)
     optional: Mapping[str, str] = field(default_factory=dict)
+    low_rank: Mapping[str, str] = field(default_factory=dict)
+    settled: bool = False
+    exported: bool = True
     megatron_export: bool = False
+    compress: bool = True
     compress_export: bool = True
     gpu_only: bool = False
     retained: tuple[float, float] = (1.7, 0.55)
@@ -53,23 +61,18 @@ class Format:
     scales_compressed: ScaleFacts = field(default_factory=dict)
 
     @property
-    def quantizes_inputs(self) -> bool:
-        return bool(self.input_scales)
-
-    @property
     def weight_only(self) -> bool:
-        """Whether leaving activations alone makes something of its own; else the second rounding is for nothing."""
-        return len(self.numbers) == 1
+        """Whether leaving activations alone makes something of its own.
+
+        Else the second rounding is for nothing, or the name says no longer what it is.
+        """
+        return len(self.numbers) == 1 and self.inputs in (None, self.numbers[0])
 
     def of_weights(self, weight_only: bool) -> bool:
         """Whether it follows from the weights, and nothing is calibrated on text."""
-        of_inputs = bool(self.input_scales) and not weight_only
-        return not of_inputs and (not self.optional or bool(weight_only and self.config_weight_only))
-
-    @property
-    def compress(self) -> bool:
-        """Whether ModelOpt can pack the weights of a model: it packs the first of several steps only."""
-        return len(self.numbers) == 1
+        if not (self.exported and self.weight_only) or (self.input_scales and not weight_only):
+            return False
+        return self.method == "max" or bool(weight_only and self.config_weight_only)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,13 +92,28 @@ class Cache:
     quant_algo: str
     affine: bool = False
     rotate: bool = False
+    cast: bool = False
 
 
-def _read(name: str, facts: dict[str, Any]) -> Format:
+def _read(name: str, every: Mapping[str, dict[str, Any]]) -> Format:
+    facts = _facts(name, every)
     weight = facts.pop("weight")
-    numbers = tuple(tuple(step) if isinstance(step, list) else step for step in facts.pop("numbers"))
+    steps = {"numbers": tuple(map(_number, facts.pop("numbers"))), "inputs": _number(facts.get("inputs"))}
+    if steps["inputs"] is None and facts.get("input_scales"):
+        steps["inputs"] = steps["numbers"][-1]
     shape = {"block": tuple(facts.pop("block")), "weight_dtype": weight["dtype"], "packed": weight.get("packed")}
-    return Format(name=name, numbers=numbers, **shape, **facts)
+    return Format(name=name, base=every[name].get("like"), **facts | steps | shape)
+
+
+def _facts(name: str, every: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """With those of the format that it is like."""
+    own = dict(every[name])
+    base = own.pop("like", None)
+    return {**_facts(base, every), **own} if base else own
+
+
+def _number(step: Any) -> Any:
+    return tuple(step) if isinstance(step, list) else step
 
 
 def _load(file: str) -> dict[str, dict[str, Any]]:
@@ -106,19 +124,22 @@ def _load(file: str) -> dict[str, dict[str, Any]]:
 
 #: The named formats.
 FORMATS: Mapping[str, Format] = MappingProxyType(
-    {name: _read(name, facts) for name, facts in _load("formats.yaml").items()}
+    {name: _read(name, every) for every in (_load("formats.yaml"),) for name in every}
 )
 #: Those of the key/value cache.
 CACHES: Mapping[str, Cache] = MappingProxyType(
     {name: Cache(numbers=tuple(facts.pop("numbers")), **facts) for name, facts in _load("caches.yaml").items()}
 )
 #: ModelOpt's own names, where a script does not list the short ones: they work in every release that takes free text.
-CONFIG_NAMES: Mapping[str, str] = MappingProxyType({name: facts.config for name, facts in FORMATS.items()})
+#: Formats that are more than a config of ModelOpt's have none.
+CONFIG_NAMES: Mapping[str, str] = MappingProxyType(
+    {name: facts.config for name, facts in FORMATS.items() if facts.config.endswith("_CFG") and not facts.algorithm}
+)
 #: What Megatron's exporter cannot write, and what to do about it.
 NOT_EXPORTABLE = tuple(name for name, facts in FORMATS.items() if not facts.megatron_export)
 EXPORTABLE = (
-    f"Quantize in {' or '.join(name for name in FORMATS if name not in NOT_EXPORTABLE)}, or with engine=hf, which "
-    "exports every format."
+    f"Quantize in {' or '.join(name for name, facts in FORMATS.items() if facts.megatron_export and not facts.base)}, "
+    "or with engine=hf, which exports all that ModelOpt has a layout for."
 )
 _ALONE = [name for name, facts in FORMATS.items() if facts.of_weights(False)]
 _WITHOUT_INPUTS = [name for name, facts in FORMATS.items() if facts.of_weights(True) and name not in _ALONE]
@@ -137,6 +158,12 @@ def get_format(name: str) -> Format:
         cause = f"{name!r} is not one of {', '.join(FORMATS)}."
         raise JobError("unsupported_quant_recipe", cause, _nearest(name, FORMATS))
     return FORMATS[name]
+
+
+def known_format(name: str) -> Format | None:
+    """The format by its own name or by ModelOpt's."""
+    own = next((own for own, config in CONFIG_NAMES.items() if config == name), name)
+    return FORMATS.get(own)
 
 
 def format_problems(name: str, linear_shapes: Mapping[str, tuple[int, int]]) -> list[str]:
@@ -184,8 +211,25 @@ def builtin_recipes() -> tuple[str, ...]:
     folder = _package_folder("modelopt_recipes")
     if folder is None:
         return ()
-    found = (path.relative_to(folder) for path in folder.rglob("*.yaml") if path.parent.name == "ptq")
-    return tuple(sorted(path.with_suffix("").as_posix() for path in found if path.parts[0] != "configs"))
+    found = (path for path in folder.rglob("*.yaml") if path.parent.name == "ptq" and _is_recipe(path))
+    names = (path.relative_to(folder).with_suffix("") for path in found)
+    return tuple(sorted(name.as_posix() for name in names if name.parts[0] != "configs"))
+
+
+def _is_recipe(path: Path) -> bool:
+    """Not a part that recipes share, which lies beside some."""
+    return "\nquantize:" in path.read_text(encoding="utf-8")
+
+
+def quantizes_attention(value: str) -> bool:
+    """Whether it is a recipe, ModelOpt's or a file, that quantizes what attention multiplies values with."""
+    plain = value.removesuffix(".yaml").removesuffix(".yml")
+    folder = _package_folder("modelopt_recipes") if plain in builtin_recipes() else None
+    path = folder / f"{plain}.yaml" if folder else expanded(value)
+    if not (folder or (path.suffix in (".yaml", ".yml") and is_file(path))):
+        return False
+    text = path.read_text(encoding="utf-8", errors="replace")
+    return "attention_qkv_fp8" in text or "p_bmm_quantizer" in text
 
 
 def _nearest(value: str, names: Any) -> str:

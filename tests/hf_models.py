@@ -8,6 +8,8 @@ from scripts.args.quantize import QuantizeArgs
 from scripts.run.record import Record
 
 VOCAB = 512
+#: The formats whose layouts the others vary: where each one costs a model.
+LAYOUTS = ("fp8", "nvfp4", "int8_sq", "fp8_blockwise", "int4_awq", "w4a8_awq")
 FAMILIES = ("qwen3", "llama", "qwen3_moe", "mixtral")
 
 

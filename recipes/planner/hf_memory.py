@@ -199,8 +199,8 @@ class Sizes:
 
     @property
     def _searches(self) -> bool:
-        """AWQ is the family of formats whose calibration tries scales."""
-        return "awq" in self.args.export_quant_cfg.lower()
+        """AWQ is the family of formats whose calibration tries scales; SVDQuant begins with it."""
+        return any(word in self.args.export_quant_cfg.lower() for word in ("awq", "svdquant"))
 
     @property
     def _tried(self) -> int:

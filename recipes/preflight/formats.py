@@ -10,7 +10,18 @@ from recipes.planner.layout import Layout, Size
 from recipes.preflight.layout import divided
 from scripts.args.meaning import MEGATRON, Role, meanings
 from scripts.checkpoints.causal import packed
-from scripts.formats import CACHES, EXPORTABLE, FITS_ANY_WIDTH, FORMATS, Cache, Format, builtin_recipes, config_names
+from scripts.formats import (
+    CACHES,
+    CONFIG_NAMES,
+    EXPORTABLE,
+    FITS_ANY_WIDTH,
+    FORMATS,
+    Cache,
+    Format,
+    builtin_recipes,
+    config_names,
+    known_format,
+)
 from scripts.run.problems import Problem, nearest
 from scripts.run.registry import check
 
@@ -33,17 +44,11 @@ def named_format(name: str) -> Format | None:
 
     Of several, as in W4A8_NVFP4_FP8_CFG, the one that needs the newest GPU.
     """
-    if exact := exact_format(name):
+    if exact := known_format(name):
         return exact
     plain = name.lower()
     variants = [facts for name, facts in FORMATS.items() if f"_{name}_" in f"_{plain}_"]
     return max(variants, key=lambda facts: facts.native_sm, default=None)
-
-
-def exact_format(name: str) -> Format | None:
-    """The format by its own name or by ModelOpt's."""
-    by_config = {facts.config: facts for facts in FORMATS.values()}
-    return FORMATS.get(name) or by_config.get(name)
 
 
 def read_formats(job: Job) -> Iterator[tuple[str, Format]]:
@@ -65,7 +70,7 @@ def _quantizes_by_script(job: Job) -> bool:
 def fits(job: Job) -> Iterator[Problem]:
     """Calibration fills a last block up with zeros (ModelOpt quantization.utils); the exporter refuses to."""
     made, layout, model = made_format(job), job.asked.layout, job.model
-    facts = exact_format(made[1]) if made else None
+    facts = known_format(made[1]) if made else None
     if made is None or facts is None or model is None:
         return
     blocks: dict[Side, int] = {"inputs": facts.block[1], "outputs": facts.block[0]}
@@ -107,11 +112,12 @@ def _smaller(row: Weight, side: Side, model: ModelFacts, layout: Layout, block: 
 @check("unsupported_quant_recipe", can_force=True, applies=_quantizes_by_script)
 def known_by_script(job: Job) -> Iterator[Problem]:
     """A name that ModelOpt does not have; a script with a list of its own says so itself."""
-    asked_for: Mapping[Role, Mapping[str, Format | Cache]] = {"format": FORMATS, "kv_format": CACHES}
+    formats = {name: FORMATS[name] for name in CONFIG_NAMES}
+    asked_for: Mapping[Role, Mapping[str, Format | Cache]] = {"format": formats, "kv_format": CACHES}
     for role, own in asked_for.items():
         key, value = job.key(role), job.get(role)
         asked = isinstance(value, str) and value != "none" and not (role == "format" and job.get("format_recipe"))
-        if key is None or not asked or job.addressed is None or exact_format(value):
+        if key is None or not asked or job.addressed is None or value in CONFIG_NAMES:
             continue
         flag = job.addressed.interface.find(key.removeprefix("args."))
         configs = [facts.config for facts in own.values()]
@@ -140,7 +146,7 @@ def recipe_of_format(job: Job) -> Iterator[Problem]:
 def exportable(job: Job) -> Iterator[Problem]:
     """The checkpoint itself is sound: it can be trained on and generate."""
     made = made_format(job)
-    facts = exact_format(made[1]) if made else None
+    facts = known_format(made[1]) if made else None
     if made and facts and not facts.megatron_export:
         cause = "Megatron's exporter cannot write it: no Hugging Face checkpoint can be made of what this leaves"
         key, value = made

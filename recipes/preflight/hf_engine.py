@@ -15,6 +15,7 @@ from scripts.args.meaning import Role, field_of
 from scripts.args.quantize import QuantizeArgs
 from scripts.checkpoints.causal import (
     AWQ_EXPERTS,
+    GPTQ_EXPERTS,
     NO_AWQ,
     architectures,
     failure,
@@ -24,8 +25,24 @@ from scripts.checkpoints.causal import (
 )
 from scripts.checkpoints.model import Trouble, local_model_problems, read_config
 from scripts.data.texts import read, source_of
-from scripts.engines.hf.quantizers import refuse_compress, refuse_weight_only
-from scripts.formats import FITS_ANY_WIDTH, FORMATS, WEIGHTS_ALONE, format_error, format_problems
+from scripts.engines.hf.quantizers import (
+    ATTENTION_KERNEL,
+    NEEDS_CUDA,
+    PACKED,
+    UNPACKED,
+    refuse_compress,
+    refuse_weight_only,
+)
+from scripts.formats import (
+    CACHES,
+    FITS_ANY_WIDTH,
+    FORMATS,
+    WEIGHTS_ALONE,
+    format_error,
+    format_problems,
+    known_format,
+    quantizes_attention,
+)
 from scripts.processor import gpus_here
 from scripts.run.files import expanded, is_there
 from scripts.run.problems import JobError, Problem, Severity
@@ -35,6 +52,8 @@ from scripts.serving.servers import able
 
 _PARALLEL: tuple[Role, ...] = ("tp", "pp", "ep", "etp")
 _PEEKED_ROWS = 200
+#: Parts of the names of formats that ModelOpt's exporter cannot write of experts in one tensor.
+_NOT_OF_EXPERTS = ("awq", "svdquant", "int4_blockwise")
 
 
 def quantize_notes(job: Job) -> Iterator[str]:
@@ -96,22 +115,24 @@ def format_of_hf(job: Job) -> Iterator[Problem]:
 
 @check("format_needs_cuda", engines=("hf",), applies=lambda job: job.place.runs_here)
 def kernels_of_hf(job: Job) -> Iterator[Problem]:
-    """ModelOpt's MX formats have CUDA kernels alone; a recipe file is read on the node."""
     value = job.resolved.export_quant_cfg
-    if "MX" in value and value.endswith("_CFG") and (job.resolved.device == "cpu" or gpus_here() == 0):
-        cause = "ModelOpt quantizes the MX formats with CUDA kernels only, and the job runs on a CPU"
-        yield Problem(key="args.export_quant_cfg", value=value, cause=cause, remedy="Use one of the named formats.")
+    if quantizes_attention(value) and (job.resolved.device == "cpu" or gpus_here() == 0):
+        cause = f"{ATTENTION_KERNEL}, and the job runs on a CPU"
+        yield Problem(key="args.export_quant_cfg", value=value, cause=cause, remedy=NEEDS_CUDA)
+
+
+@check("format_not_exportable", engines=("hf",), applies=lambda job: job.resolved.export_dir)
+def layout_of_export(job: Job) -> Iterator[Problem]:
+    value = job.resolved.export_quant_cfg
+    if (facts := known_format(value)) and not facts.exported:
+        yield Problem(key="args.export_quant_cfg", value=value, cause=UNPACKED, remedy=PACKED)
 
 
 @check("format_not_exportable", engines=("hf",), needs=("model",), applies=lambda job: job.resolved.export_dir)
 def exportable_by_hf(job: Job) -> Iterator[Problem]:
-    """Transformers 4, which somewhere else may have, keeps experts apart."""
     value, model = job.resolved.export_quant_cfg, job.model
-    if model and model.experts and "awq" in value.lower():
-        shared = job.in_this_python and version("transformers") >= "5"
-        severity: Severity = "error" if shared else "warning"
-        key = "args.export_quant_cfg"
-        yield Problem(key=key, value=value, cause=AWQ_EXPERTS, remedy=NO_AWQ, severity=severity)
+    if model and model.experts and any(word in value.lower() for word in _NOT_OF_EXPERTS):
+        yield _of_experts(job, AWQ_EXPERTS)
     elif model and not refused(_config(job) or {}) and (said := failure(model.model_type, value, model.experts))[0]:
         versions = " and ".join(f"{name} {architectures()[name]}" for name in ("transformers", "modelopt"))
         cause = f"a small {model.model_type} in {value} was tried with {versions}: {said[0]}"
@@ -119,10 +140,24 @@ def exportable_by_hf(job: Job) -> Iterator[Problem]:
         yield Problem(key=key, value=name, cause=cause, remedy=said[1], can_force=True)
 
 
+def _of_experts(job: Job, cause: str) -> Problem:
+    """Transformers 4, which somewhere else may have, keeps experts apart."""
+    shared = job.in_this_python and version("transformers") >= "5"
+    severity: Severity = "error" if shared else "warning"
+    value = job.resolved.export_quant_cfg
+    return Problem(key="args.export_quant_cfg", value=value, cause=cause, remedy=NO_AWQ, severity=severity)
+
+
+@check("unsupported_model", engines=("hf",), needs=("model",), args=QuantizeArgs)
+def columns_of_experts(job: Job) -> Iterator[Problem]:
+    if job.model and job.model.experts and "gptq" in job.resolved.export_quant_cfg.lower():
+        yield _of_experts(job, GPTQ_EXPERTS)
+
+
 @check("unservable_checkpoint", engines=("hf",), severity="warning", applies=lambda job: job.resolved.export_dir)
 def servable(job: Job) -> Iterator[Problem]:
-    args, facts = job.resolved, FORMATS.get(job.resolved.export_quant_cfg)
-    if facts is None:
+    args, facts = job.resolved, known_format(job.resolved.export_quant_cfg)
+    if facts is None or not facts.exported:
         return
     alone, small = args.weight_only and facts.quant_algo_weight_only, args.compress and facts.quant_algo_compressed
     algorithm = alone or small or facts.quant_algo
@@ -151,16 +186,18 @@ def combinations_of_hf(job: Job) -> Iterator[Problem]:
 @check("needs_calibration", "no_output", "compress_unsupported", engines=("hf",), roles=("from_files",))
 def files_of_hf(job: Job) -> Iterator[Problem]:
     """From files, a format must follow from the weights, and the export is all that there is."""
-    args, facts = job.resolved, FORMATS.get(job.resolved.export_quant_cfg)
+    args, facts = job.resolved, known_format(job.resolved.export_quant_cfg)
     if not args.from_files:
         return
-    if facts is not None and not facts.of_weights(args.weight_only):
+    if facts is not None and facts.exported and not facts.of_weights(args.weight_only):
         cause = f"{facts.name} is calibrated on text, and args.from_files reads weights alone"
         yield Problem(key="args.from_files", value=True, cause=cause, remedy=WEIGHTS_ALONE)
-    if args.export_kv_cache_quant != "none":
+    cache = CACHES.get(args.export_kv_cache_quant)
+    if cache and not cache.cast:
         cause = "the key/value cache is calibrated on text, and args.from_files reads weights alone"
         key, value = "args.export_kv_cache_quant", args.export_kv_cache_quant
-        yield Problem(name="needs_calibration", key=key, value=value, cause=cause, remedy=f"Use {key}=none.")
+        remedy = f"Use {key}={' or '.join(name for name, one in CACHES.items() if one.cast)} or none."
+        yield Problem(name="needs_calibration", key=key, value=value, cause=cause, remedy=remedy)
     if args.compress:
         cause = "args.from_files writes the export alone, which is packed anyway"
         yield Problem(

@@ -7,7 +7,7 @@ from scripts.args.meaning import ScriptArgs, Work, doc
 from scripts.args.shared import PROMPTS, Precision, Sizes, hub_model, limits, remote_code, written
 from scripts.formats import CONFIG_NAMES, FORMATS
 
-KvCacheQuant = Literal["none", "fp8", "fp8_affine", "nvfp4", "nvfp4_affine", "nvfp4_rotate"]
+KvCacheQuant = Literal["none", "fp8", "fp8_cast", "fp8_affine", "nvfp4", "nvfp4_cast", "nvfp4_affine", "nvfp4_rotate"]
 NoiseOf = Literal["none", "sampled", "all"]
 _FORMATS = ", ".join(FORMATS)
 

@@ -32,6 +32,7 @@ OWN_LINEARS: dict[str | None, str] = _REFUSED["own_linears"]
 PLAIN_LINEARS = "Name a model of torch.nn.Linear."
 NOT_EXPORTED = "Name another model, or use args.export_dir=null and the ModelOpt checkpoint."
 AWQ_EXPERTS = "ModelOpt's exporter cannot write AWQ of experts that share one tensor, as transformers 5 keeps them"
+GPTQ_EXPERTS = "ModelOpt's GPTQ leaves out experts that share one tensor, as transformers 5 keeps them"
 NO_AWQ = "Use fp8, nvfp4 or fp8_blockwise."
 _PLAIN = "Name a causal language model."
 _IN_BF16 = "Name the model that it was made of, in BF16."

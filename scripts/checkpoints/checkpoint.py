@@ -5,6 +5,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from scripts.formats import FORMATS
+
 _FLOATING = ("float", "bfloat")
 _SCALES = ("scale", "scale_2", "scale_inv")
 _CACHE_OFFSETS = ("k_bias", "v_bias")
@@ -53,6 +55,10 @@ class Checkpoint:
     doubts: tuple[str, ...] = ()
 
 
+#: How the names of the factors end that are added to a weight.
+_FACTORS = tuple(name for facts in FORMATS.values() for name in facts.low_rank)
+
+
 @dataclass(frozen=True, slots=True)
 class Tensor:
     """One tensor; `dtype` in PyTorch's spelling, such as bfloat16."""
@@ -70,8 +76,12 @@ class Tensor:
 
     @property
     def of_quantizer(self) -> bool:
-        """Whether it is a buffer of one of ModelOpt's quantizers, such as x.weight_quantizer._amax."""
-        return "_quantizer." in self.name or "_quantizers." in self.name
+        """Whether it is a buffer of one of ModelOpt's quantizers, such as x.weight_quantizer._amax.
+
+        The factors that SVDQuant keeps beside a weight are part of an export, under such a name all the same.
+        """
+        inside = "_quantizer." in self.name or "_quantizers." in self.name
+        return inside and not self.name.endswith(_FACTORS)
 
 
 def tensor(name: str, dtype: str, shape: Iterable[object]) -> Tensor:

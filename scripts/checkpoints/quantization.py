@@ -16,6 +16,7 @@ Number = int | tuple[int, ...] | None
 
 #: Calibrations that leave more in a checkpoint than scales; a format's ModelOpt config is named after its own.
 _METHODS = ("awq", "smoothquant", "svdquant")
+_SIXES_AND_FOURS = "four_over_six"
 #: Follows another tool's word that is a format of ours too.
 THEIRS = " (not ModelOpt's)"
 _CACHE, _LONGEST_PATTERN = "_bmm_quantizer", 1000
@@ -77,11 +78,15 @@ def _of_words(algo: object, cache: object) -> Quantization:
 
 
 def _named(algo: str) -> str:
-    """The format of configs/formats.yaml whose export says `algo`; else the word itself."""
-    for name, facts in FORMATS.items():
-        words = (facts.quant_algo, facts.quant_algo_weight_only, facts.quant_algo_compressed)
-        if algo.lower() in [word.lower() for word in words if word]:
-            return name
+    """The format of configs/formats.yaml whose export says `algo`; else the word itself.
+
+    Of several that export the same, the first.
+    """
+    others = ("quant_algo_weight_only", "quant_algo_compressed")
+    for key in ("quant_algo", *others):
+        for name, facts in FORMATS.items():
+            if facts.exported and algo.lower() == (getattr(facts, key) or "").lower():
+                return name
     return algo
 
 
@@ -126,6 +131,9 @@ class Grid:
     block: tuple[Number, Number] | None
     affine: bool
     rotated: bool
+    constant: bool = False
+    power: bool = False  # its scales are powers of two
+    sixes_and_fours: bool = False
 
     @property
     def scale(self) -> str:
@@ -157,10 +165,15 @@ def format_of(rules: Rules, calibrations: Sequence[str]) -> str | None:
         return UNKNOWN
     (weight,) = weights
     methods = {method for method in _METHODS if any(method in word for word in calibrations)}
-    for name, facts in FORMATS.items():
-        if _is_format(facts, weight, next(iter(inputs), None), methods):
-            return name
-    return UNKNOWN
+    found = [facts for facts in FORMATS.values() if _is_format(facts, weight, next(iter(inputs), None), methods)]
+
+    def by_method(facts: Format) -> bool:
+        return any(word.startswith(facts.method) for word in calibrations)
+
+    # Of those of one layout, the one that was calibrated so.
+    fitting = [facts for facts in found if by_method(facts) or not facts.settled]
+    fitting.sort(key=lambda facts: (not by_method(facts), bool(facts.inputs) != bool(inputs)))
+    return fitting[0].name if fitting else UNKNOWN
 
 
 def cache_of(rules: Rules) -> str | None:
@@ -169,22 +182,26 @@ def cache_of(rules: Rules) -> str | None:
     if not values:
         return None
     affine = values[0].affine
-    said = (values[0].numbers, affine, bool(keys) and keys[0].rotated and not affine)
-    return next((name for name, one in CACHES.items() if (one.numbers, one.affine, one.rotate) == said), UNKNOWN)
+    said = (values[0].numbers, affine, bool(keys) and keys[0].rotated and not affine, values[0].constant)
+    known: dict[object, str] = {(one.numbers, one.affine, one.rotate, one.cast): name for name, one in CACHES.items()}
+    return known.get(said, UNKNOWN)
 
 
 def _is_format(facts: Format, weight: tuple[Grid, ...], given: tuple[Grid, ...] | None, methods: set[str]) -> bool:
     numbers = tuple(grid.numbers for grid in weight)
     if numbers != facts.numbers:
         return False
-    if (weight[0].block or (1, 1)) != facts.block or not facts.scales["weight_scale"][1].startswith(weight[0].scale):
+    shape, power = facts.scales["weight_scale"][1], facts.scales["weight_scale"][0] == "U8"
+    if (weight[0].block or (1, 1)) != facts.block or not shape.startswith(weight[0].scale) or weight[0].power != power:
         return False
-    if given is not None and (not facts.quantizes_inputs or given[0].numbers != numbers[-1] or len(given) > 1):
+    if given is not None and (given[0].numbers != facts.inputs or len(given) > 1):
         return False
-    weight_only = given is None and facts.quantizes_inputs
+    weight_only = given is None and facts.inputs is not None
     if weight_only and not facts.weight_only:
         return False
     config = (weight_only and facts.config_weight_only) or facts.config
+    if weight[0].sixes_and_fours != (_SIXES_AND_FOURS in config.lower()):
+        return False
     return methods == {method for method in _METHODS if method in config.lower()}
 
 
@@ -234,6 +251,9 @@ def _grids(config: object) -> tuple[Grid, ...]:
                 block=(along.get(-2, 1), along.get(-1, 1)) if along else None,
                 affine=facts.get("bias") is not None,
                 rotated=bool(facts.get("rotate")),
+                constant=bool(facts.get("use_constant_amax")),
+                sixes_and_fours=bool(dict(sizes).get(_SIXES_AND_FOURS)),
+                power=_number(dict(sizes).get("scale_bits")) == (8, 0),
             )
             grids.append(grid)
     return tuple(grids)

@@ -30,7 +30,7 @@ from scripts.engines.hf.from_files import quantize_files
 from scripts.engines.hf.nvfp4 import cpu_kernels
 from scripts.engines.hf.samples import Samples, choose_samples
 from scripts.engines.inputs import made_by, with_commits
-from scripts.formats import FITS_ANY_WIDTH, FORMATS, format_problems
+from scripts.formats import FITS_ANY_WIDTH, FORMATS, format_problems, known_format
 from scripts.processor import bf16_products
 from scripts.run.content import content_of
 from scripts.run.files import refuse_existing, staged
@@ -74,7 +74,8 @@ def quantize_checkpoint(args: QuantizeArgs, record: Record) -> None:
     if args.from_files:
         return quantize_files(args, record, source)
     bare = load.without_weights(str(source), args.trust_remote_code)
-    quantizers.rehearse(bare, quantizers.build_config(args), exported=bool(args.export_dir))
+    on_cpu = load.pick_device(args.device).type == "cpu"
+    quantizers.rehearse(bare, quantizers.build_config(args), exported=bool(args.export_dir), on_cpu=on_cpu)
     if args.export_quant_cfg in FORMATS:
         misfits = format_problems(args.export_quant_cfg, load.linear_shapes(bare))
         if misfits:
@@ -174,8 +175,8 @@ def _before(
 def _publish(state: _State, results: dict[str, Any]) -> None:
     """Write both checkpoints beside their places, reopen and check them, then rename and record them."""
     args, record = state.args, state.record
-    facts = FORMATS.get(args.export_quant_cfg)
-    expected = reference.reference(state.model, state.source)
+    facts = known_format(args.export_quant_cfg)
+    expected = reference.reference(state.model, state.source, settled=bool(facts and facts.settled))
     if args.compress:
         with record.phase("compress"):
             quantizers.compress(state.model)

@@ -23,7 +23,7 @@ from scripts.engines.hf.reference import Reference, some_layers
 from scripts.engines.hf.samples import Samples
 from scripts.engines.hf.weights import WEIGHT, Selection, Source, packed, select
 from scripts.engines.inputs import made_by, with_commits
-from scripts.formats import FORMATS
+from scripts.formats import known_format
 from scripts.run import schema
 from scripts.run.content import content_of
 from scripts.run.files import is_folder, refuse_existing, staged, write_json
@@ -55,6 +55,7 @@ def quantize_files(args: QuantizeArgs, record: Record, folder: Path) -> None:
     source = Source(folder=folder)
     with record.phase("select"):
         selection = select(source, config, args.trust_remote_code)
+        _refuse_cache(args, selection)
         record.update(device=str(device), quantizers={"weights": len(selection.quantized)})
     with ThreadPoolExecutor(1) as pool:  # beside the work: what is read for one is in memory for the other
         content = pool.submit(content_of, folder)
@@ -74,7 +75,7 @@ def quantize_files(args: QuantizeArgs, record: Record, folder: Path) -> None:
         with record.phase("verify"):
             expected = _reference(source, selection, args.dtype)
             save.exclude_left(made, expected)
-            facts = FORMATS.get(args.export_quant_cfg)
+            facts = known_format(args.export_quant_cfg)
             cache = args.export_kv_cache_quant if facts else None
             verified = verify.verify_export(made, facts, expected, kv_cache=cache, weight_only=args.weight_only)
     with record.phase("report"):
@@ -85,6 +86,14 @@ def quantize_files(args: QuantizeArgs, record: Record, folder: Path) -> None:
         for attempt in (record.dir, *record.earlier):
             shutil.rmtree(attempt / FOLDER, ignore_errors=True)
         record.line(report.as_text(results))
+
+
+def _refuse_cache(args: QuantizeArgs, selection: Selection) -> None:
+    """Raise JobError where no attention was found of which a cache would be quantized."""
+    asked = args.export_kv_cache_quant
+    if asked != "none" and not selection.said["quantization"].get("kv_cache_quant_algo"):
+        cause = "no attention is found whose keys and values it would be: transformers does not know this architecture"
+        raise JobError("nothing_quantized", f"args.export_kv_cache_quant={asked}: {cause}.", "Use none.")
 
 
 def _make_shards(

@@ -8,49 +8,67 @@ from io import StringIO
 from typing import TYPE_CHECKING, Any
 
 from scripts.args.quantize import QuantizeArgs
-from scripts.checkpoints.causal import AWQ_EXPERTS, NO_AWQ, NOT_EXPORTED, OWN_LINEARS, PLAIN_LINEARS
+from scripts.checkpoints.causal import AWQ_EXPERTS, GPTQ_EXPERTS, NO_AWQ, NOT_EXPORTED, OWN_LINEARS, PLAIN_LINEARS
 from scripts.engines.hf.load import first_line
 from scripts.engines.hf.nvfp4 import cpu_kernels
 from scripts.engines.hf.packing import replaced
 from scripts.engines.hf.reference import joined_names, quantized_linears
-from scripts.formats import CACHES, FORMATS, FormatRef, resolve_format
+from scripts.formats import CACHES, FormatRef, known_format, resolve_format
 from scripts.run.problems import JobError
 
 if TYPE_CHECKING:
     from torch import nn
 
 NO_INPUTS = {"quantizer_name": "*input_quantizer*", "enable": False}
+#: Said where a job is submitted too.
+UNPACKED = "ModelOpt's exporter has no layout for these numbers"
+PACKED = "Use mxfp8 or mxfp4, or args.export_dir=null and the ModelOpt checkpoint."
+ATTENTION_KERNEL = "ModelOpt quantizes what attention multiplies values with in a Triton kernel only"
+NEEDS_CUDA = "Use a machine with a CUDA GPU (device=cuda), or another format."
 _PACKED_ANYWAY = "Set args.compress=false; the export is packed anyway."
 
 
 def _base_config(ref: FormatRef, weight_only: bool) -> dict[str, Any]:
     import modelopt.torch.quantization as mtq
 
-    if ref.kind in ("format", "config"):
-        facts = FORMATS.get(ref.value)
-        own = ((weight_only and facts.config_weight_only) or facts.config) if facts else ref.value
-        return copy.deepcopy(getattr(mtq, own))
+    facts = known_format(ref.value)
+    own = ((weight_only and facts.config_weight_only) or facts.config) if facts else ref.value
+    config = copy.deepcopy(getattr(mtq, own)) if own.endswith("_CFG") else _of_recipe(own)
+    return config | ({"algorithm": copy.deepcopy(facts.algorithm)} if facts and facts.algorithm else {})
+
+
+def _of_recipe(name: str) -> dict[str, Any]:
     from modelopt.recipe import load_recipe
     from pydantic import ValidationError
+    from yaml import YAMLError
 
     try:
-        recipe = load_recipe(ref.value)
-    except (ValidationError, ValueError, KeyError, TypeError, OSError) as error:
-        cause = f"ModelOpt refuses the recipe {ref.value}: " + str(error).strip().replace("\n", " ")[:300]
+        recipe = load_recipe(name)
+    except (ValidationError, ValueError, KeyError, TypeError, OSError, YAMLError) as error:
+        cause = f"ModelOpt refuses the recipe {name}: " + str(error).strip().replace("\n", " ")[:300]
         raise JobError("unsupported_quant_recipe", cause, "Correct the file.") from error
     section = getattr(recipe, "quantize", None)
     if section is None or type(recipe).__name__ != "ModelOptPTQRecipe":
-        cause = f"{ref.value} is a {type(recipe).__name__}, not a recipe for post-training quantization."
+        cause = f"{name} is a {type(recipe).__name__}, not a recipe for post-training quantization."
         raise JobError("unsupported_quant_recipe", cause, "Take one from general/ptq.")
-    return dict(section.model_dump())
+    config = dict(section.model_dump())
+    for each in config["algorithm"] if isinstance(config["algorithm"], list) else [config["algorithm"]]:
+        if isinstance(each, dict) and isinstance(layerwise := each.get("layerwise"), dict):
+            layerwise["checkpoint_dir"] = None  # a folder that all jobs share: each would go on from another's layers
+    return config
 
 
 def refuse_weight_only(args: QuantizeArgs) -> None:
     """Raise JobError `weight_only_meaningless` where leaving activations alone makes no format of its own."""
-    ref = resolve_format(args.export_quant_cfg)
-    if args.weight_only and ref.kind == "format" and not FORMATS[ref.value].weight_only:
-        cause = f"weight_only with {ref.value} leaves 4-bit weights rounded twice, labelled as if inputs were FP8."
+    facts = known_format(args.export_quant_cfg)
+    if not args.weight_only or facts is None or facts.weight_only:
+        return
+    if len(facts.numbers) > 1:
+        cause = f"weight_only with {facts.name} leaves 4-bit weights rounded twice, labelled as if inputs were FP8."
         raise JobError("weight_only_meaningless", cause, "Use int4_awq, which is the same without FP8 inputs.")
+    cause = f"weight_only with {facts.name} leaves its weights alone, which no server takes for what they are then."
+    alone = "w4a16_nvfp4" if facts.scales["weight_scale"][0] == "F8_E4M3" else "mxfp4 with args.weight_only=true"
+    raise JobError("weight_only_meaningless", cause, f"Use {alone}.")
 
 
 def build_config(args: QuantizeArgs) -> dict[str, Any]:
@@ -67,7 +85,11 @@ def build_config(args: QuantizeArgs) -> dict[str, Any]:
     if args.weight_only:
         rules.append(dict(NO_INPUTS))
     if args.export_kv_cache_quant != "none":
-        rules += copy.deepcopy(getattr(mtq, CACHES[args.export_kv_cache_quant].config)["quant_cfg"])
+        cache = CACHES[args.export_kv_cache_quant]
+        added = copy.deepcopy(getattr(mtq, cache.config)["quant_cfg"])
+        for rule in added if cache.cast else []:
+            rule["cfg"]["use_constant_amax"] = True
+        rules += added
     config["quant_cfg"] = rules
     return config
 
@@ -119,14 +141,18 @@ def _scale_zeros(model: "nn.Module") -> None:
 
 def _require_weights(model: "nn.Module") -> None:
     if not any(kind and "weight" in kind for _, kind in placed(model)):
-        raise JobError("nothing_quantized", "The format matches no weight of this model.", "Take another format.")
+        raise _nothing_quantized()
 
 
-def rehearse(model: "nn.Module", config: dict[str, Any], *, exported: bool) -> None:
+def _nothing_quantized() -> JobError:
+    return JobError("nothing_quantized", "The format matches no weight of this model.", "Take another format.")
+
+
+def rehearse(model: "nn.Module", config: dict[str, Any], *, exported: bool, on_cpu: bool = False) -> None:
     """Insert the quantizers into a model without weights, which that spends: what comes of it is known before any work.
 
     `exported`: a Hugging Face checkpoint is to be written. Raises JobError: nothing_quantized, unsupported_model,
-    format_not_exportable.
+    format_not_exportable, format_needs_cuda.
     """
     import modelopt.torch.quantization as mtq
     from modelopt.torch.export.layer_utils import is_quantlinear
@@ -140,9 +166,15 @@ def rehearse(model: "nn.Module", config: dict[str, Any], *, exported: bool) -> N
     except JobError:
         raise
     except Exception as error:  # of ModelOpt's plugins, which take an architecture's own layers apart
+        if "nothing would be quantized" in str(error):
+            raise _nothing_quantized() from error
         cause = f"ModelOpt cannot insert its quantizers into {type(model).__name__}: {first_line(error)}."
         raise JobError("unsupported_model", cause, "Name another model; a newer ModelOpt may take this one.") from error
     _require_weights(model)
+    if on_cpu and any(kind and name.endswith("p_bmm_quantizer") for name, kind in placed(model)):
+        raise JobError("format_needs_cuda", f"{ATTENTION_KERNEL}.", NEEDS_CUDA)
+    if exported:
+        _refuse_unpacked(model)
     lost = [
         f"{name} is a {type(module).__name__}"
         for name, module in quantized_linears(model)[0].items()
@@ -152,10 +184,30 @@ def rehearse(model: "nn.Module", config: dict[str, Any], *, exported: bool) -> N
         cause = f"{lost[0]}, which ModelOpt's exporter does not pack."
         raise JobError("format_not_exportable", cause, NOT_EXPORTED)
     method = algorithm_name(config) or ""
-    if exported and "awq" in method and any("_weight_quantizer" in name for name, _ in model.named_modules()):
+    experts = [kind for name, kind in placed(model) if kind and "_weight_quantizers." in name]
+    if exported and experts and ("awq" in method or "svdquant" in method or any("INT4" in kind for kind in experts)):
         raise JobError("format_not_exportable", f"{AWQ_EXPERTS}.", NO_AWQ)
+    if experts and "gptq" in method:
+        raise JobError("unsupported_model", f"{GPTQ_EXPERTS}.", NO_AWQ)
     if exported:
         _refuse_unnamed(model)
+
+
+def _refuse_unpacked(model: "nn.Module") -> None:
+    """Raise JobError for numbers that ModelOpt's exporter has no layout for.
+
+    It takes integers of the MX formats for INT8 with scales of its own, and fails or writes something else.
+    """
+    from modelopt.torch.export.quant_utils import get_quantization_format
+
+    for name, module in quantized_linears(model)[0].items():
+        try:
+            integers = get_quantization_format(module) in ("int8_sq", "int8_wo")
+        except (NotImplementedError, AssertionError):
+            integers = None
+        if integers is None or (integers and getattr(module.weight_quantizer, "is_mx_format", False)):
+            kind = dict(placed(model)).get(f"{name}.weight_quantizer")
+            raise JobError("format_not_exportable", f"{UNPACKED}: {kind} of {name}.", PACKED)
 
 
 def _refuse_unnamed(model: "nn.Module") -> None:
@@ -219,14 +271,17 @@ def _weights_first(kind: tuple[str, int]) -> tuple[bool, str]:
 
 def refuse_compress(args: QuantizeArgs) -> None:
     """Raise JobError for what mtq.compress cannot do; by name, before any work."""
-    ref = resolve_format(args.export_quant_cfg)
-    if ref.kind != "format":
+    facts = known_format(args.export_quant_cfg)
+    if facts is None:
         return
-    if not FORMATS[ref.value].compress:
-        cause = f"ModelOpt packs only the first of the two steps of {ref.value}; the compressed model cannot run."
+    if len(facts.numbers) > 1:
+        cause = f"ModelOpt packs only the first of the two steps of {facts.name}; the compressed model cannot run."
         raise JobError("compress_unsupported", cause, _PACKED_ANYWAY)
-    if not FORMATS[ref.value].compress_export and args.export_dir:
-        cause = "ModelOpt's exporter scales packed INT4 weights as if they were not packed, and fails."
+    if not facts.compress:
+        cause = f"ModelOpt loses what is special of {facts.name} when it packs a model's weights, or cannot pack them."
+        raise JobError("compress_unsupported", cause, _PACKED_ANYWAY)
+    if not facts.compress_export and args.export_dir:
+        cause = "ModelOpt's exporter scales packed INT4 and MXFP4 weights as if they were not packed."
         raise JobError("compress_unsupported", cause, "Set args.compress=false, or args.export_dir=null.")
 
 

@@ -22,7 +22,8 @@ class Reference:
     """`modules`: the linear layers with quantized weights. `experts`: how many linear layers of experts besides them,
     whose names the export chooses. `plain`: linear layers left alone, by name, with the type of their weights, which
     some models keep in 32 bits. `weights`: original weights [out, in] in float32 of a few of `modules`. `norms`: the
-    norms of the same layers, which may take up scales. `hub`: tensors' names in the source's files by those in memory,
+    norms of the same layers, which may take up scales, and `smooth` those scales, by the module whose inputs they
+    multiply. `hub`: tensors' names in the source's files by those in memory,
     where they differ.
     """
 
@@ -31,6 +32,7 @@ class Reference:
     plain: dict[str, str]
     weights: "dict[str, torch.Tensor]"
     norms: "dict[str, torch.Tensor]"
+    smooth: "dict[str, torch.Tensor]" = field(default_factory=dict)
     hub: dict[str, str] = field(default_factory=dict)
 
     def as_in(self, names: Container[str]) -> "Reference":
@@ -49,6 +51,7 @@ class Reference:
             plain=renamed(self.plain),
             weights=renamed(self.weights),
             norms=renamed(self.norms, ""),
+            smooth=renamed(self.smooth),
         )
 
 
@@ -59,8 +62,11 @@ def layer_of(name: str) -> str:
 
 
 def original_weight(module: Any) -> "torch.Tensor":
-    """The weight before SmoothQuant or AWQ divided it by the input scale, float32; exact to a bf16 rounding."""
+    """The weight before SmoothQuant or AWQ divided it by the input scale, and before SVDQuant took its largest
+    directions out of it; float32, exact to a bf16 rounding."""
     weight: torch.Tensor = module.weight.detach().float()
+    if (first := getattr(module.weight_quantizer, "svdquant_lora_a", None)) is not None:
+        weight = weight + module.weight_quantizer.svdquant_lora_b.float() @ first.float()
     scale = getattr(module.input_quantizer, "pre_quant_scale", None)
     return weight if scale is None else weight * scale.float()
 
@@ -88,13 +94,12 @@ def quantized_linears(model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _experts(model: Any) -> int:
-    """Linear layers that the export makes of experts kept as one tensor: gate, up and down of each."""
+    """Linear layers that the export packs of experts kept as one tensor: gate, up and down of each."""
     count = 0
     for name, module in model.named_modules():
-        if name.endswith("gate_up_proj_weight_quantizers"):
-            count += 2 * len(module)
-        elif name.endswith(("up_proj_weight_quantizers", "down_proj_weight_quantizers")):
-            count += len(module)
+        if name.endswith(("up_proj_weight_quantizers", "down_proj_weight_quantizers")):
+            each = 2 if name.endswith("gate_up_proj_weight_quantizers") else 1
+            count += each * sum(quantizer.is_enabled for quantizer in module)
     return count
 
 
@@ -169,11 +174,11 @@ def some_layers(names: Sequence[str], limit: int = _LOOKED_AT) -> list[str]:
     return [name for layer in picked for name in names if layer_of(name) == layer][:limit]
 
 
-def reference(model: Any, source: Path | None = None, limit: int = _LOOKED_AT) -> Reference:
+def reference(model: Any, source: Path | None = None, limit: int = _LOOKED_AT, *, settled: bool = False) -> Reference:
     """Take the reference; call it before export_hf (and before compress).
 
     Copies about `limit` weights to host memory: of the first, the last and the middle layer in turn; from the files of
-    the model in `source`, so that a mistake in memory is seen.
+    the model in `source`, so that a mistake in memory is seen; from memory where calibration `settled` others.
     """
     quantized, plain = quantized_linears(model)
     whole = [name for name, module in quantized.items() if not is_packed(module)]
@@ -184,9 +189,10 @@ def reference(model: Any, source: Path | None = None, limit: int = _LOOKED_AT) -
 
     def weight(name: str) -> "torch.Tensor":
         module, key = quantized[name], hub.get(f"{name}.weight")
-        found = _source_weight(stored[key], key, module.weight.dtype) if key else None
+        found = _source_weight(stored[key], key, module.weight.dtype) if key and not settled else None
         return original_weight(module).cpu().clone() if found is None else found
 
+    smooth = {name: getattr(module.input_quantizer, "pre_quant_scale", None) for name, module in quantized.items()}
     norms = {
         name: weight.detach().float().cpu().clone()
         for name, weight in model.named_parameters()
@@ -198,5 +204,10 @@ def reference(model: Any, source: Path | None = None, limit: int = _LOOKED_AT) -
         plain={name: str(module.weight.dtype).removeprefix("torch.") for name, module in plain.items()},
         weights={name: weight(name) for name in names},
         norms=norms,
+        smooth={
+            name: scale.detach().float().cpu().clone()
+            for name, scale in smooth.items()
+            if scale is not None and layer_of(name) in layers
+        },
         hub={now: name for now, name in hub.items() if now != name},
     )

@@ -4,7 +4,7 @@ Weights are dequantized by the layout of the files, not with the exporter's code
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -29,6 +29,8 @@ E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3
 SCALES = ("weight_scale", "weight_scale_2", "scale_inv", "input_scale", "pre_quant_scale", "k_scale", "v_scale")
 #: Weights that are compared at a time, at least; and a multiple of the rows that any format has in a block.
 COMPARED, _ROWS = 1 << 23, 128
+#: The dtype of scales that are a power of two, of which the exponent is stored, 127 above; 255 is no number.
+_EXPONENT, _NO_EXPONENT = "U8", 255
 PLAIN = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 
 
@@ -88,10 +90,11 @@ class Export:
         except SafetensorError as error:
             refuse("export_incomplete", f"{name} cannot be read: {error}.")
 
-    def of_module(self, module: str) -> "dict[str, torch.Tensor]":
-        """The tensors of one module by their last name, such as weight and weight_scale."""
+    def of_module(self, module: str, beside: Iterable[str] = ()) -> "dict[str, torch.Tensor]":
+        """The tensors of one module by their last name, such as weight and weight_scale, and those `beside` them."""
         parts = ((name, *name.rpartition(".")) for name in self.header)
-        return {last: self.tensor(name) for name, owner, _, last in parts if owner == module}
+        own = {last: self.tensor(name) for name, owner, _, last in parts if owner == module}
+        return own | {name: self.tensor(f"{module}.{name}") for name in beside}
 
 
 def _per_block(scale: "torch.Tensor", shape: tuple[int, int]) -> "torch.Tensor":
@@ -121,13 +124,20 @@ def _unpacked(packed: "torch.Tensor", side: str | None) -> "torch.Tensor":
 def dequantize(facts: Format, tensors: "Mapping[str, torch.Tensor]") -> "torch.Tensor":
     """A module's weight [out, in] in float32.
 
-    `tensors` are the module's own: weight, weight_scale, weight_scale_2. The result applies to the module's input
-    after pre_quant_scale, where there is one.
+    `tensors` are the module's own: weight, weight_scale, weight_scale_2, and the factors of what is added. The result
+    applies to the module's input after pre_quant_scale, where there is one.
     """
-    values = _unpacked(tensors["weight"], facts.packed)
-    weight = values * _per_block(tensors["weight_scale"], (values.shape[0], values.shape[1]))
-    if facts.scales["weight_scale"][0] != "F32":  # scales that are rounded themselves have a scale of their own
+    import torch
+
+    values, scale = _unpacked(tensors["weight"], facts.packed), tensors["weight_scale"]
+    if facts.scales["weight_scale"][0] == _EXPONENT:
+        scale = torch.exp2(scale.float() - 127)
+    weight = values * _per_block(scale, (values.shape[0], values.shape[1]))
+    if facts.scales["weight_scale"][0] == "F8_E4M3":  # scales that are rounded themselves have a scale of their own
         weight = weight * tensors["weight_scale_2"].float()
+    if facts.low_rank:
+        first, second = (tensors[name].float() for name in facts.low_rank)
+        weight = weight + second @ first
     return weight
 
 
@@ -183,6 +193,21 @@ def _check_module(
         if found != expected:
             told = f"{found[0]} {list(found[1])}, not {expected[0]} {list(expected[1])}"
             refuse("export_wrong_type", f"{module}.{suffix} is {told}.")
+    _check_low_rank(export, module, size, facts)
+
+
+def _check_low_rank(export: Export, module: str, size: tuple[int, int], facts: Format) -> None:
+    """The two factors of what is added to a weight: [rank, in] and [out, rank]."""
+    found = [export.header.get(f"{module}.{suffix}") for suffix in facts.low_rank]
+    for suffix, each in zip(facts.low_rank, found, strict=True):
+        if each is None:
+            refuse("export_incomplete", f"{module}.{suffix} is missing.")
+    shapes = [(dtype, shape) for dtype, shape in filter(None, found)]
+    if shapes:
+        rank = shapes[0][1][0]
+        wanted = list(zip(facts.low_rank.values(), ((rank, size[1]), (size[0], rank)), strict=True))
+        if shapes != wanted:
+            refuse("export_wrong_type", f"{module} has factors {shapes}, not {wanted}.")
 
 
 def _check_scales(export: Export) -> Fact:
@@ -191,6 +216,8 @@ def _check_scales(export: Export) -> Fact:
     names = [name for name in export.header if name.endswith(SCALES)]
     for name in names:
         values = export.tensor(name).float()
+        if export.header[name][0] == _EXPONENT:
+            values = torch.where(values == _NO_EXPONENT, math.nan, torch.exp2(values - 127))
         if not bool(torch.isfinite(values).all()) or not bool((values > 0).all()):
             refuse("export_bad_scale", f"{name} has a scale that is not a positive number.")
     return "scales", f"{len(names)}, all finite and positive"
@@ -250,7 +277,7 @@ def _check_config(folder: Path, algo: str | None, kv_cache: KvCacheQuant | None)
 
 def _check_kv(export: Export, kv_cache: KvCacheQuant) -> None:
     layers = {layer_of(name) for name in export.header if ".self_attn." in name}
-    for part in ("k", "v") if kv_cache != "none" else ():
+    for part in ("k", "v") if kv_cache != "none" and not CACHES[kv_cache].cast else ():
         scaled = {layer_of(name) for name in export.header if name.endswith(f".{part}_scale")}
         missing = sorted(layers - scaled)
         if missing:
@@ -258,8 +285,8 @@ def _check_kv(export: Export, kv_cache: KvCacheQuant) -> None:
 
 
 def _folds(export: Export, reference: Reference, module: str) -> "list[torch.Tensor]":
-    """Input scales that the exporter may have moved into a norm of the module's layer."""
-    folds = []
+    """Input scales that the exporter may have moved into a norm of the module's layer, or into the layer before."""
+    folds = [reference.smooth[module]] if module in reference.smooth else []
     for name, before in reference.norms.items():
         inputs = reference.modules[module][1]
         if layer_of(name) != layer_of(module) or before.numel() != inputs or name not in export.header:
@@ -268,6 +295,17 @@ def _folds(export: Export, reference: Reference, module: str) -> "list[torch.Ten
         # Gemma's norms multiply by one plus the stored weight.
         folds += [after / before, (1 + after) / (1 + before)]
     return folds
+
+
+def _gains(export: Export, reference: Reference, module: str) -> "list[torch.Tensor]":
+    """Input scales of other modules of its layer that the exporter may have moved into this one's outputs."""
+    outputs = reference.modules[module][0]
+    return [
+        scale[:, None]
+        for name, scale in reference.smooth.items()
+        if layer_of(name) == layer_of(module) and scale.numel() == outputs
+        if f"{name}.pre_quant_scale" not in export.header
+    ]
 
 
 def _unpacked_shape(facts: Format, weight: "torch.Tensor") -> "tuple[int, ...]":
@@ -285,7 +323,8 @@ def _blocks(
         end = min(begin + step, outputs)
         own = {}
         for name, tensor in tensors.items():
-            each = outputs // tensor.shape[0] if name.startswith("weight") and tensor.numel() > 1 else 0
+            by_rows = name.startswith("weight") and tensor.numel() > 1 and name not in list(facts.low_rank)[:1]
+            each = outputs // tensor.shape[0] if by_rows else 0
             own[name] = tensor[begin // each : -(-end // each)] if each else tensor
         yield own, original[begin:end]
 
@@ -300,7 +339,7 @@ def _check_weights(export: Export, reference: Reference, facts: Format) -> list[
 
     worst = ("", 0.0)
     for module, original in reference.weights.items():
-        tensors = export.of_module(module)
+        tensors = export.of_module(module, facts.low_rank)
         if (found := _unpacked_shape(facts, tensors["weight"])) != original.shape:
             refuse(
                 "export_wrong_values", f"{module}.weight is {list(found)}, and {list(original.shape)} in the source."
@@ -308,8 +347,12 @@ def _check_weights(export: Export, reference: Reference, facts: Format) -> list[
         # Compared as quantized, after the input scale: there rounding has its bound, whatever the scale.
         given = tensors.pop("pre_quant_scale", None)
         scales = [given.float()] if given is not None else [torch.ones(1), *_folds(export, reference, module)]
-        blocks = list(_blocks(facts, tensors, original))
-        errors = [max(_worst(facts, own, rows / scale) for own, rows in blocks) for scale in scales]
+        gains = [torch.ones(1), *_gains(export, reference, module)]
+        errors = [
+            max(_worst(facts, own, rows / scale) for own, rows in _blocks(facts, tensors, original * gain))
+            for scale in scales
+            for gain in gains
+        ]
         error = min(one if math.isfinite(one) else math.inf for one in errors)
         if error > facts.group_error:
             cause = f"{module}: dequantized weights are off by {error:.0%} in a scale group; {facts.name} allows "

@@ -37,6 +37,8 @@ _EXPERT = re.compile(r"\bexperts\.\d+\.")
 _NO_LINEAR = re.compile(r"embed|\bwte\b|\bwpe\b|norm|router|\bmlp\.gate\.|conv", re.IGNORECASE)
 #: Formats of ModelOpt whose scales its exporter leaves apart, but for experts'.
 _APART = ("fp8", "fp8_pb_real")
+#: What a quantizer says that has no scale, finds it anew each time, or has one for all.
+_OF_NO_TEXT = ("is_mx_format", "_dynamic", "_use_constant_amax")
 #: Weights that are quantized at a time.
 AT_A_TIME = 1 << 23
 #: In rows that are a multiple of these: two blocks of any format, as ModelOpt takes the sides off a scale of one.
@@ -171,7 +173,7 @@ def _refuse_calibration(model: "nn.Module", config: Mapping[str, Any]) -> None:
         name
         for name, one in model.named_modules()
         if isinstance(one, TensorQuantizer | SequentialQuantizer) and "weight_quantizer" not in name
-        if one.is_enabled and not getattr(one, "_dynamic", False)
+        if one.is_enabled and not any(getattr(one, key, False) for key in _OF_NO_TEXT)
     ]
     if method not in (None, "max") or static:
         why = f"{static[0]} has a scale of its own" if static else f"its method is {method}"
@@ -240,10 +242,12 @@ def packed(
     with redirect_stdout(StringIO()), cpu_kernels():
         quantizers.quantize(layers, config, None)
         each = {name: list(layers.get_submodule(name).children()) for name in names}
-        one_scale = _has_one_scale(each[names[0]][0].weight_quantizer)
+        leading: Any = each[names[0]][0]
+        one_scale = _has_one_scale(leading.weight_quantizer)
         for own in each.values() if one_scale else ():
             preprocess_linear_fusion(own)
-        shared = get_quantization_format(each[names[0]][0]) not in _APART or _EXPERT.search(names[0])
+        powers = leading.weight_quantizer.is_mx_format  # of which each block has its own, and no other scale
+        shared = not powers and (get_quantization_format(leading) not in _APART or _EXPERT.search(names[0]))
         if shared and (one_scale or all(len(own) == 1 for own in each.values())):
             preprocess_linear_fusion([linear for own in each.values() for linear in own])
         for name, own in each.items():
@@ -259,6 +263,8 @@ def packed(
 def _has_one_scale(quantizer: Any) -> bool:
     """Whether a matrix has a scale for all of it, be it of the scales of blocks: parts of one must agree on that."""
     blocks = quantizer.block_sizes
+    if quantizer.is_mx_format:
+        return False
     return bool(blocks.get("type") == "dynamic") if blocks else quantizer.axis is None
 
 

@@ -20,6 +20,7 @@ from recipes.models.weights import matrices_of, of_facts, tensor_matrix
 from recipes.planner.disk import Kind, checkpoint_bytes, outputs_bytes
 from recipes.planner.hf_memory import Memory, predict
 from scripts.formats import FORMATS
+from tests import hf_models
 from tests.conftest import Done
 from tests.testbed.warm import Warm
 
@@ -166,9 +167,9 @@ def bytes_in(path: Path) -> int:
 
 
 WAYS = [
-    *((name, "") for name in FORMATS),
-    *((name, "weight_only") for name, facts in FORMATS.items() if facts.weight_only),
-    *((name, "compress") for name, facts in FORMATS.items() if facts.compress),
+    *((name, "") for name in (*hf_models.LAYOUTS, "mxfp8")),
+    *((name, "weight_only") for name in hf_models.LAYOUTS if FORMATS[name].weight_only),
+    *((name, "compress") for name in hf_models.LAYOUTS if FORMATS[name].compress),
 ]
 #: ModelOpt can neither pack nor export with AWQ where experts share one tensor.
 OF_EXPERTS = [("fp8", ""), ("nvfp4", ""), ("int8_sq", ""), ("nvfp4", "weight_only")]

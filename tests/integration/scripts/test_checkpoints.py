@@ -61,7 +61,7 @@ def test_a_model_of_transformers(family: str, tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
 
 
-@pytest.mark.parametrize("fmt", FORMATS)
+@pytest.mark.parametrize("fmt", hf_models.LAYOUTS)
 def test_every_format_saved_and_exported(fmt: str, tmp_path: Path) -> None:
     weights = weights_of(hf_models.build())
     model = quantized(export_quant_cfg=fmt)
@@ -75,14 +75,15 @@ def test_every_format_saved_and_exported(fmt: str, tmp_path: Path) -> None:
     assert kept.problems == exported.problems == ()
 
 
-@pytest.mark.parametrize("fmt", [name for name, facts in FORMATS.items() if facts.weight_only])
+@pytest.mark.parametrize("fmt", [name for name in hf_models.LAYOUTS if FORMATS[name].weight_only])
 def test_weight_only(fmt: str, tmp_path: Path) -> None:
     model = quantized(export_quant_cfg=fmt, weight_only=True)
     save.save_restorable(model, hf_models.tokenizer(), tmp_path / "mto")
     save.export_hf(model, hf_models.tokenizer(), tmp_path / "hf", "bfloat16")
     # Plain INT8 weights are not what SmoothQuant leaves; the export names the kernel, which is the same.
-    assert look(tmp_path / "mto").quantization == fmt
-    assert look(tmp_path / "hf").quantization == fmt
+    expected = {"nvfp4": "w4a16_nvfp4"}.get(fmt, fmt)
+    assert look(tmp_path / "mto").quantization == expected
+    assert look(tmp_path / "hf").quantization == expected
 
 
 @pytest.mark.parametrize("kv", KV_KINDS)
@@ -242,7 +243,7 @@ def megatron(folder: Path, fmt: str | None = None, *, legacy: bool = False, iter
 
 
 @pytest.mark.parametrize("legacy", [True, False], ids=["common.pt", "common object"])
-@pytest.mark.parametrize("fmt", FORMATS)
+@pytest.mark.parametrize("fmt", hf_models.LAYOUTS)
 def test_a_quantized_megatron_checkpoint(fmt: str, legacy: bool, tmp_path: Path) -> None:
     folder = megatron(tmp_path / "c", fmt, legacy=legacy)
     found = look(folder)

@@ -66,11 +66,15 @@ NO_FIELD: Mapping[str, tuple[str, ...]] = {
 _BY_RELEASE = {"unknown_flag", "unsupported_quant_recipe", "unsupported_choice", "missing_flag", "kd_incompatible"}
 
 #: What this machine can lack.
-_NOT_HERE = {"script_not_found", "harness_not_installed", "megatron_core_missing", "server_not_installed"}
+_NOT_HERE = {
+    *("script_not_found", "harness_not_installed", "megatron_core_missing", "server_not_installed", "does_not_fit"),
+}
 
 
 def by_script(recipe: Recipe) -> list[tuple[str, str]]:
     """Each release that a recipe can meet, oldest first, with the newest script that it has for it."""
+    if recipe.outline().engine == "hf":  # made for ModelOpt itself
+        return []
     found: dict[str, str] = {}
     for name in reversed(getattr(recipe.family.args, "SCRIPTS", ())):
         found |= {} if is_module(name) else dict.fromkeys(releases_of(name), name)
@@ -386,6 +390,9 @@ STATED = [name for name, recipe in RECIPES.items() if recipe.hardware]
 #: What a recipe is warned of with its own values: data to be replaced, few samples, a format that has no exporter.
 WARNED = {
     "format_not_exportable": [f"quantize_{name}" for name in ("int8_sq", "fp8_blockwise", "int4_awq", "w4a8_awq")],
+    "unservable_checkpoint": [
+        f"quantize_{name}" for name in ("nvfp4_awq", "nvfp4_svdquant", "mxfp4", "w4a8_mxfp4_fp8")
+    ],
     "mock_data_used_as_quality_signal": [
         *("distill_mock", "distill_tiny", "qad_tiny", "distill_llama", "qat", "qat_tiny"),
     ],

@@ -24,11 +24,12 @@ from scripts.run.problems import JobError
 ROOT = Path(__file__).resolve().parents[3]
 
 
-def test_the_six_formats() -> None:
-    assert list(FORMATS) == ["fp8", "nvfp4", "int8_sq", "fp8_blockwise", "int4_awq", "w4a8_awq"]
+def test_the_formats() -> None:
+    assert list(FORMATS)[:6] == ["fp8", "nvfp4", "int8_sq", "fp8_blockwise", "int4_awq", "w4a8_awq"]
     for name, facts in FORMATS.items():
         assert facts.name == name
-        assert facts.config in config_names()
+        assert facts.config in (*config_names(), *builtin_recipes())
+        assert facts.base is None or FORMATS[facts.base].base in (None, "nvfp4", "mxfp8")
         assert facts.config_weight_only is None or facts.config_weight_only in config_names()
         assert facts.scales
         assert 0 < facts.group_error < 1
@@ -123,6 +124,19 @@ def test_config_names_are_those_of_modelopt() -> None:
     assert {"FP8_DEFAULT_CFG", "INT8_WEIGHT_ONLY_CFG", "W4A8_AWQ_BETA_CFG"} <= set(config_names())
     assert not [name for name in config_names() if "_KV_" in name]
     assert len(builtin_recipes()) > 10
+
+
+def test_parts_that_recipes_share_are_no_recipes() -> None:
+    parts = ("disabled_quantizers", ".quant_cfg")
+    assert not [name for name in builtin_recipes() if name.endswith(parts)]
+    assert format_error("huggingface/nemotron_vl/ptq/disabled_quantizers") is not None
+
+
+def test_what_follows_from_weights_alone() -> None:
+    alone = {name for name, facts in FORMATS.items() if facts.of_weights(False)}
+    assert alone == {"fp8_blockwise", "w4a16_nvfp4", "mxfp8", "mxfp4"}
+    without_inputs = {name for name, facts in FORMATS.items() if facts.of_weights(True)}
+    assert without_inputs - alone == {"fp8", "nvfp4", "int8_sq"}
 
 
 def test_no_torch_and_fast() -> None:

@@ -28,6 +28,8 @@ FORMATS: list[dict[str, Any]] = [
     {"export_quant_cfg": "fp8", "weight_only": True},
     {"export_quant_cfg": "int8_sq", "weight_only": True},
     {"export_quant_cfg": "INT4_BLOCKWISE_WEIGHT_ONLY_CFG"},
+    {"export_quant_cfg": "mxfp8", "export_kv_cache_quant": "fp8_cast"},
+    {"export_quant_cfg": "mxfp4"},
 ]
 
 

@@ -56,6 +56,27 @@ def test_bit_for_bit(kind: str, dtype: str, shape: tuple[int, ...]) -> None:
     assert torch.equal(bits(nvfp4.fake_quantize(values, 16, amax / 3)), bits(expected))
 
 
+@pytest.mark.parametrize("fours", [False, True])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_given_maxima_of_blocks_bit_for_bit(dtype: str, fours: bool) -> None:
+    """As ModelOpt packs what a search of scales has left, blocks of zeros too."""
+    from types import SimpleNamespace
+
+    from modelopt.torch.quantization.qtensor import NVFP4QTensor
+
+    torch.manual_seed(5)
+    values = torch.randn(700, 256).to(getattr(torch, dtype))
+    values[3] = 0
+    amax = values.reshape(-1, 16).abs().amax(1).float() * torch.rand(700 * 16)
+    largest = values.abs().amax().float()
+    settled = SimpleNamespace(block_sizes={-1: 16, "four_over_six": fours}, global_amax=largest, _amax=amax)
+    scale, double = NVFP4QTensor.get_weights_scaling_factor_from_quantizer(settled, values)
+    packed, *_ = NVFP4QTensor.quantize(values.clone(), 16, scale, double)
+    expected = packed.dequantize(dtype=values.dtype, scale=scale, double_scale=double, block_sizes={-1: 16})
+    found = nvfp4.static_fake_quantize(values.reshape(-1, 16), amax, largest, True, 256.0 if fours else 448.0)
+    assert torch.equal(found.reshape(values.shape), expected)
+
+
 def test_every_tie_rounds_to_even() -> None:
     bounds = torch.tensor([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0])
     values = torch.cat([bounds, -bounds, torch.tensor([6.0, 0.0])])[None]

@@ -105,8 +105,23 @@ def test_unknown_formats(format_: str) -> None:
 
 
 def test_formats_that_have_cuda_kernels_alone() -> None:
-    assert names(export_quant_cfg="MXFP8_DEFAULT_CFG", device="cpu") == [("format_needs_cuda", "args.export_quant_cfg")]
+    key = "args.export_quant_cfg"
+    assert names(export_quant_cfg="huggingface/vit/ptq/fp8", device="cpu") == [("format_needs_cuda", key)]
     assert names(export_quant_cfg="FP8_DEFAULT_CFG", device="cpu") == []
+    assert names(export_quant_cfg="mxint8", device="cpu") == [("format_not_exportable", key)]
+    assert names(export_quant_cfg="MXFP6_DEFAULT_CFG", device="cpu") == [("format_not_exportable", key)]
+    assert names(export_quant_cfg="mxint8", device="cpu", export_dir=None) == []
+    assert names(export_quant_cfg="w4a8_nvfp4_fp8", weight_only=True) == [
+        ("weight_only_meaningless", "args.weight_only")
+    ]
+    assert names(export_quant_cfg="nvfp4_mse", compress=True) == [("compress_unsupported", "args.compress")]
+
+
+@pytest.mark.parametrize("cache", ["fp8_cast", "nvfp4_cast"])
+def test_a_cache_that_is_cast_needs_no_text(cache: str) -> None:
+    assert names(export_quant_cfg="mxfp8", from_files=True, export_kv_cache_quant=cache) == []
+    other = names(export_quant_cfg="mxfp8", from_files=True, export_kv_cache_quant=cache.removesuffix("_cast"))
+    assert other == [("needs_calibration", "args.export_kv_cache_quant")]
 
 
 @pytest.mark.parametrize(

@@ -224,13 +224,16 @@ def export_of(algo: str | None, cache: str | None = None) -> Quantization:
     [
         ("FP8", "fp8"),
         ("NVFP4", "nvfp4"),
-        ("W4A16_NVFP4", "nvfp4"),
+        ("W4A16_NVFP4", "w4a16_nvfp4"),
         ("W8A8_SQ_PER_CHANNEL", "int8_sq"),
         ("FP8_PB_WO", "fp8_blockwise"),
         ("fp8_pb_real", "fp8_blockwise"),
         ("W4A16_AWQ", "int4_awq"),
         ("W4A8_AWQ", "w4a8_awq"),
-        ("NVFP4_AWQ", "NVFP4_AWQ"),
+        ("NVFP4_AWQ", "nvfp4_awq"),
+        ("NVFP4_SVD", "nvfp4_svdquant"),
+        ("MXFP8", "mxfp8"),
+        ("mxfp4", "mxfp4"),
         ("MIXED_PRECISION", "MIXED_PRECISION"),
         (None, None),
     ],
@@ -284,13 +287,26 @@ def test_what_is_near_a_format_is_not_taken_for_it() -> None:
     assert asked(weight={"num_bits": 8, "axis": 0}, input={"num_bits": 8}).format == UNKNOWN
     assert asked(weight=FP8 | {"axis": 0}, input=FP8).format == UNKNOWN
     assert asked(weight=NVFP4, input=FP8).format == UNKNOWN
-    assert asked(weight=NVFP4, input=NVFP4, algorithm="awq_lite").format == UNKNOWN
+    assert asked(weight=NVFP4, input=FP8 | {"axis": 0}, algorithm="awq_lite").format == UNKNOWN
     assert asked(weight=FP8, input=FP8, **{"*mlp*weight_quantizer": NVFP4}).format == UNKNOWN
     assert asked(weight={"num_bits": "many"}, input=OFF).format == UNKNOWN
     assert asked(weight=INT4 | {"block_sizes": {-1: 16}}, input=OFF).format == UNKNOWN
 
 
+def test_one_layout_by_several_calibrations() -> None:
+    fours = NVFP4 | {"block_sizes": {-1: 16, "type": "static", "scale_bits": (4, 3), "four_over_six": True}}
+    powers = {"num_bits": (2, 1), "block_sizes": {-1: 32, "type": "dynamic", "scale_bits": (8, 0)}}
+    assert asked(weight=NVFP4, input=NVFP4, algorithm="awq_lite").format == "nvfp4_awq"
+    assert asked(weight=NVFP4, input=NVFP4, algorithm={"method": "mse"}).format == "nvfp4_mse"
+    assert asked(weight=fours, input=NVFP4, algorithm={"method": "mse"}).format == "nvfp4_four_over_six"
+    assert asked(weight=NVFP4, input=OFF).format == "w4a16_nvfp4"
+    assert asked(weight=INT4, input=OFF, algorithm={"method": "gptq"}).format == "int4_gptq"
+    assert asked(weight=powers, input=powers).format == "mxfp4"
+    assert asked(weight=powers, input=FP8).format == "w4a8_mxfp4_fp8"
+
+
 def test_caches() -> None:
+    assert asked(weight=FP8, input=FP8, kv=FP8 | {"use_constant_amax": True}).kv_cache == "fp8_cast"
     assert asked(weight=FP8, input=FP8, kv=FP8) == Quantization(format="fp8", kv_cache="fp8", by_modelopt=True)
     assert asked(kv=NVFP4) == Quantization(format=None, kv_cache="nvfp4", by_modelopt=True)
     assert asked(kv=NVFP4 | {"bias": {-2: None}}).kv_cache == "nvfp4_affine"

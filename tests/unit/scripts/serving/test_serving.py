@@ -85,6 +85,10 @@ def test_every_server_loads_the_two_formats_of_the_deployment_guides(server: Ser
     assert server in able(algorithm)
 
 
+#: Other calibrations of what is NVFP4 once it is exported.
+SEARCHED = ("nvfp4_mse", "nvfp4_four_over_six", "nvfp4_local_hessian", "nvfp4_awq_clip", "nvfp4_gptq")
+
+
 def test_every_format_is_either_servable_or_known_not_to_be() -> None:
     found = {name: able(facts.quant_algo.upper()) for name, facts in FORMATS.items()}
     assert found == {
@@ -94,6 +98,10 @@ def test_every_format_is_either_servable_or_known_not_to_be() -> None:
         "fp8_blockwise": ["vllm", "trtllm"],
         "int4_awq": ["trtllm"],
         "w4a8_awq": ["trtllm"],
+        **{key: ["vllm", "trtllm", "sglang"] for key in SEARCHED},
+        **{key: ["vllm"] for key in ["w4a16_nvfp4", "mxfp8"]},
+        **{key: ["trtllm"] for key in ["w4a8_nvfp4_fp8", "int4_gptq"]},
+        **{key: [] for key in ["nvfp4_awq", "nvfp4_svdquant", "mxfp4", "w4a8_mxfp4_fp8", "mxfp6", "mxint8"]},
     }
 
 
