@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.args import megatron_lm as mlm
+from scripts.args.auto_quantize import AutoQuantizeArgs
 from scripts.args.convert import HfToMegatronArgs, MegatronToHfArgs, MergeLoraArgs
 from scripts.args.data import PrepareDataArgs
 from scripts.args.distill import DistillArgs, DistillBridgeArgs, QadArgs, QatArgs
@@ -27,7 +28,7 @@ from scripts.args.prune import PruneArgs
 from scripts.args.quantize import QuantizeArgs, QuantizeModelOptArgs, QuantizeVlmArgs
 from scripts.args.serve import ServeArgs
 from scripts.engines.bridge.engine import run_bridge
-from scripts.engines.choice import TITLES, choose_engine, refuse_ranks
+from scripts.engines.choice import TITLES, can_run, choose_engine, refuse_ranks
 from scripts.engines.script.engine import run_script
 from scripts.engines.script.locate import installed
 from scripts.evaluation.gate import keep_gate
@@ -67,6 +68,7 @@ ALGORITHMS = {
         doc="Quantize a checkpoint.",
         families={
             "quantize": QuantizeArgs,
+            "auto_quantize": AutoQuantizeArgs,
             "quantize_vlm": QuantizeVlmArgs,
             "quantize_modelopt": QuantizeModelOptArgs,
             "mlm_quantize": mlm.MlmQuantizeArgs,
@@ -237,8 +239,8 @@ def _work(
         refuse_ranks(f"{name}, which spreads over the GPUs by itself,")
         _loaded(algorithm.tool)(resolved, script, extra_args, record)
         return
-    if engine == "bridge" and not args.BRIDGE:
-        raise JobError("engine_cannot", f"{name} is not an algorithm of the bridge engine.", "Use engine=auto.")
+    if engine != "auto" and not can_run(type(args), engine):
+        raise JobError("engine_cannot", f"the {engine} engine cannot do what is asked of {name}.", "Use engine=auto.")
     chosen = choose_engine(engine, args, script, has_script=lambda: installed(args.SCRIPTS)) or "script"
     record.update(engine=chosen)
     record.line(f"engine: {TITLES[chosen]}")

@@ -22,6 +22,8 @@ from scripts.run.files import expanded, is_file
 from scripts.run.problems import JobError
 
 Kind = Literal["format", "config", "builtin_recipe", "recipe_file"]
+#: Kinds of ModelOpt's recipes, as it calls their folders: one format for a model, or a search for one of each layer.
+RecipeKind = Literal["ptq", "auto_quantize"]
 ScaleFacts = Mapping[str, Sequence[str]]  # name suffix -> dtype, shape
 
 
@@ -59,6 +61,7 @@ class Format:
     quant_algo_weight_only: str | None = None
     quant_algo_compressed: str | None = None
     scales_compressed: ScaleFacts = field(default_factory=dict)
+    search_bits: float | None = None
 
     @property
     def weight_only(self) -> bool:
@@ -206,19 +209,19 @@ def config_names() -> tuple[str, ...]:
 
 
 @functools.cache
-def builtin_recipes() -> tuple[str, ...]:
-    """Names of the post-training quantization recipes that come with ModelOpt, without `.yaml`."""
+def builtin_recipes(kind: RecipeKind = "ptq") -> tuple[str, ...]:
+    """Names of the recipes of a kind that come with ModelOpt, without `.yaml`."""
     folder = _package_folder("modelopt_recipes")
     if folder is None:
         return ()
-    found = (path for path in folder.rglob("*.yaml") if path.parent.name == "ptq" and _is_recipe(path))
+    found = (path for path in folder.rglob("*.yaml") if path.parent.name == kind and _is_recipe(path, kind))
     names = (path.relative_to(folder).with_suffix("") for path in found)
     return tuple(sorted(name.as_posix() for name in names if name.parts[0] != "configs"))
 
 
-def _is_recipe(path: Path) -> bool:
+def _is_recipe(path: Path, kind: RecipeKind) -> bool:
     """Not a part that recipes share, which lies beside some."""
-    return "\nquantize:" in path.read_text(encoding="utf-8")
+    return f"\n{_KINDS[kind][1]}:" in path.read_text(encoding="utf-8")
 
 
 def quantizes_attention(value: str) -> bool:
@@ -238,16 +241,41 @@ def _nearest(value: str, names: Any) -> str:
     return f"Did you mean {' or '.join(by_lower[name] for name in close)}?" if close else ""
 
 
-def _refuse_recipe(path: Path) -> None:
-    """Raise JobError unless it is a readable post-training recipe; `quantize` is the section ModelOpt asks for."""
+#: What each kind is, the section that ModelOpt asks for, and one that comes with it.
+_KINDS: Mapping[RecipeKind, tuple[str, str, str]] = {
+    "ptq": ("post-training quantization", "quantize", "general/ptq/fp8_default-kv_fp8"),
+    "auto_quantize": ("AutoQuantize", "auto_quantize", "general/auto_quantize/nvfp4_fp8_at_5p4bits"),
+}
+
+
+def _refuse_recipe(path: Path, kind: RecipeKind) -> None:
+    """Raise JobError unless it is a readable recipe of that kind."""
+    what, section, example = _KINDS[kind]
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-        cause = f"The recipe {path} has no section 'quantize'; only post-training quantization recipes can be used."
+        cause = f"The recipe {path} has no section {section!r}; only {what} recipes can be used."
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raw, cause = None, f"The recipe {path} cannot be read: {str(error).splitlines()[0]}."
-    if not isinstance(raw, dict) or "quantize" not in raw:
-        remedy = "See ModelOpt's own recipes, such as general/ptq/fp8_default-kv_fp8."
-        raise JobError("unsupported_quant_recipe", cause, remedy)
+    if not isinstance(raw, dict) or section not in raw:
+        raise JobError("unsupported_quant_recipe", cause, f"See ModelOpt's own recipes, such as {example}.")
+
+
+def resolve_recipe(value: str, kind: RecipeKind) -> FormatRef | None:
+    """The recipe of that kind that `value` names; None where it names none. Raises JobError as `_refuse_recipe`."""
+    plain = value.removesuffix(".yaml").removesuffix(".yml")
+    if plain in builtin_recipes(kind):
+        return FormatRef(kind="builtin_recipe", value=plain)
+    path = expanded(value)
+    if value and path.suffix in (".yaml", ".yml") and is_file(path):
+        _refuse_recipe(path, kind)
+        return FormatRef(kind="recipe_file", value=str(path))
+    return None
+
+
+def no_recipe(value: str, kind: RecipeKind) -> JobError:
+    """What to say of a value that should name a recipe and names none."""
+    cause = f"{value!r} is neither a file nor a recipe that comes with ModelOpt."
+    return JobError("unsupported_quant_recipe", cause, _nearest(value.removesuffix(".yaml"), builtin_recipes(kind)))
 
 
 def resolve_format(value: str) -> FormatRef:
@@ -257,19 +285,12 @@ def resolve_format(value: str) -> FormatRef:
     config = f"{value.upper()}_CFG" if value.startswith("mamba_moe_") else value  # as NVIDIA's scripts write some
     if config in config_names():
         return FormatRef(kind="config", value=config)
-    plain = value.removesuffix(".yaml").removesuffix(".yml")
-    if plain in builtin_recipes():
-        return FormatRef(kind="builtin_recipe", value=plain)
-    path = expanded(value)
-    if value and path.suffix in (".yaml", ".yml") and is_file(path):
-        _refuse_recipe(path)
-        return FormatRef(kind="recipe_file", value=str(path))
+    if recipe := resolve_recipe(value, "ptq"):
+        return recipe
     if value.endswith((".yaml", ".yml")) or "/" in value:
-        cause = f"{value!r} is neither a file nor a recipe that comes with ModelOpt."
-        remedy = _nearest(value.removesuffix(".yaml"), builtin_recipes())
-    else:
-        cause = f"{value!r} is neither a format ({', '.join(FORMATS)}) nor a ModelOpt config name nor a recipe."
-        remedy = _nearest(value, [*FORMATS, *config_names()])
+        raise no_recipe(value, "ptq")
+    cause = f"{value!r} is neither a format ({', '.join(FORMATS)}) nor a ModelOpt config name nor a recipe."
+    remedy = _nearest(value, [*FORMATS, *config_names()])
     raise JobError("unsupported_quant_recipe", cause, remedy)
 
 

@@ -456,6 +456,7 @@ def _print_preview(plan: dict[str, Any], *, full: bool, sound: bool) -> None:
         "script": f"{script['path']}{release}" if script else None,
         "model": _said(plan, "model"),
         "format": _said(plan, "format", "format_recipe"),
+        "formats": ", ".join(_said(plan, "formats") or ()),
         "run dir": plan["run_dir"],
     }
     for key, value in lines.items():

@@ -44,10 +44,12 @@ def chain(*partials: "run.Partial[Any]") -> list[Stage]:
 
 
 def likely_engine(stage: Stage) -> str | None:
-    """The one that is asked for; where that is open, hf for a built-in model, else the script."""
+    """The one that is asked for; where that is open, hf for a built-in model or where no script does it."""
     partial = stage.partial
+    kind = partial.args.__fn_or_cls__
+    alone = kind.HF_ENGINE and not kind.SCRIPTS
     tiny = any(is_built_in(getattr(partial.args, name)) for name in _bases(partial))
-    return partial.engine if partial.engine != "auto" else "hf" if tiny else "script"
+    return partial.engine if partial.engine != "auto" else "hf" if tiny or alone else "script"
 
 
 def wired(

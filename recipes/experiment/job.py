@@ -317,7 +317,7 @@ def job_of(
         values = resolve_args(args, run_dir=run_dir, at_home=at_home, secrets=secrets)
     except UnresolvedError as error:
         return None, [*error.problems]
-    addressed, problems = address(args, script, place) if engine == "script" else (None, [])
+    addressed, problems = address(args, script, place) if engine == "script" and args.SCRIPTS else (None, [])
     # ModelOpt's own engine, and some scripts, are one process whatever is asked for.
     can_rank = engine != "hf" and args.RANKED and not (addressed and addressed.script in args.ONE_PROCESS)
     # The recipe's value wins over a site's default, and a job that has no use for machines takes none by default.
@@ -411,7 +411,7 @@ def _has_script(args: ScriptArgs, place: Place, *, spread: bool) -> bool:
     away from this machine that means the script. The job is told which engine it is, because its shape depends on
     it: ranks, or one process.
     """
-    if place.runs_here:
+    if place.runs_here or not args.SCRIPTS:
         return installed(args.SCRIPTS)
     return spread or bool(place.image and releases_in(place.image))
 

@@ -130,6 +130,10 @@ def _output(job: Job, kind: Kind | None, quantized: bool) -> int | None:
         format_ = None if job.get("format_recipe") else job.get("format")
         packing = {"weight_only": job.get("weight_only", False), "compress": job.get("compress", False)}
         return checkpoint_bytes(model, format_, kind=kind, dtype=dtype, **packing) if format_ else None
+    if job.key("formats") is not None:  # at most: each layer in the largest of them
+        made = [name for name in job.resolved.makes() if name in FORMATS]
+        largest = max(made, key=lambda name: FORMATS[name].search_bits or 0.0, default=None)
+        return checkpoint_bytes(model, largest, kind=kind, dtype=dtype) if largest else None
     if quantized:
         return None
     if job.resolved.WORK == "scoring":

@@ -108,8 +108,12 @@ def _training(load: Load) -> Range:
 
 
 def _calibration(load: Load) -> Range:
-    passes = ceil(load.work.samples / load.work.batch) * (_SEARCH_PASSES if load.work.searched else 1)
-    return _passes(load, passes, load.work.tokens * load.work.batch)
+    work = load.work
+    passes = ceil(work.samples / work.batch) * (_SEARCH_PASSES if work.searched else work.rounds)
+    low, high = _passes(load, passes, work.tokens * work.batch)
+    of_layers = work.passes_of_layer * (work.model.layers or 0)  # AutoQuantize scores one sample at a time
+    scored = _passes(load, work.scored * (work.passes_scored + of_layers), work.tokens)
+    return low + scored[0], high + scored[1]
 
 
 def _scoring(load: Load) -> Range:

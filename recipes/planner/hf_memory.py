@@ -18,7 +18,9 @@ from recipes.experiment.job import Job
 from recipes.models import ModelFacts
 from recipes.models.weights import Matrices
 from recipes.planner.disk import WIDTHS, model_matrices, packed_bytes
-from scripts.args.quantize import QuantizeArgs
+from scripts.args.auto_quantize import CANDIDATES, AutoQuantizeArgs
+from scripts.args.meaning import value_of
+from scripts.args.quantize import MeasuredArgs, QuantizeArgs
 from scripts.engines.hf.verify import COMPARED as COMPARED_AT_A_TIME
 from scripts.engines.hf.weights import AT_A_TIME
 from scripts.formats import FORMATS, Format
@@ -35,6 +37,8 @@ REFERENCES = 24  # weights that are kept to compare with: scripts/engines/hf/ref
 # Bytes for each element, counted over the tensors that are alive together.
 _CHECKED_LOGIT = 12  # evaluate._check_head: what the model says, and two steps of saying it again
 _SCORED_LOGIT = 16  # evaluate._sample_sums: the log-softmax of both models, and one step of each
+_BACKWARD_LOGIT = 16  # search._backward: logits, their float32 copy and its log-softmax, and the gradients of both
+_DIVERGED_LOGIT = 18  # ModelOpt's KL searcher: the log-softmax of both models, and one's float32 copy and terms
 _COMPARED = 20  # sqnr._add_weight: clean, noisy, their difference and its square, beside the weight
 _UNPACKED = 28  # verify._check_weights: dequantized, scales, original, difference and squares
 _QUANTIZED = 10  # a fake-quantized weight and the float32 work of making it
@@ -86,7 +90,7 @@ _HEAP = 32 * _MIB
 class Sizes:
     """Of one job, in bytes. `host`: the model is in the machine's memory, not on a GPU."""
 
-    args: QuantizeArgs
+    args: MeasuredArgs
     model: Matrices
     facts: ModelFacts
     host: bool
@@ -122,7 +126,7 @@ class Sizes:
     @property
     def packed(self) -> int:
         """What the export puts in the place of weights (scripts/engines/hf/save.py)."""
-        if not (self.args.export_dir or self.args.compress):
+        if not (self.args.export_dir or value_of(self.args, "compress")):
             return 0
         return sum(matrix.copies * packed_bytes(matrix, self._format) for matrix in self.model.packable)
 
@@ -138,7 +142,7 @@ class Sizes:
     @property
     def reopened(self) -> int:
         """The ModelOpt checkpoint, opened again to compare its logits (scripts/engines/hf/verify.py)."""
-        kept = self.packed + self.model.others * self._width if self.args.compress else self.weights
+        kept = self.packed + self.model.others * self._width if value_of(self.args, "compress") else self.weights
         return kept - self._unread_table
 
     @property
@@ -159,6 +163,15 @@ class Sizes:
         return states + (self._tried if self._searches else self._tokens * self._width * _INNER * self._widest)
 
     @property
+    def gradients(self) -> int:
+        """Of one sample, by layers that are computed again: what each is given, and in one the outputs and what each
+        format changes of them; of the table of embeddings, which torch fills whole (ModelOpt's algorithms.py)."""
+        length, hidden = self.args.calib_seq_length, self.facts.hidden_size or 0
+        layers, outputs = self.facts.layers or 1, sum(matrix.outputs * matrix.copies for matrix in self.model.packable)
+        kept = layers * hidden + outputs // layers * (2 + len(self.args.makes() or CANDIDATES))
+        return (length * kept + (self.facts.vocab_size or 0) * hidden) * self._width
+
+    @property
     def retained_calibrating(self) -> int:
         return self._kept(_SEARCHING if self._searches else _QUANTIZING)
 
@@ -171,12 +184,13 @@ class Sizes:
     @property
     def retained_writing(self) -> int:
         """Once the model was saved and exported; weights that were packed before need no more work."""
-        return self._kept(_PACKING if self.args.compress else self._format.retained)
+        return self._kept(_PACKING if value_of(self.args, "compress") else self._format.retained)
 
     @property
     def _format(self) -> Format:
         """FP8 stands for formats whose layout is not known: none of them keeps more."""
-        return FORMATS.get(self.args.export_quant_cfg, FORMATS["fp8"])
+        named = [FORMATS[name] for name in self.args.makes() if name in FORMATS]
+        return max(named, key=lambda facts: facts.search_bits or 0.0, default=FORMATS["fp8"])
 
     @property
     def _width(self) -> int:
@@ -200,7 +214,7 @@ class Sizes:
     @property
     def _searches(self) -> bool:
         """AWQ is the family of formats whose calibration tries scales; SVDQuant begins with it."""
-        return any(word in self.args.export_quant_cfg.lower() for word in ("awq", "svdquant"))
+        return any(word in name.lower() for name in self.args.makes() for word in ("awq", "svdquant"))
 
     @property
     def _tried(self) -> int:
@@ -221,7 +235,7 @@ class Sizes:
 def predict(job: Job) -> Memory | None:
     """The peak of a job of the hf engine; None for another engine, or where too little is known of the model."""
     args, facts = job.resolved, job.model
-    if job.engine != "hf" or not isinstance(args, QuantizeArgs):
+    if job.engine != "hf" or not isinstance(args, MeasuredArgs):
         return None
     model = model_matrices(job)
     if model is None or facts is None or facts.hidden_size is None or facts.vocab_size is None:
@@ -241,7 +255,7 @@ def torch_for(job: Job) -> Literal["cpu", "cuda"]:
 
 
 def predict_for(
-    args: QuantizeArgs, model: Matrices, facts: ModelFacts, device: Device, torch: Literal["cpu", "cuda"]
+    args: MeasuredArgs, model: Matrices, facts: ModelFacts, device: Device, torch: Literal["cpu", "cuda"]
 ) -> Memory:
     """The peak for a model whose hidden size and vocabulary are known."""
     libraries = _LIBRARIES[torch] if device == "host" else 0
@@ -250,13 +264,14 @@ def predict_for(
     return Memory(parts={part: size for part, size in parts.items() if size}, peak_phase=name, device=device)
 
 
-def _phases(args: QuantizeArgs, sizes: Sizes, libraries: int) -> Iterator[tuple[str, dict[str, int]]]:
+def _phases(args: MeasuredArgs, sizes: Sizes, libraries: int) -> Iterator[tuple[str, dict[str, int]]]:
     """What is alive where memory can peak, by the phase of scripts/engines/hf/engine.py.
 
     The model that was exported stays in memory while what was written is verified.
     """
     largest = sizes.model.largest
-    if args.from_files:  # two large matrices that share a scale, of which some rows are worked on; files are mapped
+    # From files: two large matrices that share a scale, of which some rows are worked on; files are mapped.
+    if isinstance(args, QuantizeArgs) and args.from_files:
         work = _FROM_FILES * min(largest, AT_A_TIME)
         yield "quantize", {"libraries": libraries, "packed weights": 2 * largest, "work": work}
         return
@@ -271,6 +286,11 @@ def _phases(args: QuantizeArgs, sizes: Sizes, libraries: int) -> Iterator[tuple[
         yield "score after", running | {"logits": scored, "allocator": sizes.retained}
     quantizing = {"activations": sizes.activations, "work": _QUANTIZED * largest}
     yield "calibrate", running | quantizing | {"allocator": sizes.retained_calibrating}
+    if isinstance(args, AutoQuantizeArgs) and args.method != "kl_div":
+        scoring = {"gradients": sizes.gradients, "logits": _BACKWARD_LOGIT * sizes.sample_logits}
+        yield "calibrate", running | scoring | {"work": _QUANTIZED * largest, "allocator": sizes.retained_calibrating}
+    elif isinstance(args, AutoQuantizeArgs):
+        yield "calibrate", running | {"logits": _DIVERGED_LOGIT * sizes.sample_logits, "work": _QUANTIZED * largest}
     if args.layer_noise != "none":
         looked = "score after" if args.eval_size else "layer noise"
         yield looked, running | {"work": _COMPARED * largest, "allocator": sizes.retained}

@@ -34,6 +34,10 @@ class Workload:
     distributed_optimizer: bool = True
     fake_quantized: bool = False  # quantizers copy every input and weight of a linear layer
     searched: bool = False  # calibration tries several scales for each layer
+    rounds: int = 1  # calibration: how often the samples go through, for several formats
+    scored: int = 0  # samples that layers are scored on, each with so many passes, and so many more for each layer
+    passes_scored: int = 0
+    passes_of_layer: int = 0
     every_expert: bool = False  # each token visits all of them
 
     @property

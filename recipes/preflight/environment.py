@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from executors.base import nemorun_home
 from recipes.experiment.job import Job
 from scripts.args.meaning import values_of
+from scripts.engines.choice import can_run
 from scripts.engines.installed import BRIDGE, HF_PACKAGES, is_installed
 from scripts.engines.script.flags.tables import container_tags, releases_in, releases_of
 from scripts.engines.script.locate import is_module
@@ -86,12 +87,13 @@ def container(job: Job) -> Iterator[Problem]:
     )
 
 
-@check("engine_cannot", engines=("hf", "bridge"), decisive=True)
+@check("engine_cannot", applies=lambda job: job.engine is not None, decisive=True)
 def engine_of_algorithm(job: Job) -> Iterator[Problem]:
-    """ModelOpt on a Transformers model does what one algorithm asks for; Megatron-Bridge does some."""
-    if not (job.resolved.HF_ENGINE if job.engine == "hf" else job.resolved.BRIDGE):
+    """ModelOpt on a Transformers model does what one algorithm asks for; Megatron-Bridge does some, scripts do most."""
+    if not can_run(type(job.resolved), job.engine or ""):
+        other = "script" if job.resolved.SCRIPTS else "hf"
         cause = f"the {job.engine} engine cannot do {job.recipe}"
-        yield Problem(key="engine", value=job.engine, cause=cause, remedy="Use engine=script, or leave it out.")
+        yield Problem(key="engine", value=job.engine, cause=cause, remedy=f"Use engine={other}, or leave it out.")
 
 
 @check("engine_not_installed", engines=("hf", "bridge"))

@@ -10,6 +10,7 @@ from recipes.planner.layout import Layout, Size
 from recipes.preflight.layout import divided
 from scripts.args.meaning import MEGATRON, Role, meanings
 from scripts.checkpoints.causal import packed
+from scripts.checkpoints.quantization import formats_in
 from scripts.formats import (
     CACHES,
     CONFIG_NAMES,
@@ -27,7 +28,7 @@ from scripts.run.registry import check
 
 #: Kinds of ModelOpt's recipes that no script here takes, and what does the same.
 _OTHER_RECIPES = {
-    "auto_quantize": " For a search see args.auto_quantize_bits of mlm_quantize.",
+    "auto_quantize": " The recipe auto_quantize takes those of a search; mlm_quantize has args.auto_quantize_bits.",
     **dict.fromkeys(("distillation", "speculative_decoding", "qad"), ""),
 }
 
@@ -37,6 +38,14 @@ def made_format(job: Job) -> tuple[str, str] | None:
     key, name = job.key("format"), job.get("format")
     made = job.algorithm == "quantize" and not job.get("format_recipe") and isinstance(name, str)
     return (key, name) if made and key else None
+
+
+def made_formats(job: Job) -> Iterator[tuple[str, str]]:
+    """The same of a job that may make several: each with the key."""
+    if (key := job.key("formats")) and job.algorithm == "quantize":
+        yield from ((key, name) for name in job.resolved.makes())
+    elif made := made_format(job):
+        yield made
 
 
 def named_format(name: str) -> Format | None:
@@ -54,8 +63,7 @@ def named_format(name: str) -> Format | None:
 def read_formats(job: Job) -> Iterator[tuple[str, Format]]:
     """The formats of the checkpoints that a job reads, as far as their facts say."""
     for field, facts in job.models.items():
-        if found := FORMATS.get(facts.quantized or ""):
-            yield f"args.{field}", found
+        yield from ((f"args.{field}", found) for found in formats_in(facts.quantized))
 
 
 def _quantizes_by_script(job: Job) -> bool:
@@ -161,7 +169,7 @@ def already(job: Job) -> Iterator[Problem]:
         found = job.models[field].quantized
         if found is not None:
             refusal = packed(found, loaded=not job.get("from_files")) if job.engine == "hf" else None
-            ours = found in FORMATS
+            ours = bool(formats_in(found))
             whose = (
                 "undone first, but what was lost is lost"
                 if job.engine == "hf"

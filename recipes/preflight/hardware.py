@@ -7,7 +7,7 @@ from recipes.planner.gpus import Gpu, gpus_per_node
 from recipes.planner.memory import need_of
 from recipes.planner.search import smallest
 from recipes.planner.workload import kind_of
-from recipes.preflight.formats import made_format, named_format, read_formats
+from recipes.preflight.formats import made_formats, named_format, read_formats
 from recipes.preflight.layout import ranked
 from scripts.args.meaning import MEGATRON
 from scripts.formats import FORMATS, Format
@@ -125,9 +125,8 @@ def kernels(job: Job) -> Iterator[Problem]:
 
 
 def _formats(job: Job) -> Iterator[tuple[str, Format]]:
-    made = made_format(job)
-    if made and (facts := named_format(made[1])) is not None:
-        yield made[0], facts
+    named = ((key, named_format(name)) for key, name in made_formats(job))
+    yield from ((key, facts) for key, facts in named if facts is not None)
     if job.algorithm in _DEPLOYING:
         yield from read_formats(job)
 

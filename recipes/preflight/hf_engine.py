@@ -9,10 +9,12 @@ from recipes.catalogue import RECIPES
 from recipes.experiment.job import Job
 from recipes.models import hub
 from recipes.models.weights import folder_of, linear_shapes
+from recipes.preflight.formats import made_formats
 from recipes.preflight.paths import path_here
 from recipes.preflight.references import faulty
-from scripts.args.meaning import Role, field_of
-from scripts.args.quantize import QuantizeArgs
+from scripts.args.auto_quantize import AutoQuantizeArgs
+from scripts.args.meaning import Role, field_of, values_of
+from scripts.args.quantize import MeasuredArgs, QuantizeArgs
 from scripts.checkpoints.causal import (
     AWQ_EXPERTS,
     GPTQ_EXPERTS,
@@ -24,6 +26,7 @@ from scripts.checkpoints.causal import (
     unscaled,
 )
 from scripts.checkpoints.model import Trouble, local_model_problems, read_config
+from scripts.checkpoints.quantization import MIXED
 from scripts.data.texts import read, source_of
 from scripts.engines.hf.quantizers import (
     ATTENTION_KERNEL,
@@ -61,7 +64,9 @@ def quantize_notes(job: Job) -> Iterator[str]:
     if job.get("from_files"):
         yield "args.from_files writes args.export_dir alone; what is calibrated, scored or continued is left out"
     else:
-        yield "engine hf writes args.modelopt_save_path and args.export_dir; args.megatron_save_path is not used"
+        others = [name for name, _, meaning in values_of(job.resolved) if meaning.produces == "checkpoint_megatron"]
+        unused = "".join(f"; args.{name} is not used" for name in others)
+        yield f"engine hf writes args.modelopt_save_path and args.export_dir{unused}"
     sizes = [f"{job.key(role)}" for role in _PARALLEL if job.get(role, 1) != 1]
     if sizes:
         yield f"engine hf has no parallelism; {', '.join(sizes)} of the recipe is not used"
@@ -105,15 +110,27 @@ def format_of_hf(job: Job) -> Iterator[Problem]:
     if error:
         yield Problem(name="unsupported_quant_recipe", key="args.export_quant_cfg", value=value, cause=error)
         return
-    folder = folder_of(job.resolved.hf_model_id)
-    shapes = linear_shapes(folder) if folder and value in FORMATS else {}
-    for sentence in format_problems(value, shapes)[:1] if shapes else []:
-        cause = f"{value} does not fit this model: {sentence}"
-        remedy = FITS_ANY_WIDTH
-        yield Problem(name="format_does_not_fit", key="args.export_quant_cfg", value=value, cause=cause, remedy=remedy)
+    yield from _misfits(job)
 
 
-@check("format_needs_cuda", engines=("hf",), applies=lambda job: job.place.runs_here)
+@check("format_does_not_fit", args=AutoQuantizeArgs)
+def formats_of_search(job: Job) -> Iterator[Problem]:
+    """Any layer may get any of them."""
+    yield from _misfits(job)
+
+
+def _misfits(job: Job) -> Iterator[Problem]:
+    """Widths of the model that are no multiples of a format's blocks, where its files are here."""
+    named = [(key, name) for key, name in made_formats(job) if name in FORMATS]
+    folder = folder_of(job.resolved.hf_model_id) if named else None
+    shapes = linear_shapes(folder) if folder else {}
+    for key, name in named:
+        for sentence in format_problems(name, shapes)[:1]:
+            cause = f"{name} does not fit this model: {sentence}"
+            yield Problem(name="format_does_not_fit", key=key, value=name, cause=cause, remedy=FITS_ANY_WIDTH)
+
+
+@check("format_needs_cuda", engines=("hf",), args=QuantizeArgs, applies=lambda job: job.place.runs_here)
 def kernels_of_hf(job: Job) -> Iterator[Problem]:
     value = job.resolved.export_quant_cfg
     if quantizes_attention(value) and (job.resolved.device == "cpu" or gpus_here() == 0):
@@ -123,48 +140,53 @@ def kernels_of_hf(job: Job) -> Iterator[Problem]:
 
 @check("format_not_exportable", engines=("hf",), applies=lambda job: job.resolved.export_dir)
 def layout_of_export(job: Job) -> Iterator[Problem]:
-    value = job.resolved.export_quant_cfg
-    if (facts := known_format(value)) and not facts.exported:
-        yield Problem(key="args.export_quant_cfg", value=value, cause=UNPACKED, remedy=PACKED)
+    for key, value in made_formats(job):
+        if (facts := known_format(value)) and not facts.exported:
+            yield Problem(key=key, value=value, cause=UNPACKED, remedy=PACKED)
 
 
 @check("format_not_exportable", engines=("hf",), needs=("model",), applies=lambda job: job.resolved.export_dir)
 def exportable_by_hf(job: Job) -> Iterator[Problem]:
-    value, model = job.resolved.export_quant_cfg, job.model
-    if model and model.experts and any(word in value.lower() for word in _NOT_OF_EXPERTS):
-        yield _of_experts(job, AWQ_EXPERTS)
-    elif model and not refused(_config(job) or {}) and (said := failure(model.model_type, value, model.experts))[0]:
-        versions = " and ".join(f"{name} {architectures()[name]}" for name in ("transformers", "modelopt"))
-        cause = f"a small {model.model_type} in {value} was tried with {versions}: {said[0]}"
-        key, name = "args.hf_model_id", job.resolved.hf_model_id
-        yield Problem(key=key, value=name, cause=cause, remedy=said[1], can_force=True)
+    model = job.model
+    for key, value in made_formats(job) if model else ():
+        assert model is not None
+        if model.experts and any(word in value.lower() for word in _NOT_OF_EXPERTS):
+            yield _of_experts(job, AWQ_EXPERTS, key, value)
+        elif not refused(_config(job) or {}) and (said := failure(model.model_type, value, model.experts))[0]:
+            versions = " and ".join(f"{name} {architectures()[name]}" for name in ("transformers", "modelopt"))
+            cause = f"a small {model.model_type} in {value} was tried with {versions}: {said[0]}"
+            named = job.resolved.hf_model_id
+            yield Problem(key="args.hf_model_id", value=named, cause=cause, remedy=said[1], can_force=True)
 
 
-def _of_experts(job: Job, cause: str) -> Problem:
+def _of_experts(job: Job, cause: str, key: str, value: str) -> Problem:
     """Transformers 4, which somewhere else may have, keeps experts apart."""
     shared = job.in_this_python and version("transformers") >= "5"
     severity: Severity = "error" if shared else "warning"
-    value = job.resolved.export_quant_cfg
-    return Problem(key="args.export_quant_cfg", value=value, cause=cause, remedy=NO_AWQ, severity=severity)
+    return Problem(key=key, value=value, cause=cause, remedy=NO_AWQ, severity=severity)
 
 
 @check("unsupported_model", engines=("hf",), needs=("model",), args=QuantizeArgs)
 def columns_of_experts(job: Job) -> Iterator[Problem]:
-    if job.model and job.model.experts and "gptq" in job.resolved.export_quant_cfg.lower():
-        yield _of_experts(job, GPTQ_EXPERTS)
+    value = job.resolved.export_quant_cfg
+    if job.model and job.model.experts and "gptq" in value.lower():
+        yield _of_experts(job, GPTQ_EXPERTS, "args.export_quant_cfg", value)
 
 
 @check("unservable_checkpoint", engines=("hf",), severity="warning", applies=lambda job: job.resolved.export_dir)
 def servable(job: Job) -> Iterator[Problem]:
-    args, facts = job.resolved, known_format(job.resolved.export_quant_cfg)
-    if facts is None or not facts.exported:
-        return
-    alone, small = args.weight_only and facts.quant_algo_weight_only, args.compress and facts.quant_algo_compressed
-    algorithm = alone or small or facts.quant_algo
-    if not able(algorithm.upper()):
-        cause = f"no server that is known here loads what it exports, {algorithm} of ModelOpt"
+    named = [(key, known_format(name)) for key, name in made_formats(job)]
+    made = [(key, facts) for key, facts in named if facts is not None and facts.exported]
+    alone, small = job.get("weight_only", False), job.get("compress", False)
+    words = [
+        (alone and facts.quant_algo_weight_only) or (small and facts.quant_algo_compressed) or facts.quant_algo
+        for _, facts in made
+    ]
+    words += [MIXED] if len(set(words)) > 1 else []
+    if made and not set.intersection(*(set(able(word.upper())) for word in words)):
+        cause = f"no server that is known here loads what it exports, {' with '.join(words)} of ModelOpt"
         remedy = "Use fp8, or look whether your server loads it."
-        yield Problem(key="args.export_quant_cfg", value=facts.name, cause=cause, remedy=remedy)
+        yield Problem(key=made[0][0], value=made[0][1].name, cause=cause, remedy=remedy)
 
 
 @check("weight_only_meaningless", "compress_unsupported", engines=("hf", "bridge"), args=QuantizeArgs)
@@ -210,7 +232,7 @@ def files_of_hf(job: Job) -> Iterator[Problem]:
         )
 
 
-@check("unknown_model", engines=("hf", "bridge"), args=QuantizeArgs)
+@check("unknown_model", engines=("hf", "bridge"), args=MeasuredArgs)
 def model_of_hf(job: Job) -> Iterator[Problem]:
     name = job.resolved.hf_model_id
     if "hf_model_id" in job.promised or "args.hf_model_id" in faulty(job):
@@ -258,7 +280,7 @@ def kind_of_hf(job: Job) -> Iterator[Problem]:
         )
 
 
-@check("too_little_text", engines=("hf", "bridge"), args=QuantizeArgs)
+@check("too_little_text", engines=("hf", "bridge"), args=MeasuredArgs)
 def data_of_hf(job: Job) -> Iterator[Problem]:
     if not job.here or job.get("from_files"):  # which reads no text
         return

@@ -22,7 +22,7 @@ from recipes.experiment.runs import Run
 from recipes.experiment.store import RunFolder, last_written, runs_dir
 from recipes.preflight.paths import inputs_of, overlap, real
 from scripts.args.evaluate import EvaluateArgs
-from scripts.args.meaning import ScriptArgs, field_of, meanings, value_of, values_of
+from scripts.args.meaning import ScriptArgs, field_of, meanings, values_of
 from scripts.evaluation.checks import has_vllm
 from scripts.formats import FORMATS
 from scripts.run import schema
@@ -326,12 +326,13 @@ def _of_what_loads_it(job: Job, others: Sequence[Job]) -> Iterator[Problem]:
     key, path = f"{job.name}.args.checkpoint", job.resolved.checkpoint
     makers = [one for one in others if one.algorithm in ("quantize", "export")]
     for maker, kind in ((one, kind) for one in makers for _, kind, out in one.outputs if path == str(out)):
-        facts = FORMATS.get(str(value_of(maker.resolved, "format")))
+        made = [FORMATS[name] for name in maker.resolved.makes() if name in FORMATS]
+        facts = next((one for one in made if one.gpu_only), None)
         if kind == "checkpoint_hf" and not has_vllm():
             cause = f"it is an export of {maker.name}, for which vLLM is needed, and this Python has none"
             remedy = "Run this stage where vLLM is (STAGE.executor=NAME), or score the ModelOpt-restorable checkpoint."
             yield Problem(name="backend_not_installed", key=key, value=path, cause=cause, remedy=remedy)
-        elif kind == "checkpoint_modelopt" and facts and facts.gpu_only and not compute_capabilities():
+        elif kind == "checkpoint_modelopt" and facts and not compute_capabilities():
             cause = (
                 f"{maker.name} makes {facts.name} of it, which ModelOpt computes on a GPU only, and there is none here"
             )

@@ -32,6 +32,7 @@ from recipes.preflight.script_engine import script_notes
 from scripts.args import constraints
 from scripts.data import sources
 from scripts.engines import users_program
+from scripts.engines.hf import search_checks
 from scripts.evaluation import checks as evaluation
 from scripts.evaluation import gate
 from scripts.run.problems import Problem
@@ -47,6 +48,7 @@ SUBJECTS = (
     environment,
     references,
     hf_engine,
+    search_checks,
     bridge_engine,
     script_engine,
     evaluation,

@@ -100,7 +100,7 @@ def _resolve(key: str, value: Any, run_tag: str, problems: list[Problem]) -> Any
 def tag_of(args: Any) -> str:
     """What `${run_tag}` stands for; empty for an algorithm whose outputs are not named after a model."""
     model = value_of(args, "model", "")
-    return run_tag(model, value_of(args, "format") or value_of(args, "format_recipe", "")) if model else ""
+    return run_tag(model, args.variant()) if model else ""
 
 
 def run_tag(model: str, variant: str) -> str:

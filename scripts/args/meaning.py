@@ -25,7 +25,7 @@ Work = Literal["calibration", "scoring", "training", "generation", "transfer"]
 Role = Literal[
     "model", "teacher", "reference", "tokenizer", "weights", "checkpoint", "teacher_checkpoint", "adapter",
     "data", "eval_data", "baseline", "config", "prompts", "output",
-    "format", "format_recipe", "unquantized", "kv_format", "precision",
+    "format", "formats", "effective_bits", "format_recipe", "unquantized", "kv_format", "precision",
     "samples", "eval_samples", "limit", "mock_data", "sequence", "calib_sequence",
     "batch", "micro_batch", "global_batch", "iterations", "train_samples", "new_tokens",
     "learning_rate", "min_learning_rate", "warmup", "eval_interval", "save_interval",
@@ -189,6 +189,15 @@ class ScriptArgs:
     def own(self) -> dict[Role, Any]:
         """What the script does in a role that no argument has."""
         return {}
+
+    def makes(self) -> tuple[str, ...]:
+        """The formats that it may quantize to, by the names that it is asked for with."""
+        named = value_of(self, "format")
+        return (named,) if isinstance(named, str) else ()
+
+    def variant(self) -> str:
+        """What is made of the model, in a word of which names of folders are made."""
+        return str(value_of(self, "format") or value_of(self, "format_recipe", ""))
 
     def work(self) -> dict[str, Any]:
         """Fields of `recipes.planner.workload.Workload` that no role tells."""

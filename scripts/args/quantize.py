@@ -4,7 +4,17 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from scripts.args.meaning import ScriptArgs, Work, doc
-from scripts.args.shared import PROMPTS, Precision, Sizes, hub_model, limits, remote_code, written
+from scripts.args.shared import (
+    PROMPTS,
+    Precision,
+    Sizes,
+    calibrated_on,
+    hub_model,
+    kv_cache,
+    limits,
+    remote_code,
+    written,
+)
 from scripts.formats import CONFIG_NAMES, FORMATS
 
 KvCacheQuant = Literal["none", "fp8", "fp8_cast", "fp8_affine", "nvfp4", "nvfp4_cast", "nvfp4_affine", "nvfp4_rotate"]
@@ -23,27 +33,22 @@ class _BridgeArgs(ScriptArgs):
     trust_remote_code: bool = remote_code()
     export_quant_cfg: str = doc(f"a format name: {_FORMATS}", "fp8", role="format")
     weight_only: bool = doc("quantize weights, leave activations alone", False, role="weight_only")
-    export_kv_cache_quant: KvCacheQuant = doc(
-        "format of the key/value cache; the script knows fp8 only", "none", role="kv_format"
-    )
+    export_kv_cache_quant: KvCacheQuant = kv_cache()
     compress: bool = doc("store real low-precision weights in the checkpoint", False, role="compress")
-    calib_size: int = doc("calibration samples", 512, role="samples")
+    calib_size: int = calibrated_on()
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuantizeArgs(_BridgeArgs):
-    """What `quantize` does. Names: Megatron-Bridge examples/quantization/quantize.py, as far as it has them."""
+class MeasuredArgs(ScriptArgs):
+    """What the hf engine calibrates on, compares with, and writes, whatever decides on the formats."""
 
-    SCRIPTS: ClassVar[tuple[str, ...]] = ("Megatron-Bridge/examples/quantization/quantize.py",)
     HF_ENGINE: ClassVar[bool] = True
-    BRIDGE: ClassVar[str] = "scripts.engines.bridge.quantize:quantize"
+    WORK: ClassVar[Work | None] = "calibration"
 
     hf_model_id: str = hub_model("tiny:qwen3", "a folder, a hub name, tiny:qwen3 or tiny:llama (hf and bridge engines)")
-    export_quant_cfg: str = doc(
-        f"a format name ({_FORMATS}); hf engine: also a ModelOpt config name (FP8_DEFAULT_CFG) or recipe YAML",
-        "fp8",
-        role="format",
-    )
+    trust_remote_code: bool = remote_code()
+    export_kv_cache_quant: KvCacheQuant = kv_cache()
+    calib_size: int = calibrated_on()
     calib_dataset: str | None = doc(
         "JSONL or text file, data set folder or hub name; null is cnn_dailymail, or a tiny model's own text",
         None,
@@ -61,12 +66,6 @@ class QuantizeArgs(_BridgeArgs):
         "samples scored before and after; 0 skips the comparison", 64, engine="ours", role="eval_samples"
     )
     gate: dict[str, float | str] | None = limits()
-    from_files: bool = doc(
-        "quantize the weights file by file, without the model: for formats that need no text; nothing is scored",
-        False,
-        engine="hf",
-        role="from_files",
-    )
     layer_noise: NoiseOf = doc(
         "layers whose signal-to-noise ratio is measured; sampled: four, with the first and the last",
         "sampled",
@@ -83,6 +82,26 @@ class QuantizeArgs(_BridgeArgs):
     )
     export_dir: str | None = written(
         "hf engine: deployable Hugging Face checkpoint; null skips it", "checkpoint_hf", engine="hf"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizeArgs(MeasuredArgs, _BridgeArgs):
+    """What `quantize` does. Names: Megatron-Bridge examples/quantization/quantize.py, as far as it has them."""
+
+    SCRIPTS: ClassVar[tuple[str, ...]] = ("Megatron-Bridge/examples/quantization/quantize.py",)
+    BRIDGE: ClassVar[str] = "scripts.engines.bridge.quantize:quantize"
+
+    export_quant_cfg: str = doc(
+        f"a format name ({_FORMATS}); hf engine: also a ModelOpt config name (FP8_DEFAULT_CFG) or recipe YAML",
+        "fp8",
+        role="format",
+    )
+    from_files: bool = doc(
+        "quantize the weights file by file, without the model: for formats that need no text; nothing is scored",
+        False,
+        engine="hf",
+        role="from_files",
     )
     megatron_save_path: str | None = written(
         "script and bridge engine: Megatron checkpoint", "checkpoint_megatron", engine="script", quantized=True

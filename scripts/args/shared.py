@@ -52,6 +52,16 @@ def limits(engine: str = "ours") -> Any:
     )
 
 
+def kv_cache() -> Any:
+    """The format that keys and values are kept in."""
+    return doc("format of the key/value cache; NVIDIA's scripts know fp8 only", "none", role="kv_format")
+
+
+def calibrated_on() -> Any:
+    """How much text scales are taken from."""
+    return doc("calibration samples", 512, role="samples")
+
+
 def uneven(role: Role) -> Any:
     """Layers of the first or the last stage of a pipeline."""
     return doc("where layers do not divide by stages", None, role=role)

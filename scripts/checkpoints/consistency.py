@@ -55,7 +55,7 @@ def _between(said: Mapping[str, Any], beside: Mapping[str, Any], *, silent: bool
     }
     for key, (one, other) in pairs.items():
         first, second = (sorted(each) if isinstance(each, list) else each for each in (one, other))
-        if first != second and silent == (first is None or second is None):
+        if (first or None) != (second or None) and silent == (first is None or second is None):
             told = f"{_shown(first)} by config.json and {_shown(second)} by hf_quant_config.json"
             yield f"{key} is {told}: servers read one or the other"
 

@@ -5,13 +5,15 @@ The latter is the quantizers' configuration, as nodes of that state: which named
 
 import fnmatch
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from scripts.checkpoints.pickles import Pairs, mapping_of, pairs_of
 from scripts.formats import CACHES, FORMATS, Format
 
 UNKNOWN = "quantized (format unknown)"
+#: What exporters say of a model whose layers have several formats.
+MIXED = "MIXED_PRECISION"
 Number = int | tuple[int, ...] | None
 
 #: Calibrations that leave more in a checkpoint than scales; a format's ModelOpt config is named after its own.
@@ -23,7 +25,9 @@ _CACHE, _LONGEST_PATTERN = "_bmm_quantizer", 1000
 #: What ModelOpt did to a model, in order: mode and its configuration.
 Modes = list[tuple[str, dict[str, object]]]
 
-_QUANTIZE_MODES = ("quantize", "auto_quantize", "real_quantize")
+#: The mode of a search, which gives each layer a format of its own.
+SEARCHED = "auto_quantize"
+_QUANTIZE_MODES = ("quantize", SEARCHED, "real_quantize")
 #: A mode that changes nothing that a checkpoint would have to restore.
 _EMPTY_MODES = ("kd_loss",)
 
@@ -47,7 +51,15 @@ def of_export(config: Mapping[str, Any], sidecar: Mapping[str, Any] | None) -> Q
         said = sidecar.get("quantization")
         if not isinstance(said, dict):
             raise ValueError("it has no section quantization")
-        return _of_words(said.get("quant_algo"), said.get("kv_cache_quant_algo"))
+        found = _of_words(said.get("quant_algo"), said.get("kv_cache_quant_algo"))
+        layers = said.get("quantized_layers")
+        named = (
+            [one.get("quant_algo") for one in layers.values() if isinstance(one, dict)]
+            if isinstance(layers, dict)
+            else []
+        )
+        words = [_named(word) for word in named if isinstance(word, str)]
+        return replace(found, format=mixture(words)) if found.format == MIXED and words else found
     said = config.get("quantization_config")
     if said is None:
         return Quantization()
@@ -95,12 +107,16 @@ def modes_of(state: Mapping[str, object]) -> Modes:
     listed = state.get("modelopt_state_dict")
     if not isinstance(listed, list):
         raise ValueError("it is not the state that ModelOpt saves")
-    modes = []
+    modes: Modes = []
+    states: object = None  # of every quantizer, after the last mode
     for entry in listed:
         if not isinstance(entry, tuple) or len(entry) != 2 or not isinstance(entry[0], str):
             raise ValueError("it is not the state that ModelOpt saves")
-        modes.append((entry[0], mapping_of(mapping_of(entry[1]).get("config"))))
-    return modes
+        parts = mapping_of(entry[1])
+        states = mapping_of(parts.get("metadata")).get("quantizer_state", states)
+        modes.append((entry[0], mapping_of(parts.get("config"))))
+    # The configuration of a search is that of no layer.
+    return [(mode, {"quantizer_state": states} if mode == SEARCHED else config) for mode, config in modes]
 
 
 def restores_something(modes: Modes) -> bool:
@@ -112,6 +128,9 @@ def of_modes(modes: Modes) -> Quantization:
     """What the last quantization asked for; where its configuration is not there, the format is unknown."""
     if not any(mode in _QUANTIZE_MODES for mode, _ in modes):
         return Quantization()
+    chosen = [found for mode, config in modes if mode == SEARCHED and (found := _chosen(config)) is not None]
+    if chosen:
+        return chosen[-1]
     asked = [config for _, config in modes if "quant_cfg" in config]
     if not asked:
         return Quantization(format=UNKNOWN, by_modelopt=True)
@@ -120,6 +139,42 @@ def of_modes(modes: Modes) -> Quantization:
     word = mapping_of(algorithm).get("method", algorithm)
     calibrations = [mode for mode, _ in modes] + ([word] if isinstance(word, str) else [])
     return Quantization(format=format_of(rules, calibrations), kv_cache=cache_of(rules), by_modelopt=True)
+
+
+def _chosen(config: Mapping[str, object]) -> Quantization | None:
+    """What each layer got in a search, by the state of its quantizers; None where that is not there."""
+    states = pairs_of(config.get("quantizer_state"))
+    told = {name: {key.removeprefix("_"): value for key, value in mapping_of(one).items()} for name, one in states}
+    rules = {str(name): () if facts.get("disabled") else _grid_of(facts) for name, facts in told.items()}
+    layers = {
+        name.removesuffix("weight_quantizer") for name, grids in rules.items() if name.endswith("weight_quantizer")
+    }
+    names = []
+    for layer in sorted(one for one in layers if rules[f"{one}weight_quantizer"]):
+        weight, given = rules[f"{layer}weight_quantizer"], rules.get(f"{layer}input_quantizer") or None
+        ours = (name for name, facts in FORMATS.items() if _is_format(facts, weight, given, _methods_of(facts, given)))
+        names.append(next(ours, UNKNOWN))
+    cache = tuple((f"attention.{name.rpartition('.')[2]}", grids) for name, grids in rules.items() if _CACHE in name)
+    return Quantization(format=mixture(names), kv_cache=cache_of(cache), by_modelopt=True) if names else None
+
+
+def _methods_of(facts: Format, given: object) -> set[str]:
+    """State does not say how it was calibrated: as the format is."""
+    alone = given is None and facts.input_scales
+    return {method for method in _METHODS if method in ((alone and facts.config_weight_only) or facts.config).lower()}
+
+
+def mixture(names: Sequence[str]) -> str:
+    """The formats of layers in words: that of all, or which there are."""
+    several = sorted(set(names))
+    return several[0] if len(several) == 1 else f"{MIXED} ({', '.join(several)})"
+
+
+def formats_in(said: str | None) -> list[Format]:
+    """The named formats of a checkpoint, one or those of a mixture."""
+    text = said or ""
+    inner = text.removeprefix(f"{MIXED} (").removesuffix(")") if text.startswith(f"{MIXED} (") else text
+    return [FORMATS[name] for name in inner.split(", ") if name in FORMATS]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,23 +295,27 @@ def _by_pattern(rules: Pairs) -> Iterator[tuple[str, tuple[Grid, ...]]]:
 def _grids(config: object) -> tuple[Grid, ...]:
     """One grid, or several that a value passes one after the other."""
     listed = config if isinstance(config, list) and not isinstance(config, Pairs) else [config]
-    grids = []
+    grids: list[Grid] = []
     for facts in map(mapping_of, listed):
         if facts and facts.get("enable") is not False:
-            sizes = pairs_of(facts.get("block_sizes"))
-            along = {axis: _number(size) for axis, size in sizes if isinstance(axis, int)}
-            grid = Grid(
-                numbers=_number(facts.get("num_bits")),
-                axis=_number(facts.get("axis")),
-                block=(along.get(-2, 1), along.get(-1, 1)) if along else None,
-                affine=facts.get("bias") is not None,
-                rotated=bool(facts.get("rotate")),
-                constant=bool(facts.get("use_constant_amax")),
-                sixes_and_fours=bool(dict(sizes).get(_SIXES_AND_FOURS)),
-                power=_number(dict(sizes).get("scale_bits")) == (8, 0),
-            )
-            grids.append(grid)
+            grids += _grid_of(facts)
     return tuple(grids)
+
+
+def _grid_of(facts: Mapping[str, object]) -> tuple[Grid, ...]:
+    sizes = pairs_of(facts.get("block_sizes"))
+    along = {axis: _number(size) for axis, size in sizes if isinstance(axis, int)}
+    grid = Grid(
+        numbers=_number(facts.get("num_bits")),
+        axis=_number(facts.get("axis")),
+        block=(along.get(-2, 1), along.get(-1, 1)) if along else None,
+        affine=facts.get("bias") is not None,
+        rotated=bool(facts.get("rotate")),
+        constant=bool(facts.get("use_constant_amax")),
+        sixes_and_fours=bool(dict(sizes).get(_SIXES_AND_FOURS)),
+        power=_number(dict(sizes).get("scale_bits")) == (8, 0),
+    )
+    return (grid,)
 
 
 def _number(node: object) -> Number:

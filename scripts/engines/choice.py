@@ -24,10 +24,12 @@ def choose_engine(
 
     `has_script` says whether the place has, or will have, one of the algorithm's scripts; it is asked last.
     """
-    if not args.SCRIPTS:
+    if not (args.SCRIPTS or args.HF_ENGINE):
         return None
     if asked != "auto":
         return asked
+    if not args.SCRIPTS:
+        return "hf"
     if not args.HF_ENGINE or script.path is not None or script.release is not None:
         return "script"
     if is_built_in(value_of(args, "model")):

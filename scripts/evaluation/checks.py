@@ -15,8 +15,8 @@ from configs import CONFIGS
 from scripts.args.evaluate import Backend, EvaluateArgs
 from scripts.checkpoints import look
 from scripts.checkpoints.huggingface import exported_algorithm
+from scripts.checkpoints.quantization import formats_in
 from scripts.engines.installed import missing_tool
-from scripts.formats import FORMATS
 from scripts.run.files import expanded, is_folder, read_limited
 from scripts.run.problems import JobError, Problem, near_miss, nearest
 from scripts.run.provenance import compute_capabilities
@@ -196,8 +196,8 @@ def _of_folder(args: EvaluateArgs, folder: Path) -> Loading:
         if args.backend == "vllm":
             cause = f"{folder} holds ModelOpt's state, which vLLM ignores: it would score the weights unquantized."
             raise JobError("backend_cannot_load", cause, "Use args.backend=hf, or score the export of the same run.")
-        facts = FORMATS.get(quantization or "")
-        if facts is not None and facts.gpu_only and not compute_capabilities():
+        facts = next((one for one in formats_in(quantization) if one.gpu_only), None)
+        if facts is not None and not compute_capabilities():
             cause = f"{folder} is in {facts.name}, which ModelOpt computes on a GPU only, and there is none here."
             raise JobError("backend_cannot_load", cause, "Score it where there is a GPU.")
         return Loading(backend="hf", quantization=quantization, restored=True)

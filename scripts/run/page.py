@@ -135,6 +135,30 @@ def heat(values: Mapping[tuple[str, str], float], caption: str) -> str:
     return f"<figure>{body}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
+def block_and_part(name: str) -> tuple[str, str]:
+    """A layer's place in a map: the number of its block, and what it is there."""
+    found = re.fullmatch(r"(.*?\d+)\.(.*)", name)
+    return (found[1].removeprefix("model.layers."), found[2]) if found else ("", name)
+
+
+def grid(words: Mapping[tuple[str, str], str], caption: str) -> str:
+    """A word by row and column, each word of one colour; a place without one stays empty."""
+    if not words:
+        return ""
+    rows, columns = (list(dict.fromkeys(key[at] for key in words)) for at in (0, 1))
+    every = sorted({*words.values()})
+    shades = {word: f"rgb(var(--worse) / {0.7 * at / max(1, len(every) - 1):.2f})" for at, word in enumerate(every)}
+    lines = []
+    for row in rows:
+        told = (words.get((row, column), "") for column in columns)
+        styled = ((word, f' style="background: {shades[word]}"' if word else "") for word in told)
+        cells = "".join(f"<td{style}>{escape(word)}</td>" for word, style in styled)
+        lines.append(f'<tr><th class="left">{escape(row)}</th>{cells}</tr>')
+    head = "".join(f"<th>{escape(column)}</th>" for column in ("", *columns))
+    body = f'<div class="scroll"><table class="heat"><tr>{head}</tr>{"".join(lines)}</table></div>'
+    return f"<figure>{body}<figcaption>{escape(caption)}</figcaption></figure>"
+
+
 def side_by_side(prompt: str, before: str, after: str) -> str:
     """What a model said before and after, with the words that differ marked."""
     old, new = _WORDS.findall(before), _WORDS.findall(after)

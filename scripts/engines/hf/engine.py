@@ -11,11 +11,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scripts.args.quantize import QuantizeArgs
+from scripts.args.auto_quantize import AutoQuantizeArgs
+from scripts.args.quantize import MeasuredArgs, QuantizeArgs
 from scripts.engines.card import write_card
 from scripts.engines.hf import (
     baseline,
-    calibrate,
     evaluate,
     kept,
     load,
@@ -28,9 +28,10 @@ from scripts.engines.hf import (
 )
 from scripts.engines.hf.from_files import quantize_files
 from scripts.engines.hf.nvfp4 import cpu_kernels
+from scripts.engines.hf.one_format import OneFormat
 from scripts.engines.hf.samples import Samples, choose_samples
+from scripts.engines.hf.search import Search
 from scripts.engines.inputs import made_by, with_commits
-from scripts.formats import FITS_ANY_WIDTH, FORMATS, format_problems, known_format
 from scripts.processor import bf16_products
 from scripts.run.content import content_of
 from scripts.run.files import refuse_existing, staged
@@ -50,7 +51,8 @@ _MAX_TOKENS = 16384
 class _State:
     """What the phases hand on."""
 
-    args: QuantizeArgs
+    args: MeasuredArgs
+    how: "OneFormat | Search"
     record: Record
     source: Path
     loaded: load.LoadedModel
@@ -61,26 +63,19 @@ class _State:
         return self.loaded.model
 
 
-def quantize_checkpoint(args: QuantizeArgs, record: Record) -> None:
+def quantize_checkpoint(args: MeasuredArgs, record: Record) -> None:
     """Run every phase; outputs and figures go into `record`. Raises JobError for what is understood."""
     for path in (args.modelopt_save_path, args.export_dir):
         if path:
             refuse_existing(Path(path))
-    quantizers.refuse_weight_only(args)
-    if args.compress:
-        quantizers.refuse_compress(args)
+    assert isinstance(args, QuantizeArgs | AutoQuantizeArgs)
+    how = OneFormat(args=args) if isinstance(args, QuantizeArgs) else Search(args=args)
+    how.refuse()
     _silence_bars()
     source = load.source_folder(args.hf_model_id, record)
-    if args.from_files:
+    if isinstance(args, QuantizeArgs) and args.from_files:
         return quantize_files(args, record, source)
-    bare = load.without_weights(str(source), args.trust_remote_code)
-    on_cpu = load.pick_device(args.device).type == "cpu"
-    quantizers.rehearse(bare, quantizers.build_config(args), exported=bool(args.export_dir), on_cpu=on_cpu)
-    if args.export_quant_cfg in FORMATS:
-        misfits = format_problems(args.export_quant_cfg, load.linear_shapes(bare))
-        if misfits:
-            raise JobError("format_does_not_fit", " ".join(misfits), FITS_ANY_WIDTH)
-    del bare
+    how.rehearse(functools.partial(load.without_weights, str(source), args.trust_remote_code))
     with record.phase("load"):
         loaded = load.load_model(
             str(source), dtype=args.dtype, device=args.device, trust_remote_code=args.trust_remote_code
@@ -91,7 +86,7 @@ def quantize_checkpoint(args: QuantizeArgs, record: Record) -> None:
         model |= made_by(source, content.digest)
         text = {"type": "calibration_text", "name": samples.calibration_source}
         record.update(inputs=with_commits([model, text]), device=str(loaded.device))
-    state = _State(args=args, record=record, source=source, loaded=loaded, samples=samples)
+    state = _State(args=args, how=how, record=record, source=source, loaded=loaded, samples=samples)
     _publish(state, _measure_and_quantize(state))
 
 
@@ -99,26 +94,25 @@ def _measure_and_quantize(state: _State) -> dict[str, Any]:
     """Everything that needs the model in memory; returns the report without sizes and verification."""
     args, record, samples = state.args, state.record, state.samples
     limits: Any = {"batch_size": args.calib_batch_size, "max_tokens": _MAX_TOKENS}
-    config = quantizers.build_config(args)
     _require_numbers(state)
     prompts = [prompt for prompt in args.prompts.split("|") if prompt]
     before, base, entry = _before(state, prompts, limits)
-    algorithm = quantizers.algorithm_name(config)
-    device, model = str(state.loaded.device), record.values["inputs"][0]["digest"]
-    batch = str(args.calib_batch_size)
-    of = kept.depends_on(config, samples.calibration, model=model, dtype=args.dtype, device=device, batch_size=batch)
+    facts = {"device": str(state.loaded.device), "model": record.values["inputs"][0]["digest"]}
+    facts |= {"batch_size": str(args.calib_batch_size), "dtype": args.dtype}
+    of = kept.depends_on(state.how.config, samples.calibration, **facts)
     with record.phase("calibrate"), bf16_products(), kept.rescaling(state.model) as noted:
-        if (seconds := kept.take_up(record, state.model, of)) is None:
+        if (earlier := kept.take_up(record, state.model, of)) is None:
             advance = _counter(record, len(samples.calibration))
-            loop = calibrate.calibration_loop(samples.calibration, advance=advance, algorithm=algorithm, **limits)
-            quantizers.quantize(state.model, config, loop)
+            found = state.how.quantize(state.model, samples.calibration, record, advance=advance, **limits)
         left = quantizers.leave_unreached(state.model)
         if left:
             record.line(f"left alone, as no text goes through them: {len(left)} layers, such as {left[0]}")
         record.update(quantizers=quantizers.summary(kind for _, kind in quantizers.placed(state.model)))
-    if seconds is None:
+    if earlier is None:
         seconds = record.values["timings"]["calibrate"]
-        kept.keep(record, state.model, of, noted, seconds)
+        kept.keep(record, state.model, of, noted, seconds, found)
+    else:
+        seconds, found = earlier
     scores = None
     if base is None:
         with record.phase("layer noise"), bf16_products():
@@ -135,13 +129,14 @@ def _measure_and_quantize(state: _State) -> dict[str, Any]:
     return {
         "schema": report.SCHEMA,
         "model": args.hf_model_id,
-        "format": report.format_name(args),
+        "format": state.how.title,
         "calibration": report.calibration_figures(samples, seconds),
         "evaluation": report.evaluation_figures(scores, samples),
         "baseline": record.values.get("baseline"),
         "layers": [{"name": name, **asdict(each)} for name, each in noise.items()],
         "generations": [{"prompt": prompt, "before": old, "after": new} for prompt, old, new in rows],
         "warnings": report.warnings(args, samples),
+        **found,
     }
 
 
@@ -168,16 +163,16 @@ def _before(
         return [], None, entry
     width = model.get_output_embeddings().weight.shape[1] if scored else 0
     found = baseline.obtain(record, entry, [(len(sample), width) for sample in scored], measure)
-    base = evaluate.remember(model, scored, found.states) if found.states else None
+    changes = state.how.takes_head
+    base = evaluate.remember(model, scored, found.states, head_changes=changes) if found.states else None
     return found.texts, base, entry
 
 
 def _publish(state: _State, results: dict[str, Any]) -> None:
     """Write both checkpoints beside their places, reopen and check them, then rename and record them."""
     args, record = state.args, state.record
-    facts = known_format(args.export_quant_cfg)
-    expected = reference.reference(state.model, state.source, settled=bool(facts and facts.settled))
-    if args.compress:
+    expected = reference.reference(state.model, state.source, settled=state.how.settled)
+    if state.how.compress:
         with record.phase("compress"):
             quantizers.compress(state.model)
     probe, logits = _probe(state)
@@ -203,14 +198,8 @@ def _publish(state: _State, results: dict[str, Any]) -> None:
         state.loaded = replace(state.loaded, model=None)
         with record.phase("verify"):
             if exported:
-                verified += verify.verify_export(
-                    exported,
-                    facts,
-                    expected,
-                    kv_cache=args.export_kv_cache_quant if facts else None,
-                    weight_only=args.weight_only,
-                    compressed=args.compress,
-                )
+                expected = replace(expected, formats=state.how.formats(results))
+                verified += verify.verify_export(exported, reference=expected, **state.how.verified())
                 whole[exported] = Path(args.export_dir or "")
             if restorable:
                 how: Any = {"device": state.loaded.device, "trust_remote_code": args.trust_remote_code}

@@ -33,8 +33,9 @@ if TYPE_CHECKING:
 FOLDER = "calibrated"
 _MODULUS = 10**18 - 11  # the largest prime that run folders may hold: a change of any one bit shows
 _FACTS, _STATE, _VALUES = "calibration.json", "modelopt_state.pth", "quantizers.safetensors"
-#: `of`: what scales depend on. `weights`: a sum over the bits of each weight that calibration rescaled.
-_SCHEMA = {"of": dict, "seconds": float, "weights": dict, "files": {_STATE: str, _VALUES: str}}
+#: `of`: what scales depend on. `weights`: a sum over the bits of each weight that calibration rescaled. `found`: what
+#: else a report tells of it.
+_SCHEMA = {"of": dict, "seconds": float, "weights": dict, "files": {_STATE: str, _VALUES: str}, "found": dict}
 
 
 def depends_on(config: dict[str, Any], samples: list[Tokens], **facts: str) -> dict[str, str]:
@@ -61,7 +62,8 @@ def rescaling(model: "nn.Module") -> Iterator[Rescaling]:
     rescale, noted = model_calib._apply_weight_pre_quant_scale, Rescaling(before=_sums(model))
 
     def note(linear: "nn.Module", factor: "torch.Tensor") -> None:
-        noted.factors.append((linear, factor.detach().clone()))
+        if model_calib._ENABLE_FOLDING_PQS_TO_WEIGHTS:  # a search holds factors apart until it has chosen
+            noted.factors.append((linear, factor.detach().clone()))
         rescale(linear, factor)
 
     with replaced([model_calib], "_apply_weight_pre_quant_scale", note):
@@ -91,7 +93,9 @@ def _rescaled(weight: "torch.Tensor", factor: "torch.Tensor") -> "torch.Tensor":
     return (weight * factor.to(weight.device).squeeze()[None, :]).to(weight.dtype)
 
 
-def keep(record: Record, model: "nn.Module", of: dict[str, str], noted: Rescaling, seconds: float) -> None:
+def keep(
+    record: Record, model: "nn.Module", of: dict[str, str], noted: Rescaling, seconds: float, found: dict[str, Any]
+) -> None:
     """Write down what calibration found; where that cannot be, the log says so and the run goes on."""
     import modelopt.torch.opt as mto
     import torch
@@ -111,7 +115,8 @@ def keep(record: Record, model: "nn.Module", of: dict[str, str], noted: Rescalin
             torch.save(mto.modelopt_state(model), folder / _STATE)
             save_file(tensors, folder / _VALUES)
             files = {name: content_of(folder / name).digest for name in (_STATE, _VALUES)}
-            write_json(folder / _FACTS, {"of": of, "seconds": seconds, "weights": changed, "files": files})
+            facts = {"of": of, "seconds": seconds, "weights": changed, "files": files, "found": found}
+            write_json(folder / _FACTS, facts)
     except (OSError, RuntimeError, SafetensorError) as error:  # torch's writer raises RuntimeError on a full disk
         record.line(f"what was calibrated is not kept: {error}")
 
@@ -124,8 +129,9 @@ def _held(model: "nn.Module") -> "dict[str, torch.Tensor]":
     return {f"{name}.{key}": value for name, module in quantizers for key, value in module.state_dict().items()}
 
 
-def take_up(record: Record, model: "nn.Module", of: dict[str, str]) -> float | None:
-    """Give `model` what an ended attempt of this run calibrated; returns the seconds of that, None where nothing fits.
+def take_up(record: Record, model: "nn.Module", of: dict[str, str]) -> tuple[float, dict[str, Any]] | None:
+    """Give `model` what an ended attempt of this run calibrated; returns the seconds of that and what else it found,
+    None where nothing fits.
 
     What is of other values, or damaged, is told in the log and left alone.
     """
@@ -149,7 +155,7 @@ def take_up(record: Record, model: "nn.Module", of: dict[str, str]) -> float | N
         mto.restore_from_modelopt_state(model, state)
         model.load_state_dict(values, strict=False)
         model.to(place)  # ModelOpt makes buffers of quantizers without weights on the CPU
-        return float(facts["seconds"])
+        return float(facts["seconds"]), facts["found"]
     return None
 
 

@@ -120,9 +120,14 @@ def quantize(model: "nn.Module", config: dict[str, Any], loop: "Callable[[nn.Mod
     # ModelOpt's expert layers leave their own linear function behind where they fail.
     with cpu_kernels(), replaced([functional], "linear", functional.linear):
         mtq.quantize(model, config, loop)
+    settle(model)
+    return model
+
+
+def settle(model: "nn.Module") -> None:
+    """What is left to do once scales are there. Raises JobError('nothing_quantized')."""
     _require_weights(model)
     _scale_zeros(model)
-    return model
 
 
 def _scale_zeros(model: "nn.Module") -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from scripts.checkpoints.safetensors import read_header
+from scripts.formats import Format
 
 if TYPE_CHECKING:
     import torch
@@ -23,8 +24,8 @@ class Reference:
     whose names the export chooses. `plain`: linear layers left alone, by name, with the type of their weights, which
     some models keep in 32 bits. `weights`: original weights [out, in] in float32 of a few of `modules`. `norms`: the
     norms of the same layers, which may take up scales, and `smooth` those scales, by the module whose inputs they
-    multiply. `hub`: tensors' names in the source's files by those in memory,
-    where they differ.
+    multiply. `hub`: tensors' names in the source's files by those in memory, where they differ. `formats`: of each of
+    `modules`, as far as they are known, where they are not all the same.
     """
 
     modules: dict[str, tuple[int, int]]
@@ -34,6 +35,7 @@ class Reference:
     norms: "dict[str, torch.Tensor]"
     smooth: "dict[str, torch.Tensor]" = field(default_factory=dict)
     hub: dict[str, str] = field(default_factory=dict)
+    formats: Mapping[str, Format] = field(default_factory=dict)
 
     def as_in(self, names: Container[str]) -> "Reference":
         """The same under the names of an export, which are the source's where those are among `names`."""
@@ -52,6 +54,7 @@ class Reference:
             weights=renamed(self.weights),
             norms=renamed(self.norms, ""),
             smooth=renamed(self.smooth),
+            formats=renamed(self.formats),
         )
 
 

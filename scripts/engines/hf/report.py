@@ -2,7 +2,9 @@
 
 report.json (schema 1): `model`, `format`, `calibration`, `evaluation` (null when skipped), `baseline` (how: measured,
 reused or partly, by which run, and its digest; null where nothing was, absent of other engines), `size`,
-`layers` (name, weight_db, input_db, output_db), `generations`, `verified`, `warnings`.
+`layers` (name, weight_db, input_db, output_db), `generations`, `verified`, `warnings`; of a search for formats also
+`search` (method, effective_bits asked and reached, candidates with their bits, and of each group of layers its
+`modules`, the chosen `format` or null, and the `scores` of each candidate: what it would lose).
 """
 
 import re
@@ -11,7 +13,8 @@ from dataclasses import asdict
 from pathlib import Path, PurePath
 from typing import Any
 
-from scripts.args.quantize import QuantizeArgs
+from scripts.args.quantize import MeasuredArgs, QuantizeArgs
+from scripts.engines.hf import choice_of_formats
 from scripts.engines.hf.evaluate import Scores
 from scripts.engines.hf.samples import Samples
 from scripts.run import page
@@ -54,7 +57,7 @@ def sizes(source: Path, export: Path | None) -> dict[str, int | None]:
     return {"base_bytes": weight_bytes(source), "export_bytes": weight_bytes(export) if export else None}
 
 
-def warnings(args: QuantizeArgs, samples: Samples) -> list[str]:
+def warnings(args: MeasuredArgs, samples: Samples) -> list[str]:
     """What a reader of the figures must know."""
     found = []
     count = len(samples.calibration)
@@ -92,7 +95,7 @@ def as_html(report: dict[str, Any], about: Mapping[str, str]) -> str:
         drawn.append(page.drawing(_plot_worst(layers), "The worst layers: signal over quantization noise, in dB."))
     if len(measured) > _DRAWN_LAYERS:
         said = "Signal over noise at the outputs of each layer, in dB; the stronger the colour, the less of it."
-        drawn.append(page.heat({_block_and_part(name): value for name, value in measured.items()}, said))
+        drawn.append(page.heat({page.block_and_part(name): value for name, value in measured.items()}, said))
     elif measured:
         drawn.append(page.drawing(_plot_depth(layers), "Signal over noise at the outputs, by depth, in dB."))
     texts = [page.side_by_side(one["prompt"], one["before"], one["after"]) for one in report["generations"]]
@@ -103,6 +106,7 @@ def as_html(report: dict[str, Any], about: Mapping[str, str]) -> str:
         parts=[
             page.table(("", "before", "after", "change"), summary_rows(report)),
             page.text(f"Calibrated on {calibration['samples']} samples from {calibration['source']}. {scored}"),
+            page.section("Formats", *choice_of_formats.parts(report.get("search"))),
             page.section("Layers", *drawn, page.table(("layer", *(f"{label} dB" for _, label in _SIDES)), worst)),
             page.section("Text before and after", *texts),
             page.section("Verified on disk", page.table(("", ""), report["verified"], left=2)),
@@ -116,17 +120,14 @@ def title_of(report: Mapping[str, Any]) -> str:
     return f"{PurePath(model).name if model.startswith(('/', '.', '~')) else model} in {report['format']}"
 
 
-def _block_and_part(name: str) -> tuple[str, str]:
-    """A layer's place in a map: the number of its block, and what it is there."""
-    found = re.fullmatch(r"(.*?\d+)\.(.*)", name)
-    return (found[1].removeprefix("model.layers."), found[2]) if found else ("", name)
-
-
 def as_text(report: dict[str, Any]) -> str:
     """The summary and the layers that suffer most, as tables for a terminal or a log."""
     title = title_of(report)
     columns: dict[str, Any] = {"": "left", "before": "right", "after": "right", "change": "right"}
-    tables = [Table(title=title, columns=columns, rows=summary_rows(report))]
+    tables = [
+        Table(title=title, columns=columns, rows=summary_rows(report)),
+        *choice_of_formats.tables(report.get("search")),
+    ]
     if report["layers"]:
         worst = [(each["name"], [each[key] for key, _ in _SIDES]) for each in worst_layers(report["layers"])[:5]]
         rows = [(name, *("-" if value is None else f"{value:.1f}" for value in values)) for name, values in worst]
@@ -156,6 +157,7 @@ def scored_rows(report: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
         rows.append(("held-out perplexity", f"{before:.3f}", f"{after:.3f}", change))
         rows.append(("KL divergence (nats/token)", "", f"{scores['kl_divergence']:.5f}", ""))
         rows.append(("top-1 agreement", "", f"{scores['top1_agreement'] * 100:.2f}%", ""))
+    rows += choice_of_formats.summary(report.get("search"))
     size = report["size"]
     if size["export_bytes"]:
         ratio = f"{size['base_bytes'] / size['export_bytes']:.2f}x smaller"

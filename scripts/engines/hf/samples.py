@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from scripts.args.quantize import QuantizeArgs
+from scripts.args.quantize import MeasuredArgs
 from scripts.data.texts import Source, read, source_of
 from scripts.run.problems import JobError
 
@@ -25,7 +25,7 @@ class Samples:
     held_out_source: str
 
 
-def choose_samples(args: QuantizeArgs, tokenizer: Any, vocabulary: int | None = None) -> Samples:
+def choose_samples(args: MeasuredArgs, tokenizer: Any, vocabulary: int | None = None) -> Samples:
     """Read, tokenize and part the text.
 
     Samples are compared after truncation, as the token ids that the model sees: what was
@@ -59,7 +59,7 @@ def choose_samples(args: QuantizeArgs, tokenizer: Any, vocabulary: int | None = 
     return Samples(calibration=calibration, held_out=held_out, calibration_source=name, held_out_source=held_out_name)
 
 
-def _part(pool: list[Tokens], args: QuantizeArgs) -> tuple[list[Tokens], list[Tokens]]:
+def _part(pool: list[Tokens], args: MeasuredArgs) -> tuple[list[Tokens], list[Tokens]]:
     """Keep some of `pool` aside, chosen by hash so that neither order nor time matters."""
     kept = min(args.eval_size, max(1, int(len(pool) * _HELD_OUT_SHARE)), len(pool) - 1)
     if kept < 1:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from scripts.args.quantize import KvCacheQuant
 from scripts.checkpoints.documents import read_json
+from scripts.checkpoints.quantization import MIXED
 from scripts.checkpoints.safetensors import read_header
 from scripts.engines.hf.load import first_line
 from scripts.engines.hf.nvfp4 import cpu_kernels
@@ -234,9 +235,10 @@ def _check_plain(export: Export, reference: Reference) -> Fact:
 
 
 def _check_excluded(folder: Path, reference: Reference, export: Export) -> None:
-    """Loaders take every linear layer for quantized that hf_quant_config.json does not exclude."""
+    """Loaders take every linear layer for quantized that hf_quant_config.json does not exclude, or those it lists."""
     said = read_json(folder / "hf_quant_config.json")["quantization"]
-    if said.get("quantized_layers"):
+    if isinstance(listed := said.get("quantized_layers"), dict) and listed:
+        _check_listed(listed, reference, export)
         return
     patterns = said.get("exclude_modules") or []
     for module in (one for one in reference.plain if f"{one}.weight" in export.header):
@@ -245,6 +247,18 @@ def _check_excluded(folder: Path, reference: Reference, export: Export) -> None:
     for module in reference.modules:
         if any(fnmatchcase(module, pattern) for pattern in patterns):
             refuse("export_wrong_config", f"{module} is quantized, and hf_quant_config.json excludes it.")
+
+
+def _check_listed(listed: Mapping[str, Any], reference: Reference, export: Export) -> None:
+    """Each layer by its own format; experts have names of the export's, and are not looked up."""
+    for module in reference.modules:
+        facts, said = reference.formats.get(module), listed.get(module)
+        found = said.get("quant_algo") if isinstance(said, dict) else None
+        if found is None or (facts is not None and found != facts.quant_algo):
+            wanted = "nothing" if facts is None else facts.quant_algo
+            refuse("export_wrong_config", f"hf_quant_config.json says {found} of {module}, not {wanted}.")
+    for module in (one for one in reference.plain if one in listed and f"{one}.weight" in export.header):
+        refuse("export_wrong_config", f"{module} is not quantized, and hf_quant_config.json lists it.")
 
 
 def _check_experts(export: Export, reference: Reference) -> None:
@@ -333,12 +347,15 @@ def _worst(facts: Format, tensors: "Mapping[str, torch.Tensor]", original: "torc
     return float(group_errors(dequantize(facts, tensors), original, tensors["weight_scale"]).max())
 
 
-def _check_weights(export: Export, reference: Reference, facts: Format) -> list[Fact]:
+def _check_weights(export: Export, reference: Reference, formats: Mapping[str, Format]) -> list[Fact]:
     """Dequantize the reference's modules; every scale group must agree with the original weights."""
     import torch
 
-    worst = ("", 0.0)
+    worst, looked_at = ("", 0.0), 0
     for module, original in reference.weights.items():
+        if (facts := formats.get(module)) is None:
+            continue
+        looked_at += 1
         tensors = export.of_module(module, facts.low_rank)
         if (found := _unpacked_shape(facts, tensors["weight"])) != original.shape:
             refuse(
@@ -358,9 +375,9 @@ def _check_weights(export: Export, reference: Reference, facts: Format) -> list[
             cause = f"{module}: dequantized weights are off by {error:.0%} in a scale group; {facts.name} allows "
             refuse("export_wrong_values", f"{cause}{facts.group_error:.0%}.")
         worst = max(worst, (module, error), key=lambda pair: pair[1])
-    if not reference.weights:
+    if not looked_at:
         return []
-    told = f"{len(reference.weights)} layers; largest error of a scale group {worst[1]:.1%} ({worst[0]})"
+    told = f"{looked_at} layers; largest error of a scale group {worst[1]:.1%} ({worst[0]})"
     return [("weights dequantized", told)]
 
 
@@ -375,12 +392,14 @@ def verify_export(
 ) -> list[Fact]:
     """Check an exported folder; returns what was found, for the report.
 
-    `facts` is None for a ModelOpt config or recipe: then shards, scales and plain layers are checked, not the format.
+    `facts` is None for a ModelOpt config or recipe: then shards, scales and plain layers are checked, not the format,
+    unless `reference` knows that of each layer.
     `kv_cache` is None where a recipe decides. Raises JobError: export_incomplete, export_wrong_type,
     export_bad_scale, export_wrong_config, export_wrong_values.
     """
     export = Export(folder)
     reference = reference.as_in(export.header)
+    formats = dict.fromkeys(reference.modules, facts) if facts is not None else reference.formats
     algo = None
     if facts is not None:
         special = (
@@ -388,10 +407,13 @@ def verify_export(
             facts.quant_algo_compressed if compressed else None,
         )
         algo = next(filter(None, special), facts.quant_algo)
+    elif reference.modules and formats.keys() >= reference.modules.keys():
+        several = {one.quant_algo for name, one in formats.items() if name not in reference.plain}  # experts, too
+        algo = next(iter(several)) if len(several) == 1 else MIXED
     config = _check_config(folder, algo, kv_cache)
     for module, size in reference.modules.items():
-        if facts is not None:
-            _check_module(export, module, size, facts, weight_only=weight_only, compressed=compressed)
+        if own := formats.get(module):
+            _check_module(export, module, size, own, weight_only=weight_only, compressed=compressed)
         elif f"{module}.weight" not in export.header:
             refuse("export_incomplete", f"{module}.weight is missing.")
     _check_experts(export, reference)
@@ -399,7 +421,7 @@ def verify_export(
     _check_excluded(folder, reference, export)
     _check_kv(export, kv_cache or "none")
     scales = _check_scales(export)
-    weights = _check_weights(export, reference, facts) if facts is not None else []
+    weights = _check_weights(export, reference, formats)
     return [
         ("shards", f"{len(export.shards)}, {len(export.header)} tensors, each in the shard that the index names"),
         config,

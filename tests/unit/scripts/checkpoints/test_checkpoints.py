@@ -31,7 +31,7 @@ from scripts.checkpoints.pickles import (
     pairs_of,
     read_pickle,
 )
-from scripts.checkpoints.quantization import UNKNOWN, Quantization, modes_of, of_export, of_modes
+from scripts.checkpoints.quantization import MIXED, UNKNOWN, Quantization, formats_in, modes_of, of_export, of_modes
 from scripts.run.problems import JobError
 from tests.conftest import Done, write_safetensors
 
@@ -332,6 +332,33 @@ def test_states_that_are_none() -> None:
             modes_of(mapping_of(read(pickle.dumps(damaged))))
     assert of_modes([("mcore_minitron", {})]) == Quantization()
     assert of_modes([("auto_quantize", {})]).format == UNKNOWN
+
+
+def test_a_search_is_told_by_the_formats_that_layers_got() -> None:
+    def state(**quantizers: dict[str, Any]) -> Quantization:
+        plain = {"_disabled": False, "_axis": None, "_block_sizes": None}
+        states = {
+            name.replace("__", "."): plain | {f"_{key}": value for key, value in facts.items()}
+            for name, facts in quantizers.items()
+        }
+        every = {"config": {"quant_cfg": [{"quantizer_name": "*", "cfg": {"num_bits": 8}}]}, "metadata": {}}
+        after = {"config": {}, "metadata": {"quantizer_state": states}}
+        listed = {"modelopt_state_dict": [("auto_quantize", every), ("max_calibrate", after)]}
+        return of_modes(modes_of(mapping_of(read(pickle.dumps(listed)))))
+
+    fp8 = {"a__weight_quantizer": FP8, "a__input_quantizer": FP8}
+    nvfp4 = {"b__weight_quantizer": NVFP4, "b__input_quantizer": NVFP4}
+    left = {"head__weight_quantizer": {"disabled": True, "num_bits": 8}}
+    assert state(**fp8, **left) == Quantization(format="fp8", by_modelopt=True)
+    assert state(**fp8, **nvfp4, **left) == Quantization(format=f"{MIXED} (fp8, nvfp4)", by_modelopt=True)
+    cached = state(**fp8, **{f"self_attn__{part}_bmm_quantizer": FP8 for part in "kv"})
+    assert (cached.format, cached.kv_cache) == ("fp8", "fp8")
+    assert state(**left).format == UNKNOWN
+    layers = {"a": {"quant_algo": "FP8"}, "b": {"quant_algo": "NVFP4"}}
+    found = of_export({}, {"quantization": {"quant_algo": MIXED, "quantized_layers": layers}})
+    assert (found.format, found.algorithm) == (f"{MIXED} (fp8, nvfp4)", MIXED)
+    assert [facts.name for facts in formats_in(found.format)] == ["fp8", "nvfp4"]
+    assert [facts.name for facts in formats_in("fp8")] == ["fp8"] and formats_in(UNKNOWN) == formats_in(None) == []
 
 
 # --- Hugging Face folders

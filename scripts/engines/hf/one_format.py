@@ -1,0 +1,89 @@
+"""One format for every layer that it matches: what `quantize` does to a model. `search` has the same parts."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from scripts.args.quantize import QuantizeArgs
+from scripts.engines.hf import calibrate, load, quantizers, report
+from scripts.engines.hf.samples import Tokens
+from scripts.formats import FITS_ANY_WIDTH, FORMATS, Format, format_problems, known_format
+from scripts.run.problems import JobError
+from scripts.run.record import Record
+
+if TYPE_CHECKING:
+    from torch import nn
+
+#: Takes the number of samples of each pass.
+Advance = Callable[[int], None]
+
+
+def refuse_misfits(formats: Sequence[str], bare: "nn.Module") -> None:
+    """Raise JobError `format_does_not_fit` where widths of a model are no multiples of a named format's blocks."""
+    for name in (name for name in formats if name in FORMATS):
+        if misfits := format_problems(name, load.linear_shapes(bare)):
+            raise JobError("format_does_not_fit", " ".join(misfits), FITS_ANY_WIDTH)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneFormat:
+    """The format of the arguments."""
+
+    args: QuantizeArgs
+
+    #: Whether the output head may get a format.
+    takes_head = False
+
+    @property
+    def title(self) -> str:
+        """What is made of the model, in words."""
+        return report.format_name(self.args)
+
+    @property
+    def compress(self) -> bool:
+        """Whether the weights are packed in memory, too."""
+        return self.args.compress
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """ModelOpt's configuration, which scales depend on."""
+        return quantizers.build_config(self.args)
+
+    @property
+    def settled(self) -> bool:
+        """Whether calibration settles on weights that are not the source's."""
+        facts = known_format(self.args.export_quant_cfg)
+        return bool(facts and facts.settled)
+
+    def refuse(self) -> None:
+        """Raise JobError for what cannot be, before anything is loaded."""
+        quantizers.refuse_weight_only(self.args)
+        if self.args.compress:
+            quantizers.refuse_compress(self.args)
+
+    def rehearse(self, build: "Callable[[], Any]") -> None:
+        """Raise JobError for what the model, which `build` builds without weights, cannot be made to."""
+        bare = build()
+        on_cpu = load.pick_device(self.args.device).type == "cpu"
+        quantizers.rehearse(bare, self.config, exported=bool(self.args.export_dir), on_cpu=on_cpu)
+        refuse_misfits([self.args.export_quant_cfg], bare)
+
+    def quantize(
+        self, model: "nn.Module", samples: Sequence[Tokens], record: Record, *, advance: Advance, **limits: int
+    ) -> dict[str, Any]:
+        """Insert and calibrate quantizers in place; returns what a report tells of it besides, here nothing."""
+        algorithm = quantizers.algorithm_name(self.config)
+        loop = calibrate.calibration_loop(samples, advance=advance, algorithm=algorithm, **limits)
+        quantizers.quantize(model, self.config, loop)
+        return {}
+
+    def formats(self, results: Mapping[str, Any]) -> Mapping[str, Format]:
+        """Of each layer by its name, where they are not all the same: here they are."""
+        return {}
+
+    def verified(self) -> dict[str, Any]:
+        """What an export is held against besides: arguments of `verify.verify_export`."""
+        args, facts = self.args, known_format(self.args.export_quant_cfg)
+        cache = args.export_kv_cache_quant if facts else None
+        return {"facts": facts, "kv_cache": cache, "weight_only": args.weight_only, "compressed": args.compress}
