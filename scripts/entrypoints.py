@@ -251,7 +251,6 @@ def _work(
         run_bridge(resolved, script, record)
         return
     # The checks of preflight that a recipe in somebody's own experiment has not been through.
-    refuse_ranks("the hf engine")
     if script.path is not None or extra_args:
         cause = f"script.path={script.path}, extra_args={extra_args}, and the hf engine runs no script."
         raise JobError("script_unused", cause, "Remove them.")

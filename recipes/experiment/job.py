@@ -17,6 +17,7 @@ from recipes.experiment.stage import Options, Stage
 from recipes.models import ModelFacts, facts_of
 from recipes.planner.gpus import Gpu, gpu_of
 from recipes.planner.layout import ENDS, SIZES, Asked, Layout, default_ep, fewest
+from recipes.planner.shares import processes_of, undivided
 from scripts.args.configuration import KEYS, of_role
 from scripts.args.interpolation import UnresolvedError, resolve_args
 from scripts.args.meaning import (
@@ -138,9 +139,11 @@ class Job(AnyJob):
 
     @cached_property
     def layout(self) -> Layout:
-        """How the job's ranks share the model. The hf engine's is one process."""
-        if self.engine == "hf" or not self.ranked:
+        """How the job's ranks share the model. Those of the hf engine hold all of it, each."""
+        if not self.ranked:
             return Layout(nodes=1, processes=1)
+        if self.engine == "hf":
+            return Layout(nodes=self.nodes, processes=self.processes)
         return replace(self.asked.layout, processes=self.processes)
 
     @cached_property
@@ -318,12 +321,16 @@ def job_of(
     except UnresolvedError as error:
         return None, [*error.problems]
     addressed, problems = address(args, script, place) if engine == "script" and args.SCRIPTS else (None, [])
-    # ModelOpt's own engine, and some scripts, are one process whatever is asked for.
-    can_rank = engine != "hf" and args.RANKED and not (addressed and addressed.script in args.ONE_PROCESS)
+    # Some scripts, and some work of ModelOpt's own engine, are one process whatever is asked for.
+    can_rank = args.RANKED and not (addressed and addressed.script in args.ONE_PROCESS)
+    processes = torchrun.nproc_per_node
+    if engine == "hf":
+        can_rank = not undivided(values)
+        processes = processes_of(values, torchrun, place, build(recipe.outline().torchrun) if recipe else None)
     # The recipe's value wins over a site's default, and a job that has no use for machines takes none by default.
-    wanted = "nodes" in overrides or (can_rank and args.DATA_PARALLEL)
+    wanted = "nodes" in overrides or (can_rank and args.DATA_PARALLEL and engine != "hf")
     nodes = torchrun.nnodes if torchrun.nnodes != 1 or not wanted else (place.profile.nodes or 1)
-    ranked = can_rank and nodes * torchrun.nproc_per_node > 1
+    ranked = can_rank and nodes * processes > 1
     job = Job(
         id=run_id,
         name=stage.name,
@@ -343,7 +350,7 @@ def job_of(
         promised=promised | {name for name, _ in urls_in(values)},
         given=given,
         nodes=nodes,
-        processes=torchrun.nproc_per_node if ranked else 1,
+        processes=processes if ranked else 1,
         ranked=ranked,
         run_dir=run_dir,
         after=tuple(stage.after),
@@ -407,9 +414,8 @@ def _full_size(args: ScriptArgs, given: frozenset[str], recipe: Recipe) -> dict[
 def _has_script(args: ScriptArgs, place: Place, *, spread: bool) -> bool:
     """Whether a place is known to have the script in its container.
 
-    `spread`: somebody asked for several machines, or for a size of the layout, which the hf engine has no use for;
-    away from this machine that means the script. The job is told which engine it is, because its shape depends on
-    it: ranks, or one process.
+    `spread`: somebody asked for several machines, or for a size of the layout: away from this machine that means the
+    script. The job is told which engine it is, because its shape depends on it.
     """
     if place.runs_here or not args.SCRIPTS:
         return installed(args.SCRIPTS)

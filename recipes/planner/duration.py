@@ -61,6 +61,7 @@ class Load:
     model: Parameters
     teacher: Parameters | None
     gpu: Gpu
+    shared: bool = False  # copies of the model share the samples, for certain
 
     def computing(self, operations: float, ranks: int) -> float:
         """Seconds at the peak of so many GPUs."""
@@ -83,7 +84,7 @@ def hours_of(job: Job) -> Estimate | None:
     if work is None or model is None or job.gpu is None:
         return None
     teacher = None if work.teacher is None else work.teacher.architecture.parameters
-    load = Load(work=work, layout=job.layout, model=model, teacher=teacher, gpu=job.gpu)
+    load = Load(work=work, layout=job.layout, model=model, teacher=teacher, gpu=job.gpu, shared=job.engine == "hf")
     read = _BF16 * (model.total + (teacher.total if teacher else 0))
     written = {"training": _TRAINED, "generation": 0}.get(work.kind, _BF16) * model.total
     seconds = {
@@ -140,7 +141,8 @@ def _passes(load: Load, passes: int, tokens: int) -> Range:
         passes * max(computing / part, load.reading, layers * layer)
         for part, layer in zip(_FORWARD, _LAYER, strict=True)
     )
-    return low / load.layout.dp if load.layout.divides else low, high
+    copies = load.layout.dp if load.layout.divides else 1
+    return low / copies, high / copies if load.shared else high
 
 
 _COMPUTING: Mapping[Work, Callable[[Load], Range]] = {

@@ -1,4 +1,6 @@
-"""Peak memory of the hf engine: one process that loads, scores, calibrates, saves, exports and reopens a model.
+"""Peak memory of the hf engine: of a process that loads, scores, calibrates, saves, exports and reopens a model.
+
+Of several the first: the others do no more than load, score and calibrate.
 
 What is alive when is read off scripts/engines/hf/engine.py. On the CPU the prediction is the peak resident size that
 the record has as peak_memory.rss_bytes: it counts pages of weight files that are mapped, which the kernel can drop when

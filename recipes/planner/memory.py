@@ -47,9 +47,9 @@ def need_of(job: Job) -> Need | None:
         import psutil
 
         # All of it: what is free now says little of when the job runs.
-        room = int(psutil.virtual_memory().total) if job.place.runs_here else None
+        room = int(psutil.virtual_memory().total) // job.processes if job.place.runs_here else None
     return Need(
-        where=f"its one process, in {predicted.peak_phase}",
+        where=f"{'each process' if job.ranked else 'its one process'}, in {predicted.peak_phase}",
         device=predicted.device,
         parts=predicted.parts,
         sources=predicted.sources,

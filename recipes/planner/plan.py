@@ -6,6 +6,7 @@ One object behind the command line, Python and JSON (configs/schemas/plan.json).
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import ceil
 from typing import TYPE_CHECKING, Any
 
 from recipes.experiment.examine import Examined, examine
@@ -162,7 +163,7 @@ def plan_of(examined: Examined, others: Sequence[Problem] = ()) -> Plan:
         release=job.addressed.release if job.addressed else None,
         command=job.words,
         layout=layout,
-        ranks=_ranks(job, layout) if job.engine in MEGATRON else (),
+        ranks=_ranks(job, layout) if job.engine in MEGATRON else tuple(_shares(job)),
         gpu=job.gpu if on_gpus else None,
         models=tuple(_models(job)),
         memory=memory,
@@ -190,6 +191,18 @@ def _ranks(job: Job, layout: Layout) -> tuple[Ranks, ...]:
     stages = model.stages(layout.pp, work.stages) if work and model else None
     held = [str(stage) for stage in stages] if stages else [None] * layout.pp
     return tuple(Ranks(first=n * each, last=(n + 1) * each - 1, holds=holds) for n, holds in enumerate(held))
+
+
+def _shares(job: Job) -> Iterator[Ranks]:
+    """Those of the hf engine."""
+    if job.engine == "hf" and (world := job.layout.world) > 1:
+        parts = [f"{ceil(count / world)} of {count} samples {use}" for count, use in _uses(job) if count]
+        yield Ranks(first=0, last=world - 1, holds=f"each the whole model, {' and '.join(parts)}, at most")
+
+
+def _uses(job: Job) -> Iterator[tuple[int, str]]:
+    yield job.get("samples"), "to calibrate"
+    yield job.get("eval_samples"), "to score"
 
 
 def _models(job: Job) -> Iterator[Model]:

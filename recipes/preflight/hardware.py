@@ -37,7 +37,8 @@ def _called(gpu: Gpu) -> str:
 def processes(job: Job) -> Iterator[Problem]:
     """The numbers of GPUs that a machine must have, and who says so."""
     gpus, wanted = gpus_per_node(job.place), {}
-    if ranked(job) and job.get("device") != "cpu" and not job.get("cpu"):
+    each = ranked(job) or (job.engine == "hf" and job.ranked)
+    if each and job.get("device") != "cpu" and not job.get("cpu"):
         wanted["torchrun.nproc_per_node"] = job.processes
     if not job.args.RANKED and (server := job.key("server_gpus")):
         wanted[server] = job.get("server_gpus")
@@ -48,11 +49,11 @@ def processes(job: Job) -> Iterator[Problem]:
             yield Problem(key=key, value=value, cause=cause, remedy=remedy)
 
 
-@check("more_processes_than_gpus", severity="warning", engines=MEGATRON, applies=lambda job: job.place.runs_here)
+@check("more_processes_than_gpus", severity="warning", applies=lambda job: job.engine and job.place.runs_here)
 def enough_gpus(job: Job) -> Iterator[Problem]:
-    """The machine that submits is the one that computes: its devices are here."""
+    """The machine that submits is the one that computes: its devices are here. The hf engine does without any."""
     here = gpus_here()
-    if kind_of(job) is not None and here is not None and job.processes > here:
+    if kind_of(job) is not None and (here if job.engine == "hf" else here is not None) and job.processes > (here or 0):
         cause = f"each process takes a GPU, and this machine has {here or 'none'}"
         remedy = "Name an executor that has them."
         yield Problem(key="torchrun.nproc_per_node", value=job.processes, cause=cause, remedy=remedy)

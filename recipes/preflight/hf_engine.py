@@ -9,6 +9,7 @@ from recipes.catalogue import RECIPES
 from recipes.experiment.job import Job
 from recipes.models import hub
 from recipes.models.weights import folder_of, linear_shapes
+from recipes.planner.shares import undivided
 from recipes.preflight.formats import made_formats
 from recipes.preflight.paths import path_here
 from recipes.preflight.references import faulty
@@ -28,6 +29,7 @@ from scripts.checkpoints.causal import (
 from scripts.checkpoints.model import Trouble, local_model_problems, read_config
 from scripts.checkpoints.quantization import MIXED
 from scripts.data.texts import read, source_of
+from scripts.engines.choice import is_built_in
 from scripts.engines.hf.quantizers import (
     ATTENTION_KERNEL,
     NEEDS_CUDA,
@@ -69,12 +71,10 @@ def quantize_notes(job: Job) -> Iterator[str]:
         yield f"engine hf writes args.modelopt_save_path and args.export_dir{unused}"
     sizes = [f"{job.key(role)}" for role in _PARALLEL if job.get(role, 1) != 1]
     if sizes:
-        yield f"engine hf has no parallelism; {', '.join(sizes)} of the recipe is not used"
-    processes = job.torchrun.nproc_per_node * job.nodes
-    shipped = RECIPES[job.recipe].outline().torchrun.nproc_per_node if job.recipe in RECIPES else None
-    if job.nodes > 1 or (processes > 1 and job.torchrun.nproc_per_node != shipped):  # somebody asked for them
-        asked = f"torchrun asks for {processes}" if job.nodes == 1 else f"{job.nodes} machines are asked for"
-        yield f"engine hf is one process, on the first machine; {asked}, and the rest is not used"
+        yield f"engine hf does not split a model; {', '.join(sizes)} of the recipe is not used"
+    if job.processes < job.torchrun.nproc_per_node and not is_built_in(job.get("model")):
+        fewer = f"engine hf is {job.processes} of the recipe's {job.torchrun.nproc_per_node} processes on a machine"
+        yield f"{fewer}: {undivided(job.resolved) or 'no more GPUs are known there'}"
     if not job.online and not hub.is_local(job.args.hf_model_id) and hub.cached_model(job.args.hf_model_id) is None:
         yield f"args.hf_model_id={job.args.hf_model_id} is not on this machine; a run fetches it from the hub"
     elif not job.here and hub.is_local(job.args.hf_model_id) and not job.args.hf_model_id.startswith("tiny:"):
@@ -86,12 +86,22 @@ def unused_by_hf(job: Job) -> Iterator[Problem]:
     for role in _PARALLEL if job.engine == "hf" else ():
         value, name = job.get(role, 1), field_of(job.resolved, role)
         if value != 1 and name in job.given:
-            cause = "the hf engine runs as one process, without parallelism"
+            cause = "each rank of the hf engine holds the whole model"
             yield Problem(key=f"args.{name}", value=value, cause=cause, remedy=f"Use args.{name}=1.")
     if job.script.path is not None:
         cause = f"the {job.engine} engine runs ModelOpt itself, no script"
         remedy = "Use script.path=null."
         yield Problem(name="script_unused", key="script.path", value=job.script.path, cause=cause, remedy=remedy)
+
+
+@check("world_size_not_one", engines=("hf",), applies=lambda job: not job.ranked)
+def ranks_of_hf(job: Job) -> Iterator[Problem]:
+    """Somebody asked for ranks, and one process has to see all samples."""
+    shipped = RECIPES[job.recipe].outline().torchrun.nproc_per_node if job.recipe in RECIPES else 1
+    asked = {"torchrun.nproc_per_node": job.torchrun.nproc_per_node, "executor.nodes": job.nodes}
+    for key, value in asked.items():
+        if value not in (1, shipped if key == "torchrun.nproc_per_node" else 1) and (cause := undivided(job.resolved)):
+            yield Problem(key=key, value=value, cause=f"{cause}: it is one process", remedy=f"Use {key}=1.")
 
 
 @check("extra_args_unused", applies=lambda job: job.engine in ("hf", "bridge") or not job.resolved.TAKES_WORDS)

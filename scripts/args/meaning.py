@@ -257,7 +257,7 @@ class ScriptSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class Torchrun:
-    """The launch shape, one source for every executor. The hf engine runs as one process."""
+    """The launch shape, one source for every executor. Processes of the hf engine share the samples."""
 
     nnodes: int = doc("machines", 1)
     nproc_per_node: int = doc("processes on each machine", 1)

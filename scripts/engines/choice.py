@@ -10,7 +10,7 @@ from scripts.run.problems import JobError
 Chosen = Literal["script", "hf", "bridge"]
 TITLES: dict[Chosen, str] = {
     "script": "script (NVIDIA's own, as it is)",
-    "hf": "hf (ModelOpt on a Transformers model, one process)",
+    "hf": "hf (ModelOpt on a Transformers model)",
     "bridge": "bridge (Megatron-Bridge and ModelOpt, as installed)",
 }
 

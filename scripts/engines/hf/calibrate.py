@@ -4,7 +4,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
+from scripts.engines.choice import refuse_ranks
 from scripts.engines.hf import packing
+from scripts.engines.hf.group import Group
 from scripts.engines.hf.packing import Forward, Tokens, replaced
 from scripts.run.problems import JobError
 
@@ -19,6 +21,14 @@ Sharing = Literal["mixed", "equal", "single"]
 SHARING: dict[str | None, Sharing] = {"max": "mixed", "smoothquant": "mixed", "awq_lite": "equal"}
 
 
+def refuse_split(algorithm: str | None, sharing: Sharing | None = None) -> None:
+    """Raise JobError `world_size_not_one` on one of several ranks where scales are no maxima over what each finds."""
+    usual = SHARING.get(algorithm)
+    if algorithm is not None and (sharing or usual) != "mixed":
+        what = "of an affine key/value cache" if usual == "mixed" else f"by {algorithm}"
+        refuse_ranks(f"calibration {what}, which takes no maxima over samples,")
+
+
 def calibration_loop(
     samples: Sequence[Tokens],
     *,
@@ -26,13 +36,15 @@ def calibration_loop(
     max_tokens: int,
     advance: Callable[[int], None],
     algorithm: str | None = "max",
+    ranks: Group = Group(),
 ) -> "Callable[[nn.Module], None]":
     """The `forward_loop` for mtq.quantize over tokenized, truncated samples.
 
     A forward pass has at most `batch_size` samples and `max_tokens` tokens; on CUDA both are halved when memory runs
     out. `advance` gets the number of samples of each finished pass; AWQ goes through the samples twice. `algorithm` is
     the method of the ModelOpt configuration; it decides how samples may share a pass. Scales equal those of one
-    unpadded sample at a time up to rounding, because no padding token exists.
+    unpadded sample at a time up to rounding, because no padding token exists. Of several ranks each runs a share of the
+    passes, which are the same for any number of ranks, and all get the maxima over every one: to the last bit.
     """
 
     def loop(model: "nn.Module") -> None:
@@ -44,6 +56,7 @@ def calibration_loop(
         configs = [model.config] if getattr(getattr(model, "config", None), "use_cache", None) is not None else []
         with torch.no_grad(), replaced(configs, "use_cache", False), _weights_paused(model):
             sharing = _sharing(model, algorithm)
+            refuse_split(algorithm, sharing)
             lengths = [len(sample) for sample in samples]
             if sharing == "mixed" and len(set(lengths)) > 1:
                 watching = [quantizer for _, quantizer in _quantizers(model) if quantizer._if_calib]
@@ -54,7 +67,8 @@ def calibration_loop(
             else:
                 mixed = sharing == "mixed"
                 groups = packing.plan(lengths, batch_size=batch_size, max_tokens=max_tokens, mixed=mixed)
-            _run_groups(model, forward, samples, groups, advance)
+            _run_groups(model, forward, samples, ranks.share(ranks.same(groups)), advance)
+            _take_maxima(model, ranks)
 
     return loop
 
@@ -99,13 +113,13 @@ def _run_groups(
     model: "nn.Module",
     forward: Forward,
     samples: Sequence[Tokens],
-    groups: list[list[int]],
+    groups: Sequence[list[int]],
     advance: Callable[[int], None],
 ) -> None:
     import torch
 
     device = _device(model)
-    pending = groups[::-1]
+    pending = [*groups[::-1]]
     largest = max(map(len, groups), default=1)
     while pending:
         group = pending.pop()
@@ -125,6 +139,22 @@ def _run_groups(
             torch.cuda.empty_cache()
         else:
             advance(len(group))
+
+
+def _take_maxima(model: "nn.Module", ranks: Group) -> None:
+    """Give each quantizer the largest of what all ranks saw, and so to those that no sample of this rank has reached.
+
+    ModelOpt takes the same maxima afterwards, of quantizers that have one, and waits forever for a rank without.
+    """
+    import torch
+
+    place = _device(model)
+    collecting = {name: one._calibrator for name, one in _quantizers(model) if one.is_enabled and one._if_calib}
+    seen = {name: amax for name, one in collecting.items() if (amax := getattr(one, "_calib_amax", None)) is not None}
+    for theirs in ranks.gathered({name: amax.cpu() for name, amax in seen.items()}) if ranks.world > 1 else ():
+        for name, amax in theirs.items():
+            known, other = collecting[name]._calib_amax, amax.to(place)
+            collecting[name]._calib_amax = other if known is None else torch.maximum(known, other.to(known.device))
 
 
 def _weights_paused(model: "nn.Module") -> AbstractContextManager[None]:

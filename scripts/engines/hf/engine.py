@@ -2,18 +2,20 @@
 
 The order is fixed by what ModelOpt does to a model: score it while it is whole, quantize, score
 again, save, then export, which spends it. Nothing is published before it was reopened and checked.
+Of several ranks each calibrates and scores a share of the samples (group.py); the first does the rest, alone.
 """
 
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scripts.args.auto_quantize import AutoQuantizeArgs
 from scripts.args.quantize import MeasuredArgs, QuantizeArgs
 from scripts.engines.card import write_card
+from scripts.engines.choice import refuse_ranks
 from scripts.engines.hf import (
     baseline,
     evaluate,
@@ -27,6 +29,7 @@ from scripts.engines.hf import (
     verify,
 )
 from scripts.engines.hf.from_files import quantize_files
+from scripts.engines.hf.group import Group, joined
 from scripts.engines.hf.nvfp4 import cpu_kernels
 from scripts.engines.hf.one_format import OneFormat
 from scripts.engines.hf.samples import Samples, choose_samples
@@ -57,6 +60,7 @@ class _State:
     source: Path
     loaded: load.LoadedModel
     samples: Samples
+    ranks: Group = field(default_factory=Group)
 
     @property
     def model(self) -> Any:
@@ -72,97 +76,158 @@ def quantize_checkpoint(args: MeasuredArgs, record: Record) -> None:
     how = OneFormat(args=args) if isinstance(args, QuantizeArgs) else Search(args=args)
     how.refuse()
     _silence_bars()
-    source = load.source_folder(args.hf_model_id, record)
     if isinstance(args, QuantizeArgs) and args.from_files:
-        return quantize_files(args, record, source)
+        refuse_ranks("args.from_files, which reads weights alone,")
+        return quantize_files(args, record, load.source_folder(args.hf_model_id, record))
+    with joined(args.device, record) as ranks:
+        state = _loaded(args, how, record, ranks)
+        measured = _measure_and_quantize(state)
+    if ranks.leads:
+        _publish(state, _results(state, measured))
+
+
+def _loaded(args: MeasuredArgs, how: OneFormat | Search, record: Record, ranks: Group) -> _State:
+    """The model, on each rank, and the samples of all of them, after everything was refused that can be."""
+    source = load.source_folder(args.hf_model_id, record)
     how.rehearse(functools.partial(load.without_weights, str(source), args.trust_remote_code))
     with record.phase("load"):
         loaded = load.load_model(
             str(source), dtype=args.dtype, device=args.device, trust_remote_code=args.trust_remote_code
         )
-        samples = choose_samples(args, loaded.tokenizer, len(loaded.model.get_input_embeddings().weight))
-        content = content_of(source)
-        model = {"type": "checkpoint_hf", "name": args.hf_model_id, "path": str(source), **content.facts}
-        model |= made_by(source, content.digest)
-        text = {"type": "calibration_text", "name": samples.calibration_source}
-        record.update(inputs=with_commits([model, text]), device=str(loaded.device))
-    state = _State(args=args, how=how, record=record, source=source, loaded=loaded, samples=samples)
-    _publish(state, _measure_and_quantize(state))
+        vocabulary = len(loaded.model.get_input_embeddings().weight)
+        samples = ranks.same(choose_samples(args, loaded.tokenizer, vocabulary) if ranks.leads else None)
+        assert samples is not None
+        if ranks.leads:
+            content = content_of(source)
+            model = {"type": "checkpoint_hf", "name": args.hf_model_id, "path": str(source), **content.facts}
+            model |= made_by(source, content.digest)
+            text = {"type": "calibration_text", "name": samples.calibration_source}
+            record.update(inputs=with_commits([model, text]), device=str(loaded.device))
+    return _State(args=args, how=how, record=record, source=source, loaded=loaded, samples=samples, ranks=ranks)
 
 
-def _measure_and_quantize(state: _State) -> dict[str, Any]:
-    """Everything that needs the model in memory; returns the report without sizes and verification."""
-    args, record, samples = state.args, state.record, state.samples
+@dataclass(frozen=True, kw_only=True)
+class _Measured:
+    """What was found of the model, by all ranks together."""
+
+    prompts: list[str]
+    before: list[str]
+    seconds: float
+    scores: evaluate.Scores | None
+    noise: dict[str, sqnr.LayerNoise]
+    others: dict[str, Any]  # what the report has of the way the format was found
+
+
+def _measure_and_quantize(state: _State) -> _Measured:
+    """What the ranks do together: score, calibrate, score again."""
+    args, record, samples, ranks = state.args, state.record, state.samples, state.ranks
     limits: Any = {"batch_size": args.calib_batch_size, "max_tokens": _MAX_TOKENS}
     _require_numbers(state)
     prompts = [prompt for prompt in args.prompts.split("|") if prompt]
     before, base, entry = _before(state, prompts, limits)
-    facts = {"device": str(state.loaded.device), "model": record.values["inputs"][0]["digest"]}
-    facts |= {"batch_size": str(args.calib_batch_size), "dtype": args.dtype}
-    of = kept.depends_on(state.how.config, samples.calibration, **facts)
+    of: dict[str, str] = {}
+    if ranks.leads:
+        facts = {"device": str(state.loaded.device), "model": record.values["inputs"][0]["digest"]}
+        facts |= {"batch_size": str(args.calib_batch_size), "dtype": args.dtype}
+        of = kept.depends_on(state.how.config, samples.calibration, **facts)
     with record.phase("calibrate"), bf16_products(), kept.rescaling(state.model) as noted:
-        if (earlier := kept.take_up(record, state.model, of)) is None:
-            advance = _counter(record, len(samples.calibration))
-            found = state.how.quantize(state.model, samples.calibration, record, advance=advance, **limits)
+        earlier = ranks.same(kept.take_up(record, state.model, of) if ranks.leads else None)
+        if earlier is not None and not ranks.leads:
+            kept.take_over(record, state.model)
+        if earlier is None:
+            advance = _counter(record, ranks, len(samples.calibration))
+            shared: Any = {"ranks": ranks, "advance": advance, **limits}
+            found = state.how.quantize(state.model, samples.calibration, record, **shared)
+            kept.refuse_unequal(state.model, ranks)
         left = quantizers.leave_unreached(state.model)
         if left:
             record.line(f"left alone, as no text goes through them: {len(left)} layers, such as {left[0]}")
         record.update(quantizers=quantizers.summary(kind for _, kind in quantizers.placed(state.model)))
     if earlier is None:
         seconds = record.values["timings"]["calibrate"]
-        kept.keep(record, state.model, of, noted, seconds, found)
+        if ranks.leads:
+            kept.keep(record, state.model, of, noted, seconds, found)
     else:
         seconds, found = earlier
-    scores = None
+    scores, looked_at = None, args.layer_noise if ranks.leads else "none"  # in the first pass, which is rank 0's
     if base is None:
         with record.phase("layer noise"), bf16_products():
-            noise = sqnr.layer_noise(state.model, samples.calibration[0], args.layer_noise)
+            noise = sqnr.layer_noise(state.model, samples.calibration[0], looked_at)
     else:
-        with record.phase("score after"), bf16_products(), sqnr.watched(state.model, args.layer_noise) as noise:
-            advance = _counter(record, len(samples.held_out))
-            sums = evaluate.compared(state.model, base, advance=advance, **limits)
+        with record.phase("score after"), bf16_products(), sqnr.watched(state.model, looked_at) as noise:
+            advance = _counter(record, ranks, len(samples.held_out))
+            sums = evaluate.compared(state.model, base, advance=advance, ranks=ranks, **limits)
         scores = evaluate.scores_of(sums)
-        baseline.keep_losses(record, entry, sums)
+        if entry:
+            baseline.keep_losses(record, entry, sums)
+    told: Any = {"scores": scores, "noise": noise, "others": found}
+    return _Measured(prompts=prompts, before=before, seconds=seconds, **told)
+
+
+def _results(state: _State, found: _Measured) -> dict[str, Any]:
+    """The report without sizes and verification."""
+    args, record, samples = state.args, state.record, state.samples
     with record.phase("generate after"):
-        after = _generate(state, prompts)
-    rows = zip(prompts, before, after, strict=True)
+        after = _generate(state, found.prompts)
+    rows = zip(found.prompts, found.before, after, strict=True)
     return {
         "schema": report.SCHEMA,
         "model": args.hf_model_id,
         "format": state.how.title,
-        "calibration": report.calibration_figures(samples, seconds),
-        "evaluation": report.evaluation_figures(scores, samples),
+        "calibration": report.calibration_figures(samples, found.seconds),
+        "evaluation": report.evaluation_figures(found.scores, samples),
         "baseline": record.values.get("baseline"),
-        "layers": [{"name": name, **asdict(each)} for name, each in noise.items()],
+        "layers": [{"name": name, **asdict(each)} for name, each in found.noise.items()],
         "generations": [{"prompt": prompt, "before": old, "after": new} for prompt, old, new in rows],
         "warnings": report.warnings(args, samples),
-        **found,
+        **found.others,
     }
 
 
 def _before(
     state: _State, prompts: list[str], limits: dict[str, Any]
-) -> tuple[list[str], evaluate.Base | None, baseline.Entry]:
-    """What the model said and how it scored, measured now or by an earlier run, and where that is kept."""
-    args, record, model, scored = state.args, state.record, state.model, state.samples.held_out
+) -> tuple[list[str], evaluate.Base | None, baseline.Entry | None]:
+    """What the model said and how it scored, measured now or by an earlier run, and where that is kept.
+
+    The first rank looks for it, and says whether the others are to measure their share, or what there is.
+    """
+    args, record, model, scored, ranks = state.args, state.record, state.model, state.samples.held_out, state.ranks
+    asked = False
+
+    def share() -> "list[torch.Tensor | None]":
+        with record.phase("score before"), bf16_products():
+            advance = _counter(record, ranks, len(scored))
+            return evaluate.last_states(model, scored, advance=advance, ranks=ranks, **limits)
 
     def measure(texts: list[str] | None) -> baseline.Measured:
+        nonlocal asked
         if texts is None:
             with record.phase("generate before"):
                 texts = _generate(state, prompts)
-        states = None
-        if scored:
-            with record.phase("score before"), bf16_products():
-                advance = _counter(record, len(scored))
-                states = evaluate.last_states(model, scored, advance=advance, **limits)
+        if not scored:
+            return baseline.Measured(texts=texts, states=None)
+        asked = ranks.same(True)
+        every = ranks.collected(share())
+        states = [next(part for part in parts if part is not None) for parts in zip(*every, strict=True)]
         return baseline.Measured(texts=texts, states=states)
 
+    if not ranks.leads:
+        if not scored:
+            return [], None, None
+        if ranks.same(False):
+            ranks.collected(states := share())
+        else:
+            states = ranks.same(list[Any]())
+        return [], evaluate.remember(model, scored, states, head_changes=state.how.takes_head), None
+    if not (prompts or scored):
+        return [], None, None
     facts = {"model": str(record.values["inputs"][0]["digest"]), "dtype": args.dtype, "passes": repr(limits)}
     entry = baseline.depends_on(model, scored, prompts, state.loaded.device, **facts)
-    if not (prompts or scored):
-        return [], None, entry
     width = model.get_output_embeddings().weight.shape[1] if scored else 0
     found = baseline.obtain(record, entry, [(len(sample), width) for sample in scored], measure)
+    if scored and not asked:
+        ranks.same(False)
+        ranks.same(found.states)
     changes = state.how.takes_head
     base = evaluate.remember(model, scored, found.states, head_changes=changes) if found.states else None
     return found.texts, base, entry
@@ -295,13 +360,13 @@ def _silence_bars() -> None:
     logging.disable_progress_bar()
 
 
-def _counter(record: Record, total: int) -> Callable[[int], None]:
-    """Progress over `total` samples; an algorithm that goes through them again starts the count anew."""
+def _counter(record: Record, ranks: Group, samples: int) -> Callable[[int], None]:
+    """Progress over them, by what this rank does; an algorithm that goes through them again starts the count anew."""
     done = 0
 
     def advance(count: int) -> None:
         nonlocal done
-        done = done + count if done < total else count
-        record.progress(done, total, "samples")
+        done = done + count * ranks.world if done < samples or ranks.world > 1 else count
+        record.progress(min(done, samples), samples, "samples")
 
     return advance

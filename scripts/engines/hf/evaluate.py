@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from scripts.engines.hf import packing
+from scripts.engines.hf.group import Group
 from scripts.engines.hf.nvfp4 import cpu_kernels
 from scripts.engines.hf.packing import Tokens
 from scripts.run.problems import JobError
@@ -43,26 +44,29 @@ class Scores:
 
 @dataclass(frozen=True, kw_only=True)
 class Base:
-    """What is kept of the unquantized model. `hidden` holds [tokens, hidden size] per sample, in host memory."""
+    """What is kept of the unquantized model. `hidden` holds [tokens, hidden size] per sample, in host memory; None for
+    those of other ranks.
+    """
 
     samples: "list[list[int]]"
-    hidden: "list[torch.Tensor]"
+    hidden: "list[torch.Tensor | None]"
     weight: "torch.Tensor"
     bias: "torch.Tensor | None"
     probe: "torch.Tensor"
 
 
 def _batches(
-    model: Any, samples: Sequence[Tokens], batch_size: int, max_tokens: int
+    model: Any, samples: Sequence[Tokens], batch_size: int, max_tokens: int, ranks: Group
 ) -> "Iterator[tuple[list[int], torch.Tensor]]":
-    """Sample indices of each forward pass, and the last hidden states [tokens of all of them, hidden size]."""
+    """Samples, by their numbers, of each pass of this rank, and the last hidden states [their tokens, hidden size]."""
     import torch
 
     backbone = model.base_model
     device = model.get_input_embeddings().weight.device
     lengths = [len(sample) for sample in samples]
     mixed = len(set(lengths)) > 1 and packing.can_pack(model, backbone, samples, device)
-    for group in packing.plan(lengths, batch_size=batch_size, max_tokens=max_tokens, mixed=mixed):
+    groups = packing.plan(lengths, batch_size=batch_size, max_tokens=max_tokens, mixed=mixed)
+    for group in ranks.share(ranks.same(groups)):
         with torch.no_grad():
             states = packing.run(model, backbone, [samples[index] for index in group], device)[0]
         yield group, states.reshape(-1, states.shape[-1]).to(model.get_output_embeddings().weight.dtype)
@@ -84,8 +88,14 @@ def _probe(weight: "torch.Tensor") -> "torch.Tensor":
 
 
 def last_states(
-    model: Any, samples: Sequence[Tokens], *, batch_size: int, max_tokens: int, advance: Callable[[int], None]
-) -> "list[torch.Tensor]":
+    model: Any,
+    samples: Sequence[Tokens],
+    *,
+    batch_size: int,
+    max_tokens: int,
+    advance: Callable[[int], None],
+    ranks: Group = Group(),
+) -> "list[torch.Tensor | None]":
     """Run the unquantized model over the held-out samples: [tokens, hidden size] of each, in host memory.
 
     `advance` gets the number of samples of each pass. Raises JobError('evaluation_unsupported') for a model whose
@@ -94,17 +104,17 @@ def last_states(
     import torch
 
     kept: dict[int, torch.Tensor] = {}
-    for group, states in _batches(model, samples, batch_size, max_tokens):
+    for group, states in _batches(model, samples, batch_size, max_tokens, ranks):
         parts = torch.split(states.cpu(), [len(samples[index]) for index in group])
         kept.update({index: part.clone() for index, part in zip(group, parts, strict=True)})
         advance(len(group))
-    hidden = [kept[index] for index in range(len(samples))]
+    hidden = [kept.get(index) for index in range(len(samples))]
     _check_head(model, remember(model, samples, hidden))
     return hidden
 
 
 def remember(
-    model: Any, samples: Sequence[Tokens], hidden: "list[torch.Tensor]", *, head_changes: bool = False
+    model: Any, samples: Sequence[Tokens], hidden: "Sequence[torch.Tensor | None]", *, head_changes: bool = False
 ) -> Base:
     """Keep what `score` needs besides the `last_states` of the samples; call it before quantizing.
 
@@ -114,7 +124,7 @@ def remember(
     weight = head.weight.detach()
     return Base(
         samples=[list(sample) for sample in samples],
-        hidden=hidden,
+        hidden=[*hidden],
         weight=weight.clone() if head_changes else weight,
         bias=getattr(head, "bias", None),
         probe=_probe(weight),
@@ -124,13 +134,16 @@ def remember(
 def _check_head(model: Any, base: Base) -> None:
     import torch
 
-    shortest = min(range(len(base.samples)), key=lambda index: len(base.samples[index]))
-    rows = torch.tensor([base.samples[shortest]], device=base.weight.device)
+    held = [(sample, hidden) for sample, hidden in zip(base.samples, base.hidden, strict=True) if hidden is not None]
+    if not held:
+        return
+    shortest, hidden = min(held, key=lambda one: len(one[0]))
+    rows = torch.tensor([shortest], device=base.weight.device)
     with torch.no_grad():
         expected = model(input_ids=rows, use_cache=False).logits[0].float()
-    found = _after_head(model, _base_logits(base, base.hidden[shortest]))
+    found = _after_head(model, _base_logits(base, hidden))
     error = float((found - expected).norm() / expected.norm().clamp(min=1e-12))
-    if not error <= 16 * torch.finfo(base.hidden[shortest].dtype).eps:
+    if not error <= 16 * torch.finfo(hidden.dtype).eps:
         cause = f"The logits of {type(model).__name__} are not its head's product (off by {error:.1%})."
         remedy = "Set args.eval_size=0, which leaves the scores out and nothing else; evaluate scores what was written."
         raise JobError("evaluation_unsupported", cause, remedy)
@@ -148,9 +161,15 @@ def score(model: Any, base: Base, *, batch_size: int, max_tokens: int, advance: 
 
 
 def compared(
-    model: Any, base: Base, *, batch_size: int, max_tokens: int, advance: Callable[[int], None]
+    model: Any,
+    base: Base,
+    *,
+    batch_size: int,
+    max_tokens: int,
+    advance: Callable[[int], None],
+    ranks: Group = Group(),
 ) -> "torch.Tensor":
-    """`divergences` of each sample, [samples, 5].
+    """`divergences` of each sample, [samples, 5], whichever rank has it: as one process alone computes them.
 
     Logits and their softmax are float32, sums float64. Raises JobError('head_changed') when the head's weight is no
     longer what it was and `remember` was not told to copy it.
@@ -162,26 +181,27 @@ def compared(
         raise JobError("head_changed", "The format rewrote the output head.", "Set args.eval_size=0.")
     sums = torch.zeros(len(base.samples), 5, dtype=torch.float64)
     with torch.no_grad(), cpu_kernels():
-        for group, states in _batches(model, base.samples, batch_size, max_tokens):
+        for group, states in _batches(model, base.samples, batch_size, max_tokens, ranks):
             parts = torch.split(states, [len(base.samples[index]) for index in group])
             for index, hidden in zip(group, parts, strict=True):
                 sums[index] = _sample_sums(model, head, base, index, hidden)
             advance(len(group))
-    return sums
+    return torch.stack(ranks.gathered(sums)).sum(0)  # of each row, all but one are zeros
 
 
 def _sample_sums(model: Any, head: Any, base: Base, index: int, hidden: "torch.Tensor") -> "torch.Tensor":
     """[tokens, base loss, loss, KL, agreements] of one sample; the last token predicts nothing and is left out."""
     import torch
 
-    device = hidden.device
+    device, known = hidden.device, base.hidden[index]
+    assert known is not None
     targets = torch.tensor(base.samples[index][1:], device=device)
     rows = max(1, LOGITS // base.weight.shape[0])
     sums = torch.zeros(5, dtype=torch.float64)
     for start in range(0, len(targets), rows):
         stop = min(start + rows, len(targets))
         wanted = targets[start:stop, None]
-        before = _after_head(model, _base_logits(base, base.hidden[index][start:stop])).log_softmax(-1)
+        before = _after_head(model, _base_logits(base, known[start:stop])).log_softmax(-1)
         after = _after_head(model, head(hidden[start:stop])).log_softmax(-1)
         sums += divergences(before, after, wanted)
     return sums

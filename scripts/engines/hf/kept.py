@@ -17,6 +17,7 @@ from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scripts.engines.hf.group import Group
 from scripts.engines.hf.packing import replaced
 from scripts.engines.hf.samples import Tokens
 from scripts.run import schema
@@ -129,14 +130,31 @@ def _held(model: "nn.Module") -> "dict[str, torch.Tensor]":
     return {f"{name}.{key}": value for name, module in quantizers for key, value in module.state_dict().items()}
 
 
+def refuse_unequal(model: "nn.Module", ranks: Group) -> None:
+    """Raise JobError `ranks_disagree` where the quantizers of the ranks are not the same to the last bit.
+
+    ModelOpt warns, and goes on, where a device cannot take a maximum over the ranks.
+    """
+    if ranks.world == 1:
+        return
+    import torch
+
+    tensors = ((name, value.detach().cpu().contiguous().flatten()) for name, value in sorted(_held(model).items()))
+    digest = hashlib.sha256()
+    for name, value in tensors:
+        digest.update(name.encode() + value.view(torch.uint8).numpy().tobytes())
+    every = ranks.gathered(digest.hexdigest())
+    if others := [rank for rank, one in enumerate(every) if one != every[0]]:
+        cause = f"The scales of ranks {others} are not those of rank 0."
+        raise JobError("ranks_disagree", cause, "Are their GPUs, and what is installed there, the same?")
+
+
 def take_up(record: Record, model: "nn.Module", of: dict[str, str]) -> tuple[float, dict[str, Any]] | None:
     """Give `model` what an ended attempt of this run calibrated; returns the seconds of that and what else it found,
     None where nothing fits.
 
     What is of other values, or damaged, is told in the log and left alone.
     """
-    import modelopt.torch.opt as mto
-
     for left in (place / FOLDER for place in record.earlier if is_folder(str(place / FOLDER))):
         try:
             facts = schema.read(left / _FACTS, _SCHEMA)
@@ -150,13 +168,29 @@ def take_up(record: Record, model: "nn.Module", of: dict[str, str]) -> tuple[flo
             record.line(f"{left} is of other values ({', '.join(others)}): calibrating anew")
             continue
         record.line(f"calibrated by an earlier attempt: {left}")
-        place = next(model.parameters()).device
         left.rename(record.dir / FOLDER)
-        mto.restore_from_modelopt_state(model, state)
-        model.load_state_dict(values, strict=False)
-        model.to(place)  # ModelOpt makes buffers of quantizers without weights on the CPU
+        _give(model, state, values)
         return float(facts["seconds"]), facts["found"]
     return None
+
+
+def take_over(record: Record, model: "nn.Module") -> None:
+    """Give `model` what the first rank has taken up. Raises OSError or ValueError."""
+    left = record.dir / FOLDER
+    facts = schema.read(left / _FACTS, _SCHEMA)
+    state, values = _read(left, facts)
+    if others := _rescale(model, values, facts["weights"]):
+        raise ValueError(f"{left} is of other values here: {', '.join(others)}")
+    _give(model, state, values)
+
+
+def _give(model: "nn.Module", state: Any, values: "dict[str, torch.Tensor]") -> None:
+    import modelopt.torch.opt as mto
+
+    place = next(model.parameters()).device
+    mto.restore_from_modelopt_state(model, state)
+    model.load_state_dict(values, strict=False)
+    model.to(place)  # ModelOpt makes buffers of quantizers without weights on the CPU
 
 
 def _read(folder: Path, facts: dict[str, Any]) -> "tuple[Any, dict[str, torch.Tensor]]":

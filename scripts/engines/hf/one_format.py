@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from scripts.args.quantize import QuantizeArgs
 from scripts.engines.hf import calibrate, load, quantizers, report
+from scripts.engines.hf.group import Group
 from scripts.engines.hf.samples import Tokens
 from scripts.formats import FITS_ANY_WIDTH, FORMATS, Format, format_problems, known_format
 from scripts.run.problems import JobError
@@ -61,6 +62,8 @@ class OneFormat:
         quantizers.refuse_weight_only(self.args)
         if self.args.compress:
             quantizers.refuse_compress(self.args)
+        if not self.args.from_files:
+            calibrate.refuse_split(quantizers.algorithm_name(self.config))
 
     def rehearse(self, build: "Callable[[], Any]") -> None:
         """Raise JobError for what the model, which `build` builds without weights, cannot be made to."""
@@ -70,11 +73,19 @@ class OneFormat:
         refuse_misfits([self.args.export_quant_cfg], bare)
 
     def quantize(
-        self, model: "nn.Module", samples: Sequence[Tokens], record: Record, *, advance: Advance, **limits: int
+        self,
+        model: "nn.Module",
+        samples: Sequence[Tokens],
+        record: Record,
+        *,
+        ranks: Group,
+        advance: Advance,
+        batch_size: int,
+        max_tokens: int,
     ) -> dict[str, Any]:
         """Insert and calibrate quantizers in place; returns what a report tells of it besides, here nothing."""
-        algorithm = quantizers.algorithm_name(self.config)
-        loop = calibrate.calibration_loop(samples, advance=advance, algorithm=algorithm, **limits)
+        how: Any = {"algorithm": quantizers.algorithm_name(self.config), "ranks": ranks, "advance": advance}
+        loop = calibrate.calibration_loop(samples, batch_size=batch_size, max_tokens=max_tokens, **how)
         quantizers.quantize(model, self.config, loop)
         return {}
 

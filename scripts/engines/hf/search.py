@@ -19,7 +19,9 @@ from scripts.args.auto_quantize import PLAIN_BITS, SCORED, AutoQuantizeArgs
 from scripts.args.meaning import ScriptSpec
 from scripts.checkpoints.pickles import Pairs
 from scripts.checkpoints.quantization import UNKNOWN, format_of, rules_of
+from scripts.engines.choice import refuse_ranks
 from scripts.engines.hf import calibrate, load, packing, quantizers, search_checks
+from scripts.engines.hf.group import Group
 from scripts.engines.hf.load import first_line
 from scripts.engines.hf.nvfp4 import cpu_kernels
 from scripts.engines.hf.one_format import Advance, refuse_misfits
@@ -137,6 +139,7 @@ class Search:
 
     def refuse(self) -> None:
         """Raise JobError for what cannot be, before anything is loaded."""
+        refuse_ranks("a search for formats, which compares the losses of whole passes,")
         refuse(self.args, ScriptSpec(), search_checks)
         if self.args.modelopt_save_path and any(one.steps > 1 for one in self.candidates.values()):
             cause = "ModelOpt cannot restore a checkpoint in which some layers round weights twice, and others once."
@@ -161,7 +164,14 @@ class Search:
         self.left[:] = own if self.args.recipe else sorted({*linears} - taken)
 
     def quantize(
-        self, model: "nn.Module", samples: Sequence[Tokens], record: Record, *, advance: Advance, **limits: int
+        self,
+        model: "nn.Module",
+        samples: Sequence[Tokens],
+        record: Record,
+        *,
+        ranks: Group,
+        advance: Advance,
+        **limits: int,
     ) -> dict[str, Any]:
         """Search, and give each layer its format in place; returns what a report tells of the choice.
 

@@ -13,7 +13,6 @@ from recipes.experiment.examine import examine
 from recipes.experiment.stage import Options
 from recipes.planner.workload import workload_of
 from recipes.preflight import inputs
-from recipes.preflight.subjects import notes
 from recipes.values import set_value
 from scripts import processor
 from scripts.args.meaning import Meaning
@@ -345,16 +344,6 @@ def test_an_unknown_container_says_how_to_state_its_release() -> None:
     assert release.startswith("script.release=")
     assert "unknown_container" not in said("quantize_fp8", *words, release, "args.tp=8")
     assert not {"unknown_release", "release_unknown"} & said("quantize_fp8", *words, release, "args.tp=8").keys()
-
-
-def test_processes_are_spoken_of_where_somebody_asked_for_them() -> None:
-    def of(**torchrun: int) -> str:
-        values = {f"torchrun__{name}": number for name, number in torchrun.items()}
-        return " ".join(notes(job_of("quantize_fp8", args__hf_model_id="tiny:qwen3", **values)))
-
-    assert "torchrun asks" not in of()
-    assert "torchrun asks for 4" in of(nproc_per_node=4)
-    assert "2 machines are asked for" in of(nnodes=2)
 
 
 @pytest.mark.parametrize(

@@ -152,10 +152,12 @@ def test_a_taken_run_directory_is_left_as_it_is(
     assert "run.json" in (said := capsys.readouterr().err) or "run_dir_taken" in said
 
 
-def test_a_second_rank_is_refused(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_rank_is_refused_where_one_process_has_to_see_all(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(SystemExit):
-        quantize()
+        quantize(args=QuantizeArgs(export_quant_cfg="int4_awq"))
     assert observe(run_dir)["error"]["name"] == "world_size_not_one"
 
 
