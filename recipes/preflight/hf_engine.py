@@ -104,6 +104,13 @@ def ranks_of_hf(job: Job) -> Iterator[Problem]:
             yield Problem(key=key, value=value, cause=f"{cause}: it is one process", remedy=f"Use {key}=1.")
 
 
+@check("no_experts", engines=("hf",), needs=("model",), applies=lambda job: job.get("every_expert"))
+def experts_of_hf(job: Job) -> Iterator[Problem]:
+    if job.model and job.model.experts == 0:
+        cause = f"{job.get('model')} has no experts"
+        yield Problem(key=job.key("every_expert") or "", value=True, cause=cause, remedy="Use false.")
+
+
 @check("extra_args_unused", applies=lambda job: job.engine in ("hf", "bridge") or not job.resolved.TAKES_WORDS)
 def words_without_script(job: Job) -> Iterator[Problem]:
     if job.extra_args:

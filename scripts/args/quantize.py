@@ -116,9 +116,7 @@ class QuantizeArgs(MeasuredArgs, _BridgeArgs):
     )
     etp: int = doc("expert tensor parallel size", 1, engine="script", role="etp")
     disable_hf_datasets_file_lock: bool = doc("for file systems without locks", False, engine="script", optional=True)
-    force_all_expert_routing: bool = doc(
-        "send every token through every expert", False, engine="script", role="every_expert"
-    )
+    force_all_expert_routing: bool = doc("send every token through every expert", False, role="every_expert")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 from scripts.engines.choice import refuse_ranks
-from scripts.engines.hf import packing
+from scripts.engines.hf import experts, packing
 from scripts.engines.hf.group import Group
 from scripts.engines.hf.packing import Forward, Tokens, replaced
 from scripts.run.problems import JobError
@@ -37,6 +37,8 @@ def calibration_loop(
     advance: Callable[[int], None],
     algorithm: str | None = "max",
     ranks: Group = Group(),
+    every_expert: bool = False,
+    unreached: dict[str, list[int]] | None = None,
 ) -> "Callable[[nn.Module], None]":
     """The `forward_loop` for mtq.quantize over tokenized, truncated samples.
 
@@ -45,6 +47,7 @@ def calibration_loop(
     the method of the ModelOpt configuration; it decides how samples may share a pass. Scales equal those of one
     unpadded sample at a time up to rounding, because no padding token exists. Of several ranks each runs a share of the
     passes, which are the same for any number of ranks, and all get the maxima over every one: to the last bit.
+    `every_expert`: see experts.py; `unreached` gets the numbers of those that no token was sent to, by layer.
     """
 
     def loop(model: "nn.Module") -> None:
@@ -67,8 +70,14 @@ def calibration_loop(
             else:
                 mixed = sharing == "mixed"
                 groups = packing.plan(lengths, batch_size=batch_size, max_tokens=max_tokens, mixed=mixed)
-            _run_groups(model, forward, samples, ranks.share(ranks.same(groups)), advance)
+            with experts.watched(model, every=every_expert) as reached:
+                _run_groups(model, forward, samples, ranks.share(ranks.same(groups)), advance)
             _take_maxima(model, ranks)
+            seen = ranks.gathered({name: one.tolist() for name, one in reached.items()})
+            if unreached is not None:
+                anywhere = {name: map(any, zip(*(one[name] for one in seen), strict=True)) for name in reached}
+                for name, each in anywhere.items():
+                    unreached[name] = [number for number, one in enumerate(each) if not one]
 
     return loop
 

@@ -19,6 +19,7 @@ from scripts.engines.choice import refuse_ranks
 from scripts.engines.hf import (
     baseline,
     evaluate,
+    experts,
     kept,
     load,
     quantizers,
@@ -129,7 +130,7 @@ def _measure_and_quantize(state: _State) -> _Measured:
     if ranks.leads:
         facts = {"device": str(state.loaded.device), "model": record.values["inputs"][0]["digest"]}
         facts |= {"batch_size": str(args.calib_batch_size), "dtype": args.dtype}
-        of = kept.depends_on(state.how.config, samples.calibration, **facts)
+        of = kept.depends_on(state.how.depends_on, samples.calibration, **facts)
     with record.phase("calibrate"), bf16_products(), kept.rescaling(state.model) as noted:
         earlier = ranks.same(kept.take_up(record, state.model, of) if ranks.leads else None)
         if earlier is not None and not ranks.leads:
@@ -179,7 +180,7 @@ def _results(state: _State, found: _Measured) -> dict[str, Any]:
         "baseline": record.values.get("baseline"),
         "layers": [{"name": name, **asdict(each)} for name, each in found.noise.items()],
         "generations": [{"prompt": prompt, "before": old, "after": new} for prompt, old, new in rows],
-        "warnings": report.warnings(args, samples),
+        "warnings": [*report.warnings(args, samples), *experts.told(found.others.get("unreached", {}))],
         **found.others,
     }
 

@@ -133,11 +133,11 @@ def joined(device: str, record: Record) -> Iterator[Group]:
     def failure() -> JobError | None:
         return _failure(record.dir, here["started"], world)
 
-    write_json(mark, here)  # a signal that nobody can answer leaves it
     try:
         store = next(iter(distributed.rendezvous("env://", rank, world)))[0]
         group = Group(rank, world, distributed.PrefixStore("meet", store), failure)
-        group.meet()
+        group.meet()  # the first rank has opened the record, and put aside what an attempt before left
+        write_json(mark, here)  # a signal that nobody can answer leaves it
         distributed.init_process_group(
             "gloo" if place.type == "cpu" else f"cpu:gloo,{place.type}:nccl",
             store=distributed.PrefixStore("group", store),

@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from scripts.args.quantize import QuantizeArgs
-from scripts.engines.hf import calibrate, load, quantizers, report
+from scripts.engines.hf import calibrate, experts, load, quantizers, report
 from scripts.engines.hf.group import Group
 from scripts.engines.hf.samples import Tokens
 from scripts.formats import FITS_ANY_WIDTH, FORMATS, Format, format_problems, known_format
@@ -48,8 +48,13 @@ class OneFormat:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """ModelOpt's configuration, which scales depend on."""
+        """ModelOpt's configuration."""
         return quantizers.build_config(self.args)
+
+    @property
+    def depends_on(self) -> dict[str, Any]:
+        """What scales depend on, besides the text and the model."""
+        return {**self.config, "every_expert": self.args.force_all_expert_routing}
 
     @property
     def settled(self) -> bool:
@@ -70,6 +75,8 @@ class OneFormat:
         bare = build()
         on_cpu = load.pick_device(self.args.device).type == "cpu"
         quantizers.rehearse(bare, self.config, exported=bool(self.args.export_dir), on_cpu=on_cpu)
+        if self.args.force_all_expert_routing:
+            experts.refuse_none(bare)
         refuse_misfits([self.args.export_quant_cfg], bare)
 
     def quantize(
@@ -83,11 +90,16 @@ class OneFormat:
         batch_size: int,
         max_tokens: int,
     ) -> dict[str, Any]:
-        """Insert and calibrate quantizers in place; returns what a report tells of it besides, here nothing."""
+        """Insert and calibrate quantizers in place; returns what a report tells of it besides: experts, by their
+        layer, that no sample was sent to."""
+        unreached: dict[str, list[int]] = {}
         how: Any = {"algorithm": quantizers.algorithm_name(self.config), "ranks": ranks, "advance": advance}
+        how |= {"unreached": unreached, "every_expert": self.args.force_all_expert_routing}
         loop = calibrate.calibration_loop(samples, batch_size=batch_size, max_tokens=max_tokens, **how)
         quantizers.quantize(model, self.config, loop)
-        return {}
+        return (
+            {"unreached": left} if (left := {name: numbers for name, numbers in unreached.items() if numbers}) else {}
+        )
 
     def formats(self, results: Mapping[str, Any]) -> Mapping[str, Format]:
         """Of each layer by its name, where they are not all the same: here they are."""

@@ -4,7 +4,8 @@ report.json (schema 1): `model`, `format`, `calibration`, `evaluation` (null whe
 reused or partly, by which run, and its digest; null where nothing was, absent of other engines), `size`,
 `layers` (name, weight_db, input_db, output_db), `generations`, `verified`, `warnings`; of a search for formats also
 `search` (method, effective_bits asked and reached, candidates with their bits, and of each group of layers its
-`modules`, the chosen `format` or null, and the `scores` of each candidate: what it would lose).
+`modules`, the chosen `format` or null, and the `scores` of each candidate: what it would lose); of a model with experts
+that no sample was sent to `unreached` (their numbers, by layer).
 """
 
 import re

@@ -99,7 +99,7 @@ class Search:
         return bool(self.args.recipe)
 
     @property
-    def config(self) -> dict[str, Any]:
+    def depends_on(self) -> dict[str, Any]:
         """What the choice depends on, besides the text and the model."""
         return vars(self.asked)
 

@@ -9,7 +9,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from scripts.args.quantize import QuantizeArgs  # noqa: E402
-from scripts.engines.hf import calibrate, load, packing, quantizers  # noqa: E402
+from scripts.engines.hf import calibrate, experts, load, packing, quantizers  # noqa: E402
 from scripts.engines.hf.samples import choose_samples  # noqa: E402
 from scripts.run.problems import JobError  # noqa: E402
 from scripts.tiny.model import default_cache_root, ensure_tiny_model  # noqa: E402
@@ -209,3 +209,28 @@ def test_a_trained_model_gets_the_scales_of_modelopts_own_loop() -> None:
     theirs = create_forward_loop(dataloader=[{"input_ids": torch.tensor([sample])} for sample in samples])
     ours = calibrate.calibration_loop(samples, batch_size=8, max_tokens=4096, advance=lambda count: None)
     assert difference(scales(loaded.model, "fp8", ours), scales(loaded.model, "fp8", theirs)) <= ONE_PERCENT
+
+
+def test_every_token_goes_through_every_expert_and_those_without_one_are_told() -> None:
+    """Against the inputs of each expert's second matrix, computed by hand."""
+    samples, found, told = hf_models.token_samples(2, 3, 4), {}, {}
+    for every in (False, True):
+        model = hf_models.build("qwen3_moe", num_hidden_layers=1, num_experts=16)
+        given: list[Any] = []
+        layer = model.model.layers[0].mlp.experts
+        layer.register_forward_pre_hook(lambda _, values, given=given: given.append(values[0].clone()))
+        unreached: dict[str, list[int]] = {}
+        how: Any = {"batch_size": 1, "max_tokens": 64, "advance": lambda _: None, "unreached": unreached}
+        loop = calibrate.calibration_loop(samples, every_expert=every, **how)
+        quantizers.quantize(model, quantizers.build_config(QuantizeArgs(export_quant_cfg="fp8")), loop)
+        found[every], told[every] = layer.down_proj_input_quantizer.amax, unreached
+    with torch.no_grad():
+        inner = [tokens @ weight.T for tokens in given[: len(samples)] for weight in layer.gate_up_proj]
+        largest = max((layer.act_fn(one.chunk(2, -1)[0]) * one.chunk(2, -1)[1]).abs().max() for one in inner)
+    assert found[True] == largest > found[False]
+    assert told[True] == told[False], "by the router, either way"
+    (numbers,) = told[True].values()
+    assert 2 <= len(numbers) <= 14 and f"{len(numbers)} experts were sent no token" in experts.told(told[True])[0]
+    with pytest.raises(JobError, match="has no experts") as error:
+        experts.refuse_none(hf_models.build())
+    assert error.value.name == "no_experts"
