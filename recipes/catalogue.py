@@ -171,6 +171,7 @@ def _register(recipes: tuple[Recipe, ...]) -> None:
 _ORDER: Mapping[str, tuple[str, ...]] = {
     "quantize": ("fp8", "nvfp4", "int8_sq", "fp8_blockwise", "int4_awq", "w4a8_awq"),
     "auto_quantize": (),
+    "best": (),
     "quantize_vlm": ("qwen3_vl_30b",),
     "quantize_modelopt": (),
     **dict.fromkeys(("generate", "generate_vlm", "generate_vllm"), ()),

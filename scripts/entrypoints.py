@@ -14,6 +14,7 @@ from typing import Any
 
 from scripts.args import megatron_lm as mlm
 from scripts.args.auto_quantize import AutoQuantizeArgs
+from scripts.args.best import BestArgs
 from scripts.args.convert import HfToMegatronArgs, MegatronToHfArgs, MergeLoraArgs
 from scripts.args.data import PrepareDataArgs
 from scripts.args.distill import DistillArgs, DistillBridgeArgs, QadArgs, QatArgs
@@ -75,6 +76,12 @@ ALGORITHMS = {
         },
         hf="scripts.engines.hf.engine:quantize_checkpoint",
         leaves=("eval_results",),
+    ),
+    "best": Algorithm(
+        doc="Search for the smallest mixture of formats within limits, and quantize to it.",
+        families={"best": BestArgs},
+        hf="scripts.engines.hf.best.rungs:find_best",
+        leaves=("eval_results", "recipe"),
     ),
     "generate": Algorithm(
         doc="Continue prompts with a quantized checkpoint.",

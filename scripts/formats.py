@@ -10,6 +10,7 @@ import functools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from importlib import util
 from pathlib import Path
 from types import MappingProxyType
@@ -24,6 +25,8 @@ from scripts.run.problems import JobError
 Kind = Literal["format", "config", "builtin_recipe", "recipe_file"]
 #: Kinds of ModelOpt's recipes, as it calls their folders: one format for a model, or a search for one of each layer.
 RecipeKind = Literal["ptq", "auto_quantize"]
+#: By format, patterns of layers; of several that match one layer the last counts.
+LayerFormats = Mapping[str, Sequence[str]]
 ScaleFacts = Mapping[str, Sequence[str]]  # name suffix -> dtype, shape
 
 
@@ -52,6 +55,7 @@ class Format:
     settled: bool = False
     exported: bool = True
     megatron_export: bool = False
+    mixed: bool = False
     compress: bool = True
     compress_export: bool = True
     gpu_only: bool = False
@@ -129,6 +133,10 @@ def _load(file: str) -> dict[str, dict[str, Any]]:
 FORMATS: Mapping[str, Format] = MappingProxyType(
     {name: _read(name, every) for every in (_load("formats.yaml"),) for name in every}
 )
+#: Those that some layers may have beside others.
+MIXABLE = tuple(name for name, facts in FORMATS.items() if facts.mixed and facts.base is None)
+#: What stands for no format, where layers have one each: they stay as they are.
+LEFT = "none"
 #: Those of the key/value cache.
 CACHES: Mapping[str, Cache] = MappingProxyType(
     {name: Cache(numbers=tuple(facts.pop("numbers")), **facts) for name, facts in _load("caches.yaml").items()}
@@ -167,6 +175,12 @@ def known_format(name: str) -> Format | None:
     """The format by its own name or by ModelOpt's."""
     own = next((own for own, config in CONFIG_NAMES.items() if config == name), name)
     return FORMATS.get(own)
+
+
+def format_of(layer: str, otherwise: str, layer_formats: LayerFormats) -> str:
+    """The format of a layer, or LEFT."""
+    asked = (name for name, patterns in layer_formats.items() if any(fnmatchcase(layer, one) for one in patterns))
+    return [otherwise, *asked][-1]
 
 
 def format_problems(name: str, linear_shapes: Mapping[str, tuple[int, int]]) -> list[str]:

@@ -15,13 +15,14 @@ from scripts.processor import gpus_here
 
 def undivided(args: ScriptArgs) -> str:
     """Why one process has to see all samples; empty where they can be shared, or the node alone can tell."""
-    named, cache = FORMATS.get(value_of(args, "format", "")), CACHES.get(value_of(args, "kv_format", ""))
+    cache = CACHES.get(value_of(args, "kv_format", ""))
     if value_of(args, "from_files"):
         return "args.from_files reads weights, and no samples"
-    if field_of(args, "effective_bits"):
+    if field_of(args, "formats"):
         return "a search for formats compares the losses of whole passes"
-    if named is not None and SHARING.get(named.method) != "mixed":
-        return f"{named.name} is calibrated by {named.method}, which takes no maxima over samples"
+    for named in (FORMATS[name] for name in args.makes() if name in FORMATS):
+        if SHARING.get(named.method) != "mixed":
+            return f"{named.name} is calibrated by {named.method}, which takes no maxima over samples"
     if cache is not None and cache.affine:
         return "the bias of an affine key/value cache is a running mean over the samples"
     return ""

@@ -1,6 +1,7 @@
 """What can be wrong with a quantize job, as far as the submitting machine can tell."""
 
 from collections.abc import Iterator, Mapping
+from fnmatch import fnmatchcase
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,8 @@ from scripts.formats import (
     CACHES,
     FITS_ANY_WIDTH,
     FORMATS,
+    LEFT,
+    MIXABLE,
     WEIGHTS_ALONE,
     format_error,
     format_problems,
@@ -50,7 +53,7 @@ from scripts.formats import (
 )
 from scripts.processor import gpus_here
 from scripts.run.files import expanded, is_there
-from scripts.run.problems import JobError, Problem, Severity
+from scripts.run.problems import JobError, Problem, Severity, near_miss, nearest
 from scripts.run.registry import check
 from scripts.run.secrets import masked, secrets_here
 from scripts.serving.servers import able
@@ -204,6 +207,39 @@ def servable(job: Job) -> Iterator[Problem]:
         cause = f"no server that is known here loads what it exports, {' with '.join(words)} of ModelOpt"
         remedy = "Use fp8, or look whether your server loads it."
         yield Problem(key=made[0][0], value=made[0][1].name, cause=cause, remedy=remedy)
+
+
+@check("unsupported_quant_recipe", "contradiction", "format_does_not_fit", "unmatched_layers", roles=("layer_formats",))
+def layers_of_hf(job: Job) -> Iterator[Problem]:
+    """Formats of some layers: named ones, of layers that are there, over a format that has a name."""
+    args = job.resolved
+    if job.engine != "hf" or not args.layer_formats:
+        return
+    key, folder = "args.layer_formats", folder_of(args.hf_model_id)
+    shapes = linear_shapes(folder) if folder else {}
+    for name in (one for one in args.layer_formats if one not in (*MIXABLE, LEFT)):
+        cause, remedy = f"{name!r} is no format that some layers can have", nearest(name, [*MIXABLE, LEFT])
+        yield Problem(name="unsupported_quant_recipe", key=key, value=name, cause=cause, remedy=remedy)
+    unnamed = [] if args.export_quant_cfg in MIXABLE else [f"args.export_quant_cfg={args.export_quant_cfg}"]
+    unnamed += [f"args.{one}=true" for one in ("weight_only", "compress", "from_files") if job.get(one)]
+    for other in unnamed:
+        cause, remedy = f"it is of named formats as they are, and not with {other}", "Leave one of them out."
+        yield Problem(name="contradiction", key=key, value=args.layer_formats, cause=cause, remedy=remedy)
+    for name, patterns in args.layer_formats.items():
+        for one in patterns if shapes else ():
+            given = {layer: shape for layer, shape in shapes.items() if fnmatchcase(layer, one)}
+            if not given:
+                cause, some = "it is the name of no linear layer of this model", f"They are such as {min(shapes)}."
+                yield Problem(
+                    name="unmatched_layers",
+                    key=key,
+                    value=one,
+                    cause=cause,
+                    remedy=near_miss(one, shapes, some),
+                )
+            for sentence in format_problems(name, given)[:1] if name in FORMATS else ():
+                cause = f"{name} does not fit these layers: {sentence}"
+                yield Problem(name="format_does_not_fit", key=key, value=one, cause=cause, remedy=FITS_ANY_WIDTH)
 
 
 @check("weight_only_meaningless", "compress_unsupported", engines=("hf", "bridge"), args=QuantizeArgs)

@@ -33,6 +33,7 @@ from scripts.args import constraints
 from scripts.data import sources
 from scripts.engines import users_program
 from scripts.engines.hf import search_checks
+from scripts.engines.hf.best import preflight as best
 from scripts.evaluation import checks as evaluation
 from scripts.evaluation import gate
 from scripts.run.problems import Problem
@@ -49,6 +50,7 @@ SUBJECTS = (
     references,
     hf_engine,
     search_checks,
+    best,
     bridge_engine,
     script_engine,
     evaluation,

@@ -25,7 +25,7 @@ Work = Literal["calibration", "scoring", "training", "generation", "transfer"]
 Role = Literal[
     "model", "teacher", "reference", "tokenizer", "weights", "checkpoint", "teacher_checkpoint", "adapter",
     "data", "eval_data", "baseline", "config", "prompts", "output",
-    "format", "formats", "effective_bits", "format_recipe", "unquantized", "kv_format", "precision",
+    "format", "formats", "layer_formats", "effective_bits", "format_recipe", "unquantized", "kv_format", "precision",
     "samples", "eval_samples", "limit", "mock_data", "sequence", "calib_sequence",
     "batch", "micro_batch", "global_batch", "iterations", "train_samples", "new_tokens",
     "learning_rate", "min_learning_rate", "warmup", "eval_interval", "save_interval",

@@ -15,7 +15,7 @@ from scripts.args.shared import (
     remote_code,
     written,
 )
-from scripts.formats import CONFIG_NAMES, FORMATS
+from scripts.formats import CONFIG_NAMES, FORMATS, LEFT, format_of
 
 KvCacheQuant = Literal["none", "fp8", "fp8_cast", "fp8_affine", "nvfp4", "nvfp4_cast", "nvfp4_affine", "nvfp4_rotate"]
 NoiseOf = Literal["none", "sampled", "all"]
@@ -97,6 +97,13 @@ class QuantizeArgs(MeasuredArgs, _BridgeArgs):
         "fp8",
         role="format",
     )
+    layer_formats: dict[str, list[str]] = doc(
+        "formats of some layers, by patterns of their names; the last that matches counts: {int4_awq: ['*.down_proj'], "
+        "none: ['*.layers.0.*']}",
+        {},
+        engine="hf",
+        role="layer_formats",
+    )
     from_files: bool = doc(
         "quantize the weights file by file, without the model: for formats that need no text; nothing is scored",
         False,
@@ -117,6 +124,13 @@ class QuantizeArgs(MeasuredArgs, _BridgeArgs):
     etp: int = doc("expert tensor parallel size", 1, engine="script", role="etp")
     disable_hf_datasets_file_lock: bool = doc("for file systems without locks", False, engine="script", optional=True)
     force_all_expert_routing: bool = doc("send every token through every expert", False, role="every_expert")
+
+    def format_of(self, layer: str) -> str:
+        """What a layer of that name gets; `none` is no format."""
+        return format_of(layer, self.export_quant_cfg, self.layer_formats)
+
+    def makes(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys([self.export_quant_cfg, *(one for one in self.layer_formats if one != LEFT)]))
 
 
 @dataclass(frozen=True, kw_only=True)

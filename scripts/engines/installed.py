@@ -43,6 +43,10 @@ def here(kind: type[ScriptArgs]) -> Here:
     """What can be done here with arguments of that class, by the packages that are installed: nothing is imported."""
     by: list[str] = []
     needs: list[str] = []
+    if kind.HF_ENGINE and not kind.SCRIPTS:
+        lacking = [] if all(map(is_installed, HF_PACKAGES)) else [install("hf")]
+        lacking += [missing] if (missing := missing_tool(kind)) else []
+        return Here(by=() if lacking else ("hf",), needs="; ".join(lacking))
     if kind.HF_ENGINE:
         there = all(map(is_installed, HF_PACKAGES))
         by += ["hf"] if there else []

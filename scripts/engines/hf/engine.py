@@ -6,10 +6,11 @@ Of several ranks each calibrates and scores a share of the samples (group.py); t
 """
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from scripts.args.auto_quantize import AutoQuantizeArgs
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
 _PROBE_TOKENS = 64
 _NEW_TOKENS = 32
 #: A forward pass holds this many tokens at most: activations of a wide layer stay below a few GB.
-_MAX_TOKENS = 16384
+MAX_TOKENS = 16384
 
 
 @dataclass(kw_only=True)
@@ -68,8 +69,11 @@ class _State:
         return self.loaded.model
 
 
-def quantize_checkpoint(args: MeasuredArgs, record: Record) -> None:
-    """Run every phase; outputs and figures go into `record`. Raises JobError for what is understood."""
+def quantize_checkpoint(args: MeasuredArgs, record: Record, told: Mapping[str, Any] = MappingProxyType({})) -> None:
+    """Run every phase; outputs and figures go into `record`. Raises JobError for what is understood.
+
+    `told` goes into the report: what led to these arguments.
+    """
     for path in (args.modelopt_save_path, args.export_dir):
         if path:
             refuse_existing(Path(path))
@@ -84,7 +88,7 @@ def quantize_checkpoint(args: MeasuredArgs, record: Record) -> None:
         state = _loaded(args, how, record, ranks)
         measured = _measure_and_quantize(state)
     if ranks.leads:
-        _publish(state, _results(state, measured))
+        _publish(state, {**_results(state, measured), **told})
 
 
 def _loaded(args: MeasuredArgs, how: OneFormat | Search, record: Record, ranks: Group) -> _State:
@@ -122,7 +126,7 @@ class _Measured:
 def _measure_and_quantize(state: _State) -> _Measured:
     """What the ranks do together: score, calibrate, score again."""
     args, record, samples, ranks = state.args, state.record, state.samples, state.ranks
-    limits: Any = {"batch_size": args.calib_batch_size, "max_tokens": _MAX_TOKENS}
+    limits: Any = {"batch_size": args.calib_batch_size, "max_tokens": MAX_TOKENS}
     _require_numbers(state)
     prompts = [prompt for prompt in args.prompts.split("|") if prompt]
     before, base, entry = _before(state, prompts, limits)
@@ -161,8 +165,8 @@ def _measure_and_quantize(state: _State) -> _Measured:
         scores = evaluate.scores_of(sums)
         if entry:
             baseline.keep_losses(record, entry, sums)
-    told: Any = {"scores": scores, "noise": noise, "others": found}
-    return _Measured(prompts=prompts, before=before, seconds=seconds, **told)
+    others: Any = {"scores": scores, "noise": noise, "others": found}
+    return _Measured(prompts=prompts, before=before, seconds=seconds, **others)
 
 
 def _results(state: _State, found: _Measured) -> dict[str, Any]:
@@ -264,7 +268,7 @@ def _publish(state: _State, results: dict[str, Any]) -> None:
         state.loaded = replace(state.loaded, model=None)
         with record.phase("verify"):
             if exported:
-                expected = replace(expected, formats=state.how.formats(results))
+                expected = replace(expected, formats=state.how.formats(results, expected.modules))
                 verified += verify.verify_export(exported, reference=expected, **state.how.verified())
                 whole[exported] = Path(args.export_dir or "")
             if restorable:

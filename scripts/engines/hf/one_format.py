@@ -1,13 +1,14 @@
 """One format for every layer that it matches: what `quantize` does to a model. `search` has the same parts."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from scripts.args.quantize import QuantizeArgs
 from scripts.engines.hf import calibrate, experts, load, quantizers, report
 from scripts.engines.hf.group import Group
+from scripts.engines.hf.mixture import refuse_layers
 from scripts.engines.hf.samples import Tokens
 from scripts.formats import FITS_ANY_WIDTH, FORMATS, Format, format_problems, known_format
 from scripts.run.problems import JobError
@@ -20,10 +21,15 @@ if TYPE_CHECKING:
 Advance = Callable[[int], None]
 
 
-def refuse_misfits(formats: Sequence[str], bare: "nn.Module") -> None:
-    """Raise JobError `format_does_not_fit` where widths of a model are no multiples of a named format's blocks."""
+def refuse_misfits(formats: Sequence[str], bare: "nn.Module", format_of: Callable[[str], str] | None = None) -> None:
+    """Raise JobError `format_does_not_fit` where widths of a model are no multiples of a named format's blocks.
+
+    `format_of` tells the one that a layer gets; else each layer may get any.
+    """
+    shapes = load.linear_shapes(bare)
     for name in (name for name in formats if name in FORMATS):
-        if misfits := format_problems(name, load.linear_shapes(bare)):
+        given = {one: shape for one, shape in shapes.items() if format_of is None or format_of(one) == name}
+        if misfits := format_problems(name, given):
             raise JobError("format_does_not_fit", " ".join(misfits), FITS_ANY_WIDTH)
 
 
@@ -77,7 +83,8 @@ class OneFormat:
         quantizers.rehearse(bare, self.config, exported=bool(self.args.export_dir), on_cpu=on_cpu)
         if self.args.force_all_expert_routing:
             experts.refuse_none(bare)
-        refuse_misfits([self.args.export_quant_cfg], bare)
+        refuse_layers(list(load.linear_shapes(bare)), self.args.export_quant_cfg, self.args.layer_formats)
+        refuse_misfits(self.args.makes(), bare, self.args.format_of)
 
     def quantize(
         self,
@@ -93,20 +100,21 @@ class OneFormat:
         """Insert and calibrate quantizers in place; returns what a report tells of it besides: experts, by their
         layer, that no sample was sent to."""
         unreached: dict[str, list[int]] = {}
-        how: Any = {"algorithm": quantizers.algorithm_name(self.config), "ranks": ranks, "advance": advance}
+        how: Any = {"ranks": ranks, "advance": advance, "batch_size": batch_size, "max_tokens": max_tokens}
         how |= {"unreached": unreached, "every_expert": self.args.force_all_expert_routing}
-        loop = calibrate.calibration_loop(samples, batch_size=batch_size, max_tokens=max_tokens, **how)
-        quantizers.quantize(model, self.config, loop)
-        return (
-            {"unreached": left} if (left := {name: numbers for name, numbers in unreached.items() if numbers}) else {}
-        )
+        loop_of = partial(calibrate.calibration_loop, samples, **how)
+        loop = loop_of(algorithm=quantizers.algorithm_name(self.config))
+        quantizers.quantize(model, self.config, loop, lambda name: loop_of(algorithm=name))
+        left = {name: numbers for name, numbers in unreached.items() if numbers}
+        return {"unreached": left} if left else {}
 
-    def formats(self, results: Mapping[str, Any]) -> Mapping[str, Format]:
-        """Of each layer by its name, where they are not all the same: here they are."""
-        return {}
+    def formats(self, results: Mapping[str, Any], layers: Iterable[str]) -> Mapping[str, Format]:
+        """Of each layer by its name, where they are not all the same."""
+        return {one: FORMATS[self.args.format_of(one)] for one in layers} if self.args.layer_formats else {}
 
     def verified(self) -> dict[str, Any]:
         """What an export is held against besides: arguments of `verify.verify_export`."""
         args, facts = self.args, known_format(self.args.export_quant_cfg)
         cache = args.export_kv_cache_quant if facts else None
+        facts = None if args.layer_formats else facts
         return {"facts": facts, "kv_cache": cache, "weight_only": args.weight_only, "compressed": args.compress}

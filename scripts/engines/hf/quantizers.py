@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 from scripts.args.quantize import QuantizeArgs
 from scripts.checkpoints.causal import AWQ_EXPERTS, GPTQ_EXPERTS, NO_AWQ, NOT_EXPORTED, OWN_LINEARS, PLAIN_LINEARS
 from scripts.engines.hf.load import first_line
+from scripts.engines.hf.mixture import Loop, calibrate_mixed, mixed_config
 from scripts.engines.hf.nvfp4 import cpu_kernels
 from scripts.engines.hf.packing import replaced
 from scripts.engines.hf.reference import joined_names, quantized_linears
-from scripts.formats import CACHES, FormatRef, known_format, resolve_format
+from scripts.formats import CACHES, LEFT, FormatRef, known_format, resolve_format
 from scripts.run.problems import JobError
 
 if TYPE_CHECKING:
@@ -81,6 +82,9 @@ def build_config(args: QuantizeArgs) -> dict[str, Any]:
     ref = resolve_format(args.export_quant_cfg)
     refuse_weight_only(args)
     config = _base_config(ref, args.weight_only)
+    if args.layer_formats:
+        others = {name: _base_config(resolve_format(name), False) for name in args.layer_formats if name != LEFT}
+        config = mixed_config({args.export_quant_cfg: config, **others}, args.layer_formats)
     rules = list(config["quant_cfg"])
     if args.weight_only:
         rules.append(dict(NO_INPUTS))
@@ -109,9 +113,15 @@ def algorithm_name(config: dict[str, Any]) -> str | None:
     return None if algorithm is None else str(getattr(algorithm, "method", algorithm))
 
 
-def quantize(model: "nn.Module", config: dict[str, Any], loop: "Callable[[nn.Module], None] | None") -> "nn.Module":
+def quantize(
+    model: "nn.Module",
+    config: dict[str, Any],
+    loop: "Callable[[nn.Module], None] | None",
+    loop_of: "Callable[[str | None], Loop] | None" = None,
+) -> "nn.Module":
     """Insert and calibrate quantizers in place; `loop` from calibrate.calibration_loop, None for weights alone.
 
+    `loop_of` makes one for each algorithm of a configuration of several formats.
     Raises JobError('nothing_quantized') when no weight matches the format.
     """
     import modelopt.torch.quantization as mtq
@@ -119,7 +129,11 @@ def quantize(model: "nn.Module", config: dict[str, Any], loop: "Callable[[nn.Mod
 
     # ModelOpt's expert layers leave their own linear function behind where they fail.
     with cpu_kernels(), replaced([functional], "linear", functional.linear):
-        mtq.quantize(model, config, loop)
+        if loop_of is not None and "steps" in config:
+            mtq.quantize(model, {"quant_cfg": config["quant_cfg"], "algorithm": None})
+            calibrate_mixed(model, config, lambda one: loop_of(algorithm_name({"algorithm": one})))
+        else:
+            mtq.quantize(model, config, loop)
     settle(model)
     return model
 
@@ -167,7 +181,7 @@ def rehearse(model: "nn.Module", config: dict[str, Any], *, exported: bool, on_c
         raise JobError("unsupported_model", f"{type(model).__name__}: {OWN_LINEARS['gpt2']}.", PLAIN_LINEARS)
     try:
         with redirect_stdout(StringIO()):
-            mtq.quantize(model, {**config, "algorithm": None})
+            mtq.quantize(model, {"quant_cfg": config["quant_cfg"], "algorithm": None})
     except JobError:
         raise
     except Exception as error:  # of ModelOpt's plugins, which take an architecture's own layers apart

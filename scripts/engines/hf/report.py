@@ -4,8 +4,9 @@ report.json (schema 1): `model`, `format`, `calibration`, `evaluation` (null whe
 reused or partly, by which run, and its digest; null where nothing was, absent of other engines), `size`,
 `layers` (name, weight_db, input_db, output_db), `generations`, `verified`, `warnings`; of a search for formats also
 `search` (method, effective_bits asked and reached, candidates with their bits, and of each group of layers its
-`modules`, the chosen `format` or null, and the `scores` of each candidate: what it would lose); of a model with experts
-that no sample was sent to `unreached` (their numbers, by layer).
+`modules`, the chosen `format` or null, and the `scores` of each candidate: what it would lose); of one for the best
+recipe `tried` (trials, front, winner, limits, and the groups of layers that a trial's formats are of); of a model with
+experts that no sample was sent to `unreached` (their numbers, by layer).
 """
 
 import re
@@ -16,6 +17,7 @@ from typing import Any
 
 from scripts.args.quantize import MeasuredArgs, QuantizeArgs
 from scripts.engines.hf import choice_of_formats
+from scripts.engines.hf.best.page import tried_parts
 from scripts.engines.hf.evaluate import Scores
 from scripts.engines.hf.samples import Samples
 from scripts.run import page
@@ -33,7 +35,13 @@ _SIDES = (("weight_db", "weights"), ("input_db", "inputs"), ("output_db", "outpu
 
 def format_name(args: QuantizeArgs) -> str:
     """The format and what was asked for besides it, in words."""
-    parts = [args.export_quant_cfg, "weight-only" if args.weight_only else "", "compressed" if args.compress else ""]
+    others = [f"{len(patterns)} layers {name}" for name, patterns in args.layer_formats.items()]
+    parts = [
+        args.export_quant_cfg,
+        *others,
+        "weight-only" if args.weight_only else "",
+        "compressed" if args.compress else "",
+    ]
     if args.export_kv_cache_quant != "none":
         parts.append(f"key/value cache {args.export_kv_cache_quant}")
     return ", ".join(part for part in parts if part)
@@ -107,6 +115,7 @@ def as_html(report: dict[str, Any], about: Mapping[str, str]) -> str:
         parts=[
             page.table(("", "before", "after", "change"), summary_rows(report)),
             page.text(f"Calibrated on {calibration['samples']} samples from {calibration['source']}. {scored}"),
+            *tried_parts(report.get("tried")),
             page.section("Formats", *choice_of_formats.parts(report.get("search"))),
             page.section("Layers", *drawn, page.table(("layer", *(f"{label} dB" for _, label in _SIDES)), worst)),
             page.section("Text before and after", *texts),

@@ -294,7 +294,7 @@ class Search:
             "layers": layers,
         }
 
-    def formats(self, results: Mapping[str, Any]) -> Mapping[str, Format]:
+    def formats(self, results: Mapping[str, Any], layers: Iterable[str]) -> Mapping[str, Format]:
         """Of each layer by its name, as far as the format is one of configs/formats.yaml."""
         facts = {one.label: one.facts for one in self.candidates.values()}
         chosen = (

@@ -1,0 +1,56 @@
+"""A search that cannot be, and formats of layers that are not there, are refused where they are submitted."""
+
+from typing import Any
+
+import pytest
+
+from recipes.catalogue import RECIPES
+from recipes.experiment.examine import examine
+from recipes.experiment.stage import Options, Stage
+from scripts.engines.hf.best import preflight
+
+
+def found(recipe: str, **values: Any) -> list[tuple[str, str]]:
+    partial = RECIPES[recipe].build()
+    for name, value in {"hf_model_id": "tiny:qwen3", **values}.items():
+        setattr(partial.args, name, value)
+    return [(one.name, one.key) for one in examine([Stage(name="b", partial=partial)], "local", Options()).errors]
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        ({"max_kl": None}, ("no_limit", "args.max_kl")),
+        ({"formats": ["fp9"]}, ("unsupported_quant_recipe", "args.formats")),
+        ({"formats": []}, ("missing_value", "args.formats")),
+        ({"server": "vllm", "formats": ["int4_awq"]}, ("unservable_checkpoint", "args.formats")),
+        ({"trials": 9}, ("out_of_range", "args.trials")),
+        ({"target_size": 1.5}, ("out_of_range", "args.target_size")),
+        ({"eval_size": 0}, ("out_of_range", "args.eval_size")),
+        ({"export_dir": None}, ("no_output", "args.export_dir")),
+    ],
+)
+def test_a_search_that_cannot_be(values: dict[str, Any], problem: tuple[str, str]) -> None:
+    assert found("best_tiny", **values) == [problem]
+
+
+def test_a_search_that_can_be() -> None:
+    assert found("best_tiny") == []
+    assert found("best_tiny", max_kl=None, target_size=0.5, server="trtllm", formats=["fp8", "int4_awq"]) == []
+
+
+def test_optuna_is_named_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight, "missing_tool", lambda kind: "pip install it")
+    assert found("best_tiny") == [("search_not_installed", "executor")]
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        ({"layer_formats": {"fp9": ["*"]}}, "unsupported_quant_recipe"),
+        ({"layer_formats": {"int4_awq": ["*"]}, "weight_only": True}, "contradiction"),
+        ({"layer_formats": {"int4_awq": ["*"]}, "export_quant_cfg": "FP8_DEFAULT_CFG"}, "contradiction"),
+    ],
+)
+def test_formats_of_layers_that_cannot_be(values: dict[str, Any], problem: str) -> None:
+    assert (problem, "args.layer_formats") in found("quantize_fp8", **values)
