@@ -112,11 +112,15 @@ def _read(name: str, every: Mapping[str, dict[str, Any]]) -> Format:
     return Format(name=name, base=every[name].get("like"), **facts | steps | shape)
 
 
+#: What is true of a format alone, and of none that is like it.
+_OWN = ("search_bits", "mixed")
+
+
 def _facts(name: str, every: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     """With those of the format that it is like."""
     own = dict(every[name])
     base = own.pop("like", None)
-    return {**_facts(base, every), **own} if base else own
+    return {**{key: fact for key, fact in _facts(base, every).items() if key not in _OWN}, **own} if base else own
 
 
 def _number(step: Any) -> Any:
@@ -134,7 +138,7 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
     {name: _read(name, every) for every in (_load("formats.yaml"),) for name in every}
 )
 #: Those that some layers may have beside others.
-MIXABLE = tuple(name for name, facts in FORMATS.items() if facts.mixed and facts.base is None)
+MIXABLE = tuple(name for name, facts in FORMATS.items() if facts.mixed)
 #: What stands for no format, where layers have one each: they stay as they are.
 LEFT = "none"
 #: Those of the key/value cache.
