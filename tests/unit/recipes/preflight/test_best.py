@@ -10,8 +10,9 @@ from recipes.experiment.stage import Options, Stage
 from scripts.engines.hf.best import preflight
 
 
-def found(recipe: str, **values: Any) -> list[tuple[str, str]]:
+def found(recipe: str, processes: int = 1, **values: Any) -> list[tuple[str, str]]:
     partial = RECIPES[recipe].build()
+    partial.torchrun.nproc_per_node = processes
     for name, value in {"hf_model_id": "tiny:qwen3", **values}.items():
         setattr(partial.args, name, value)
     return [(one.name, one.key) for one in examine([Stage(name="b", partial=partial)], "local", Options()).errors]
@@ -37,6 +38,12 @@ def test_a_search_that_cannot_be(values: dict[str, Any], problem: tuple[str, str
 def test_a_search_that_can_be() -> None:
     assert found("best_tiny") == []
     assert found("best_tiny", max_kl=None, target_size=0.5, server="trtllm", formats=["fp8", "int4_awq"]) == []
+
+
+def test_both_are_one_process() -> None:
+    refused = [("world_size_not_one", "torchrun.nproc_per_node")]
+    assert found("best_tiny", processes=2) == refused
+    assert found("quantize_fp8", processes=2, layer_formats={"fp8_blockwise": ["*.mlp.*"]}) == refused
 
 
 def test_optuna_is_named_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
