@@ -81,6 +81,11 @@ class Format:
             return False
         return self.method == "max" or bool(weight_only and self.config_weight_only)
 
+    def of_maxima(self, weight_only: bool) -> bool:
+        """Whether its scales are largest magnitudes of a layer's own weights and inputs, and it is exported."""
+        plain = self.exported and self.weight_only and self.method == "max"
+        return plain or bool(weight_only and self.config_weight_only)
+
 
 @dataclass(frozen=True, kw_only=True)
 class FormatRef:
@@ -162,6 +167,8 @@ _WITHOUT_INPUTS = [name for name, facts in FORMATS.items() if facts.of_weights(T
 WEIGHTS_ALONE = (
     f"Use {', '.join(_ALONE)}, or {', '.join(_WITHOUT_INPUTS)} with args.weight_only=true; or args.from_files=false."
 )
+#: Those of which a layer's scales do not depend on how others are scaled.
+LAYER_BY_LAYER = tuple(name for name, facts in FORMATS.items() if facts.of_maxima(False))
 _NO_BLOCKS = " and ".join(name for name, facts in FORMATS.items() if facts.block == (1, 1))
 #: The remedy for a format whose blocks do not fit a model.
 FITS_ANY_WIDTH = f"{_NO_BLOCKS} have no blocks and fit any width."

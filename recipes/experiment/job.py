@@ -165,7 +165,7 @@ class Job(AnyJob):
             (f"args.{field}", meaning.produces, Path(value) / meaning.within)
             for field, value, meaning in values_of(self.resolved)
             if meaning.produces and meaning.used_by(self.engine) and value
-            if meaning.unless is None or not self.get(meaning.unless)
+            if not any(self.get(role) for role in meaning.unless)
         )
 
     @property

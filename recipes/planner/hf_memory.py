@@ -4,7 +4,8 @@ Of several the first: the others do no more than load, score and calibrate.
 
 What is alive when is read off scripts/engines/hf/engine.py. On the CPU the prediction is the peak resident size that
 the record has as peak_memory.rss_bytes: it counts pages of weight files that are mapped, which the kernel can drop when
-memory is short. On a GPU it is what tensors take, peak_memory.cuda_bytes.
+memory is short. Layer by layer (args.memory) it does not count those: it is RssAnon of /proc/PID/status. On a GPU it is
+what tensors take, peak_memory.cuda_bytes.
 """
 
 from collections.abc import Iterator, Mapping
@@ -32,12 +33,12 @@ _MIB = 1 << 20
 _FLOAT32 = 4
 
 # The engine's own limits.
-MAX_TOKENS = 16384  # of a forward pass: scripts/engines/hf/engine.py
+MAX_TOKENS = 16384  # of a forward pass: scripts/engines/hf/packing.py
 LOGITS = 1 << 24  # of each model at a time: scripts/engines/hf/evaluate.py
 REFERENCES = 24  # weights that are kept to compare with: scripts/engines/hf/reference.py
 
 # Bytes for each element, counted over the tensors that are alive together.
-_CHECKED_LOGIT = 12  # evaluate._check_head: what the model says, and two steps of saying it again
+_CHECKED_LOGIT = 12  # evaluate.check_head: what the model says, and two steps of saying it again
 _SCORED_LOGIT = 16  # evaluate._sample_sums: the log-softmax of both models, and one step of each
 _BACKWARD_LOGIT = 16  # search._backward: logits, their float32 copy and its log-softmax, and the gradients of both
 _DIVERGED_LOGIT = 18  # ModelOpt's KL searcher: the log-softmax of both models, and one's float32 copy and terms
@@ -45,6 +46,7 @@ _COMPARED = 20  # sqnr._add_weight: clean, noisy, their difference and its squar
 _UNPACKED = 28  # verify._check_weights: dequantized, scales, original, difference and squares
 _QUANTIZED = 10  # a fake-quantized weight and the float32 work of making it
 _FROM_FILES = 40  # weights.packed: amax, its float32 steps and what is packed of it, with what glibc keeps (measured)
+_PACKED = 28  # the same where glibc keeps nothing (measured)
 _SEARCHED = 16  # per output of the widest layer, while AWQ compares: exact and tried, and their float32 difference
 # Tensors of a layer that are alive together, of each token.
 _STATES = 4  # of the hidden width: residual, normed, quantized, and one on its way
@@ -54,6 +56,10 @@ _INNER = 5  # of the widest layer's outputs: gate, up, activation, product, and 
 # Python 3.11, torch 2.13 for CPUs, transformers 5.14 and ModelOpt 0.47 on Linux with glibc; for CUDA with Python 3.12.
 #: The interpreter with all that a job of the local executor imports, by the build of torch.
 _LIBRARIES = {"cpu": 700 * _MIB, "cuda": 1160 * _MIB}  # by machine: 670 to 840, and 1034 to 1290
+
+
+#: Of those, what is no page of a file (RssAnon), once a model's frame is built.
+_ANONYMOUS = 500 * _MIB
 
 
 SOURCES: Mapping[str, str] = yaml.safe_load((CONFIGS / "memory.yaml").read_text("utf-8"))["hf"]
@@ -124,6 +130,13 @@ class Sizes:
         """Experts that files hold one by one are copied into one tensor, and the files stay mapped (Transformers 5)."""
         counted = self.facts.architecture.parameters
         return counted.of("experts") * self._width if self.host and counted is not None else 0
+
+    @property
+    def held(self) -> int:
+        """Layer by layer: the weights of one and of what is outside; files that are mapped as they are do not count."""
+        stored = WIDTHS[self.facts.dtype or self.args.dtype]
+        layer = self.model.packed // (self.facts.layers or 1) + self.model.others
+        return layer * self._width if not self.host or stored != self._width else 0
 
     @property
     def packed(self) -> int:
@@ -272,6 +285,9 @@ def _phases(args: MeasuredArgs, sizes: Sizes, libraries: int) -> Iterator[tuple[
     The model that was exported stays in memory while what was written is verified.
     """
     largest = sizes.model.largest
+    if isinstance(args, QuantizeArgs) and args.memory is not None:
+        yield from _layer_by_layer(args, sizes, _ANONYMOUS if sizes.host else 0)
+        return
     # From files: two large matrices that share a scale, of which some rows are worked on; files are mapped.
     if isinstance(args, QuantizeArgs) and args.from_files:
         work = _FROM_FILES * min(largest, AT_A_TIME)
@@ -302,3 +318,15 @@ def _phases(args: MeasuredArgs, sizes: Sizes, libraries: int) -> Iterator[tuple[
         yield "verify", spent | {"work": work, "allocator": sizes.retained_writing}
     if args.modelopt_save_path:
         yield "verify", spent | {"reopened": sizes.reopened, "allocator": sizes.retained_writing}
+
+
+def _layer_by_layer(args: QuantizeArgs, sizes: Sizes, libraries: int) -> Iterator[tuple[str, dict[str, int]]]:
+    """The same of scripts/engines/hf/layerwise.py, where glibc gives back what is freed."""
+    always, largest = {"libraries": libraries, "layer": sizes.held}, sizes.model.largest
+    each = _QUANTIZED if args.layer_noise == "none" else _COMPARED
+    yield "calibrate", always | {"activations": sizes.activations, "work": each * largest}
+    if args.eval_size:
+        yield "score after", always | {"logits": _SCORED_LOGIT * min(LOGITS, sizes.sample_logits)}
+    work = {"packed weights": 2 * largest, "work": _PACKED * min(largest, AT_A_TIME)}
+    yield "quantize", always | work
+    yield "verify", always | {"work": _UNPACKED * min(largest, COMPARED_AT_A_TIME) if sizes.host else 0}

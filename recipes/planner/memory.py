@@ -1,6 +1,7 @@
 """What the fullest process of a job needs, whichever engine carries it out, and whether its device has that much."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -8,6 +9,7 @@ from recipes.experiment.job import Job
 from recipes.planner import hf_memory
 from recipes.planner.megatron_memory import memory_of
 from scripts.args.meaning import MEGATRON
+from scripts.args.sizes import bytes_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +50,8 @@ def need_of(job: Job) -> Need | None:
 
         # All of it: what is free now says little of when the job runs.
         room = int(psutil.virtual_memory().total) // job.processes if job.place.runs_here else None
+    with suppress(ValueError):  # a check says that it is no size
+        room = min((size for size in (bytes_of(job.get("memory")), room) if size is not None), default=None)
     return Need(
         where=f"{'each process' if job.ranked else 'its one process'}, in {predicted.peak_phase}",
         device=predicted.device,

@@ -20,6 +20,8 @@ def undivided(args: ScriptArgs) -> str:
         return "args.from_files reads weights, and no samples"
     if value_of(args, "layer_formats"):
         return "formats of some layers are calibrated one after the other"
+    if value_of(args, "memory"):
+        return "args.memory goes layer by layer in one process"
     if field_of(args, "formats"):
         return "a search for formats compares the losses of whole passes"
     for named in (FORMATS[name] for name in args.makes() if name in FORMATS):

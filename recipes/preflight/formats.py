@@ -168,7 +168,9 @@ def already(job: Job) -> Iterator[Problem]:
     for field in sorted(sources & job.models.keys()):
         found = job.models[field].quantized
         if found is not None:
-            refusal = packed(found, loaded=not job.get("from_files")) if job.engine == "hf" else None
+            refusal = (
+                packed(found, loaded=not (job.get("from_files") or job.get("memory"))) if job.engine == "hf" else None
+            )
             ours = bool(formats_in(found))
             whose = (
                 "undone first, but what was lost is lost"

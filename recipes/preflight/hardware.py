@@ -10,6 +10,7 @@ from recipes.planner.workload import kind_of
 from recipes.preflight.formats import made_formats, named_format, read_formats
 from recipes.preflight.layout import ranked
 from scripts.args.meaning import MEGATRON
+from scripts.args.sizes import AUTO
 from scripts.formats import FORMATS, Format
 from scripts.processor import gpus_here
 from scripts.run.problems import Problem, Severity
@@ -153,12 +154,14 @@ def fits_device(job: Job) -> Iterator[Problem | Skipped]:
         return
     over, on_gpu = need.total > _MARGIN * need.room, need.device == "GPU"
     whose = f"a GPU ({need.where})" if on_gpu else need.where
+    key = "args.memory" if job.get("memory") not in (None, AUTO) else "executor.gpu" if on_gpu else "executor"
+    values = {"args.memory": job.get("memory"), "executor.gpu": job.gpu.name if job.gpu else None, "executor": "local"}
     largest = sorted(need.parts.items(), key=lambda part: -part[1])[:3]
     parts = ", ".join(f"{name} {size / _GIB:.1f}" for name, size in largest)
     yield Problem(
         name="does_not_fit" if over else "may_not_fit",
-        key="executor.gpu" if on_gpu else "executor",
-        value=(job.gpu.name if job.gpu else None) if on_gpu else "local",
+        key=key,
+        value=values[key],
         cause=f"{whose} needs {need.total / _GIB:.1f} GiB and has {need.room / _GIB:.1f} GiB: {parts}",
         remedy=_remedy(job),
         severity="error" if over and not (on_gpu and not (job.gpu and job.gpu.certain)) else "warning",
@@ -166,6 +169,8 @@ def fits_device(job: Job) -> Iterator[Problem | Skipped]:
 
 
 def _remedy(job: Job) -> str:
+    if job.engine == "hf" and job.key("memory") and job.get("memory") is None:
+        return "Use args.memory=auto, which goes layer by layer, or the script engine on several GPUs."
     if job.engine == "hf":
         return "Lower args.calib_batch_size or args.calib_seq_length, or use the script engine on several GPUs."
     if (proposal := smallest(job)) is None:

@@ -23,14 +23,17 @@ from scripts.checkpoints.causal import (
     NO_AWQ,
     architectures,
     failure,
+    not_layerwise,
     refused,
     unbuilt,
     unscaled,
 )
+from scripts.checkpoints.figures import kind_of
 from scripts.checkpoints.model import Trouble, local_model_problems, read_config
 from scripts.checkpoints.quantization import MIXED
 from scripts.data.texts import read, source_of
 from scripts.engines.choice import is_built_in
+from scripts.engines.hf.layerwise import troubles
 from scripts.engines.hf.quantizers import (
     ATTENTION_KERNEL,
     NEEDS_CUDA,
@@ -68,6 +71,8 @@ def quantize_notes(job: Job) -> Iterator[str]:
     """What a user should know although nothing is wrong."""
     if job.get("from_files"):
         yield "args.from_files writes args.export_dir alone; what is calibrated, scored or continued is left out"
+    elif job.get("memory"):
+        yield "args.memory goes layer by layer and writes args.export_dir alone; args.prompts are not continued"
     else:
         others = [name for name, _, meaning in values_of(job.resolved) if meaning.produces == "checkpoint_megatron"]
         unused = "".join(f"; args.{name} is not used" for name in others)
@@ -262,7 +267,7 @@ def combinations_of_hf(job: Job) -> Iterator[Problem]:
 def files_of_hf(job: Job) -> Iterator[Problem]:
     """From files, a format must follow from the weights, and the export is all that there is."""
     args, facts = job.resolved, known_format(job.resolved.export_quant_cfg)
-    if not args.from_files:
+    if not args.from_files or args.memory is not None:  # `layer_by_layer` speaks of both
         return
     if facts is not None and facts.exported and not facts.of_weights(args.weight_only):
         cause = f"{facts.name} is calibrated on text, and args.from_files reads weights alone"
@@ -285,6 +290,18 @@ def files_of_hf(job: Job) -> Iterator[Problem]:
         )
 
 
+@check("layerwise_unsupported", "wrong_value", "no_output", engines=("hf",), roles=("memory",))
+def layer_by_layer(job: Job) -> Iterator[Problem]:
+    """Layer by layer, each must follow from the one before it, and the export is all that there is."""
+    if job.resolved.memory is None or format_error(job.resolved.export_quant_cfg):
+        return
+    yield from troubles(job.resolved)
+    config = _config(job)
+    if config and (found := not_layerwise(kind_of(config))) and "hf_model_id" not in job.promised:
+        name, cause, remedy = found
+        yield Problem(name=name, key="args.hf_model_id", value=job.resolved.hf_model_id, cause=cause, remedy=remedy)
+
+
 @check("unknown_model", engines=("hf", "bridge"), args=MeasuredArgs)
 def model_of_hf(job: Job) -> Iterator[Problem]:
     name = job.resolved.hf_model_id
@@ -295,7 +312,7 @@ def model_of_hf(job: Job) -> Iterator[Problem]:
         if folder is None or not (job.here or is_there(folder)):
             return  # a folder over there; `quantize_notes` says that it was not looked at
         found: list[Trouble | None] = [*local_model_problems(str(folder))]
-        if job.get("from_files") and not found and not name.startswith("tiny:"):
+        if (job.get("from_files") or job.get("memory")) and not found and not name.startswith("tiny:"):
             found = [_as_it_is(expanded(folder))]
     else:  # from here, a hub's answer says nothing about another machine's network and tokens
         found = [hub.model_problem(name, online=job.online and job.here)]

@@ -35,6 +35,7 @@ Role = Literal[
     "command", "every_expert", "weight_only", "compress", "file_precision", "bf16", "device", "cpu", "server_gpus",
     "draft_heads", "pruned_sizes", "pruned_size", "unpruned", "width_share", "depth_share",
     "kept_memory", "kept_parameters", "kept_active_parameters", "remote_code", "wandb", "gate", "from_files",
+    "memory",
 ]  # fmt: skip
 
 
@@ -60,7 +61,7 @@ class Meaning:
     produces: str = ""
     quantized: bool | None = None  # whether the checkpoint, read or written, must be quantized; None: either
     refuses: tuple[str, ...] = ()  # formats that a checkpoint must not be quantized in
-    unless: Role | None = None  # not written where that is set
+    unless: tuple[Role, ...] = ()  # not written where one of those is set
     within: str = ""  # the checkpoint is in this folder of the output
     concrete: bool = False  # of a checkpoint with several iterations, the script must be given one
     in_place: bool = False  # an output that the script itself goes on with after a stop: never moved

@@ -78,7 +78,7 @@ class MeasuredArgs(ScriptArgs):
         "hf engine: ModelOpt-restorable checkpoint; null skips it",
         "checkpoint_modelopt",
         engine="hf",
-        unless="from_files",
+        unless=("from_files", "memory"),
     )
     export_dir: str | None = written(
         "hf engine: deployable Hugging Face checkpoint; null skips it", "checkpoint_hf", engine="hf"
@@ -109,6 +109,13 @@ class QuantizeArgs(MeasuredArgs, _BridgeArgs):
         False,
         engine="hf",
         role="from_files",
+    )
+    memory: str | None = doc(
+        "quantize layer by layer in this much memory, as 16GiB, or auto, what the device has: weights stay in files, "
+        "the export and the scores are the same, no other checkpoint is written; null: the whole model at once",
+        None,
+        engine="hf",
+        role="memory",
     )
     megatron_save_path: str | None = written(
         "script and bridge engine: Megatron checkpoint", "checkpoint_megatron", engine="script", quantized=True

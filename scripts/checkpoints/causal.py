@@ -29,6 +29,8 @@ UNPACKED = ("fp8", "mxfp4")
 _REFUSED: dict[str, Any] = yaml.safe_load((CONFIGS / "models" / "refused.yaml").read_text(encoding="utf-8"))
 #: Models whose linear layers are none of torch's, and what comes of it.
 OWN_LINEARS: dict[str | None, str] = _REFUSED["own_linears"]
+#: Model types whose decoder layers can be computed one after the other.
+LAYERWISE = frozenset(yaml.safe_load((CONFIGS / "models" / "layerwise.yaml").read_text(encoding="utf-8")))
 PLAIN_LINEARS = "Name a model of torch.nn.Linear."
 NOT_EXPORTED = "Name another model, or use args.export_dir=null and the ModelOpt checkpoint."
 AWQ_EXPERTS = "ModelOpt's exporter cannot write AWQ of experts that share one tensor, as transformers 5 keeps them"
@@ -36,6 +38,8 @@ GPTQ_EXPERTS = "ModelOpt's GPTQ leaves out experts that share one tensor, as tra
 NO_AWQ = "Use fp8, nvfp4 or fp8_blockwise."
 _PLAIN = "Name a causal language model."
 _IN_BF16 = "Name the model that it was made of, in BF16."
+#: What is computed otherwise with the whole model in memory.
+WHOLE_MODEL = "Set args.memory=null, which quantizes the whole model in memory."
 _PLAIN_TYPES = ("bfloat16", "float16", "float32", "float64")
 _OF_THE_TRIAL = ("format_does_not_fit", "unknown_model", "not built")
 
@@ -108,6 +112,14 @@ def _stray_layer(config: Mapping[str, Any], kind: str) -> Trouble | None:
     return "impossible_config", cause, near_miss(stray, known, "Copy the model's config.json again.")
 
 
+def not_layerwise(kind: str | None) -> Trouble | None:
+    """Why a model of this type is not quantized layer by layer; None where it is."""
+    if kind in LAYERWISE:
+        return None
+    cause = f"{kind} was not tried layer by layer; {', '.join(sorted(LAYERWISE))} were"
+    return "layerwise_unsupported", cause, WHOLE_MODEL
+
+
 def unbuilt(config: Mapping[str, Any]) -> Trouble | None:
     """Why the Transformers in this Python builds no causal language model of this config.json; None where it may."""
     known, causal = built_types()
@@ -128,7 +140,8 @@ def packed(found: str | None, *, loaded: bool = True) -> Trouble | None:
     """The same of a model that is quantized in `found`, unless transformers unpacks that when it loads it."""
     if found is None or (loaded and found not in FORMATS and found.removesuffix(THEIRS) in UNPACKED):
         return None
-    cause = f"it is quantized already, in {found}, which {'the hf engine' if loaded else 'args.from_files'} cannot undo"
+    who = "the hf engine" if loaded else "what reads files as they are, args.memory and args.from_files"
+    cause = f"it is quantized already, in {found}, which {who} cannot undo"
     return "already_quantized", cause, _IN_BF16
 
 

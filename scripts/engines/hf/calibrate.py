@@ -57,7 +57,7 @@ def calibration_loop(
         forward = forward_without_head(model)
         # Some models' forward overrides the argument with the configuration.
         configs = [model.config] if getattr(getattr(model, "config", None), "use_cache", None) is not None else []
-        with torch.no_grad(), replaced(configs, "use_cache", False), _weights_paused(model):
+        with torch.no_grad(), replaced(configs, "use_cache", False), weights_paused(model):
             sharing = _sharing(model, algorithm)
             refuse_split(algorithm, sharing)
             lengths = [len(sample) for sample in samples]
@@ -166,7 +166,7 @@ def _take_maxima(model: "nn.Module", ranks: Group) -> None:
             collecting[name]._calib_amax = other if known is None else torch.maximum(known, other.to(known.device))
 
 
-def _weights_paused(model: "nn.Module") -> AbstractContextManager[None]:
+def weights_paused(model: "nn.Module") -> AbstractContextManager[None]:
     """Do not take the maximum of every weight again in every pass.
 
     ModelOpt's max calibration has read each weight once before the first pass. Quantizers that hold no statistics yet

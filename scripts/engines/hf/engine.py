@@ -23,6 +23,7 @@ from scripts.engines.hf import (
     experts,
     kept,
     load,
+    packing,
     quantizers,
     reference,
     report,
@@ -32,6 +33,7 @@ from scripts.engines.hf import (
 )
 from scripts.engines.hf.from_files import quantize_files
 from scripts.engines.hf.group import Group, joined
+from scripts.engines.hf.layerwise import quantize_layers
 from scripts.engines.hf.nvfp4 import cpu_kernels
 from scripts.engines.hf.one_format import OneFormat
 from scripts.engines.hf.samples import Samples, choose_samples
@@ -48,8 +50,6 @@ if TYPE_CHECKING:
 
 _PROBE_TOKENS = 64
 _NEW_TOKENS = 32
-#: A forward pass holds this many tokens at most: activations of a wide layer stay below a few GB.
-MAX_TOKENS = 16384
 
 
 @dataclass(kw_only=True)
@@ -81,6 +81,9 @@ def quantize_checkpoint(args: MeasuredArgs, record: Record, told: Mapping[str, A
     how = OneFormat(args=args) if isinstance(args, QuantizeArgs) else Search(args=args)
     how.refuse()
     _silence_bars()
+    if isinstance(args, QuantizeArgs) and args.memory is not None:
+        refuse_ranks("args.memory, which goes layer by layer,")
+        return quantize_layers(args, record, load.source_folder(args.hf_model_id, record))
     if isinstance(args, QuantizeArgs) and args.from_files:
         refuse_ranks("args.from_files, which reads weights alone,")
         return quantize_files(args, record, load.source_folder(args.hf_model_id, record))
@@ -126,7 +129,7 @@ class _Measured:
 def _measure_and_quantize(state: _State) -> _Measured:
     """What the ranks do together: score, calibrate, score again."""
     args, record, samples, ranks = state.args, state.record, state.samples, state.ranks
-    limits: Any = {"batch_size": args.calib_batch_size, "max_tokens": MAX_TOKENS}
+    limits: Any = {"batch_size": args.calib_batch_size, "max_tokens": packing.MAX_TOKENS}
     _require_numbers(state)
     prompts = [prompt for prompt in args.prompts.split("|") if prompt]
     before, base, entry = _before(state, prompts, limits)
@@ -283,12 +286,7 @@ def _publish(state: _State, results: dict[str, Any]) -> None:
 def _record_results(state: _State, results: dict[str, Any]) -> None:
     args, record = state.args, state.record
     with record.phase("report"):
-        for name, value in (results["evaluation"] or {}).items():
-            if isinstance(value, float):
-                record.metric(name, value)
-        for layer in results["layers"]:
-            if layer["output_db"] is not None:
-                record.metric("output_sqnr_db", layer["output_db"], layer=layer["name"])
+        report.record_figures(record, results)
         report.write_report(record.dir / "report", results)
         made_of = {"parents": [record.values["inputs"][0]["digest"]], "format": results["format"]}
         if args.modelopt_save_path:

@@ -5,7 +5,7 @@ size, exact, a hundredth of the logits) are kept, from which `score` computes it
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -109,7 +109,7 @@ def last_states(
         kept.update({index: part.clone() for index, part in zip(group, parts, strict=True)})
         advance(len(group))
     hidden = [kept.get(index) for index in range(len(samples))]
-    _check_head(model, remember(model, samples, hidden))
+    check_head(model, remember(model, samples, hidden))
     return hidden
 
 
@@ -131,7 +131,8 @@ def remember(
     )
 
 
-def _check_head(model: Any, base: Base) -> None:
+def check_head(model: Any, base: Base) -> None:
+    """Raise JobError('evaluation_unsupported') where the model says other logits than its head of the last states."""
     import torch
 
     held = [(sample, hidden) for sample, hidden in zip(base.samples, base.hidden, strict=True) if hidden is not None]
@@ -179,14 +180,25 @@ def compared(
     head = model.get_output_embeddings()
     if base.weight.data_ptr() == head.weight.data_ptr() and not torch.equal(_probe(head.weight), base.probe):
         raise JobError("head_changed", "The format rewrote the output head.", "Set args.eval_size=0.")
+    sums = summed(model, base, _batches(model, base.samples, batch_size, max_tokens, ranks), advance)
+    return torch.stack(ranks.gathered(sums)).sum(0)  # of each row, all but one are zeros
+
+
+def summed(
+    model: Any, base: Base, batches: "Iterable[tuple[list[int], torch.Tensor]]", advance: Callable[[int], None]
+) -> "torch.Tensor":
+    """The same of last states that are known: sample indices, and [tokens of all of them, hidden size]."""
+    import torch
+
+    head = model.get_output_embeddings()
     sums = torch.zeros(len(base.samples), 5, dtype=torch.float64)
     with torch.no_grad(), cpu_kernels():
-        for group, states in _batches(model, base.samples, batch_size, max_tokens, ranks):
+        for group, states in batches:
             parts = torch.split(states, [len(base.samples[index]) for index in group])
             for index, hidden in zip(group, parts, strict=True):
                 sums[index] = _sample_sums(model, head, base, index, hidden)
             advance(len(group))
-    return torch.stack(ranks.gathered(sums)).sum(0)  # of each row, all but one are zeros
+    return sums
 
 
 def _sample_sums(model: Any, head: Any, base: Base, index: int, hidden: "torch.Tensor") -> "torch.Tensor":

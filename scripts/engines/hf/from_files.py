@@ -5,7 +5,7 @@ A file that was made waits in the run directory until all are there, so that a k
 """
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,17 +42,8 @@ _NO_TEXT = "no text: the format follows from the weights"
 
 def quantize_files(args: QuantizeArgs, record: Record, folder: Path) -> None:
     """Quantize the weights of `folder`; outputs and figures go into `record`. Raises JobError."""
-    import torch
-
-    if not args.export_dir:
-        raise JobError("no_output", "args.from_files writes args.export_dir alone, and that is null.", "Name one.")
-    export = Path(args.export_dir)
-    refuse_existing(export)
-    trouble = weights_problem(folder) or causal.packed(exported_format(folder), loaded=False) or causal.unscaled(folder)
-    if trouble is not None:
-        raise JobError(trouble[0], f"{folder}: {trouble[1]}.", trouble[2])
-    device, config = load.pick_device(args.device), quantizers.build_config(args)
-    source = Source(folder=folder)
+    source, config = open_source(args, folder), quantizers.build_config(args)
+    device = load.pick_device(args.device)
     with record.phase("select"):
         selection = select(source, config, args.trust_remote_code)
         _refuse_cache(args, selection)
@@ -60,17 +51,43 @@ def quantize_files(args: QuantizeArgs, record: Record, folder: Path) -> None:
     with ThreadPoolExecutor(1) as pool:  # beside the work: what is read for one is in memory for the other
         content = pool.submit(content_of, folder)
         with record.phase("quantize"):
-            shards = _make_shards(args, record, source, selection, config, getattr(torch, args.dtype), device)
+            shards = make_shards(args, record, source, selection, {})
         measured = content.result()
     model = {"type": "checkpoint_hf", "name": args.hf_model_id, "path": str(folder), **measured.facts}
     record.update(inputs=with_commits([model | made_by(folder, measured.digest)]))
-    figures = _figures(args, record.values["timings"]["quantize"])
+    publish(args, record, source, selection, shards, _figures(args, record.values["timings"]["quantize"]))
+
+
+def open_source(args: QuantizeArgs, folder: Path) -> Source:
+    """The files of a model that are quantized as they are. Raises JobError."""
+    if not args.export_dir:
+        cause = (
+            f"{'args.from_files' if args.from_files else 'args.memory'} writes args.export_dir alone, and it is null."
+        )
+        raise JobError("no_output", cause, "Name one.")
+    refuse_existing(Path(args.export_dir))
+    trouble = weights_problem(folder) or causal.packed(exported_format(folder), loaded=False) or causal.unscaled(folder)
+    if trouble is not None:
+        raise JobError(trouble[0], f"{folder}: {trouble[1]}.", trouble[2])
+    return Source(folder=folder)
+
+
+def publish(
+    args: QuantizeArgs,
+    record: Record,
+    source: Source,
+    selection: Selection,
+    shards: Sequence[Path],
+    figures: dict[str, Any],
+) -> None:
+    """Make a checkpoint of the shards, verify it, and report it with `figures`. Raises JobError."""
+    export = Path(args.export_dir or "")
     with staged(export) as made:
         with record.phase("export"):
             for shard in shards:
                 shutil.move(shard, made / shard.name)
             _describe(args, source, selection, made)
-            sized = figures | {"size": report.sizes(folder, made)}
+            sized = figures | {"size": report.sizes(source.folder, made)}
             write_card(made, args, record.values, sized)
         with record.phase("verify"):
             expected = _reference(source, selection, args.dtype)
@@ -79,9 +96,11 @@ def quantize_files(args: QuantizeArgs, record: Record, folder: Path) -> None:
             cache = args.export_kv_cache_quant if facts else None
             verified = verify.verify_export(made, facts, expected, kv_cache=cache, weight_only=args.weight_only)
     with record.phase("report"):
-        results = figures | {"size": report.sizes(folder, export), "verified": verified}
+        results = figures | {"size": report.sizes(source.folder, export), "verified": verified}
+        report.record_figures(record, results)
         report.write_report(record.dir / "report", results)
-        record.artifact("checkpoint_hf", export, parents=[measured.digest], format=figures["format"])
+        parents = [record.values["inputs"][0]["digest"]]
+        record.artifact("checkpoint_hf", export, parents=parents, format=figures["format"])
         record.artifact("eval_results", record.dir / "report")
         for attempt in (record.dir, *record.earlier):
             shutil.rmtree(attempt / FOLDER, ignore_errors=True)
@@ -96,17 +115,22 @@ def _refuse_cache(args: QuantizeArgs, selection: Selection) -> None:
         raise JobError("nothing_quantized", f"args.export_kv_cache_quant={asked}: {cause}.", "Use none.")
 
 
-def _make_shards(
+def make_shards(
     args: QuantizeArgs,
     record: Record,
     source: Source,
     selection: Selection,
-    config: Mapping[str, Any],
-    dtype: "torch.dtype",
-    device: "torch.device",
+    inputs: "Mapping[str, torch.Tensor]",
 ) -> list[Path]:
-    """A file for each of the source's, of the same name; those of an ended attempt are kept where they fit."""
-    of = depends_on(dict(config), [], dtype=args.dtype, device=device.type)
+    """A file for each of the source's, of the same name; those of an ended attempt are kept where they fit.
+
+    `inputs`: see `weights.packed`.
+    """
+    import torch
+
+    dtype, device, config = getattr(torch, args.dtype), load.pick_device(args.device), quantizers.build_config(args)
+    scales = repr(sorted((name, float(value)) for name, value in inputs.items()))
+    of = depends_on(config, [], dtype=args.dtype, device=device.type, inputs=scales)
     place = record.dir / FOLDER
     for left in (attempt / FOLDER for attempt in record.earlier if is_folder(str(attempt / FOLDER))):
         if not place.exists():
@@ -121,7 +145,7 @@ def _make_shards(
         else:
             (place / name).unlink(missing_ok=True)
             with writing(place / name, (end for one in header for end in _names(one, selection))) as file:
-                for key, tensor in _tensors(header, source, selection, config, dtype, device):
+                for key, tensor in _tensors(header, source, selection, config, dtype, device, inputs):
                     data = tensor.contiguous().reshape(-1)
                     file.add(key, str(data.dtype).removeprefix("torch."), tensor.shape, _bytes(data))
             write_json(place / f"{name}.json", {"of": of, "source": stamp, "made": _stamp(place / name)})
@@ -159,6 +183,7 @@ def _tensors(
     config: Mapping[str, Any],
     dtype: "torch.dtype",
     device: "torch.device",
+    inputs: "Mapping[str, torch.Tensor]",
 ) -> "Iterator[tuple[str, torch.Tensor]]":
     """Of one file, in the order of layers that share a scale; such of other files are read again with theirs."""
     made: set[str] = set()
@@ -170,7 +195,7 @@ def _tensors(
             sharing = selection.sharing(module)
             own = {one for one in sharing if one + WEIGHT in header}
             made |= own
-            for key, tensor in packed(sharing, source, config, dtype, device).items():
+            for key, tensor in packed(sharing, source, config, dtype, device, inputs).items():
                 if key.rpartition(".")[0] in own:
                     yield key, tensor
         else:

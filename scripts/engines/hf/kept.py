@@ -72,10 +72,10 @@ def rescaling(model: "nn.Module") -> Iterator[Rescaling]:
 
 
 def _sums(model: "nn.Module") -> dict[str, int]:
-    return {name: _sum(weight) for name, weight in model.named_parameters()}
+    return {name: bit_sum(weight) for name, weight in model.named_parameters()}
 
 
-def _sum(weight: "torch.Tensor") -> int:
+def bit_sum(weight: "torch.Tensor") -> int:
     """Over the bits, as integers: one that was rounded otherwise shows.
 
     Of eight bytes at a time, which torch adds up twenty times faster than it widens two (0.02 s for 0.4 s of 100 MB).
@@ -212,7 +212,7 @@ def _rescale(model: "nn.Module", values: "dict[str, torch.Tensor]", sums: dict[s
     def made(name: str) -> "torch.Tensor":
         return reduce(_rescaled, factors[name], weights[name].detach())
 
-    wrong = [name for name, expected in sums.items() if name not in weights or _sum(made(name)) != expected]
+    wrong = [name for name, expected in sums.items() if name not in weights or bit_sum(made(name)) != expected]
     for name in [] if wrong else sums:
         weights[name].data.copy_(made(name))
     return wrong

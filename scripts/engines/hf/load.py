@@ -96,14 +96,18 @@ def _as_job_error(path: str, error: Exception) -> JobError:
     return JobError("unknown_model", cause, remedy)
 
 
-def without_weights(path: str, trust_remote_code: bool) -> Any:
-    """The model on the meta device, from its configuration alone: no weight is read. Raises JobError as load_model."""
+def without_weights(path: str, trust_remote_code: bool, *, buffers: bool = False) -> Any:
+    """The model on the meta device, from its configuration alone: no weight is read. Raises JobError as load_model.
+
+    `buffers`: what is computed and not read (rotary frequencies) is there.
+    """
     import torch
+    from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM
 
     config = _config(path, trust_remote_code)
     try:
-        with torch.device("meta"):
+        with init_empty_weights(include_buffers=False) if buffers else torch.device("meta"):
             return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     except Exception as error:  # each architecture has errors of its own; all mean that it cannot be built
         raise _as_job_error(path, error) from error
@@ -206,7 +210,7 @@ def _check_weights(path: str, model: Any, told: dict[str, Any]) -> None:
     mismatched = [f"{name} {list(found)} for {list(wanted)}" for name, found, wanted in told["mismatched_keys"]]
     missing, left_over = told["missing_keys"], told["unexpected_keys"]
     refuse_other_weights(path, missing=missing, left_over=left_over, misshapen=mismatched)
-    _check_head(path, model)
+    check_head(path, model)
     broken = [name for name, each in model.named_parameters() if not is_finite(each.detach())]
     refuse_not_finite(path, broken, model.dtype)
 
@@ -247,8 +251,11 @@ def refuse_not_finite(path: str, broken: Collection[str], dtype: "torch.dtype") 
         raise JobError("weights_not_finite", cause, remedy)
 
 
-def _check_head(path: str, model: Any) -> None:
-    """A head that config.json calls tied is the embedding to every loader, whatever the files hold beside it."""
+def check_head(path: str, model: Any) -> None:
+    """A head that config.json calls tied is the embedding to every loader, whatever the files hold beside it.
+
+    Raises JobError('weights_do_not_match').
+    """
     import torch
 
     if not getattr(model, "_tied_weights_keys", None) or not model.config.get_text_config().tie_word_embeddings:

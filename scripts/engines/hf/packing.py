@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 Tokens = Sequence[int]
 Forward = Callable[..., Any]
 ATTENTION = "attention_per_sample"
+#: A forward pass holds this many tokens at most: activations of a wide layer stay below a few GB.
+MAX_TOKENS = 16384
 
 
 def plan(lengths: Sequence[int], *, batch_size: int, max_tokens: int, mixed: bool) -> list[list[int]]:

@@ -141,10 +141,10 @@ def quantize(
 def settle(model: "nn.Module") -> None:
     """What is left to do once scales are there. Raises JobError('nothing_quantized')."""
     _require_weights(model)
-    _scale_zeros(model)
+    scale_zeros(model)
 
 
-def _scale_zeros(model: "nn.Module") -> None:
+def scale_zeros(model: "nn.Module") -> None:
     """Give what is zero everywhere a positive scale: with the scale 0 that ModelOpt takes, 0 / 0 is computed.
 
     That of a weight is far below those that an export may merge it with.

@@ -1,7 +1,8 @@
 """What a person reads after a quantization: report.json, one HTML page with plots, and a table for terminals.
 
 report.json (schema 1): `model`, `format`, `calibration`, `evaluation` (null when skipped), `baseline` (how: measured,
-reused or partly, by which run, and its digest; null where nothing was, absent of other engines), `size`,
+reused or partly, by which run, and its digest; null where nothing was, absent of other engines), `layerwise`
+(true where one layer at a time was in memory), `size`,
 `layers` (name, weight_db, input_db, output_db), `generations`, `verified`, `warnings`; of a search for formats also
 `search` (method, effective_bits asked and reached, candidates with their bits, and of each group of layers its
 `modules`, the chosen `format` or null, and the `scores` of each candidate: what it would lose); of one for the best
@@ -23,6 +24,7 @@ from scripts.engines.hf.samples import Samples
 from scripts.run import page
 from scripts.run.drawing import Table, svg_of, tables_as_text
 from scripts.run.files import weight_bytes, write_json, write_text
+from scripts.run.record import Record
 
 SCHEMA = 1
 _WORST = 12
@@ -79,6 +81,16 @@ def warnings(args: MeasuredArgs, samples: Samples) -> list[str]:
     return found
 
 
+def record_figures(record: Record, results: Mapping[str, Any]) -> None:
+    """The figures that are numbers, among the run's metrics."""
+    for name, value in (results["evaluation"] or {}).items():
+        if isinstance(value, float):
+            record.metric(name, value)
+    for layer in results["layers"]:
+        if layer["output_db"] is not None:
+            record.metric("output_sqnr_db", layer["output_db"], layer=layer["name"])
+
+
 def write_report(folder: Path, report: dict[str, Any]) -> None:
     """Write report.json and index.html into `folder`, which lies in the directory of the run."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -92,6 +104,8 @@ def as_html(report: dict[str, Any], about: Mapping[str, str]) -> str:
     scored = "Not scored."
     if scores:
         scored = f"Scored on {scores['samples']} other samples ({scores['tokens']} tokens) from {scores['source']}."
+    if report.get("layerwise"):
+        scored = f"Layer by layer. {scored}"
     if (before := report.get("baseline")) and before["how"] != "measured":
         scored = f"{scored} The model before it was measured by {before['run']} ({before['how']})."
     measured = {layer["name"]: _severity(layer) for layer in layers if _severity(layer) != float("inf")}
@@ -132,7 +146,7 @@ def title_of(report: Mapping[str, Any]) -> str:
 
 def as_text(report: dict[str, Any]) -> str:
     """The summary and the layers that suffer most, as tables for a terminal or a log."""
-    title = title_of(report)
+    title = title_of(report) + (", layer by layer" if report.get("layerwise") else "")
     columns: dict[str, Any] = {"": "left", "before": "right", "after": "right", "change": "right"}
     tables = [
         Table(title=title, columns=columns, rows=summary_rows(report)),

@@ -101,7 +101,7 @@ def _expert_weights(model: Any, chosen: Callable[[str], bool]) -> dict[str, _Sum
     return found
 
 
-def _chosen(model: Any, which: NoiseOf) -> Callable[[str], bool]:
+def chosen_layers(model: Any, which: NoiseOf) -> Callable[[str], bool]:
     """Whether a module of this name is looked at."""
     every = list(dict.fromkeys(filter(None, (layer_of(name) for name, _ in model.named_modules()))))
     if which == "all" or len(every) <= SAMPLED_LAYERS:
@@ -122,7 +122,7 @@ def watched(model: Any, which: NoiseOf = "all", *, rows: int = 512) -> Iterator[
     """
     import torch
 
-    chosen = _chosen(model, which)
+    chosen = chosen_layers(model, which)
     linears = quantized_linears(model)[0].items()
     layers = {name: module for name, module in linears if chosen(name) and not is_packed(module)}
     sums = {name: _Sums() for name in layers}

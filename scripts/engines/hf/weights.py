@@ -1,9 +1,10 @@
 """What of a checkpoint's files a format quantizes, and the arithmetic on them: no model is built, no text is read.
 
-For formats that need nothing but weights. ModelOpt's own functions are given one linear layer at a time, or those that
-servers fuse (q, k and v; gate and up), which share a scale; what is in memory is their weights. What is quantized is
-what ModelOpt quantizes of the model as transformers would build it; of an architecture that transformers does not know,
-every matrix in the files that the format's rules take and that is no embedding.
+For formats that need nothing but weights, or besides them largest inputs that are known. ModelOpt's own functions are
+given one linear layer at a time, or those that servers fuse (q, k and v; gate and up), which share a scale; what is in
+memory is their weights. What is quantized is what ModelOpt quantizes of the model as transformers would build it; of an
+architecture that transformers does not know, every matrix in the files that the format's rules take and that is no
+embedding.
 """
 
 import re
@@ -99,21 +100,26 @@ class Selection:
         return tuple(one for part in group if (one := f"{owner}.{part}" if owner else part) in self.quantized)
 
 
-def select(source: Source, config: Mapping[str, Any], trust_remote_code: bool) -> Selection:
-    """What a format takes of the files. Raises JobError as `quantizers.rehearse`, `needs_calibration` and
-    `weights_do_not_match`."""
+def select(
+    source: Source, config: Mapping[str, Any], trust_remote_code: bool, *, calibrated: bool = False
+) -> Selection:
+    """What a format takes of the files; `calibrated`: what goes through the layers is found by other means.
+
+    Raises JobError as `quantizers.rehearse`, `needs_calibration` and `weights_do_not_match`.
+    """
     from modelopt.torch.export.quant_utils import get_quant_config
 
     try:
         bare = load.without_weights(str(source.folder), trust_remote_code)
     except JobError as error:
-        if error.name != "unknown_model":
+        if calibrated or error.name != "unknown_model":
             raise
         return _by_names(source, config)
     names = list(names_in_memory(bare, source.shapes))
     _refuse_other_weights(source, bare, names)
     quantizers.rehearse(bare, dict(config), exported=True)
-    _refuse_calibration(bare, config)
+    if not calibrated:
+        _refuse_calibration(bare, config)
     quantized, plain = quantized_linears(bare)
     found: dict[bool, set[str]] = {True: set(), False: set()}
     for stored, now, joined in names:
@@ -216,11 +222,16 @@ def linears(shapes: Mapping[str, Sequence[int]]) -> "nn.Module":
 
 
 def packed(
-    names: Sequence[str], source: Source, config: Mapping[str, Any], dtype: "torch.dtype", device: "torch.device"
+    names: Sequence[str],
+    source: Source,
+    config: Mapping[str, Any],
+    dtype: "torch.dtype",
+    device: "torch.device",
+    inputs: "Mapping[str, torch.Tensor]",
 ) -> "dict[str, torch.Tensor]":
     """What an export has of layers that share a scale: weights and scales, by their whole names.
 
-    Raises JobError('weights_not_finite').
+    `inputs`: the largest magnitude of a layer's inputs, where it was calibrated. Raises JobError('weights_not_finite').
     """
     import torch
     from modelopt.torch.export.quant_utils import (
@@ -242,6 +253,10 @@ def packed(
     with redirect_stdout(StringIO()), cpu_kernels():
         quantizers.quantize(layers, config, None)
         each = {name: list(layers.get_submodule(name).children()) for name in names}
+        for name in names:
+            for linear in each[name] if name in inputs else ():
+                quantizer: Any = linear.input_quantizer
+                quantizer.amax = inputs[name].to(device)
         leading: Any = each[names[0]][0]
         one_scale = _has_one_scale(leading.weight_quantizer)
         for own in each.values() if one_scale else ():

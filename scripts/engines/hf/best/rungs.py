@@ -18,7 +18,8 @@ from scripts.engines.hf.best.bench import Bench
 from scripts.engines.hf.best.decisions import Space, Stage, Trial
 from scripts.engines.hf.best.page import page_of_none, title_of
 from scripts.engines.hf.best.trials import Tried, taken_up
-from scripts.engines.hf.engine import MAX_TOKENS, quantize_checkpoint
+from scripts.engines.hf.engine import quantize_checkpoint
+from scripts.engines.hf.packing import MAX_TOKENS
 from scripts.engines.hf.reference import quantized_linears
 from scripts.engines.hf.samples import choose_samples
 from scripts.evaluation.gate import keep_gate

@@ -13,7 +13,7 @@ from recipes.planner import hf_memory
 from recipes.planner.gpus import gpu_of
 from recipes.planner.hf_memory import SOURCES, Device, Memory, predict, predict_for
 from scripts.args.quantize import QuantizeArgs
-from scripts.engines.hf import engine, evaluate, reference
+from scripts.engines.hf import evaluate, packing, reference
 from scripts.formats import FORMATS
 from tests.jobs import job_of
 
@@ -43,7 +43,7 @@ def predicted(facts: ModelFacts | None = None, device: Device = "host", **values
 
 
 def test_limits_are_those_of_the_engine() -> None:
-    assert hf_memory.MAX_TOKENS == engine._MAX_TOKENS
+    assert hf_memory.MAX_TOKENS == packing.MAX_TOKENS
     assert hf_memory.LOGITS == evaluate.LOGITS
     assert inspect.signature(reference.reference).parameters["limit"].default == hf_memory.REFERENCES
 
@@ -106,6 +106,18 @@ def test_another_precision_maps_the_source_as_well() -> None:
     assert sizes.weights_left == model.others * 4, "weights that were converted are freed when they are packed"
     mapped = replace(sizes, args=replace(args, dtype="bfloat16"))
     assert mapped.weights_left == WEIGHTS
+
+
+def test_layer_by_layer_mapped_weights_do_not_count() -> None:
+    model, layers = of_facts(known()), known().layers
+    assert model is not None and layers is not None
+    found = predicted(memory="auto")
+    assert "layer" not in found.parts and found.total < WEIGHTS / 4
+    copied = predicted(memory="auto", dtype="float32").parts["layer"]
+    assert copied == (model.packed // layers + model.others) * 4
+    assert predicted(memory="auto", device="GPU").parts["layer"] == copied // 2
+    less = predicted(memory="auto", calib_batch_size=32, calib_seq_length=512, eval_size=0)
+    assert less.peak_phase == "calibrate" and less.parts["activations"] > 0
 
 
 def test_small_weights_stay_with_the_allocator() -> None:

@@ -257,6 +257,28 @@ def test_from_files_nothing_is_unpacked(fake_model: FakeModel) -> None:
     assert "args.from_files cannot undo" in problem.cause
 
 
+def test_layer_by_layer_what_cannot_be_had_is_told_at_once(fake_model: FakeModel) -> None:
+    assert names(memory="16GiB") == names(memory="auto") == names(memory="auto", export_quant_cfg="nvfp4") == []
+    asked = {"from_files": True, "export_quant_cfg": "int4_awq", "export_kv_cache_quant": "fp8", "export_dir": None}
+    assert names(memory="much", **asked) == [
+        ("wrong_value", "args.memory"),
+        ("layerwise_unsupported", "args.from_files"),
+        ("layerwise_unsupported", "args.export_quant_cfg"),
+        ("layerwise_unsupported", "args.export_kv_cache_quant"),
+        ("no_output", "args.export_dir"),
+    ]
+    assert names(memory="auto", compress=True) == [("layerwise_unsupported", "args.compress")]
+    folder = fake_model()
+    (folder / "config.json").write_text(json.dumps({"model_type": "mixtral", "hidden_size": 256}))
+    found = [one for one in problems(memory="auto", hf_model_id=str(folder)) if one.name == "layerwise_unsupported"]
+    assert [one.key for one in found] == ["args.hf_model_id"] and "mixtral was not tried" in found[0].cause
+
+
+def test_layer_by_layer_the_memory_that_is_given_must_do() -> None:
+    (problem,) = problems(memory="100MiB")
+    assert (problem.name, problem.key, problem.value) == ("does_not_fit", "args.memory", "100MiB")
+
+
 def test_outputs_never_overwrite(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     assert names(export_dir=str(tmp_path / "out")) == []

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.engines.hf.kept import _sum, forget, rescued
+from scripts.engines.hf.kept import bit_sum, forget, rescued
 from scripts.run.files import staged
 from scripts.run.problems import JobError
 from scripts.run.record import Record, read_record
@@ -91,13 +91,13 @@ def test_what_is_somebody_s_own_stays(record: Record, tmp_path: Path) -> None:
 def test_a_sum_of_weights_is_of_each_of_their_bits_wherever_they_lie(shape: tuple[int, ...], dtype: str) -> None:
     torch = pytest.importorskip("torch")
     weight = torch.randint(1, 100, shape).to(getattr(torch, dtype))
-    bits, first = weight.reshape(-1).view(torch.uint8), _sum(weight)
+    bits, first = weight.reshape(-1).view(torch.uint8), bit_sum(weight)
     padded = torch.empty(weight.numel() + 1, dtype=weight.dtype)
     padded[1:] = weight.reshape(-1)
-    assert _sum(padded[1:].view(shape)) == first
+    assert bit_sum(padded[1:].view(shape)) == first
     if len(shape) == 2:
-        assert _sum(weight.T.contiguous().T) == first
+        assert bit_sum(weight.T.contiguous().T) == first
     for at in range(len(bits)):
         bits[at] ^= 1
-        assert _sum(weight) != first
+        assert bit_sum(weight) != first
         bits[at] ^= 1
