@@ -163,6 +163,12 @@ def troubles(args: QuantizeArgs) -> Iterator[Problem]:
             "Use args.export_kv_cache_quant=none, or args.memory=null.",
         ),
         (
+            "layer_formats",
+            bool(args.layer_formats),
+            "several formats were not tried layer by layer",
+            "Use one format, or args.memory=null.",
+        ),
+        (
             "compress",
             args.compress,
             "args.memory writes the export alone, which is packed anyway",
