@@ -93,6 +93,8 @@ def hours_of(job: Job) -> Estimate | None:
         "computing": _COMPUTING[work.kind](load),
         "saving": _at(written, _WRITE),
     }
+    if work.minutes:
+        seconds["searching"] = (0.0, 60 * work.minutes)
     hours = {name: (low / 3600, high / 3600) for name, (low, high) in seconds.items()}
     low, high = (sum(span[end] for span in hours.values()) for end in (0, 1))
     return Estimate(low=low, high=high, terms=hours)

@@ -22,6 +22,7 @@ from recipes.models import ModelFacts
 from recipes.models.weights import Matrices
 from recipes.planner.disk import WIDTHS, model_matrices, packed_bytes
 from scripts.args.auto_quantize import CANDIDATES, AutoQuantizeArgs
+from scripts.args.best import BestArgs
 from scripts.args.meaning import value_of
 from scripts.args.quantize import MeasuredArgs, QuantizeArgs
 from scripts.engines.hf.verify import COMPARED as COMPARED_AT_A_TIME
@@ -139,6 +140,12 @@ class Sizes:
         return layer * self._width if not self.host or stored != self._width else 0
 
     @property
+    def copies(self) -> int:
+        """Of a search over formats: a copy that is calibrated, and one of each format that rescales weights."""
+        rescaled = sum(FORMATS[name].method not in (None, "max") for name in self._named)
+        return (1 + rescaled) * sum(matrix.parameters for matrix in self.model.packable) * self._width
+
+    @property
     def packed(self) -> int:
         """What the export puts in the place of weights (scripts/engines/hf/save.py)."""
         if not (self.args.export_dir or value_of(self.args, "compress")):
@@ -204,7 +211,7 @@ class Sizes:
     @property
     def _format(self) -> Format:
         """FP8 stands for formats whose layout is not known: none of them keeps more."""
-        named = [FORMATS[name] for name in self.args.makes() if name in FORMATS]
+        named = [FORMATS[name] for name in self._named]
         return max(named, key=lambda facts: facts.search_bits or 0.0, default=FORMATS["fp8"])
 
     @property
@@ -229,7 +236,14 @@ class Sizes:
     @property
     def _searches(self) -> bool:
         """AWQ is the family of formats whose calibration tries scales; SVDQuant begins with it."""
-        return any(word in name.lower() for name in self.args.makes() for word in ("awq", "svdquant"))
+        made = self._named if isinstance(self.args, BestArgs) else self.args.makes()
+        return any(word in name.lower() for name in made for word in ("awq", "svdquant"))
+
+    @property
+    def _named(self) -> list[str]:
+        """Of the formats that may be made, those that are known by name."""
+        made = self.args.candidates if isinstance(self.args, BestArgs) else self.args.makes()
+        return [name for name in made if name in FORMATS]
 
     @property
     def _tried(self) -> int:
@@ -309,6 +323,8 @@ def _phases(args: MeasuredArgs, sizes: Sizes, libraries: int) -> Iterator[tuple[
         yield "calibrate", running | scoring | {"work": _QUANTIZED * largest, "allocator": sizes.retained_calibrating}
     elif isinstance(args, AutoQuantizeArgs):
         yield "calibrate", running | {"logits": _DIVERGED_LOGIT * sizes.sample_logits, "work": _QUANTIZED * largest}
+    if isinstance(args, BestArgs):
+        yield "search", running | quantizing | {"copies": sizes.copies, "allocator": sizes.retained_calibrating}
     if args.layer_noise != "none":
         looked = "score after" if args.eval_size else "layer noise"
         yield looked, running | {"work": _COMPARED * largest, "allocator": sizes.retained}

@@ -38,6 +38,7 @@ class Workload:
     scored: int = 0  # samples that layers are scored on, each with so many passes, and so many more for each layer
     passes_scored: int = 0
     passes_of_layer: int = 0
+    minutes: float = 0.0  # of a search over formats, at most
     every_expert: bool = False  # each token visits all of them
 
     @property

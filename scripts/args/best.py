@@ -59,3 +59,7 @@ class BestArgs(MeasuredArgs):
 
     def variant(self) -> str:
         return "best"
+
+    def work(self) -> dict[str, Any]:
+        """The search ends with its minutes, and the winner is quantized after that."""
+        return {**super().work(), "minutes": self.minutes}
