@@ -2,7 +2,8 @@
 
 `ours` is what `args.from_files` does of a random checkpoint: reading, digesting, writing and verifying included.
 `memory` gives ModelOpt's functions the same tensors, which are in memory already, in groups as ours does, and drops
-what they make. Each run is a process of its own, child of this one, which also reads how much anonymous memory the other has.
+what they make. Each run is a process of its own, child of this one, which also reads how much anonymous memory the
+other has.
 
     python tests/benchmarks/files.py --gigabytes 2 --repeat 3
 """
