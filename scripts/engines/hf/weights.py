@@ -10,8 +10,8 @@ embedding.
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import redirect_stdout
-from dataclasses import dataclass
+from contextlib import redirect_stdout, suppress
+from dataclasses import dataclass, field
 from functools import cached_property
 from io import StringIO
 from math import prod
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-#: What servers compute as one matrix, by the last parts of the names: ModelOpt's exporter has them share a scale.
+#: What servers compute as one matrix, by the last parts of the names, where a model does not tell (`_given_the_same`).
 FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("w1", "w3"), ("q_a_proj", "kv_a_proj_with_mqa"))
 #: How the names of what is quantized end.
 WEIGHT = ".weight"
@@ -81,13 +81,15 @@ class Source:
 class Selection:
     """The linear layers of some files: those that a format quantizes and those that stay, by their names there.
 
-    `said`: what hf_quant_config.json says. `in_float32`: parts of the names of tensors that stay in 32 bits.
+    `said`: what hf_quant_config.json says. `in_float32`: parts of the names of tensors that stay in 32 bits. `groups`:
+    layers that are given the same tensor, by each of them.
     """
 
     quantized: frozenset[str]
     plain: frozenset[str]
     said: Mapping[str, Any]
     in_float32: frozenset[str] = frozenset()
+    groups: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def stays_wide(self, name: str) -> bool:
         """Whether transformers keeps a tensor in 32 bits, whatever the others are loaded in."""
@@ -95,6 +97,8 @@ class Selection:
 
     def sharing(self, name: str) -> tuple[str, ...]:
         """The layers that share a scale with one, in order; itself alone where none does."""
+        if name in self.groups:
+            return tuple(one for one in self.groups[name] if one in self.quantized)
         owner, _, last = name.rpartition(".")
         group = next((group for group in FUSED if last in group), (last,))
         return tuple(one for part in group if (one := f"{owner}.{part}" if owner else part) in self.quantized)
@@ -117,6 +121,7 @@ def select(
         return _by_names(source, config)
     names = list(names_in_memory(bare, source.shapes))
     _refuse_other_weights(source, bare, names)
+    given = _given_the_same(bare)
     quantizers.rehearse(bare, dict(config), exported=True)
     if not calibrated:
         _refuse_calibration(bare, config)
@@ -124,14 +129,63 @@ def select(
     found: dict[bool, set[str]] = {True: set(), False: set()}
     for stored, now, joined in names:
         module = now.removesuffix(WEIGHT)
-        if joined and (experts := _weight_quantizers(bare, now)):
-            found[all(one.is_enabled for one in experts)].add(stored.removesuffix(WEIGHT))
+        if experts := _weight_quantizers(bare, now):
+            enabled = all(one.is_enabled for one in experts)
+            if enabled and not joined:
+                cause = f"{stored} holds all experts of a layer in one tensor, which only a whole model gets quantized."
+                raise JobError("unsupported_model", cause, "Use args.from_files=false and args.memory=null.")
+            found[enabled].add(stored.removesuffix(WEIGHT))
         elif not joined and module in (quantized | plain) and stored.endswith(WEIGHT):
             found[module in quantized].add(stored.removesuffix(WEIGHT))
     said = get_quant_config(bare)
     _rename(bare, said)
     strict = frozenset(getattr(bare, "_keep_in_fp32_modules_strict", None) or ())
-    return Selection(quantized=frozenset(found[True]), plain=frozenset(found[False]), said=said, in_float32=strict)
+    files = {now: stored.removesuffix(WEIGHT) for stored, now, joined in names if not joined}
+    groups = [[files[one + WEIGHT] for one in group if one + WEIGHT in files] for group in given]
+    return Selection(
+        quantized=frozenset(found[True]),
+        plain=frozenset(found[False]),
+        said=said,
+        in_float32=strict,
+        groups={one: group for group in reversed(groups) for one in group},
+    )
+
+
+def _given_the_same(bare: Any) -> list[list[str]]:
+    """Linear layers by the tensor that they are given: ModelOpt's exporter has those of one share a scale, such as all
+    of a layer whose attention and MLP are side by side (Cohere). None where a model does not run without weights."""
+    import torch
+    from torch import nn
+
+    given: dict[int, tuple[torch.Tensor, list[str]]] = {}
+
+    def note(name: str) -> Any:
+        def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+            if inputs and isinstance(inputs[0], torch.Tensor):
+                given.setdefault(id(inputs[0]), (inputs[0], []))[1].append(name)
+
+        return hook
+
+    linear = ((name, module) for name, module in bare.named_modules() if isinstance(module, nn.Linear))
+    handles = [module.register_forward_pre_hook(note(name)) for name, module in linear]
+    tokens = torch.ones(1, 2, dtype=torch.long, device="meta")
+    # A whole mask, so that none has to be made of values; of what takes no such mask, none.
+    masks = (torch.ones(1, 1, 2, 2, dtype=torch.bool, device="meta"), None)
+    experts = [module for name, module in bare.named_modules() if name.endswith("experts")]
+    for module in experts:
+        module.forward = lambda states, *_, **__: states  # they go by values
+    try:
+        for mask in masks:
+            given.clear()
+            with torch.no_grad(), suppress(Exception):  # each architecture has errors of its own
+                bare(tokens, attention_mask=mask, use_cache=False)
+                return [list(dict.fromkeys(names)) for _, names in given.values()]
+        return []
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module in experts:
+            del module.forward
 
 
 def _refuse_other_weights(source: Source, bare: Any, names: Iterable[tuple[str, str, bool]]) -> None:
@@ -188,11 +242,14 @@ def _refuse_calibration(model: "nn.Module", config: Mapping[str, Any]) -> None:
 
 
 def _weight_quantizers(model: "nn.Module", tensor: str) -> "list[Any]":
-    """Of a tensor that transformers makes of all experts'."""
+    """Of a tensor that holds all experts': of each, or one for all of them."""
+    owner, _, last = tensor.rpartition(".")
     try:
-        return list(model.get_submodule(f"{tensor}_weight_quantizers").children())
-    except AttributeError:
+        named = dict(model.get_submodule(owner).named_children())
+    except AttributeError:  # files may hold what a model has no use for
         return []
+    each, whole = named.get(f"{last}_weight_quantizers"), named.get(f"{last}_weight_quantizer")
+    return list(each.children()) if each is not None else [] if whole is None else [whole]
 
 
 def _rename(model: "nn.Module", said: dict[str, Any]) -> None:

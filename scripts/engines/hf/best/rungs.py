@@ -138,7 +138,7 @@ def _opened(args: BestArgs, record: Record, began: float) -> Search:
     formats = _fitting(args, record, load.linear_shapes(bare))
     quantizers.rehearse(bare, quantizers.build_config(replace(quantize, export_quant_cfg=formats[0])), exported=True)
     layers = list(quantized_linears(bare)[0])
-    if any("_weight_quantizers" in name for name, _ in bare.named_modules()):
+    if any("_weight_quantizer" in name for name, _ in bare.named_modules()):
         cause = "Experts of this model share a tensor, and a search cannot give them a format of their own."
         raise JobError("unsupported_model", cause, "Use auto_quantize, or quantize with a format.")
     del bare

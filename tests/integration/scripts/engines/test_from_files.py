@@ -18,7 +18,7 @@ from scripts.engines.hf.engine import quantize_checkpoint  # noqa: E402
 from scripts.engines.hf.weights import Source  # noqa: E402
 from scripts.run.problems import JobError  # noqa: E402
 from scripts.run.record import Record  # noqa: E402
-from tests import hf_models  # noqa: E402
+from tests import architectures, hf_models  # noqa: E402
 
 pytestmark = pytest.mark.integration
 
@@ -84,6 +84,27 @@ def test_equal_to_the_whole_model(
         assert said[key] == meant[key]
     assert record.values["outputs"][0]["type"] == "checkpoint_hf"
     assert not (tmp_path / "run" / from_files.FOLDER).exists()
+
+
+@pytest.mark.parametrize("kind", ["cohere", "qwen2_moe", "phi"])
+def test_layers_that_are_given_the_same_share_a_scale(tmp_path: Path, kind: str) -> None:
+    """Whatever they are called: attention and MLP side by side, or the gate of a shared expert."""
+    architectures.write_model(kind, tmp_path / "model")
+    values: dict[str, Any] = {"export_quant_cfg": "nvfp4", "weight_only": True}
+    run(tmp_path / "model", tmp_path / "run", **values)
+    whole = exported(tmp_path / "model", tmp_path / "whole", **values)
+    made, wanted = Source(folder=tmp_path / "run" / "hf"), Source(folder=whole)
+    assert made.shapes.keys() == wanted.shapes.keys()
+    assert [name for name in wanted.shapes if bits(made.tensor(name)) != bits(wanted.tensor(name))] == []
+
+
+def test_experts_that_files_hold_in_one_tensor_are_refused(tmp_path: Path) -> None:
+    """They stayed as they were, beside a hf_quant_config.json that calls them quantized."""
+    architectures.write_model("llama4_text", tmp_path / "model")
+    with pytest.raises(JobError, match=r"experts\.\w+ holds all experts of a layer in one tensor") as caught:
+        run(tmp_path / "model", tmp_path / "run", export_quant_cfg="nvfp4", weight_only=True)
+    assert caught.value.name == "unsupported_model"
+    assert not (tmp_path / "run" / "hf").exists()
 
 
 def test_an_architecture_that_transformers_does_not_know(tmp_path: Path) -> None:
