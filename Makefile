@@ -61,6 +61,7 @@ benchmark: $(VENV)/.ready-dev
 	$(BIN)/python tests/benchmarks/submission.py
 	$(BIN)/python tests/benchmarks/engine.py
 	$(BIN)/python tests/benchmarks/evidence.py
+	$(BIN)/python tests/benchmarks/files.py
 	$(BIN)/python tests/benchmarks/hashing.py
 	$(BIN)/python tests/benchmarks/index.py
 
