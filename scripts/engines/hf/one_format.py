@@ -10,7 +10,7 @@ from scripts.engines.hf import calibrate, experts, load, quantizers, report
 from scripts.engines.hf.group import Group
 from scripts.engines.hf.mixture import refuse_layers
 from scripts.engines.hf.samples import Tokens
-from scripts.formats import FITS_ANY_WIDTH, FORMATS, Format, format_problems, known_format
+from scripts.formats import FITS_ANY_WIDTH, FORMATS, LEFT, Format, format_problems, known_format
 from scripts.run.problems import JobError
 from scripts.run.record import Record
 
@@ -78,12 +78,14 @@ class OneFormat:
 
     def rehearse(self, build: "Callable[[], Any]") -> None:
         """Raise JobError for what the model, which `build` builds without weights, cannot be made to."""
-        bare = build()
+        args, bare = self.args, build()
+        left = [one for one in load.linear_shapes(bare) if args.format_of(one) == LEFT]
         on_cpu = load.pick_device(self.args.device).type == "cpu"
         quantizers.rehearse(bare, self.config, exported=bool(self.args.export_dir), on_cpu=on_cpu)
         if self.args.force_all_expert_routing:
             experts.refuse_none(bare)
-        refuse_layers(list(load.linear_shapes(bare)), self.args.export_quant_cfg, self.args.layer_formats)
+        named = list(dict.fromkeys([*load.linear_shapes(bare), *left]))
+        refuse_layers(named, args.export_quant_cfg, args.layer_formats)
         refuse_misfits(self.args.makes(), bare, self.args.format_of)
 
     def quantize(

@@ -12,6 +12,7 @@ pytest.importorskip("optuna")
 from scripts.args.best import BestArgs  # noqa: E402
 from scripts.args.quantize import QuantizeArgs  # noqa: E402
 from scripts.checkpoints import look  # noqa: E402
+from scripts.engines.hf import verify  # noqa: E402
 from scripts.engines.hf.best import rungs  # noqa: E402
 from scripts.engines.hf.best.bench import Bench  # noqa: E402
 from scripts.run.files import weight_bytes  # noqa: E402
@@ -98,4 +99,16 @@ def test_layers_that_servers_fuse_have_one_format(model: Path, tmp_path: Path) -
     args = hf_models.arguments(model, tmp_path, layer_formats={"int4_awq": ["*.w_proj"]})
     assert isinstance(args, QuantizeArgs)
     with pytest.raises(JobError, match="unmatched_layers"):
+        hf_models.attempt(begun(tmp_path / "b"), args)
+
+
+def test_layers_that_are_left_as_they_are_have_names_too(model: Path, tmp_path: Path) -> None:
+    formats = {"int4_awq": ["*.mlp.*"], "none": ["*.down_proj"]}
+    args = hf_models.arguments(model, tmp_path, layer_formats=formats, modelopt_save_path=None)
+    hf_models.attempt(begun(tmp_path / "a"), args)
+    made = verify.Export(tmp_path / "hf").header
+    names = ("self_attn.q_proj", "mlp.up_proj", "mlp.down_proj")
+    assert [made[f"model.layers.0.{name}.weight"][0] for name in names] == ["F8_E4M3", "U8", "BF16"]
+    args = hf_models.arguments(model, tmp_path / "b", layer_formats={"none": ["*.q_proj"]})
+    with pytest.raises(JobError, match="fused_layers_differ"):
         hf_models.attempt(begun(tmp_path / "b"), args)
