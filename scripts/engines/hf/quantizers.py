@@ -72,13 +72,21 @@ def refuse_weight_only(args: QuantizeArgs) -> None:
     raise JobError("weight_only_meaningless", cause, f"Use {alone}.")
 
 
+def cache_config(name: str) -> dict[str, Any]:
+    """The ModelOpt quantization config of a named format of the key/value cache."""
+    import modelopt.torch.quantization as mtq
+
+    config: dict[str, Any] = copy.deepcopy(getattr(mtq, CACHES[name].config))
+    for rule in config["quant_cfg"] if CACHES[name].cast else []:
+        rule["cfg"]["use_constant_amax"] = True
+    return config
+
+
 def build_config(args: QuantizeArgs) -> dict[str, Any]:
     """The ModelOpt quantization config for format, weight_only and key/value cache.
 
     Raises JobError: unsupported_quant_recipe, weight_only_meaningless.
     """
-    import modelopt.torch.quantization as mtq
-
     ref = resolve_format(args.export_quant_cfg)
     refuse_weight_only(args)
     config = _base_config(ref, args.weight_only)
@@ -89,11 +97,7 @@ def build_config(args: QuantizeArgs) -> dict[str, Any]:
     if args.weight_only:
         rules.append(dict(NO_INPUTS))
     if args.export_kv_cache_quant != "none":
-        cache = CACHES[args.export_kv_cache_quant]
-        added = copy.deepcopy(getattr(mtq, cache.config)["quant_cfg"])
-        for rule in added if cache.cast else []:
-            rule["cfg"]["use_constant_amax"] = True
-        rules += added
+        rules += cache_config(args.export_kv_cache_quant)["quant_cfg"]
     config["quant_cfg"] = rules
     return config
 

@@ -27,7 +27,7 @@ from scripts.engines.hf.nvfp4 import cpu_kernels
 from scripts.engines.hf.one_format import Advance, refuse_misfits
 from scripts.engines.hf.packing import Tokens, replaced
 from scripts.engines.hf.reference import quantized_linears
-from scripts.formats import CACHES, FORMATS, Format, resolve_recipe
+from scripts.formats import FORMATS, Format, resolve_recipe
 from scripts.run.problems import JobError
 from scripts.run.record import Record
 from scripts.run.registry import refuse
@@ -106,8 +106,6 @@ class Search:
     @cached_property
     def asked(self) -> _Asked:
         """The arguments over the recipe, where there is one. Raises JobError `unsupported_quant_recipe`."""
-        import modelopt.torch.quantization as mtq
-
         args, cache = self.args, self.args.export_kv_cache_quant
         by_recipe = _of_recipe(args.recipe) if args.recipe else _of_formats(args)
         given: dict[str, Any] = {
@@ -117,7 +115,7 @@ class Search:
             "method": args.method,
             "score_size": args.score_size,
             "disabled": args.disabled_layers,
-            "cache": None if cache == "none" else copy.deepcopy(getattr(mtq, CACHES[cache].config)),
+            "cache": None if cache == "none" else quantizers.cache_config(cache),
         }
         return replace(by_recipe, **{name: value for name, value in given.items() if value is not None})
 

@@ -12,6 +12,7 @@ from scripts.args.auto_quantize import SEARCHED, AutoQuantizeArgs  # noqa: E402
 from scripts.checkpoints.quantization import MIXED  # noqa: E402
 from scripts.engines.hf import kept, save, verify  # noqa: E402
 from scripts.engines.hf.engine import quantize_checkpoint  # noqa: E402
+from scripts.engines.hf.search import Search  # noqa: E402
 from scripts.formats import FORMATS  # noqa: E402
 from scripts.run.problems import JobError  # noqa: E402
 from scripts.run.record import Record  # noqa: E402
@@ -48,6 +49,11 @@ def test_the_bits_that_are_counted_are_those_of_modelopt() -> None:
 
     for name, bits in SEARCHED.items():
         assert QuantRecipe(getattr(mtq, FORMATS[name].config), name=name).compression * 16 == bits
+
+
+def test_a_cache_that_is_cast_has_one_scale_for_all() -> None:
+    cache = Search(args=AutoQuantizeArgs(formats=["fp8", "nvfp4"], export_kv_cache_quant="fp8_cast")).asked.cache
+    assert cache and all(rule["cfg"]["use_constant_amax"] for rule in cache["quant_cfg"])
 
 
 @pytest.mark.parametrize(
