@@ -83,7 +83,7 @@ class Format:
 
     def of_maxima(self, weight_only: bool) -> bool:
         """Whether its scales are largest magnitudes of a layer's own weights and inputs, and it is exported."""
-        plain = self.exported and self.weight_only and self.method == "max"
+        plain = self.exported and self.method == "max" and (self.weight_only or not weight_only)
         return plain or bool(weight_only and self.config_weight_only)
 
 

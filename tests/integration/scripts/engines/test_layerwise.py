@@ -69,6 +69,7 @@ def bits(tensor: Any) -> tuple[Any, list[int], bytes]:
     ("family", "values"),
     [
         ("llama", {"export_quant_cfg": "nvfp4"}),
+        ("llama", {"export_quant_cfg": "w4a8_mxfp4_fp8"}),
         ("qwen3", {"export_quant_cfg": "fp8", "dtype": "float32"}),
         ("qwen3", {"export_quant_cfg": "INT8_DEFAULT_CFG", "eval_size": 0}),
     ],
