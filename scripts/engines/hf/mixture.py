@@ -46,12 +46,18 @@ def _rules(pattern: str, configs: Mapping[str, dict[str, Any]], name: str) -> It
 
 
 def calibrate_mixed(model: "nn.Module", config: Mapping[str, Any], loop_of: Callable[[Any], Loop]) -> None:
-    """Calibrate the inserted quantizers, each format by itself: what one does to its layers no other one sees."""
+    """Calibrate the inserted quantizers, each format by itself: what one does to its layers no other one sees.
+
+    Those of keys and values, which are of no linear layer, are calibrated with the first format, whatever is named.
+    """
     import modelopt.torch.quantization as mtq
 
     base = next(iter(config["steps"]))
+    caches = {name.rpartition(".")[0] for name, _ in model.named_modules() if name.endswith("_bmm_quantizer")}
+    layers = {layer for layer, _ in quantizers_by_layer(model)}
+    given = {one: base if one in caches else format_of(one, base, config["layers"]) for one in layers}
     for name, algorithm in config["steps"].items():
-        own = {one for one, _ in quantizers_by_layer(model) if format_of(one, base, config["layers"]) == name}
+        own = {layer for layer, asked in given.items() if asked == name}
         with _alone(model, own):
             mtq.calibrate(model, algorithm, loop_of(algorithm))
 

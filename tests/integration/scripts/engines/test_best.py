@@ -112,3 +112,14 @@ def test_layers_that_are_left_as_they_are_have_names_too(model: Path, tmp_path: 
     args = hf_models.arguments(model, tmp_path / "b", layer_formats={"none": ["*.q_proj"]})
     with pytest.raises(JobError, match="fused_layers_differ"):
         hf_models.attempt(begun(tmp_path / "b"), args)
+
+
+def test_keys_and_values_are_calibrated_whatever_the_layers_around_them_are(model: Path, tmp_path: Path) -> None:
+    values: Any = {"export_kv_cache_quant": "fp8", "modelopt_save_path": None, "eval_size": 0}
+    for name, formats in (("a", {}), ("b", {"none": ["*.0.self_attn*"]})):
+        args = hf_models.arguments(model, tmp_path / name, layer_formats=formats, **values)
+        hf_models.attempt(begun(tmp_path / name / "run"), args)
+    whole, mixed = (verify.Export(tmp_path / name / "hf") for name in ("a", "b"))
+    for part in ("k_proj.k_scale", "v_proj.v_scale"):
+        scale = f"model.layers.0.self_attn.{part}"
+        assert mixed.tensor(scale).item() == pytest.approx(whole.tensor(scale).item(), rel=0.05)
