@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 Loop = Callable[["nn.Module"], None]
 _PARTS = ("weight_quantizer", "input_quantizer")
+_EXPERTS = r"^(.*experts)\.[^.]+$"
 
 
 def mixed_config(configs: Mapping[str, dict[str, Any]], layer_formats: LayerFormats) -> dict[str, Any]:
@@ -88,10 +89,13 @@ def _alone(model: "nn.Module", layers: Container[str]) -> Iterator[None]:
 
 
 def fused(layers: Iterable[str]) -> list[list[str]]:
-    """The layers in groups that servers fuse, or whose inputs are the same: by the rules of ModelOpt's AutoQuantize."""
+    """The layers in groups that servers fuse, or whose inputs are the same: by the rules of ModelOpt's AutoQuantize.
+
+    So are all tensors of a layer's experts, of which a checkpoint says one format.
+    """
     from modelopt.torch.quantization.algorithms import AutoQuantizeGradientSearcher
 
-    rules = AutoQuantizeGradientSearcher.quant_grouping_rules
+    rules = [*AutoQuantizeGradientSearcher.quant_grouping_rules, _EXPERTS]
     groups: dict[str, list[str]] = {}
     for layer in layers:
         keys = (rule(None, layer) if callable(rule) else (re.match(rule, layer) or [None, None])[1] for rule in rules)

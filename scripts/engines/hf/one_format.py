@@ -1,7 +1,7 @@
 """One format for every layer that it matches: what `quantize` does to a model. `search` has the same parts."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +9,7 @@ from scripts.args.quantize import QuantizeArgs
 from scripts.engines.hf import calibrate, experts, load, quantizers, report
 from scripts.engines.hf.group import Group
 from scripts.engines.hf.mixture import refuse_layers
+from scripts.engines.hf.reference import quantized_experts
 from scripts.engines.hf.samples import Tokens
 from scripts.formats import FITS_ANY_WIDTH, FORMATS, LEFT, Format, format_problems, known_format
 from scripts.run.problems import JobError
@@ -38,6 +39,8 @@ class OneFormat:
     """The format of the arguments."""
 
     args: QuantizeArgs
+    #: Experts that share a tensor and get a format, by that tensor: found by `rehearse`.
+    experts: list[str] = field(default_factory=list)
 
     #: Whether the output head may get a format.
     takes_head = False
@@ -84,6 +87,7 @@ class OneFormat:
         quantizers.rehearse(bare, self.config, exported=bool(self.args.export_dir), on_cpu=on_cpu)
         if self.args.force_all_expert_routing:
             experts.refuse_none(bare)
+        self.experts[:] = quantized_experts(bare)
         named = list(dict.fromkeys([*load.linear_shapes(bare), *left]))
         refuse_layers(named, args.export_quant_cfg, args.layer_formats)
         refuse_misfits(self.args.makes(), bare, self.args.format_of)
@@ -112,7 +116,8 @@ class OneFormat:
 
     def formats(self, results: Mapping[str, Any], layers: Iterable[str]) -> Mapping[str, Format]:
         """Of each layer by its name, where they are not all the same."""
-        return {one: FORMATS[self.args.format_of(one)] for one in layers} if self.args.layer_formats else {}
+        every = [*layers, *self.experts] if self.args.layer_formats else []
+        return {one: FORMATS[self.args.format_of(one)] for one in every}
 
     def verified(self) -> dict[str, Any]:
         """What an export is held against besides: arguments of `verify.verify_export`."""

@@ -96,14 +96,17 @@ def quantized_linears(model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     return quantized, plain
 
 
+def quantized_experts(model: Any) -> dict[str, int]:
+    """Tensors that experts share, by name: how many of them are quantized."""
+    ends = ("up_proj_weight_quantizers", "down_proj_weight_quantizers")
+    every = ((name, module) for name, module in model.named_modules() if name.endswith(ends))
+    counts = {name.removesuffix("_weight_quantizers"): sum(one.is_enabled for one in module) for name, module in every}
+    return {name: count for name, count in counts.items() if count}
+
+
 def _experts(model: Any) -> int:
     """Linear layers that the export packs of experts kept as one tensor: gate, up and down of each."""
-    count = 0
-    for name, module in model.named_modules():
-        if name.endswith(("up_proj_weight_quantizers", "down_proj_weight_quantizers")):
-            each = 2 if name.endswith("gate_up_proj_weight_quantizers") else 1
-            count += each * sum(quantizer.is_enabled for quantizer in module)
-    return count
+    return sum((2 if name.endswith("gate_up_proj") else 1) * count for name, count in quantized_experts(model).items())
 
 
 def _stored(folder: Path) -> dict[str, Path]:

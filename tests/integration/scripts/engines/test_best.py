@@ -123,3 +123,14 @@ def test_keys_and_values_are_calibrated_whatever_the_layers_around_them_are(mode
     for part in ("k_proj.k_scale", "v_proj.v_scale"):
         scale = f"model.layers.0.self_attn.{part}"
         assert mixed.tensor(scale).item() == pytest.approx(whole.tensor(scale).item(), rel=0.05)
+
+
+def test_experts_in_one_tensor_have_one_format_which_is_verified(tmp_path: Path) -> None:
+    source = hf_models.model_folder(tmp_path / "model", "qwen3_moe")
+    values: Any = {"modelopt_save_path": None, "eval_size": 0}
+    args = hf_models.arguments(source, tmp_path / "a", layer_formats={"nvfp4": ["*.experts.*"]}, **values)
+    hf_models.attempt(begun(tmp_path / "a" / "run"), args)
+    assert look(tmp_path / "a" / "hf").quantization == "MIXED_PRECISION (fp8, nvfp4)"
+    args = hf_models.arguments(source, tmp_path / "b", layer_formats={"none": ["*.gate_up_proj"]}, **values)
+    with pytest.raises(JobError, match="fused_layers_differ"):
+        hf_models.attempt(begun(tmp_path / "b" / "run"), args)
