@@ -321,7 +321,11 @@ def packed(
         powers = leading.weight_quantizer.is_mx_format  # of which each block has its own, and no other scale
         shared = not powers and (get_quantization_format(leading) not in _APART or _EXPERT.search(names[0]))
         if shared and (one_scale or all(len(own) == 1 for own in each.values())):
-            preprocess_linear_fusion([linear for own in each.values() for linear in own])
+            try:
+                preprocess_linear_fusion([linear for own in each.values() for linear in own])
+            except RuntimeError as error:  # scales of other shapes, as of a matrix that is one block beside one of two
+                cause = f"ModelOpt's exporter finds no scale for {', '.join(names)}: {load.first_line(error)}"
+                raise JobError("export_failed", cause, "Take another format.") from error
         for name, own in each.items():
             made = [_exported(linear, dtype) for linear in own]
             for key, first in made[0].items():
