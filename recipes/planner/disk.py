@@ -73,6 +73,16 @@ def outputs_bytes(job: Job) -> dict[str, int]:
     return {key: size for key, size in sizes.items() if size is not None}
 
 
+def hidden_states_bytes(job: Job) -> int:
+    """Of a job that goes layer by layer, in its run folder until it ends, at most: what a layer is given and what it
+    makes of the text that is calibrated on, and that is scored before and after (scripts/engines/hf/streamed.py)."""
+    facts = facts_in(job, "model")
+    if job.get("memory") is None or facts is None or facts.hidden_size is None:
+        return 0
+    tokens: int = (job.get("samples", 0) + 2 * job.get("eval_samples", 0)) * job.get("sequence", 0)
+    return 2 * tokens * facts.hidden_size * WIDTHS[job.get("precision", DTYPE)]
+
+
 def packed_bytes(matrix: Weight, facts: Format) -> int:
     """Bytes of the packed weight of each of a matrix's copies, without scales."""
     return matrix.outputs * matrix.inputs * _STORED[facts.weight_dtype] // (2 if facts.packed else 1)
@@ -133,7 +143,12 @@ def _output(job: Job, kind: Kind | None, quantized: bool) -> int | None:
     if job.key("formats") is not None:  # at most: each layer in the largest of them
         made = [name for name in job.resolved.makes() if name in FORMATS]
         largest = max(made, key=lambda name: FORMATS[name].search_bits or 0.0, default=None)
-        return checkpoint_bytes(model, largest, kind=kind, dtype=dtype) if largest else None
+        size = checkpoint_bytes(model, largest, kind=kind, dtype=dtype) if largest else None
+        bits = job.get("effective_bits")
+        if size is None or largest is None or bits is None or kind != "hf":
+            return size
+        fewer = max(0.0, (FORMATS[largest].search_bits or bits) - bits)
+        return size - int(fewer / 8 * sum(matrix.parameters for matrix in model.packable))
     if quantized:
         return None
     if job.resolved.WORK == "scoring":

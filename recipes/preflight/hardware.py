@@ -1,6 +1,7 @@
 """Whether a place's GPUs can do what a job asks of them: their number, precision, formats, and memory."""
 
 from collections.abc import Iterator
+from math import ceil
 
 from recipes.experiment.job import Job
 from recipes.planner.gpus import Gpu, gpus_per_node
@@ -153,8 +154,9 @@ def fits_device(job: Job) -> Iterator[Problem | Skipped]:
     if need.fits:
         return
     over, on_gpu = need.total > _MARGIN * need.room, need.device == "GPU"
-    whose = f"a GPU ({need.where})" if on_gpu else need.where
-    key = "args.memory" if job.get("memory") not in (None, AUTO) else "executor.gpu" if on_gpu else "executor"
+    limited = job.get("memory") not in (None, AUTO)
+    whose, has = f"a GPU ({need.where})" if on_gpu and not limited else need.where, "may have" if limited else "has"
+    key = "args.memory" if limited else "executor.gpu" if on_gpu else "executor"
     values = {"args.memory": job.get("memory"), "executor.gpu": job.gpu.name if job.gpu else None, "executor": "local"}
     largest = sorted(need.parts.items(), key=lambda part: -part[1])[:3]
     parts = ", ".join(f"{name} {size / _GIB:.1f}" for name, size in largest)
@@ -162,8 +164,8 @@ def fits_device(job: Job) -> Iterator[Problem | Skipped]:
         name="does_not_fit" if over else "may_not_fit",
         key=key,
         value=values[key],
-        cause=f"{whose} needs {need.total / _GIB:.1f} GiB and has {need.room / _GIB:.1f} GiB: {parts}",
-        remedy=_remedy(job),
+        cause=f"{whose} needs {need.total / _GIB:.1f} GiB and {has} {need.room / _GIB:.1f} GiB: {parts}",
+        remedy=f"Use args.memory={ceil(need.total / _GIB)}GiB, or auto." if limited else _remedy(job),
         severity="error" if over and not (on_gpu and not (job.gpu and job.gpu.certain)) else "warning",
     )
 

@@ -10,6 +10,7 @@ from recipes.catalogue import RECIPES
 from recipes.experiment.job import Job
 from recipes.models import hub
 from recipes.models.weights import folder_of, linear_shapes
+from recipes.planner.disk import hidden_states_bytes
 from recipes.planner.shares import undivided
 from recipes.preflight.formats import made_formats
 from recipes.preflight.paths import path_here
@@ -55,6 +56,7 @@ from scripts.formats import (
     quantizes_attention,
 )
 from scripts.processor import gpus_here
+from scripts.run.drawing import size_text
 from scripts.run.files import expanded, is_there
 from scripts.run.problems import JobError, Problem, Severity, near_miss, nearest
 from scripts.run.registry import check
@@ -69,6 +71,8 @@ _NOT_OF_EXPERTS = ("awq", "svdquant", "int4_blockwise")
 
 def quantize_notes(job: Job) -> Iterator[str]:
     """What a user should know although nothing is wrong."""
+    if passing := hidden_states_bytes(job):
+        yield f"layer by layer, hidden states take up to {size_text(passing)} of the run folder until the job ends"
     if job.get("from_files"):
         yield "args.from_files writes args.export_dir alone; what is calibrated, scored or continued is left out"
     elif job.get("memory"):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from executors.base import Mount, is_below, mount_of
 from recipes.experiment.job import Job
-from recipes.planner.disk import outputs_bytes
+from recipes.planner.disk import hidden_states_bytes, outputs_bytes
 from recipes.preflight.history import unfinished_runs
 from recipes.preflight.paths import inputs_of, overlap, path_here
 from scripts.args.meaning import MEGATRON, values_of
@@ -169,10 +169,12 @@ def something_left(job: Job) -> Iterator[Problem]:
 
 @check("not_enough_disk", engines=(*MEGATRON, "hf"), can_force=True)
 def disk(job: Job) -> Iterator[Problem]:
-    """Too little room where the outputs go, those on one disk counted together."""
+    """Too little room where the outputs go, those on one disk counted together, and what lies there until the end."""
     sizes = outputs_bytes(job)
+    if passing := hidden_states_bytes(job):
+        sizes["args.memory"] = passing
     needed: dict[int, int] = {}
-    for key, _, path in job.outputs:
+    for key, path in (("args.memory", job.run_dir), *((key, path) for key, _, path in job.outputs)):
         found = path_here(job, path)
         if found is None or key not in sizes:
             continue

@@ -11,7 +11,7 @@ import pytest
 from recipes.models import ModelFacts, facts_of
 from recipes.models.architecture import Weight
 from recipes.models.weights import Matrices, folder_of, matrices_of, of_facts
-from recipes.planner.disk import checkpoint_bytes, outputs_bytes
+from recipes.planner.disk import checkpoint_bytes, hidden_states_bytes, outputs_bytes
 from scripts.formats import FORMATS
 from tests.jobs import job_of
 
@@ -257,3 +257,20 @@ def test_all_formats_have_sizes() -> None:
     sizes = {name: checkpoint_bytes(model("Qwen/Qwen3-8B"), name, kind="hf") for name in FORMATS}
     assert None not in sizes.values()
     assert sizes["int4_awq"] < sizes["nvfp4"] < sizes["fp8"] < sizes["int8_sq"]  # type: ignore[operator]
+
+
+def test_a_mixture_has_the_size_of_the_bits_that_are_asked_for() -> None:
+    wanted: dict[str, Any] = {"args__hf_model_id": NAMES[0], "args__formats": ["nvfp4", "fp8"], "engine": "hf"}
+    sizes = [
+        outputs_bytes(job_of("auto_quantize", args__effective_bits=bits, **wanted))["args.export_dir"]
+        for bits in (8.0, 6.0)
+    ]
+    packed = sum(matrix.parameters for matrix in model(NAMES[0]).packable)
+    assert sizes[0] - sizes[1] == packed * 2 // 8
+
+
+def test_hidden_states_lie_in_the_run_folder_until_the_end() -> None:
+    values: dict[str, Any] = {"args__calib_size": 8, "args__calib_seq_length": 100, "args__eval_size": 3}
+    job = job_of("quantize_fp8", engine="hf", args__hf_model_id=NAMES[0], args__memory="auto", **values)
+    assert hidden_states_bytes(job) == 2 * (8 + 2 * 3) * 100 * 4096 * BF16
+    assert hidden_states_bytes(job_of("quantize_fp8", engine="hf", args__hf_model_id=NAMES[0], **values)) == 0
