@@ -182,6 +182,18 @@ def get_format(name: str) -> Format:
     return FORMATS[name]
 
 
+#: Methods of ModelOpt 0.47 that fail on Megatron's layers.
+_NOT_OF_MEGATRON = ("gptq", "svdquant")
+
+
+def megatron_trouble(name: str) -> tuple[str, str] | None:
+    """Why ModelOpt cannot calibrate a format in Megatron, and the remedy; None where it can, or nothing is known."""
+    facts = known_format(name)
+    if facts is None or facts.method not in _NOT_OF_MEGATRON:
+        return None
+    return f"ModelOpt's {facts.method} fails on Megatron's layers", f"Use engine=hf, or {facts.base}."
+
+
 def known_format(name: str) -> Format | None:
     """The format by its own name or by ModelOpt's."""
     own = next((own for own, config in CONFIG_NAMES.items() if config == name), name)

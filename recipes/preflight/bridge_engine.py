@@ -3,8 +3,10 @@
 from collections.abc import Iterator
 
 from recipes.experiment.job import Job
+from recipes.preflight.formats import made_formats
 from scripts.args.meaning import MEGATRON
 from scripts.engines.cpu_runtime import LIMITS
+from scripts.formats import megatron_trouble
 from scripts.processor import gpus_here
 from scripts.run.problems import Problem
 from scripts.run.registry import check
@@ -34,6 +36,13 @@ def experts_split_twice(job: Job) -> Iterator[Problem]:
     if tp > 1 and ep > 1 and job.model is not None and job.model.experts:
         cause = f"ModelOpt quantizes experts over tensor or over expert ranks, not over both, and tp is {tp}"
         yield Problem(key=job.key("ep") or "", value=ep, cause=cause, remedy="Use 1, or tp=1.")
+
+
+@check("unsupported_quant_recipe", engines=("bridge",), applies=lambda job: job.algorithm == "quantize")
+def format_in_megatron(job: Job) -> Iterator[Problem]:
+    for key, name in made_formats(job):
+        if (trouble := megatron_trouble(name)) is not None:
+            yield Problem(key=key, value=name, cause=trouble[0], remedy=trouble[1])
 
 
 @check(

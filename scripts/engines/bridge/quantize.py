@@ -13,14 +13,21 @@ from scripts.engines.bridge.loaded import Loaded, continued, is_first_rank, load
 from scripts.engines.bridge.worker import Work
 from scripts.engines.hf import quantizers, report
 from scripts.engines.hf.samples import choose_samples
+from scripts.formats import megatron_trouble
 from scripts.processor import bf16_products
+from scripts.run.problems import JobError
 
 _NEW_TOKENS = 32
 
 
 def quantize(work: Work, new_tokens: int = _NEW_TOKENS) -> None:
-    """From a Hugging Face checkpoint to a Megatron one with ModelOpt's state; figures go into the report."""
+    """From a Hugging Face checkpoint to a Megatron one with ModelOpt's state; figures go into the report.
+
+    Raises JobError `unsupported_quant_recipe`.
+    """
     args: QuantizeArgs = work.args
+    if (trouble := megatron_trouble(args.export_quant_cfg)) is not None:
+        raise JobError("unsupported_quant_recipe", f"{args.export_quant_cfg}: {trouble[0]}.", trouble[1])
     config = quantizers.build_config(args)
     loaded = load(args)
     samples = choose_samples(args, loaded.tokenizer, loaded.vocabulary)

@@ -27,6 +27,14 @@ def test_a_vision_tower_needs_a_gpu(model: str, refused: bool) -> None:
     assert told("vision_needs_gpu", hf_model_id=model) == ([("args.hf_model_id", model)] if refused else [])
 
 
+@pytest.mark.parametrize("name", ["nvfp4_gptq", "int4_gptq", "nvfp4_svdquant", "nvfp4_mse"])
+def test_what_fails_on_the_layers_of_megatron_is_refused(name: str) -> None:
+    """All formats were tried: these three end in a TypeError of ModelOpt's."""
+    values = {"hf_model_id": "Qwen/Qwen3-8B", "export_quant_cfg": name}
+    found = [("args.export_quant_cfg", name)] if name != "nvfp4_mse" else []
+    assert told("unsupported_quant_recipe", **values) == found
+
+
 def told(name: str, **values: Any) -> list[tuple[str | None, Any]]:
     partial = RECIPES["quantize_fp8"].build()
     partial.engine, partial.script.runtime = "bridge", "cpu"
