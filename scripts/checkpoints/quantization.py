@@ -261,12 +261,12 @@ def _is_format(facts: Format, weight: tuple[Grid, ...], given: tuple[Grid, ...] 
 
 
 def _distinct(rules: Rules, quantizer: str) -> set[tuple[Grid, ...]]:
-    """What the enabled rules for this kind of quantizer round to; a rule for all quantizers undoes those before it."""
+    """What the enabled rules for this kind of quantizer round to; a rule for all of them undoes those before it."""
     found: dict[str, tuple[Grid, ...]] = {}
     for pattern, grids in rules:
-        if pattern == "*":
+        if pattern.strip("*") in ("", quantizer):
             found = {pattern: grids}
-        elif pattern.endswith(quantizer):
+        elif pattern.rstrip("*").endswith(quantizer):
             found[pattern] = grids
     return {grids for grids in found.values() if grids}
 
