@@ -6,6 +6,7 @@ the kind, moe_calib_experts_ratio, is for experts that are layers of their own.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 from scripts.run.problems import JobError
@@ -15,8 +16,9 @@ if TYPE_CHECKING:
 
 
 def _layers(model: Any) -> "dict[str, Any]":
-    """The quantized ones, by name."""
-    return {name: module for name, module in model.named_modules() if hasattr(module, "down_proj_input_quantizer")}
+    """The quantized ones by name, but such as Llama 4's, which are given tokens alone: each of them gets all."""
+    found = ((name, one) for name, one in model.named_modules() if hasattr(one, "down_proj_input_quantizer"))
+    return {name: one for name, one in found if len(signature(one.forward).parameters) > 1}
 
 
 def refuse_none(model: Any) -> None:

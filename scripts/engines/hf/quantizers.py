@@ -207,7 +207,7 @@ def rehearse(model: "nn.Module", config: dict[str, Any], *, exported: bool, on_c
         cause = f"{lost[0]}, which ModelOpt's exporter does not pack."
         raise JobError("format_not_exportable", cause, NOT_EXPORTED)
     method = algorithm_name(config) or ""
-    experts = [kind for name, kind in placed(model) if kind and "_weight_quantizers." in name]
+    experts = [kind for name, kind in placed(model) if kind and "_weight_quantizer" in name]  # each one's, or all their
     if exported and experts and ("awq" in method or "svdquant" in method or any("INT4" in kind for kind in experts)):
         raise JobError("format_not_exportable", f"{AWQ_EXPERTS}.", NO_AWQ)
     if experts and "gptq" in method:

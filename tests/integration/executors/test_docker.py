@@ -177,7 +177,7 @@ def test_cancel_lets_the_job_record_it(engine: Engine) -> None:
     assert tried.record["state"] == "cancelled"
     assert tried.record["error"]["message"] == "stopped by SIGTERM"
     assert tried.state == JobState(state="cancelled", detail="exit status 143")
-    assert tried.job.id not in containers(engine)
+    until(lambda: tried.job.id not in containers(engine))  # docker removes what has ended, by and by
     place.cancel(tried.job)
     assert "cancelled by SIGTERM" in tried.printed, "its last words reached the log"
 
@@ -193,7 +193,7 @@ def test_cancel_ends_a_job_that_does_not_listen(
     until(lambda: "deaf" in tried.printed)
     place.cancel(tried.job)
     assert tried.ended().state == "cancelled"
-    assert tried.job.id not in containers(engine)
+    until(lambda: tried.job.id not in containers(engine))  # docker removes what has ended, by and by
 
 
 def test_torchrun_with_two_ranks_on_the_hosts_network(engine: Engine) -> None:
@@ -222,7 +222,7 @@ def test_cancel_of_torchrun_reaches_its_ranks_once(engine: Engine) -> None:
     place.cancel(tried.job)
     assert tried.record["state"] == "cancelled"
     assert tried.ended().state == "cancelled"
-    assert tried.job.id not in containers(engine)
+    until(lambda: tried.job.id not in containers(engine))  # docker removes what has ended, by and by
 
 
 def test_the_files_of_a_run_belong_to_the_profiles_user(engine: Engine) -> None:

@@ -91,7 +91,7 @@ def test_words_are_completed(terminal: Terminal, home: Path) -> None:
         ("mor recipes quantize_int8\t", "quantize_int8_sq"),
         ("mor status probe_11\t", "probe_1126-0805-47f9a1"),
         ("mor run quantize_fp8 args.calib_si\t", "args.calib_size="),
-        ("mor run quantize_fp8 args.export_quant_cfg=w4\t", "args.export_quant_cfg=w4a8_awq"),
+        ("mor run quantize_fp8 args.export_quant_cfg=w4a8_a\t", "args.export_quant_cfg=w4a8_awq"),
         ("mor run quantize_fp8 executor=slu\t", "executor=slurm"),
         ("mor run quantize_fp8 executor=slurm executor.accou\t", "executor.account="),
         ("mor explain world_size_not_d\t", "world_size_not_divisible"),
