@@ -71,10 +71,15 @@ def front(trials: Sequence[Trial]) -> list[Trial]:
     return sorted((one for one in trials if not any(beats(other, one) for other in trials)), key=lambda one: one.size)
 
 
+def half_of(formats: int) -> int:
+    """How many of so many formats go on: the half, two at least."""
+    return max(2, -(-formats // 2))
+
+
 def halved(trials: Sequence[Trial]) -> list[str]:
     """The better half of the formats, two at least: those that no other beats, then those that only they beat."""
     left, kept = list(trials), list[str]()
-    wanted = max(2, -(-len(left) // 2))
+    wanted = half_of(len(left))
     while left and len(kept) < wanted:
         ahead = sorted(front(left), key=lambda one: one.kl)
         kept += [one.only for one in ahead]

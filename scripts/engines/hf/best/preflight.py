@@ -5,13 +5,13 @@ from typing import Any
 
 from scripts.args.best import BestArgs
 from scripts.args.serve import ServerName
+from scripts.checkpoints.quantization import MIXED
+from scripts.engines.hf.best.decisions import half_of
 from scripts.engines.installed import missing_tool
 from scripts.formats import FORMATS, MIXABLE
 from scripts.run.problems import Problem, nearest
 from scripts.run.registry import check
 from scripts.serving.servers import SERVERS
-
-_MIXED = "MIXED_PRECISION"
 
 
 def loadable(name: str, server: ServerName | None) -> bool:
@@ -26,12 +26,12 @@ def tried(args: BestArgs) -> list[str]:
 
 def may_mix(args: BestArgs) -> bool:
     """Whether the server loads several formats in one checkpoint."""
-    return args.server is None or _MIXED in SERVERS[args.server].formats
+    return args.server is None or MIXED in SERVERS[args.server].formats
 
 
 def least_trials(formats: int) -> int:
     """Each format on few samples, the better half on all, and a mixture."""
-    return formats + max(2, -(-formats // 2)) + 1
+    return formats + half_of(formats) + 1
 
 
 @check("no_limit", "no_output", args=BestArgs, where="both")
