@@ -296,7 +296,7 @@ def predict_for(
 def _phases(args: MeasuredArgs, sizes: Sizes, libraries: int) -> Iterator[tuple[str, dict[str, int]]]:
     """What is alive where memory can peak, by the phase of scripts/engines/hf/engine.py.
 
-    The model that was exported stays in memory while what was written is verified.
+    The model that was exported is let go before what was written is verified.
     """
     largest = sizes.model.largest
     if isinstance(args, QuantizeArgs) and args.memory is not None:
@@ -328,12 +328,15 @@ def _phases(args: MeasuredArgs, sizes: Sizes, libraries: int) -> Iterator[tuple[
     if args.layer_noise != "none":
         looked = "score after" if args.eval_size else "layer noise"
         yield looked, running | {"work": _COMPARED * largest, "allocator": sizes.retained}
-    spent = always | {"weights": sizes.weights_left, "packed weights": sizes.packed, "reference": sizes.reference}
+    written = always | {"reference": sizes.reference, "allocator": sizes.retained_writing}
+    spent = {"weights": sizes.weights_left, "packed weights": sizes.packed}
+    if value_of(args, "compress"):
+        yield "compress", written | spent
     if args.export_dir:
-        work = _UNPACKED * min(largest, COMPARED_AT_A_TIME) if sizes.host else 0
-        yield "verify", spent | {"work": work, "allocator": sizes.retained_writing}
+        yield "export", written | spent
+        yield "verify", written | {"work": _UNPACKED * min(largest, COMPARED_AT_A_TIME) if sizes.host else 0}
     if args.modelopt_save_path:
-        yield "verify", spent | {"reopened": sizes.reopened, "allocator": sizes.retained_writing}
+        yield "verify", written | {"reopened": sizes.reopened}
 
 
 def _layer_by_layer(args: QuantizeArgs, sizes: Sizes, libraries: int) -> Iterator[tuple[str, dict[str, int]]]:

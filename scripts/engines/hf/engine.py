@@ -6,6 +6,7 @@ Of several ranks each calibrates and scores a share of the samples (group.py); t
 """
 
 import functools
+import gc
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -269,6 +270,7 @@ def _publish(state: _State, results: dict[str, Any]) -> None:
                 sized = results | {"size": report.sizes(state.source, exported)}
                 write_card(exported, args, record.values, sized)
         state.loaded = replace(state.loaded, model=None)
+        gc.collect()  # its parts refer to each other, and it would be there beside what is reopened
         with record.phase("verify"):
             if exported:
                 expected = replace(expected, formats=state.how.formats(results, expected.modules))

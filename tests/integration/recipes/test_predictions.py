@@ -141,8 +141,7 @@ def as_predicted(
 def test_a_job_takes_and_writes_what_was_predicted(
     nemo: Nemo, beyond: int, folder: Path, text: Path, name: str
 ) -> None:
-    spec, record, found = as_predicted(nemo, beyond, str(model(folder, name)), text)
-    assert found.peak_phase == "verify"
+    spec, record, _ = as_predicted(nemo, beyond, str(model(folder, name)), text)
     written = {output["type"]: output["bytes"] for output in record["outputs"]}
     sizes = outputs_bytes(spec)
     assert sizes["args.export_dir"] == pytest.approx(written["checkpoint_hf"], rel=DISK)
