@@ -27,6 +27,8 @@ _MOST_KEYS = 4
 _EVALUATION = "evaluate"
 #: They leave the checkpoint that they were given, in another form.
 _CONVERSIONS = ("convert", "export")
+#: It says the format of runs that make one; what others make their reports name.
+_FORMAT = "args.export_quant_cfg"
 #: What is larger was not measured; nor was NaN.
 _MOST = 1e15
 
@@ -37,6 +39,7 @@ class Row:
 
     run: Run
     values: Mapping[str, Any]  # those in which the runs differ, by dotted key
+    format: str | None  # what its report calls what was made
     basis: str | None  # the model, the text and what the model itself scores there; None: not scored
     size: int | None  # bytes of the weights it exported
     size_before: int | None
@@ -45,7 +48,7 @@ class Row:
     kl: float | None  # nats a token
     agreement: float | None  # share of tokens whose likeliest next one is the same
     tasks: Mapping[str, float]
-    seconds: float | None
+    seconds: float | None  # of its job, as `ps` has it
 
     @property
     def increase(self) -> float | None:
@@ -63,7 +66,7 @@ class Row:
         names = ("size", "size_before", "perplexity", "perplexity_before", "increase", "kl", "agreement", "seconds")
         figures = {name: getattr(self, name) for name in names}
         state = {"id": self.run.id, "recipe": self.run.record.get("recipe"), "state": self.run.state}
-        return state | {"values": dict(self.values), **figures, "tasks": dict(self.tasks)}
+        return state | {"values": dict(self.values), "format": self.format, **figures, "tasks": dict(self.tasks)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +87,20 @@ class Comparison:
     @property
     def keys(self) -> list[str]:
         """Of the values in which the runs differ."""
-        return list(dict.fromkeys(key for row in self.rows for key in row.values))[:_MOST_KEYS]
+        found = dict.fromkeys(key for row in self.rows for key in row.values)
+        return [key for key in found if key != _FORMAT or not self.names_formats][:_MOST_KEYS]
+
+    @property
+    def names_formats(self) -> bool:
+        """Whether there are runs among them whose format no value says: those of a search, of other recipes."""
+        named = {row.format for row in self.rows}
+        return len(named) > 1 and any(row.values.get(_FORMAT) is None for row in self.rows if row.format)
+
+    @property
+    def legend(self) -> str:
+        """What the marks of `cells` mean."""
+        allowed = f"perplexity is at most {self.within:.2%} above the model's"
+        return f"no other is both smaller and better; the winner is the smallest whose {allowed}"
 
     @property
     def tasks(self) -> list[str]:
@@ -96,7 +112,8 @@ class Comparison:
         """The heads of `cells`."""
         scores = ("size", "smaller", "perplexity", "change", "KL", "agreement")
         keys = (key.removeprefix("args.") for key in self.keys)
-        return ("#", "run", *keys, *scores, *self.tasks, "took", "")
+        named = ("format",) if self.names_formats else ()
+        return ("#", "run", *named, *keys, *scores, *self.tasks, "took", "")
 
     def cells(self, row: Row) -> tuple[str, ...]:
         """One row as text; its number is what a plot calls it."""
@@ -105,6 +122,7 @@ class Comparison:
         return (
             str(self.rows.index(row) + 1),
             row.run.id,
+            *([row.format or ""] if self.names_formats else []),
             *("" if row.values.get(key) is None else str(row.values[key]) for key in self.keys),
             "" if row.size is None else size_text(row.size),
             _text(smaller, "{:.2f}x"),
@@ -177,7 +195,8 @@ def as_html(found: Comparison) -> str:
     about |= {"model": str((named[0].run.report or {}).get("model") or ""), "allowed": f"{found.within:.2%} perplexity"}
     table = page.table(found.columns, [found.cells(row) for row in found.rows], left=2)
     drawn = _plot(found)
-    said = "Size against what was lost, the less the better; numbers are the table's, the front is connected."
+    said = "Size against what was lost, the less the better; numbers are the table's. On the line: "
+    said += f"{found.legend}."
     parts = [table, page.drawing(drawn, said) if drawn else ""]
     if made := artifacts_of(row.run for row in found.rows if row.run.id == found.winner):
         known = artifacts_of(known_runs())
@@ -253,11 +272,11 @@ def _row(run: Run, differing: Sequence[str], evaluations: Sequence[Run]) -> Row:
     basis = None
     if before is not None:
         basis = repr((report.get("model"), scores.get("source"), scores.get("tokens"), round(before, 4)))
-    timings = mapping(run.record.get("timings"))
-    took = [seconds for value in timings.values() if (seconds := _figure(value)) is not None]
+    named = report.get("format")
     return Row(
         run=run,
         values={key: given.get(key) for key in differing},
+        format=named if isinstance(named, str) else None,
         basis=basis,
         size=_whole(sizes.get("export_bytes")),
         size_before=_whole(sizes.get("base_bytes")),
@@ -266,7 +285,7 @@ def _row(run: Run, differing: Sequence[str], evaluations: Sequence[Run]) -> Row:
         kl=_figure(scores.get("kl_divergence")),
         agreement=_figure(scores.get("top1_agreement")),
         tasks=dict(score for one in [run, *evaluations] for score in _tasks((one.report or {}).get("scores"))),
-        seconds=sum(took) if took else None,
+        seconds=run.seconds,
     )
 
 

@@ -29,7 +29,7 @@ def compare(
     Example: nemo experiment compare sizes --within 0.5% --html sizes.html --write best.yaml
 
     An ID may be how several ids begin, as those of a sweep do, or a pipeline's: what it evaluated has those
-    scores beside it. `front`: no other is both smaller and better.
+    scores beside it.
     """
     from recipes.artifacts.comparison import as_html, recipe_file
     from recipes.artifacts.comparison import compare as compared
@@ -51,10 +51,12 @@ def compare(
     if as_json:
         answer(found.as_data())
         return
-    columns: Any = {name: "left" if name in ("#", "run", "") else "right" for name in found.columns}
+    columns: Any = {name: "left" if name in ("#", "run", "format", "") else "right" for name in found.columns}
     rows = [found.cells(row) for row in found.rows]
     text = tables_as_text([Table(title="", columns=columns, rows=rows)], width=4096)
     say("\n".join(line.rstrip() for line in text.splitlines()).strip("\n"))
+    if found.front:
+        say(f"front      {found.legend}")
     for note in found.notes:
         say(f"note       {note}")
     for key, file in (("page", html), ("recipe", write)):

@@ -49,6 +49,23 @@ def test_only_what_differs_is_shown(sizes: dict[str, str]) -> None:
     )
 
 
+def test_a_format_that_no_value_says_is_told_as_the_report_has_it(home: Path, sizes: dict[str, str]) -> None:
+    folder = home / "runs" / sizes["nvfp4"]
+    record, report = (json.loads((folder / name).read_text()) for name in ("run.json", "report/report.json"))
+    del record["values"]["args"]["export_quant_cfg"]
+    (folder / "run.json").write_text(json.dumps(record))
+    for name in sizes:
+        file = home / "runs" / sizes[name] / "report" / "report.json"
+        told = "nvfp4+fp8 at 6 bits" if name == "nvfp4" else name
+        file.write_text(json.dumps((report if name == "nvfp4" else json.loads(file.read_text())) | {"format": told}))
+    found = compare(["sizes"], 0.01)
+    assert found.columns[:4] == ("#", "run", "format", "size")
+    assert {found.cells(row)[2] for row in found.rows} == {*sizes, "nvfp4+fp8 at 6 bits"} - {"nvfp4"}
+    shown = Shell()("compare", "sizes").stdout
+    assert "nvfp4+fp8 at 6 bits" in shown
+    assert "front      no other is both smaller and better; the winner is the smallest whose perplexity is" in shown
+
+
 @pytest.mark.parametrize(
     "report",
     [
