@@ -35,6 +35,7 @@ from scripts.checkpoints.quantization import MIXED
 from scripts.data.texts import read, source_of
 from scripts.engines.choice import is_built_in
 from scripts.engines.hf.layerwise import troubles
+from scripts.engines.hf.mixture import refuse_different
 from scripts.engines.hf.quantizers import (
     ATTENTION_KERNEL,
     NEEDS_CUDA,
@@ -43,6 +44,7 @@ from scripts.engines.hf.quantizers import (
     refuse_compress,
     refuse_weight_only,
 )
+from scripts.engines.hf.weights import fused_by_name
 from scripts.formats import (
     CACHES,
     FITS_ANY_WIDTH,
@@ -218,7 +220,10 @@ def servable(job: Job) -> Iterator[Problem]:
         yield Problem(key=made[0][0], value=made[0][1].name, cause=cause, remedy=remedy)
 
 
-@check("unsupported_quant_recipe", "contradiction", "format_does_not_fit", "unmatched_layers", roles=("layer_formats",))
+@check(
+    *("unsupported_quant_recipe", "contradiction", "format_does_not_fit", "unmatched_layers", "fused_layers_differ"),
+    roles=("layer_formats",),
+)
 def layers_of_hf(job: Job) -> Iterator[Problem]:
     """Formats of some layers: named ones, of layers that are there, over a format that has a name."""
     args = job.resolved
@@ -249,6 +254,10 @@ def layers_of_hf(job: Job) -> Iterator[Problem]:
             for sentence in format_problems(name, given)[:1] if name in FORMATS else ():
                 cause = f"{name} does not fit these layers: {sentence}"
                 yield Problem(name="format_does_not_fit", key=key, value=one, cause=cause, remedy=FITS_ANY_WIDTH)
+    try:  # on the node the model itself says which are fused
+        refuse_different(fused_by_name(shapes), args.export_quant_cfg, args.layer_formats)
+    except JobError as error:
+        yield error.as_problem(key, args.layer_formats)
 
 
 @check("weight_only_meaningless", "compress_unsupported", engines=("hf", "bridge"), args=QuantizeArgs)

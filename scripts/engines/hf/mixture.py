@@ -111,7 +111,12 @@ def refuse_layers(layers: Sequence[str], otherwise: str, layer_formats: LayerFor
             if not any(fnmatchcase(layer, pattern) for layer in layers):
                 cause = f"args.layer_formats: {name}: {pattern!r} is the name of no layer that is quantized."
                 raise JobError("unmatched_layers", cause, near_miss(pattern, layers, f"They are such as {layers[0]}."))
-    for group in fused(layers):
+    refuse_different(fused(layers), otherwise, layer_formats)
+
+
+def refuse_different(groups: Iterable[Sequence[str]], otherwise: str, layer_formats: LayerFormats) -> None:
+    """Raise JobError `fused_layers_differ` for a group of layers that servers fuse, and that have several formats."""
+    for group in groups:
         found = {format_of(layer, otherwise, layer_formats): layer for layer in group}
         if len(found) > 1:
             said = ", ".join(f"{layer} in {name}" for name, layer in found.items())

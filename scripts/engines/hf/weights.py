@@ -211,6 +211,15 @@ def _refuse_other_weights(source: Source, bare: Any, names: Iterable[tuple[str, 
     load.refuse_other_weights(str(source.folder), missing=missing, misshapen=misshapen)
 
 
+def fused_by_name(layers: Iterable[str]) -> list[list[str]]:
+    """The layers that share an input or are fused, by how the parts of attention and of an MLP are called."""
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for layer in layers:
+        owner, _, last = layer.rpartition(".")
+        groups.setdefault((owner, *next((group for group in FUSED if last in group), (last,))), []).append(layer)
+    return list(groups.values())
+
+
 def _by_names(source: Source, config: Mapping[str, Any]) -> Selection:
     from modelopt.torch.export.quant_utils import get_quant_config
 

@@ -1,5 +1,7 @@
 """A search that cannot be, and formats of layers that are not there, are refused where they are submitted."""
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -61,3 +63,11 @@ def test_optuna_is_named_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) ->
 )
 def test_formats_of_layers_that_cannot_be(values: dict[str, Any], problem: str) -> None:
     assert (problem, "args.layer_formats") in found("quantize_fp8", **values)
+
+
+def test_layers_that_servers_fuse_have_one_format(fake_model: Callable[..., Path]) -> None:
+    model = {"hf_model_id": str(fake_model())}
+    differ = ("fused_layers_differ", "args.layer_formats")
+    assert differ in found("quantize_fp8", **model, layer_formats={"int4_awq": ["*.q_proj"]})
+    assert differ in found("quantize_fp8", **model, layer_formats={"none": ["*.0.self_attn.v_proj"]})
+    assert differ not in found("quantize_fp8", **model, layer_formats={"int4_awq": ["*.[qkv]_proj"]})
