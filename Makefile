@@ -104,6 +104,7 @@ $(VENV)/.ready: pyproject.toml
 
 $(VENV)/.ready-dev: $(VENV)/.ready
 	$(INSTALL) -e ".[hf,dev]"
+	$(BIN)/python -m pip uninstall --quiet --yes scikit-learn  # mlflow's server runs without; where it is, transformers takes 1.5 s of each job to import it
 	touch $@
 
 clean:
