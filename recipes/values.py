@@ -5,7 +5,7 @@ import dataclasses
 import posixpath
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from copy import deepcopy
 from functools import cache, lru_cache
 from pathlib import Path, PurePath
@@ -116,8 +116,25 @@ def type_problems(partial: "run.Partial[Any]") -> list[Problem]:
             cause = f"is a {type(value).__name__}; a key takes what YAML has: texts, numbers, booleans, lists, mappings"
             problems.append(_wrong(key, value if isinstance(value, PurePath) else None, cause))
             continue
-        problems += _convert(kind, key, value, strict=True)[1]
+        found = _convert(kind, key, value, strict=True)[1]
+        problems += [dataclasses.replace(one, remedy=_example(partial, key)) for one in found]
     return problems
+
+
+def with_defaults(partial: "run.Partial[Any]", keys: Collection[str]) -> "run.Partial[Any] | None":
+    """A copy in which these keys have the values of their declarations; None where a whole section is no such thing."""
+    from fiddle import Config
+
+    made = deepcopy(partial)
+    for key in keys:
+        section, _, name = key.partition(".")
+        holder = getattr(made, section)
+        if not (name and isinstance(holder, Config)):
+            return None
+        (field,) = (one for one in dataclasses.fields(holder.__fn_or_cls__) if one.name == name)
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        setattr(holder, name, default)
+    return made
 
 
 def _is_plain(value: Any, depth: int = 0) -> bool:

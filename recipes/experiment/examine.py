@@ -24,7 +24,7 @@ from recipes.experiment.tags import tag_of
 from recipes.planner.gpus import gpu_problems
 from recipes.preflight.history import experiment_problems
 from recipes.preflight.subjects import is_usable, of_values, preflight
-from recipes.values import SECTIONS, type_problems
+from recipes.values import SECTIONS, type_problems, with_defaults
 from scripts.args.meaning import meanings
 from scripts.run.problems import Problem, ProblemsError, nearest
 from scripts.run.record import DamagedRecordError
@@ -56,12 +56,11 @@ class Examined:
 
 def examine(stages: Sequence[Stage], executor: str = "local", options: Options = Options()) -> Examined:
     """Check every stage and say what was found; raises nothing for it, and writes nothing."""
-    problems = [problem for stage in stages for problem in type_problems(stage.partial)]
-    if problems:  # nothing more can be told of them
-        named = {stage.executor or executor for stage in stages}
-        wrong = [problem for name in sorted(named) for problem in place_named(name, options)[1]]
-        problems = [*wrong, *problems]
-        return Examined(jobs=(), problems=tuple(one for at, one in enumerate(problems) if one not in problems[:at]))
+    mistyped = [type_problems(stage.partial) for stage in stages]
+    if any(mistyped):
+        found = list(_beside(mistyped, stages, executor, options))
+        return Examined(jobs=(), problems=tuple(one for at, one in enumerate(found) if one not in found[:at]))
+    problems: list[Problem] = []
     ids = new_ids(stages)
     jobs: dict[str, Job] = {}
     told: list[tuple[Stage, Problem]] = []
@@ -101,6 +100,22 @@ def examine(stages: Sequence[Stage], executor: str = "local", options: Options =
     stood = {name: run.id for name, run in stands.items()}
     made_of = tuple(job.noting(stands=stood) for job in jobs.values())
     return Examined(jobs=made_of, problems=tuple(problems), reused=stands, changed=changed)
+
+
+def _beside(
+    mistyped: Sequence[Sequence[Problem]], stages: Sequence[Stage], executor: str, options: Options
+) -> Iterator[Problem]:
+    """Values of other types than their keys', and what is wrong with the stages as they would be without those."""
+    pairs = list(zip(stages, mistyped, strict=True))
+    yield from (problem for problems in mistyped for problem in problems)
+    others = [with_defaults(stage.partial, {problem.key for problem in problems}) for stage, problems in pairs]
+    whole = [replace(stage, partial=one) for stage, one in zip(stages, others, strict=True) if one is not None]
+    if len(whole) == len(stages):
+        told = {key for stage, problems in pairs for one in problems for key in (one.key, f"{stage.name}.{one.key}")}
+        yield from (one for one in examine(whole, executor, options).problems if one.key not in told)
+    else:
+        for name in sorted({stage.executor or executor for stage in stages}):
+            yield from place_named(name, options)[1]
 
 
 @contextmanager

@@ -375,3 +375,20 @@ def test_a_rank_or_a_meeting_point_is_not_given_by_hand(value: dict[str, Any]) -
         prepare(recipe, "local", online=False)
     (problem,) = refused.value.problems
     assert (problem.name, problem.key) == ("set_by_the_launcher", f"torchrun.{next(iter(value))}")
+
+
+def test_a_value_of_another_type_is_told_with_everything_else() -> None:
+    partial = find("quantize_fp8").build()
+    partial.args.hf_model_id, partial.args.calib_size, partial.args.export_quant_cfg = "/no/such", "many", "fp9"
+    with pytest.raises(ProblemsError) as caught:
+        prepare(partial, online=False)
+    told = {problem.key: problem.name for problem in caught.value.problems}
+    assert told["args.calib_size"] == "wrong_value"
+    assert told["args.export_quant_cfg"] == "unsupported_quant_recipe"
+    assert told["args.hf_model_id"] == "missing_model"
+    assert partial.args.calib_size == "many", "what was given is left as it is"
+    partial.args.calib_size, partial.args.prompts = 8, ["a"]
+    with pytest.raises(ProblemsError) as caught:
+        prepare(partial, online=False)
+    (wrong,) = (problem for problem in caught.value.problems if problem.key == "args.prompts")
+    assert wrong.name == "wrong_value" and wrong.remedy.startswith("It is: ")
