@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from recipes.catalogue import RECIPES
 from recipes.experiment.stage import Stage
 from recipes.experiment.sweep import varied
-from scripts.args.meaning import Meaning, meanings
+from scripts.args.meaning import Meaning, fields_of, meanings
 from scripts.engines.choice import is_built_in
 from scripts.run.problems import Problem, ProblemsError
 
@@ -226,10 +226,12 @@ def _texts(partial: "run.Partial[Any]") -> Iterator[str]:
 def _made(partial: "run.Partial[Any]", engine: str | None) -> set[str]:
     """The artifact types that its arguments ask for, of an engine; scores that others can be held against."""
     scores = {_SCORES} if RECIPES[partial.recipe].algorithm == "evaluate" else set()
+    kind = partial.args.__fn_or_cls__
     return scores | {
         meaning.produces
-        for one, meaning in meanings(partial.args.__fn_or_cls__)
+        for one, meaning in meanings(kind)
         if meaning.produces and _held(partial, one.name) is not None and meaning.used_by(engine)
+        if not any(_held(partial, other) for role in meaning.unless for other in fields_of(kind, role))
     }
 
 

@@ -23,6 +23,7 @@ from recipes.experiment.stage import Options, Stage, flat_values, values_of_reci
 from recipes.experiment.tags import tag_of
 from recipes.planner.gpus import gpu_problems
 from recipes.preflight.history import experiment_problems
+from recipes.preflight.memory import fitted, takes_whole
 from recipes.preflight.subjects import is_usable, of_values, preflight
 from recipes.values import SECTIONS, type_problems, with_defaults
 from scripts.args.meaning import meanings
@@ -65,8 +66,13 @@ def examine(stages: Sequence[Stage], executor: str = "local", options: Options =
     jobs: dict[str, Job] = {}
     told: list[tuple[Stage, Problem]] = []
     waiting = []
+    takers: dict[str, dict[str, list[str]]] = {stage.name: {} for stage in stages}
     for stage in stages:  # those that it names must succeed first, and those whose artifacts it takes
-        taken = [_named(match, ids)[0] for _, text in _texts(stage.partial) for match in REFERENCE.finditer(text)]
+        taken = []
+        for key, text in _texts(stage.partial):
+            for name, kind in (_named(match, ids) for match in REFERENCE.finditer(text)):
+                taken.append(name)
+                takers.setdefault(name, {}).setdefault(kind or "", []).append(f"{stage.name}.args.{key}")
         where = executor if stage.executor is None else stage.executor
         waiting.append(replace(stage, executor=where, after=list(dict.fromkeys([*stage.after, *taken]))))
     places = {_where(stage): place_named(stage.executor or "", options_of(stage, options)) for stage in waiting}
@@ -78,7 +84,8 @@ def examine(stages: Sequence[Stage], executor: str = "local", options: Options =
             made |= {one: outputs_of(run.record) for one, run in stands.items()}
             known = ids | {one: run.id for one, run in stands.items()}
             over = frozenset(one for one, run in stands.items() if run.ended)
-            job, found = _examine_one(stage, name, *places[_where(stage)], known, options, made, over, reused)
+            at = places[_where(stage)]
+            job, found = _examine_one(stage, name, *at, known, options, made, takers[stage.name], over, reused)
             told += [(stage, problem) for problem in found]
             if job is not None and stage.name not in stands:
                 jobs[stage.name] = job
@@ -184,13 +191,14 @@ def _examine_one(
     ids: Mapping[str, str],
     options: Options,
     made: Mapping[str, Outputs],
+    takers: Mapping[str, Sequence[str]],
     over: frozenset[str] = frozenset(),
     reused: Reused | None = None,
 ) -> tuple[Job | None, list[Problem]]:
     """The job of one stage and every Problem; no job where it says too little.
 
-    `made`: what stages before it leave; `over`: those of them that have left it, and are not waited for. What stands
-    by `reused` is not going to run, and so it is not checked whether it could.
+    `made`: what stages before it leave; `over`: those of them that have left it, and are not waited for; `takers`: see
+    Job. What stands by `reused` is not going to run, and so it is not checked whether it could.
     """
     parents = [one for one in stage.after if one in ids]
     if place is None:
@@ -211,6 +219,10 @@ def _examine_one(
     problems += unresolved
     if job is None:
         return None, problems
+    job = job.noting(takers=takers)
+    if takes_whole(job) and "does_not_fit" not in options.force and is_usable(job):
+        job, more = fitted(job)
+        problems += more
     sound = all(_forced(one, options.force).severity != "error" for one in problems)
     if reused is not None and sound and is_usable(job):
         job, more = reused.look_at(job, parents)

@@ -1,6 +1,6 @@
 """A job: a stage that was checked. One object, made by `examine`, that everything after it reads."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
@@ -68,6 +68,7 @@ class Job(AnyJob):
     addressed: Addressed | None = None  # of the script engine
     promised: frozenset[str] = frozenset()  # the args that name what another run leaves, or what is in a store
     given: frozenset[str] = frozenset()  # the args that are not what the shipped recipe says
+    takers: Mapping[str, Sequence[str]] = field(default_factory=dict)  # later stages' args, by the type that each takes
     after: tuple[str, ...] = ()  # runs that must succeed first
     pipeline: str | None = None  # the id of the pipeline that it is a stage of
     stands: Mapping[str, str] = field(default_factory=dict)  # runs that stand for others of its stages, by those

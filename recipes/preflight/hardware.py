@@ -1,29 +1,21 @@
-"""Whether a place's GPUs can do what a job asks of them: their number, precision, formats, and memory."""
+"""Whether a place's GPUs can do what a job asks of them: their number, precision, and formats."""
 
 from collections.abc import Iterator
-from math import ceil
 
 from recipes.experiment.job import Job
 from recipes.planner.gpus import Gpu, gpus_per_node
-from recipes.planner.memory import need_of
-from recipes.planner.search import smallest
 from recipes.planner.workload import kind_of
 from recipes.preflight.formats import made_formats, named_format, read_formats
 from recipes.preflight.layout import ranked
-from scripts.args.meaning import MEGATRON
-from scripts.args.sizes import AUTO
 from scripts.formats import FORMATS, Format
 from scripts.processor import gpus_here
 from scripts.run.problems import Problem, Severity
-from scripts.run.registry import Skipped, check
+from scripts.run.registry import check
 
 #: The least compute capability with BF16 tensor cores, which Transformer Engine takes for granted.
 _BF16 = 80
 #: Algorithms that run a checkpoint on a server's kernels; the others compute in 16 bits and round.
 _DEPLOYING = ("serve", "evaluate", "generate")
-#: What is over by less may fit all the same: the formulas leave out what an allocator wastes, and what it saves.
-_MARGIN = 1.1
-_GIB = 1 << 30
 
 
 def _severity(gpu: Gpu) -> Severity:
@@ -138,45 +130,3 @@ def _fitting(gpu: Gpu) -> str:
     """Formats whose kernels the GPU has."""
     names = [name for name, facts in FORMATS.items() if facts.min_sm <= gpu.sm]
     return f"Use another GPU, or another format: {', '.join(names)}." if names else "Use a newer GPU."
-
-
-def _needs_memory(job: Job) -> bool:
-    """Jobs that compute; where a layout is impossible, other checks say so, and there is nothing to count."""
-    return job.engine == "hf" or (job.engine in MEGATRON and kind_of(job) is not None and job.layout.divides)
-
-
-@check("does_not_fit", "may_not_fit", can_force=True, applies=_needs_memory)
-def fits_device(job: Job) -> Iterator[Problem | Skipped]:
-    need = need_of(job)
-    if need is None or need.room is None:
-        yield Skipped(missing=("gpu" if need else "model",))
-        return
-    if need.fits:
-        return
-    over, on_gpu = need.total > _MARGIN * need.room, need.device == "GPU"
-    limited = job.get("memory") not in (None, AUTO)
-    whose, has = f"a GPU ({need.where})" if on_gpu and not limited else need.where, "may have" if limited else "has"
-    key = "args.memory" if limited else "executor.gpu" if on_gpu else "executor"
-    values = {"args.memory": job.get("memory"), "executor.gpu": job.gpu.name if job.gpu else None, "executor": "local"}
-    largest = sorted(need.parts.items(), key=lambda part: -part[1])[:3]
-    parts = ", ".join(f"{name} {size / _GIB:.1f}" for name, size in largest)
-    yield Problem(
-        name="does_not_fit" if over else "may_not_fit",
-        key=key,
-        value=values[key],
-        cause=f"{whose} needs {need.total / _GIB:.1f} GiB and {has} {need.room / _GIB:.1f} GiB: {parts}",
-        remedy=f"Use args.memory={ceil(need.total / _GIB)}GiB, or auto." if limited else _remedy(job),
-        severity="error" if over and not (on_gpu and not (job.gpu and job.gpu.certain)) else "warning",
-    )
-
-
-def _remedy(job: Job) -> str:
-    if job.engine == "hf" and job.key("memory") and job.get("memory") is None:
-        return "Use args.memory=auto, which goes layer by layer, or the script engine on several GPUs."
-    if job.engine == "hf":
-        return "Lower args.calib_batch_size or args.calib_seq_length, or use the script engine on several GPUs."
-    if (proposal := smallest(job)) is None:
-        return "No layout that was tried fits: use a GPU with more memory, or shorter samples."
-    layout = proposal.layout
-    shape = f"torchrun.nnodes={layout.nodes} torchrun.nproc_per_node={layout.processes}"
-    return f"The smallest that fits: {shape} {job.asked.written(layout)}".rstrip() + "."

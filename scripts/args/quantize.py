@@ -112,7 +112,7 @@ class QuantizeArgs(MeasuredArgs, _BridgeArgs):
     )
     memory: str | None = doc(
         "quantize layer by layer in this much memory, as 16GiB, or auto, what the device has: weights stay in files, "
-        "the export and the scores are the same, no other checkpoint is written; null: the whole model at once",
+        "the export and the scores are the same, no other checkpoint is written; null: the whole model, if it fits",
         None,
         engine="hf",
         role="memory",

@@ -123,6 +123,7 @@ def quantize_layers(args: QuantizeArgs, record: Record, folder: Path) -> None:
             scores = _scores(walk, samples)
     record.update(quantizers=quantizers.summary(kind for _, kind in quantizers.placed(streamed.model)))
     figures = _figures(args, samples, walk.found, scores)
+    figures["warnings"] += [one["cause"] for one in record.values.get("warnings", []) if one["key"] == "args.memory"]
     scales = {
         name: torch.tensor(value, dtype=getattr(torch, kind)) for name, (kind, value) in walk.found.inputs.items()
     }

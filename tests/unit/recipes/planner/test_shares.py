@@ -11,6 +11,7 @@ from recipes.experiment.job import Job
 from recipes.experiment.stage import Options
 from recipes.planner import shares
 from recipes.planner.plan import plan
+from recipes.preflight import memory
 from recipes.preflight.subjects import notes
 from tests.jobs import job_of
 
@@ -42,7 +43,8 @@ def test_there_is_a_process_for_each_gpu(places: Path, monkeypatch: pytest.Monke
     assert shape(places, "four") == (1, 4, True), "no more than there are"
     assert shape(places, "box") == (1, 1, False)
     for here, found in ((0, (1, 1, False)), (2, (1, 2, True)), (None, (1, 1, False))):
-        monkeypatch.setattr(shares, "gpus_here", lambda here=here: here)
+        for module in (shares, memory):
+            monkeypatch.setattr(module, "gpus_here", lambda here=here: here)
         assert shape(places, "local") == found
     assert shape(places, "four", torchrun__nproc_per_node=2) == (1, 2, True)
     assert shape(places, "local", torchrun__nproc_per_node=2, args__device="cpu") == (1, 2, True)
