@@ -2,7 +2,10 @@
 
 import ctypes
 import hashlib
+import math
+import os
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,6 +15,7 @@ from typing import Any
 _FEW_ROWS = 4
 _ROWS = 1024
 _MMAP_THRESHOLD, _KEPT = -3, 1 << 20
+_GROUPS, _MEMBERSHIP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 _DEVICES = Path("/dev")  # NVIDIA's driver has nvidia0, nvidia1 ... there; under Windows dxg is all of them
 
 
@@ -20,6 +24,36 @@ def gpus_here() -> int | None:
     if (_DEVICES / "dxg").exists():
         return None
     return sum(entry.name.removeprefix("nvidia").isdigit() for entry in _DEVICES.glob("nvidia*"))
+
+
+def cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def free_memory() -> int:
+    """Bytes that this process may still take: of the machine, and of each control group that it is in (v2 alone)."""
+    import psutil
+
+    room = int(psutil.virtual_memory().available)
+    with suppress(OSError):
+        lines = _MEMBERSHIP.read_text(encoding="utf-8").splitlines()
+        places = [_GROUPS / line.removeprefix("0::/") for line in lines if line.startswith("0::/")]
+        groups = (group for place in places for group in (place, *place.parents) if group.is_relative_to(_GROUPS))
+        room = int(min([room, *map(_left, groups)]))
+    return max(room, 0)
+
+
+def _left(group: Path) -> float:
+    """Bytes of a control group's memory; pages of files count as free, as the kernel drops them."""
+    try:
+        most, taken, stat = (
+            (group / name).read_text(encoding="ascii") for name in ("memory.max", "memory.current", "memory.stat")
+        )
+        files = dict(line.split() for line in stat.splitlines())
+        return int(most) - int(taken) + int(files["active_file"]) + int(files["inactive_file"])
+    except (OSError, ValueError, KeyError):  # the root has none, and `max` is no limit
+        return math.inf
 
 
 def multiplies_bf16() -> bool:

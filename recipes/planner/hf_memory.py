@@ -26,7 +26,8 @@ from scripts.args.best import BestArgs
 from scripts.args.meaning import value_of
 from scripts.args.quantize import MeasuredArgs, QuantizeArgs
 from scripts.engines.hf.verify import COMPARED as COMPARED_AT_A_TIME
-from scripts.engines.hf.weights import AT_A_TIME
+from scripts.engines.hf.weights import AT_A_TIME, memory_of
+from scripts.engines.hf.workers import LIBRARIES
 from scripts.formats import FORMATS, Format
 
 Device = Literal["GPU", "host"]
@@ -46,8 +47,7 @@ _DIVERGED_LOGIT = 18  # ModelOpt's KL searcher: the log-softmax of both models, 
 _COMPARED = 20  # sqnr._add_weight: clean, noisy, their difference and its square, beside the weight
 _UNPACKED = 28  # verify._check_weights: dequantized, scales, original, difference and squares
 _QUANTIZED = 10  # a fake-quantized weight and the float32 work of making it
-_FROM_FILES = 40  # weights.packed: amax, its float32 steps and what is packed of it, with what glibc keeps (measured)
-_PACKED = 28  # the same where glibc keeps nothing (measured)
+_PACKED = 28  # weights.packed where glibc keeps nothing (measured)
 _SEARCHED = 16  # per output of the widest layer, while AWQ compares: exact and tried, and their float32 difference
 # Tensors of a layer that are alive together, of each token.
 _STATES = 4  # of the hidden width: residual, normed, quantized, and one on its way
@@ -302,10 +302,13 @@ def _phases(args: MeasuredArgs, sizes: Sizes, libraries: int) -> Iterator[tuple[
     if isinstance(args, QuantizeArgs) and args.memory is not None:
         yield from _layer_by_layer(args, sizes, _ANONYMOUS if sizes.host else 0)
         return
-    # From files: two large matrices that share a scale, of which some rows are worked on; files are mapped.
-    if isinstance(args, QuantizeArgs) and args.from_files:
-        work = _FROM_FILES * min(largest, AT_A_TIME)
-        yield "quantize", {"libraries": libraries, "packed weights": 2 * largest, "work": work}
+    if (
+        isinstance(args, QuantizeArgs) and args.from_files
+    ):  # of one where it finds out itself how many there is room for
+        count = args.processes or 1
+        others = {"workers": count * LIBRARIES} if count > 1 else {}
+        work = {part: count * size for part, size in memory_of(largest).items()}
+        yield "quantize", {"libraries": libraries, **others, **work}
         return
     always = {"libraries": libraries, "experts": sizes.experts}
     yield "load", always | {"weights": sizes.weights, "source": sizes.source}

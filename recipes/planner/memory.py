@@ -52,8 +52,10 @@ def need_of(job: Job) -> Need | None:
         room = int(psutil.virtual_memory().total) // job.processes if job.place.runs_here else None
     with suppress(ValueError):  # a check says that it is no size
         room = min((size for size in (bytes_of(job.get("memory")), room) if size is not None), default=None)
+    workers = job.get("processes", 1)
+    alone = f"it and its {workers} workers" if workers > 1 else "its one process"
     return Need(
-        where=f"{'each process' if job.ranked else 'its one process'}, in {predicted.peak_phase}",
+        where=f"{'each process' if job.ranked else alone}, in {predicted.peak_phase}",
         device=predicted.device,
         parts=predicted.parts,
         sources=predicted.sources,

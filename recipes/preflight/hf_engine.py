@@ -45,6 +45,7 @@ from scripts.engines.hf.quantizers import (
     refuse_weight_only,
 )
 from scripts.engines.hf.weights import fused_by_name
+from scripts.engines.hf.workers import several_on_a_gpu
 from scripts.formats import (
     CACHES,
     FITS_ANY_WIDTH,
@@ -274,6 +275,18 @@ def combinations_of_hf(job: Job) -> Iterator[Problem]:
                 refuse(args)
             except JobError as error:
                 yield error.as_problem(f"args.{key}", True)
+
+
+@check("contradiction", "world_size_not_one", engines=("hf",), roles=("processes",))
+def processes_of_hf(job: Job) -> Iterator[Problem]:
+    args = job.resolved
+    if args.processes is None or args.processes < 2:
+        return
+    if not args.from_files:
+        cause, remedy = "args.from_files alone converts files by processes", "Use null, or args.from_files=true."
+        yield Problem(name="contradiction", key="args.processes", value=args.processes, cause=cause, remedy=remedy)
+    elif args.device == "cuda":
+        yield several_on_a_gpu(args.processes).as_problem("args.processes", args.processes)
 
 
 @check("needs_calibration", "no_output", "compress_unsupported", engines=("hf",), roles=("from_files",))

@@ -35,7 +35,7 @@ Role = Literal[
     "command", "every_expert", "weight_only", "compress", "file_precision", "bf16", "device", "cpu", "server_gpus",
     "draft_heads", "pruned_sizes", "pruned_size", "unpruned", "width_share", "depth_share",
     "kept_memory", "kept_parameters", "kept_active_parameters", "remote_code", "wandb", "gate", "from_files",
-    "memory",
+    "memory", "processes",
 ]  # fmt: skip
 
 
@@ -122,7 +122,7 @@ class Meaning:
 
 _AT_LEAST_ONE: tuple[Role, ...] = (
     *("samples", "sequence", "calib_sequence", "batch", "micro_batch", "global_batch", "iterations", "train_samples"),
-    *("new_tokens", "first_stage", "last_stage", "server_gpus", "tp", "pp", "cp", "ep", "etp"),
+    *("new_tokens", "first_stage", "last_stage", "server_gpus", "tp", "pp", "cp", "ep", "etp", "processes"),
 )
 _ABOVE_ZERO: tuple[Role, ...] = ("kept_parameters", "kept_active_parameters", "kept_memory")
 _SHARES: tuple[Role, ...] = ("width_share", "depth_share")

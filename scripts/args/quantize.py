@@ -110,6 +110,13 @@ class QuantizeArgs(MeasuredArgs, _BridgeArgs):
         engine="hf",
         role="from_files",
     )
+    processes: int | None = doc(
+        "processes that convert files at a time, of args.from_files on a CPU; null: as many as cores, files and memory "
+        "allow",
+        None,
+        engine="hf",
+        role="processes",
+    )
     memory: str | None = doc(
         "quantize layer by layer in this much memory, as 16GiB, or auto, what the device has: weights stay in files, "
         "the export and the scores are the same, no other checkpoint is written; null: the whole model, if it fits",

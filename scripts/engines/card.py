@@ -159,8 +159,9 @@ def _made(
 
 
 def _values(args: Any) -> str:
-    """What was asked for, without what names a place: that is another one each time."""
-    told = ((name, value) for name, value, meaning in values_of(args) if not meaning.names) if args else ()
+    """What was asked for, without what names a place or a machine's share: that is another one each time."""
+    named = values_of(args) if args else ()
+    told = ((name, value) for name, value, meaning in named if not meaning.names and meaning.role != "processes")
     plain = ((name, value) for name, value in told if isinstance(value, (str, int, float)) and value not in ("", False))
     plain = ((name, value) for name, value in plain if "${" not in str(value))  # true on the node alone
     return ", ".join(f"{name}={_nameable(str(value))}" for name, value in plain)

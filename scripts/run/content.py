@@ -5,10 +5,11 @@ import os
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 #: Folder of a run directory that holds the manifests of its artifacts.
 FOLDER = "manifests"
@@ -36,22 +37,37 @@ class Content:
         return {"bytes": self.bytes, "files": self.files, "digest": self.digest}
 
 
-def content_of(path: Path, advance: Callable[[int], None] = lambda read: None, copy: Path | None = None) -> Content:
+#: A file as it was written: device, number there, size, time. Who renames it leaves all of it as it is.
+Written = tuple[int, int, int, int]
+
+
+def content_of(
+    path: Path,
+    advance: Callable[[int], None] = lambda read: None,
+    copy: Path | None = None,
+    known: Mapping[Written, str] = MappingProxyType({}),
+    stopped: Callable[[], bool] = lambda: False,
+) -> Content:
     """Measure `path`; the digest depends on relative names and contents, never on time or place.
 
     Links are followed; what is no file (a socket, a link to nothing) counts by its name, an empty folder not at all.
     Files are read by as many threads as there are processors. `advance` is called with the bytes of each piece that
-    was read, by any of them. `copy`: a folder into which the very bytes that are read are written. Raises OSError.
+    was read, by any of them. `copy`: a folder into which the very bytes that are read are written. `known`: SHA-256 of
+    files that need not be read again. Raises OSError, and CancelledError once it is `stopped`.
     """
     files = [path] if path.is_file() else sorted(files_below(path))
     names = [file.name if path.is_file() else file.relative_to(path).as_posix() for file in files]
-    stopped = threading.Event()
+    ended = threading.Event()
+
+    def over() -> bool:
+        return ended.is_set() or stopped()
+
     pool = ThreadPoolExecutor(os.cpu_count() or 1)
     try:
         copies = [None if copy is None else copy / name for name in names]
-        found = list(pool.map(lambda file, to: _read(file, advance, stopped, to), files, copies))
+        found = list(pool.map(lambda file, to: _read(file, advance, over, to, known), files, copies))
     finally:
-        stopped.set()  # whoever is interrupted does not wait for gigabytes
+        ended.set()  # whoever is interrupted does not wait for gigabytes
         pool.shutdown(cancel_futures=True)
     listing = {name: digest for name, (digest, _) in zip(names, found, strict=True)}
     return Content(bytes=sum(size for _, size in found), files=len(files), digest=digest_of(listing), listing=listing)
@@ -69,14 +85,41 @@ def files_below(folder: Path, above: frozenset[str] = frozenset()) -> Iterator[P
                 yield inner
 
 
-def _read(file: Path, advance: Callable[[int], None], stopped: threading.Event, copy: Path | None) -> tuple[str, int]:
+@contextmanager
+def reading() -> Iterator[Callable[[Path], "Future[Content]"]]:
+    """`content_of` beside the work of the block, which waits for what it needs; the rest is read no further then."""
+    stopped, pool = threading.Event(), ThreadPoolExecutor(2)
+    try:
+        yield lambda path: pool.submit(content_of, path, stopped=stopped.is_set)
+    finally:
+        stopped.set()
+        pool.shutdown(cancel_futures=True)
+
+
+def written(file: Path) -> Written:
+    """What tells a file from one of another content. Raises OSError."""
+    state = file.stat()
+    return state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns
+
+
+def _read(
+    file: Path,
+    advance: Callable[[int], None],
+    stopped: Callable[[], bool],
+    copy: Path | None,
+    known: Mapping[Written, str],
+) -> tuple[str, int]:
     if not file.is_file():
         return _NO_FILE, 0
+    if known and copy is None and (whole := known.get(written(file))):
+        return whole, file.stat().st_size
     digest, total, piece = hashlib.sha256(), 0, bytearray(_CHUNK)
     if copy is not None:
         copy.parent.mkdir(parents=True, exist_ok=True)
     with file.open("rb", buffering=0) as handle, copy.open("xb") if copy else nullcontext() as out:
-        while not stopped.is_set() and (read := handle.readinto(piece)):
+        while read := handle.readinto(piece):
+            if stopped():
+                raise CancelledError
             digest.update(memoryview(piece)[:read])
             if out is not None:
                 out.write(memoryview(piece)[:read])

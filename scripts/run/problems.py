@@ -79,6 +79,10 @@ class JobError(Exception):
         self.cause = cause
         self.remedy = remedy
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As other processes are sent it."""
+        return JobError, (self.name, self.cause, self.remedy), self.__dict__
+
     @classmethod
     def of_os_error(cls, error: Exception) -> "JobError":
         """A failure of the operating system, as on a full disk, with its name and remedy."""

@@ -13,11 +13,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from scripts.run import identity as process
 from scripts.run import schema
-from scripts.run.content import content_of, manifest_of, manifest_path
+from scripts.run.content import Written, content_of, manifest_of, manifest_path
 from scripts.run.files import opened, read_limited, write_json, write_text
 from scripts.run.problems import JobError, error_data
 from scripts.run.provenance import peak_memory
@@ -251,12 +252,15 @@ class Record:
         with opened(self.dir / "metrics.jsonl", "ab", buffering=0) as handle:
             handle.write("".join(json.dumps(row) + "\n" for row in rows).encode())
 
-    def artifact(self, kind: str, path: Path, **facts: Any) -> None:
+    def artifact(
+        self, kind: str, path: Path, known: Mapping[Written, str] = MappingProxyType({}), **facts: Any
+    ) -> None:
         """Record an output: type, path, bytes, files, content digest, and whatever else is known of it.
 
-        Its manifest is written first: with it `artifacts verify` says which file is not what it was.
+        Its manifest is written first: with it `artifacts verify` says which file is not what it was. `known`: SHA-256
+        of files that were read when they were written.
         """
-        content = content_of(path)
+        content = content_of(path, known=known)
         write_text(manifest_path(self.dir, content.digest), manifest_of(content))
         entry = {"type": kind, "path": str(path), **content.facts, **facts}
         self.update(outputs=[*self.values.get("outputs", []), entry])
@@ -281,7 +285,9 @@ class Follower(Record):
 
     def metric(self, name: str, value: float, **tags: Any) -> None: ...
 
-    def artifact(self, kind: str, path: Path, **facts: Any) -> None: ...
+    def artifact(
+        self, kind: str, path: Path, known: Mapping[Written, str] = MappingProxyType({}), **facts: Any
+    ) -> None: ...
 
 
 def read_json(path: Path, expected: Any = dict) -> dict[str, Any] | None:

@@ -1,12 +1,14 @@
 """Quantize a folder of safetensors file by file, from the source's shards to the export's.
 
-What of them is quantized, and how, is in scripts/engines/hf/weights.py.
+What of them is quantized, and how, is in scripts/engines/hf/weights.py; a file, in shards.py; by whom, in workers.py.
 A file that was made waits in the run directory until all are there, so that a killed job goes on from it.
 """
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
+from concurrent.futures import Future
+from contextlib import closing
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,17 +17,16 @@ from scripts.checkpoints import causal
 from scripts.checkpoints.documents import read_json
 from scripts.checkpoints.huggingface import exported_format
 from scripts.checkpoints.model import weights_problem
-from scripts.checkpoints.safetensors import read_header, writing
+from scripts.checkpoints.safetensors import read_header
 from scripts.engines.card import write_card
-from scripts.engines.hf import load, quantizers, report, save, verify
-from scripts.engines.hf.kept import depends_on
+from scripts.engines.hf import load, quantizers, report, save, verify, workers
 from scripts.engines.hf.reference import Reference, some_layers
 from scripts.engines.hf.samples import Samples
-from scripts.engines.hf.weights import WEIGHT, Selection, Source, packed, select
+from scripts.engines.hf.shards import Conversion
+from scripts.engines.hf.weights import WEIGHT, Selection, Source, select
 from scripts.engines.inputs import made_by, with_commits
 from scripts.formats import known_format
-from scripts.run import schema
-from scripts.run.content import content_of
+from scripts.run.content import Content, reading, written
 from scripts.run.files import is_folder, refuse_existing, staged, write_json
 from scripts.run.problems import JobError
 from scripts.run.record import Record
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 
 #: Where files wait for the others, in the run directory; beside each, what it was made of.
 FOLDER = "shards"
-_FACTS = {"of": dict, "source": str, "made": str}
 _MIB = 1 << 20
 _NO_TEXT = "no text: the format follows from the weights"
 
@@ -48,8 +48,8 @@ def quantize_files(args: QuantizeArgs, record: Record, folder: Path) -> None:
         selection = select(source, config, args.trust_remote_code)
         _refuse_cache(args, selection)
         record.update(device=str(device), quantizers={"weights": len(selection.quantized)})
-    with ThreadPoolExecutor(1) as pool:  # beside the work: what is read for one is in memory for the other
-        content = pool.submit(content_of, folder)
+    with reading() as measure:  # beside the work: what is read for one is in memory for the other
+        content = measure(folder)
         with record.phase("quantize"):
             shards = make_shards(args, record, source, selection, {})
         measured = content.result()
@@ -77,11 +77,11 @@ def publish(
     record: Record,
     source: Source,
     selection: Selection,
-    shards: Sequence[Path],
+    shards: Mapping[Path, str],
     figures: dict[str, Any],
 ) -> None:
     """Make a checkpoint of the shards, verify it, and report it with `figures`. Raises JobError."""
-    export = Path(args.export_dir or "")
+    export, known = Path(args.export_dir or ""), {written(shard): digest for shard, digest in shards.items()}
     with staged(export) as made:
         with record.phase("export"):
             for shard in shards:
@@ -100,7 +100,7 @@ def publish(
         report.record_figures(record, results)
         report.write_report(record.dir / "report", results)
         parents = [record.values["inputs"][0]["digest"]]
-        record.artifact("checkpoint_hf", export, parents=parents, format=figures["format"])
+        record.artifact("checkpoint_hf", export, known, parents=parents, format=figures["format"])
         record.artifact("eval_results", record.dir / "report")
         for attempt in (record.dir, *record.earlier):
             shutil.rmtree(attempt / FOLDER, ignore_errors=True)
@@ -121,102 +121,33 @@ def make_shards(
     source: Source,
     selection: Selection,
     inputs: "Mapping[str, torch.Tensor]",
-) -> list[Path]:
-    """A file for each of the source's, of the same name; those of an ended attempt are kept where they fit.
+) -> dict[Path, str]:
+    """A file for each of the source's, of the same name, with its SHA-256; those of an ended attempt are kept where
+    they fit.
 
-    `inputs`: see `weights.packed`.
+    `inputs`: see `weights.packed`. Raises JobError as `workers.made`.
     """
-    import torch
-
-    dtype, device, config = getattr(torch, args.dtype), load.pick_device(args.device), quantizers.build_config(args)
-    scales = repr(sorted((name, float(value)) for name, value in inputs.items()))
-    of = depends_on(config, [], dtype=args.dtype, device=device.type, inputs=scales)
     place = record.dir / FOLDER
     for left in (attempt / FOLDER for attempt in record.earlier if is_folder(str(attempt / FOLDER))):
         if not place.exists():
             left.rename(place)
     place.mkdir(exist_ok=True)
-    sizes = {name: (source.folder / name).stat().st_size // _MIB for name in source.shards}
-    done, total = 0, sum(sizes.values())
-    for name, header in source.shards.items():
-        stamp = _stamp(source.folder / name)
-        if _stands(place / name, of, stamp):
+    conversion = Conversion(args=args, source=source, selection=selection, place=place, inputs=inputs)
+    sizes = {name: (source.folder / name).stat().st_size for name in source.shards}
+    stand = [name for name in sizes if conversion.stands(name)]
+    missing = {name: size for name, size in sizes.items() if name not in stand}
+    count = workers.number(conversion, missing)
+    if count > 1:
+        record.line(f"{count} processes convert {len(missing)} files")
+    digests: dict[Path, Future[Content]] = {}
+    with reading() as measure, closing(workers.made(conversion, list(missing), count, record.dir / "logs")) as made:
+        for name in stand:
             record.line(f"made by an earlier attempt: {name}")
-        else:
-            (place / name).unlink(missing_ok=True)
-            with writing(place / name, (end for one in header for end in _names(one, selection))) as file:
-                for key, tensor in _tensors(header, source, selection, config, dtype, device, inputs):
-                    data = tensor.contiguous().reshape(-1)
-                    file.add(key, str(data.dtype).removeprefix("torch."), tensor.shape, _bytes(data))
-            write_json(place / f"{name}.json", {"of": of, "source": stamp, "made": _stamp(place / name)})
-        done += sizes[name]
-        record.progress(done, total, "MiB")
-    return [place / name for name in source.shards]
-
-
-def _stamp(file: Path) -> str:
-    state = file.stat()
-    return f"{state.st_size} {state.st_mtime_ns}"
-
-
-def _stands(made: Path, of: Mapping[str, str], stamp: str) -> bool:
-    """Whether a file was finished, and follows from what it would follow from now."""
-    try:
-        facts = schema.read(made.with_name(f"{made.name}.json"), _FACTS)
-        return bool(facts == {"of": of, "source": stamp, "made": _stamp(made)})
-    except (OSError, ValueError):
-        return False
-
-
-def _names(name: str, selection: Selection) -> Iterator[str]:
-    """What a tensor may become."""
-    yield name
-    module = name.removesuffix(WEIGHT)
-    if module in selection.quantized:
-        yield from (f"{module}.{suffix}" for suffix in verify.SCALES)
-
-
-def _tensors(
-    header: Mapping[str, Any],
-    source: Source,
-    selection: Selection,
-    config: Mapping[str, Any],
-    dtype: "torch.dtype",
-    device: "torch.device",
-    inputs: "Mapping[str, torch.Tensor]",
-) -> "Iterator[tuple[str, torch.Tensor]]":
-    """Of one file, in the order of layers that share a scale; such of other files are read again with theirs."""
-    made: set[str] = set()
-    for name in header:
-        module = name.removesuffix(WEIGHT)
-        if module in selection.quantized and name.endswith(WEIGHT):
-            if module in made:
-                continue
-            sharing = selection.sharing(module)
-            own = {one for one in sharing if one + WEIGHT in header}
-            made |= own
-            for key, tensor in packed(sharing, source, config, dtype, device, inputs).items():
-                if key.rpartition(".")[0] in own:
-                    yield key, tensor
-        else:
-            yield name, _plain(name, source, selection, dtype)
-
-
-def _plain(name: str, source: Source, selection: Selection, dtype: "torch.dtype") -> "torch.Tensor":
-    """A tensor that stays, in the precision that transformers would load it in."""
-    import torch
-
-    tensor = source.tensor(name)
-    if not tensor.is_floating_point():
-        return tensor
-    load.refuse_not_finite(str(source.folder), [] if load.is_finite(tensor) else [name], tensor.dtype)
-    return tensor.to(torch.float32 if selection.stays_wide(name) else dtype)
-
-
-def _bytes(data: "torch.Tensor") -> memoryview:
-    import torch
-
-    return memoryview(data.view(torch.uint8).numpy()) if data.numel() else memoryview(b"")
+        for name in chain(stand, made):
+            digests[place / name] = measure(place / name)
+            done = sum(sizes[file.name] for file in digests)
+            record.progress(done // _MIB, sum(sizes.values()) // _MIB, "MiB")
+        return {place / name: digests[place / name].result().listing[name] for name in sizes}
 
 
 def _describe(args: QuantizeArgs, source: Source, selection: Selection, made: Path) -> None:

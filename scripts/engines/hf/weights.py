@@ -42,8 +42,16 @@ _APART = ("fp8", "fp8_pb_real")
 _OF_NO_TEXT = ("is_mx_format", "_dynamic", "_use_constant_amax")
 #: Weights that are quantized at a time.
 AT_A_TIME = 1 << 23
+#: Bytes that each takes: amax, its float32 steps and what is packed of it, with what glibc keeps (measured).
+_WORK = 40
 #: In rows that are a multiple of these: two blocks of any format, as ModelOpt takes the sides off a scale of one.
 _ROWS = 256
+
+
+def memory_of(largest: int) -> dict[str, int]:
+    """Bytes in memory, and in no file, while matrices of at most so many weights are quantized: two that share a scale,
+    of which some rows are worked on."""
+    return {"packed weights": 2 * largest, "work": _WORK * min(largest, AT_A_TIME)}
 
 
 @dataclass(frozen=True, kw_only=True)

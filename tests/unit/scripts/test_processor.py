@@ -1,6 +1,7 @@
 """Products of bfloat16 on a processor without instructions for it."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -67,3 +68,19 @@ def test_only_where_the_processor_needs_it(fast: bool, monkeypatch: pytest.Monke
     with processor.bf16_products():
         pass
     assert used == ([] if fast else [True])
+
+
+def test_memory_is_what_the_narrowest_control_group_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mib = 1 << 20
+    for place, most, taken, files in (("job", 900, 300, 200), ("job/step", None, 0, 0), ("", 0, 0, 0)):
+        (tmp_path / place).mkdir(exist_ok=True)
+        if place:  # the root has no such files
+            (tmp_path / place / "memory.max").write_text(f"{most * mib}\n" if most else "max\n")
+            (tmp_path / place / "memory.current").write_text(f"{taken * mib}\n")
+            (tmp_path / place / "memory.stat").write_text(f"active_file {files * mib}\ninactive_file {50 * mib}\n")
+    (tmp_path / "membership").write_text("0::/job/step\n")
+    monkeypatch.setattr(processor, "_GROUPS", tmp_path)
+    monkeypatch.setattr(processor, "_MEMBERSHIP", tmp_path / "none")
+    assert processor.free_memory() > 900 * mib
+    monkeypatch.setattr(processor, "_MEMBERSHIP", tmp_path / "membership")
+    assert processor.free_memory() == (900 - 300 + 200 + 50) * mib

@@ -124,10 +124,10 @@ def test_an_architecture_that_transformers_does_not_know(tmp_path: Path) -> None
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from scripts.engines.hf import from_files
+from scripts.engines.hf import from_files, shards
 from tests.integration.scripts.engines.test_from_files import run
 
-left, write = int(sys.argv[3]), from_files.write_json
+left, write = int(sys.argv[3]), shards.write_json
 
 def count(path, value):
     global left
@@ -137,7 +137,7 @@ def count(path, value):
         if not left:
             os.kill(os.getpid(), signal.SIGKILL)
 
-from_files.write_json = count
+shards.write_json = count
 run(Path(sys.argv[1]), Path(sys.argv[2]), export_quant_cfg="fp8_blockwise")
 """
 
@@ -161,6 +161,16 @@ def test_a_killed_job_goes_on_from_the_files_that_it_had(tmp_path: Path, capsys:
     assert capsys.readouterr().out.count("made by an earlier attempt") == 2
     assert not first.exists()
     assert record.values["outputs"][0]["digest"] == undisturbed.values["outputs"][0]["digest"]
+
+
+def test_several_processes_make_the_same(tmp_path: Path) -> None:
+    """Also of layers whose scale is shared with others in another's file."""
+    folder = source_of(tmp_path / "model", "llama")
+    one = run(folder, tmp_path / "one", export_quant_cfg="nvfp4", weight_only=True)
+    two = run(folder, tmp_path / "two", export_quant_cfg="nvfp4", weight_only=True, processes=2)
+    assert two.values["outputs"][0]["digest"] == one.values["outputs"][0]["digest"]
+    assert len(list((tmp_path / "two" / "logs").glob("worker*.log"))) == 2
+    assert not (tmp_path / "one" / "logs").exists()
 
 
 @pytest.mark.parametrize("values", [{"export_quant_cfg": "fp8"}, {"export_quant_cfg": "int4_awq"}])

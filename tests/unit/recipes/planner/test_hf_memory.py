@@ -13,7 +13,7 @@ from recipes.planner import hf_memory
 from recipes.planner.gpus import gpu_of
 from recipes.planner.hf_memory import SOURCES, Device, Memory, predict, predict_for
 from scripts.args.quantize import QuantizeArgs
-from scripts.engines.hf import evaluate, packing, reference
+from scripts.engines.hf import evaluate, packing, reference, workers
 from scripts.formats import FORMATS
 from tests.jobs import job_of
 
@@ -193,3 +193,11 @@ def test_libraries_are_those_of_the_torch_that_the_job_has(monkeypatch: pytest.M
         return found.parts["libraries"]
 
     assert said("2.13.0+cpu") < said("2.13.0") == said("2.13.0+cu130")
+
+
+def test_each_process_of_files_has_its_libraries_and_its_work() -> None:
+    one = predicted(from_files=True, export_quant_cfg="fp8_blockwise")
+    four = predicted(from_files=True, export_quant_cfg="fp8_blockwise", processes=4)
+    assert "workers" not in one.parts and four.parts["workers"] == 4 * workers.LIBRARIES
+    assert four.parts["work"] == 4 * one.parts["work"] and four.parts["libraries"] == one.parts["libraries"]
+    assert set(four.sources) == set(four.parts)

@@ -243,6 +243,14 @@ def test_from_files_no_text_is_asked_for(fake_model: FakeModel) -> None:
     assert names(**asked, from_files=True) == []
 
 
+def test_processes_are_of_files_alone_and_of_no_gpu(fake_model: FakeModel) -> None:
+    asked = {"hf_model_id": str(fake_model()), "weight_only": True, "calib_dataset": None}
+    assert names(**asked, from_files=True, processes=4) == names(**asked, from_files=True, processes=1) == []
+    assert ("contradiction", "args.processes") in names(**asked, processes=4)
+    assert names(**asked, from_files=True, processes=4, device="cuda") == [("world_size_not_one", "args.processes")]
+    assert names(**asked, from_files=True, processes=0) == [("out_of_range", "args.processes")]
+
+
 def test_from_files_nothing_is_unpacked(fake_model: FakeModel) -> None:
     asked = {"hf_model_id": str(folder := fake_model()), "weight_only": True, "from_files": True}
     name = "model.layers.0.mlp.up_proj.weight"

@@ -3,11 +3,12 @@
 import hashlib
 import os
 import subprocess
+from concurrent.futures import CancelledError
 from pathlib import Path
 
 import pytest
 
-from scripts.run.content import content_of, listing_in, manifest_of, manifest_path
+from scripts.run.content import content_of, listing_in, manifest_of, manifest_path, reading, written
 from scripts.run.files import write_text
 
 
@@ -59,3 +60,30 @@ def test_progress_is_in_bytes(tmp_path: Path) -> None:
     pieces: list[int] = []
     found = content_of(folder(tmp_path / "made"), pieces.append)
     assert sum(pieces) == found.bytes and len(pieces) > 3
+
+
+def test_what_was_read_when_it_was_written_is_not_read_again(tmp_path: Path) -> None:
+    """Unless it was written to since, or was copied: the name alone says nothing."""
+    made = folder(tmp_path / "made")
+    found, file = content_of(made), made / "deep" / "a b.bin"
+    pieces: list[int] = []
+    known = {written(file): found.listing["deep/a b.bin"]}
+    made = made.rename(tmp_path / "moved")
+    assert content_of(made, pieces.append, known=known) == found and sum(pieces) == 3
+    (file := made / "deep" / "a b.bin").write_bytes(bytes(reversed(file.read_bytes())))
+    assert content_of(made, known=known).listing["deep/a b.bin"] == hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def test_files_are_read_beside_the_work(tmp_path: Path) -> None:
+    """One after another, each to its end; what nobody waits for is given up."""
+    made = folder(tmp_path / "made")
+    with reading() as measure:
+        each = [measure(file) for file in (made / "deep" / "a b.bin", made / "b.txt", made) * 3]
+        assert [one.result().bytes for one in each] == [256 * 9000, 3, 3 + 256 * 9000] * 3
+    large = tmp_path / "large"
+    with large.open("wb") as file:
+        file.truncate(1 << 40)
+    with reading() as measure:
+        endless = measure(large)
+    with pytest.raises(CancelledError):
+        endless.result(timeout=20)
