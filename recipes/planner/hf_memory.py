@@ -4,8 +4,8 @@ Of several the first: the others do no more than load, score and calibrate.
 
 What is alive when is read off scripts/engines/hf/engine.py. On the CPU the prediction is the peak resident size that
 the record has as peak_memory.rss_bytes: it counts pages of weight files that are mapped, which the kernel can drop when
-memory is short. Layer by layer (args.memory) it does not count those: it is RssAnon of /proc/PID/status. On a GPU it is
-what tensors take, peak_memory.cuda_bytes.
+memory is short. Layer by layer (args.memory), and of sharded layers (args.fsdp), it does not count those: it is RssAnon
+of /proc/PID/status. On a GPU it is what tensors take, peak_memory.cuda_bytes.
 """
 
 from collections.abc import Iterator, Mapping
@@ -97,12 +97,13 @@ _HEAP = 32 * _MIB
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """Of one job, in bytes. `host`: the model is in the machine's memory, not on a GPU."""
+    """Of one job, in bytes. `host`: the model is in the machine's memory, not on a GPU. `ranks`: how many share it."""
 
     args: MeasuredArgs
     model: Matrices
     facts: ModelFacts
     host: bool
+    ranks: int = 1
 
     @property
     def weights(self) -> int:
@@ -135,9 +136,25 @@ class Sizes:
     @property
     def held(self) -> int:
         """Layer by layer: the weights of one and of what is outside; files that are mapped as they are do not count."""
-        stored = WIDTHS[self.facts.dtype or self.args.dtype]
-        layer = self.model.packed // (self.facts.layers or 1) + self.model.others
-        return layer * self._width if not self.host or stored != self._width else 0
+        return self.outside + (self.layer if not self._mapped else 0)
+
+    @property
+    def outside(self) -> int:
+        """Of the layers: embeddings, norms and head, where they are not mapped as they are."""
+        return self.model.others * self._width if not self._mapped else 0
+
+    @property
+    def layer(self) -> int:
+        return self.model.packed // (self.facts.layers or 1) * self._width
+
+    @property
+    def share(self) -> int:
+        """Of all layers, where they are sharded over the ranks."""
+        return self.model.packed * self._width // self.ranks
+
+    @property
+    def _mapped(self) -> bool:
+        return self.host and WIDTHS[self.facts.dtype or self.args.dtype] == self._width
 
     @property
     def copies(self) -> int:
@@ -272,7 +289,7 @@ def predict(job: Job) -> Memory | None:
     # Where `auto` leads: to a GPU where the place is known to have one, or is a cluster and the recipe is for one.
     has_gpu = job.gpu is not None and (job.gpu.certain or job.place.expects_gpus)
     on_gpu = args.device == "cuda" or (args.device == "auto" and has_gpu)
-    return predict_for(args, model, facts, "GPU" if on_gpu else "host", torch_for(job))
+    return predict_for(args, model, facts, "GPU" if on_gpu else "host", torch_for(job), ranks=job.layout.world)
 
 
 def torch_for(job: Job) -> Literal["cpu", "cuda"]:
@@ -284,11 +301,18 @@ def torch_for(job: Job) -> Literal["cpu", "cuda"]:
 
 
 def predict_for(
-    args: MeasuredArgs, model: Matrices, facts: ModelFacts, device: Device, torch: Literal["cpu", "cuda"]
+    args: MeasuredArgs,
+    model: Matrices,
+    facts: ModelFacts,
+    device: Device,
+    torch: Literal["cpu", "cuda"],
+    *,
+    ranks: int = 1,
 ) -> Memory:
     """The peak for a model whose hidden size and vocabulary are known."""
     libraries = _LIBRARIES[torch] if device == "host" else 0
-    phases = _phases(args, Sizes(args=args, model=model, facts=facts, host=device == "host"), libraries)
+    sizes = Sizes(args=args, model=model, facts=facts, host=device == "host", ranks=ranks)
+    phases = _phases(args, sizes, libraries)
     name, parts = max(phases, key=lambda phase: sum(phase[1].values()))
     return Memory(parts={part: size for part, size in parts.items() if size}, peak_phase=name, device=device)
 
@@ -302,10 +326,11 @@ def _phases(args: MeasuredArgs, sizes: Sizes, libraries: int) -> Iterator[tuple[
     if isinstance(args, QuantizeArgs) and args.memory is not None:
         yield from _layer_by_layer(args, sizes, _ANONYMOUS if sizes.host else 0)
         return
-    if (
-        isinstance(args, QuantizeArgs) and args.from_files
-    ):  # of one where it finds out itself how many there is room for
-        count = args.processes or 1
+    if isinstance(args, QuantizeArgs) and args.fsdp:
+        yield from _sharded(args, sizes, _ANONYMOUS if sizes.host else 0)
+        return
+    if isinstance(args, QuantizeArgs) and args.from_files:
+        count = args.processes or 1  # of one where it finds out itself how many there is room for
         others = {"workers": count * LIBRARIES} if count > 1 else {}
         work = {part: count * size for part, size in memory_of(largest).items()}
         yield "quantize", {"libraries": libraries, **others, **work}
@@ -340,6 +365,20 @@ def _phases(args: MeasuredArgs, sizes: Sizes, libraries: int) -> Iterator[tuple[
         yield "verify", written | {"work": _UNPACKED * min(largest, COMPARED_AT_A_TIME) if sizes.host else 0}
     if args.modelopt_save_path:
         yield "verify", written | {"reopened": sizes.reopened}
+
+
+def _sharded(args: QuantizeArgs, sizes: Sizes, libraries: int) -> Iterator[tuple[str, dict[str, int]]]:
+    """The same of scripts/engines/hf/sharded.py: a layer is gathered and copied, on a GPU beside the one before it."""
+    shared, largest = {"libraries": libraries, "weights": sizes.outside + sizes.share}, sizes.model.largest
+    running = shared | {"layer": sizes.layer * (2 if sizes.host else 3), "hidden states": sizes.hidden_states}
+    if args.eval_size:
+        yield "score before", running | {"activations": sizes.activations}
+        yield "score before", running | {"logits": _CHECKED_LOGIT * sizes.sample_logits}
+        yield "score after", running | {"logits": _SCORED_LOGIT * min(LOGITS, sizes.sample_logits)}
+    each = _QUANTIZED if args.layer_noise == "none" else _COMPARED
+    yield "calibrate", running | {"activations": sizes.activations, "work": each * largest}
+    files = {"packed weights": 2 * largest, "work": _PACKED * min(largest, AT_A_TIME)}
+    yield "quantize", {"libraries": libraries, **files}
 
 
 def _layer_by_layer(args: QuantizeArgs, sizes: Sizes, libraries: int) -> Iterator[tuple[str, dict[str, int]]]:

@@ -197,7 +197,8 @@ def _shares(job: Job) -> Iterator[Ranks]:
     """Those of the hf engine."""
     if job.engine == "hf" and (world := job.layout.world) > 1:
         parts = [f"{ceil(count / world)} of {count} samples {use}" for count, use in _uses(job) if count]
-        yield Ranks(first=0, last=world - 1, holds=f"each the whole model, {' and '.join(parts)}, at most")
+        model = f"1/{world} of every layer" if job.get("fsdp") else "the whole model"
+        yield Ranks(first=0, last=world - 1, holds=f"each {model}, {' and '.join(parts)}, at most")
 
 
 def _uses(job: Job) -> Iterator[tuple[int, str]]:

@@ -1,7 +1,8 @@
 """How many processes of the hf engine share the samples of a job, and what keeps them from it.
 
-Each holds the whole model. What a recipe ships with is the number of GPUs that it is made for: without another word
-there is a process for each GPU that is known or to be expected, and one where there is none.
+Each holds the whole model, or with args.fsdp a share of every layer. What a recipe ships with is the number of GPUs
+that it is made for: without another word there is a process for each GPU that is known or to be expected, and one where
+there is none.
 """
 
 from executors.base import Place

@@ -8,7 +8,7 @@ from recipes.models import ModelFacts
 from recipes.models.architecture import PARTS, Side, Weight
 from recipes.planner.layout import Layout, Size
 from recipes.preflight.layout import divided
-from scripts.args.meaning import MEGATRON, Role, meanings
+from scripts.args.meaning import AS_STORED, MEGATRON, Role, meanings
 from scripts.checkpoints.causal import packed
 from scripts.checkpoints.quantization import formats_in
 from scripts.formats import (
@@ -168,9 +168,7 @@ def already(job: Job) -> Iterator[Problem]:
     for field in sorted(sources & job.models.keys()):
         found = job.models[field].quantized
         if found is not None:
-            refusal = (
-                packed(found, loaded=not (job.get("from_files") or job.get("memory"))) if job.engine == "hf" else None
-            )
+            refusal = packed(found, loaded=not any(map(job.get, AS_STORED))) if job.engine == "hf" else None
             ours = bool(formats_in(found))
             whose = (
                 "undone first, but what was lost is lost"

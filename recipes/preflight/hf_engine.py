@@ -16,7 +16,7 @@ from recipes.preflight.formats import made_formats
 from recipes.preflight.paths import path_here
 from recipes.preflight.references import faulty
 from scripts.args.auto_quantize import AutoQuantizeArgs
-from scripts.args.meaning import Role, field_of, values_of
+from scripts.args.meaning import AS_STORED, Role, field_of, values_of
 from scripts.args.quantize import MeasuredArgs, QuantizeArgs
 from scripts.checkpoints.causal import (
     AWQ_EXPERTS,
@@ -34,6 +34,7 @@ from scripts.checkpoints.model import Trouble, local_model_problems, read_config
 from scripts.checkpoints.quantization import MIXED
 from scripts.data.texts import read, source_of
 from scripts.engines.choice import is_built_in
+from scripts.engines.hf import sharded
 from scripts.engines.hf.layerwise import troubles
 from scripts.engines.hf.mixture import refuse_different
 from scripts.engines.hf.quantizers import (
@@ -78,6 +79,8 @@ def quantize_notes(job: Job) -> Iterator[str]:
         yield f"layer by layer, hidden states take up to {size_text(passing)} of the run folder until the job ends"
     if job.get("from_files"):
         yield "args.from_files writes args.export_dir alone; what is calibrated, scored or continued is left out"
+    elif job.get("fsdp"):
+        yield "args.fsdp shards the layers and writes args.export_dir alone; args.prompts are not continued"
     elif job.get("memory"):
         yield "args.memory goes layer by layer and writes args.export_dir alone; args.prompts are not continued"
     else:
@@ -101,7 +104,7 @@ def unused_by_hf(job: Job) -> Iterator[Problem]:
     for role in _PARALLEL if job.engine == "hf" else ():
         value, name = job.get(role, 1), field_of(job.resolved, role)
         if value != 1 and name in job.given:
-            cause = "each rank of the hf engine holds the whole model"
+            cause = "each rank of the hf engine holds the whole model, or with args.fsdp a share of every layer"
             yield Problem(key=f"args.{name}", value=value, cause=cause, remedy=f"Use args.{name}=1.")
     if job.script.path is not None:
         cause = f"the {job.engine} engine runs ModelOpt itself, no script"
@@ -322,6 +325,18 @@ def layer_by_layer(job: Job) -> Iterator[Problem]:
     if job.resolved.memory is None or format_error(job.resolved.export_quant_cfg):
         return
     yield from troubles(job.resolved)
+    yield from _in_layers(job)
+
+
+@check("fsdp_unsupported", "layerwise_unsupported", "no_output", engines=("hf",), roles=("fsdp",))
+def sharded_layers(job: Job) -> Iterator[Problem]:
+    """Over ranks that each have a share of every layer, and the export is all that there is."""
+    if job.resolved.fsdp and not format_error(job.resolved.export_quant_cfg):
+        yield from sharded.troubles(job.resolved, job.layout.world)
+        yield from _in_layers(job) if job.resolved.memory is None else ()
+
+
+def _in_layers(job: Job) -> Iterator[Problem]:
     config = _config(job)
     if config and (found := not_layerwise(kind_of(config))) and "hf_model_id" not in job.promised:
         name, cause, remedy = found
@@ -338,7 +353,7 @@ def model_of_hf(job: Job) -> Iterator[Problem]:
         if folder is None or not (job.here or is_there(folder)):
             return  # a folder over there; `quantize_notes` says that it was not looked at
         found: list[Trouble | None] = [*local_model_problems(str(folder))]
-        if (job.get("from_files") or job.get("memory")) and not found and not name.startswith("tiny:"):
+        if any(map(job.get, AS_STORED)) and not found and not name.startswith("tiny:"):
             found = [_as_it_is(expanded(folder))]
     else:  # from here, a hub's answer says nothing about another machine's network and tokens
         found = [hub.model_problem(name, online=job.online and job.here)]

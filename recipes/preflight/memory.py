@@ -12,9 +12,10 @@ from recipes.planner.memory import need_of
 from recipes.planner.search import smallest
 from recipes.planner.workload import kind_of
 from recipes.preflight.hf_engine import layer_by_layer, ranks_of_hf
-from scripts.args.meaning import MEGATRON, values_of
+from scripts.args.meaning import AS_STORED, MEGATRON, values_of
 from scripts.args.sizes import AUTO
 from scripts.checkpoints.causal import WHOLE_MODEL
+from scripts.engines.hf import sharded
 from scripts.formats import FORMATS
 from scripts.processor import gpus_here
 from scripts.run.problems import Problem
@@ -58,8 +59,10 @@ def fits_device(job: Job) -> Iterator[Problem | Skipped]:
 
 def _remedy(job: Job) -> str:
     if takes_whole(job):
-        kept = " ".join(_hindrances(job))
-        return f"{kept} Or {_SEVERAL}" if kept else f"Use args.memory=auto, which goes layer by layer, or {_SEVERAL}"
+        kept, several = " ".join(_hindrances(job)), _SEVERAL
+        if job.ranked and not any(sharded.troubles(replace(job.resolved, fsdp=True), job.layout.world)):
+            several = f"use args.fsdp=true, which shards the layers over its ranks, or {_SEVERAL}"
+        return f"{kept} Or {several}" if kept else f"Use args.memory=auto, which goes layer by layer, or {several}"
     if job.engine == "hf":
         return f"Lower args.calib_batch_size or args.calib_seq_length, or {_SEVERAL}"
     if (proposal := smallest(job)) is None:
@@ -71,7 +74,7 @@ def _remedy(job: Job) -> str:
 
 def takes_whole(job: Job) -> bool:
     """Whether the whole model is in memory of a job that might go layer by layer."""
-    return bool(job.engine == "hf" and job.key("memory") and job.get("memory") is None and not job.get("from_files"))
+    return bool(job.engine == "hf" and job.key("memory") and not any(map(job.get, AS_STORED)))
 
 
 def fitted(job: Job) -> tuple[Job, list[Problem]]:

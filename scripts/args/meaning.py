@@ -35,8 +35,10 @@ Role = Literal[
     "command", "every_expert", "weight_only", "compress", "file_precision", "bf16", "device", "cpu", "server_gpus",
     "draft_heads", "pruned_sizes", "pruned_size", "unpruned", "width_share", "depth_share",
     "kept_memory", "kept_parameters", "kept_active_parameters", "remote_code", "wandb", "gate", "from_files",
-    "memory", "processes",
+    "memory", "processes", "fsdp",
 ]  # fmt: skip
+#: Of these ways to quantize, which take weights as files hold them and write the export alone.
+AS_STORED: tuple[Role, ...] = ("from_files", "memory", "fsdp")
 
 
 @dataclass(frozen=True, kw_only=True)

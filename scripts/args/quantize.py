@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from scripts.args.meaning import ScriptArgs, Work, doc
+from scripts.args.meaning import AS_STORED, ScriptArgs, Work, doc
 from scripts.args.shared import (
     PROMPTS,
     Precision,
@@ -78,7 +78,7 @@ class MeasuredArgs(ScriptArgs):
         "hf engine: ModelOpt-restorable checkpoint; null skips it",
         "checkpoint_modelopt",
         engine="hf",
-        unless=("from_files", "memory"),
+        unless=AS_STORED,
     )
     export_dir: str | None = written(
         "hf engine: deployable Hugging Face checkpoint; null skips it", "checkpoint_hf", engine="hf"
@@ -123,6 +123,13 @@ class QuantizeArgs(MeasuredArgs, _BridgeArgs):
         None,
         engine="hf",
         role="memory",
+    )
+    fsdp: bool = doc(
+        "shard the layers over the ranks (FSDP2), where one GPU cannot hold the model: the export and the scores are "
+        "the same, no other checkpoint is written",
+        False,
+        engine="hf",
+        role="fsdp",
     )
     megatron_save_path: str | None = written(
         "script and bridge engine: Megatron checkpoint", "checkpoint_megatron", engine="script", quantized=True

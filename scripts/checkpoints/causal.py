@@ -39,7 +39,7 @@ NO_AWQ = "Use fp8, nvfp4 or fp8_blockwise."
 _PLAIN = "Name a causal language model."
 _IN_BF16 = "Name the model that it was made of, in BF16."
 #: What is computed otherwise with the whole model in memory.
-WHOLE_MODEL = "Set args.memory=null, which quantizes the whole model in memory."
+WHOLE_MODEL = "Set args.memory=null and args.fsdp=false, which quantizes the whole model in memory."
 _PLAIN_TYPES = ("bfloat16", "float16", "float32", "float64")
 _OF_THE_TRIAL = ("format_does_not_fit", "unknown_model", "not built")
 

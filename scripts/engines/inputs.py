@@ -32,6 +32,12 @@ def with_commits(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     return [row | ({"revision": commit} if commit else {}) for row, commit in named]
 
 
+def of_model(name: str, folder: Path, facts: dict[str, Any], digest: str, text: str) -> list[dict[str, Any]]:
+    """The model in `folder`, which is of this content, and what it is calibrated on."""
+    model = {"type": "checkpoint_hf", "name": name, "path": str(folder), **facts, **made_by(folder, digest)}
+    return with_commits([model, {"type": "calibration_text", "name": text}])
+
+
 def made_by(path: Path, digest: str | None = None) -> dict[str, str]:
     """The run in whose directory an output lies that `path` is, or is in, and the digest that it wrote down.
 

@@ -71,7 +71,8 @@ def calibration_loop(
                 mixed = sharing == "mixed"
                 groups = packing.plan(lengths, batch_size=batch_size, max_tokens=max_tokens, mixed=mixed)
             with experts.watched(model, every=every_expert) as reached:
-                _run_groups(model, forward, samples, ranks.share(ranks.same(groups)), advance)
+                every = ranks.same(groups)
+                _run_groups(model, forward, samples, [*ranks.share(every), *ranks.again(every)], advance, ranks)
             _take_maxima(model, ranks)
             seen = ranks.gathered({name: one.tolist() for name, one in reached.items()})
             if unreached is not None:
@@ -124,6 +125,7 @@ def _run_groups(
     samples: Sequence[Tokens],
     groups: Sequence[list[int]],
     advance: Callable[[int], None],
+    ranks: Group,
 ) -> None:
     import torch
 
@@ -139,9 +141,11 @@ def _run_groups(
             with _counted_as(model, len(group)):
                 packing.run(model, forward, [samples[index] for index in group], device)
         except torch.cuda.OutOfMemoryError as error:
-            if len(group) == 1:
-                cause = f"A single sample of {len(samples[group[0]])} tokens does not fit into the GPU's memory."
-                raise JobError("out_of_memory", cause, "Lower args.calib_seq_length or take a larger GPU.") from error
+            if len(group) == 1 or ranks.in_step:
+                what = "A single sample of" if len(group) == 1 else f"A pass of {len(group)} samples, the longest with"
+                cause = f"{what} {len(samples[group[0]])} tokens does not fit into the GPU's memory."
+                fewer = "Lower args.calib_seq_length" if len(group) == 1 else "Lower args.calib_batch_size"
+                raise JobError("out_of_memory", cause, f"{fewer} or take a larger GPU.") from error
             # Maxima do not mind the layers that already saw the group; AWQ's means count those layers twice.
             largest = len(group) // 2
             pending.append(group)

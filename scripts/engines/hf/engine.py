@@ -7,7 +7,7 @@ Of several ranks each calibrates and scores a share of the samples (group.py); t
 
 import functools
 import gc
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -39,7 +39,8 @@ from scripts.engines.hf.nvfp4 import cpu_kernels
 from scripts.engines.hf.one_format import OneFormat
 from scripts.engines.hf.samples import Samples, choose_samples
 from scripts.engines.hf.search import Search
-from scripts.engines.inputs import made_by, with_commits
+from scripts.engines.hf.sharded import quantize_sharded
+from scripts.engines.inputs import of_model
 from scripts.processor import bf16_products
 from scripts.run.content import content_of
 from scripts.run.files import refuse_existing, staged
@@ -88,6 +89,8 @@ def quantize_checkpoint(args: MeasuredArgs, record: Record, told: Mapping[str, A
     if isinstance(args, QuantizeArgs) and args.from_files:
         refuse_ranks("args.from_files, which reads weights alone,")
         return quantize_files(args, record, load.source_folder(args.hf_model_id, record))
+    if isinstance(args, QuantizeArgs) and args.fsdp:
+        return quantize_sharded(args, record, load.source_folder(args.hf_model_id, record))
     with joined(args.device, record) as ranks:
         state = _loaded(args, how, record, ranks)
         measured = _measure_and_quantize(state)
@@ -108,10 +111,8 @@ def _loaded(args: MeasuredArgs, how: OneFormat | Search, record: Record, ranks: 
         assert samples is not None
         if ranks.leads:
             content = content_of(source)
-            model = {"type": "checkpoint_hf", "name": args.hf_model_id, "path": str(source), **content.facts}
-            model |= made_by(source, content.digest)
-            text = {"type": "calibration_text", "name": samples.calibration_source}
-            record.update(inputs=with_commits([model, text]), device=str(loaded.device))
+            of: Any = {"facts": content.facts, "digest": content.digest, "text": samples.calibration_source}
+            record.update(inputs=of_model(args.hf_model_id, source, **of), device=str(loaded.device))
     return _State(args=args, how=how, record=record, source=source, loaded=loaded, samples=samples, ranks=ranks)
 
 
@@ -144,7 +145,7 @@ def _measure_and_quantize(state: _State) -> _Measured:
         if earlier is not None and not ranks.leads:
             kept.take_over(record, state.model)
         if earlier is None:
-            advance = _counter(record, ranks, len(samples.calibration))
+            advance = ranks.counter(record, len(samples.calibration))
             shared: Any = {"ranks": ranks, "advance": advance, **limits}
             found = state.how.quantize(state.model, samples.calibration, record, **shared)
             kept.refuse_unequal(state.model, ranks)
@@ -164,7 +165,7 @@ def _measure_and_quantize(state: _State) -> _Measured:
             noise = sqnr.layer_noise(state.model, samples.calibration[0], looked_at)
     else:
         with record.phase("score after"), bf16_products(), sqnr.watched(state.model, looked_at) as noise:
-            advance = _counter(record, ranks, len(samples.held_out))
+            advance = ranks.counter(record, len(samples.held_out))
             sums = evaluate.compared(state.model, base, advance=advance, ranks=ranks, **limits)
         scores = evaluate.scores_of(sums)
         if entry:
@@ -205,7 +206,7 @@ def _before(
 
     def share() -> "list[torch.Tensor | None]":
         with record.phase("score before"), bf16_products():
-            advance = _counter(record, ranks, len(scored))
+            advance = ranks.counter(record, len(scored))
             return evaluate.last_states(model, scored, advance=advance, ranks=ranks, **limits)
 
     def measure(texts: list[str] | None) -> baseline.Measured:
@@ -319,9 +320,7 @@ def _require_numbers(state: _State) -> None:
         cause = f"transformers cannot compute it in {state.args.dtype} on {state.loaded.device}: "
         remedy = "Set another args.dtype or args.device; another release of transformers may compute it."
         raise JobError("unsupported_model", f"{cause}{load.first_line(error)}", remedy) from error
-    if not logits.isfinite().all():
-        cause = f"The model computes NaN or infinity in {state.args.dtype}, from weights that are finite."
-        raise JobError("weights_not_finite", cause, "Set args.dtype=bfloat16 or float32, whose range is wider.")
+    load.refuse_numbers(logits, state.args.dtype)
 
 
 def _generate(state: _State, prompts: list[str]) -> list[str]:
@@ -363,15 +362,3 @@ def _silence_bars() -> None:
     datasets.disable_progress_bars()
     disable_progress_bars()
     logging.disable_progress_bar()
-
-
-def _counter(record: Record, ranks: Group, samples: int) -> Callable[[int], None]:
-    """Progress over them, by what this rank does; an algorithm that goes through them again starts the count anew."""
-    done = 0
-
-    def advance(count: int) -> None:
-        nonlocal done
-        done = done + count * ranks.world if done < samples or ranks.world > 1 else count
-        record.progress(min(done, samples), samples, "samples")
-
-    return advance

@@ -56,9 +56,12 @@ class Base:
 
 
 def _batches(
-    model: Any, samples: Sequence[Tokens], batch_size: int, max_tokens: int, ranks: Group
+    model: Any, samples: Sequence[Tokens], batch_size: int, max_tokens: int, ranks: Group, *, again: bool
 ) -> "Iterator[tuple[list[int], torch.Tensor]]":
-    """Samples, by their numbers, of each pass of this rank, and the last hidden states [their tokens, hidden size]."""
+    """Samples, by their numbers, of each pass of this rank, and the last hidden states [their tokens, hidden size].
+
+    `again`: also of those that it makes for the others.
+    """
     import torch
 
     backbone = model.base_model
@@ -66,10 +69,13 @@ def _batches(
     lengths = [len(sample) for sample in samples]
     mixed = len(set(lengths)) > 1 and packing.can_pack(model, backbone, samples, device)
     groups = packing.plan(lengths, batch_size=batch_size, max_tokens=max_tokens, mixed=mixed)
-    for group in ranks.share(ranks.same(groups)):
+    every = ranks.same(groups)
+    mine, others = ranks.share(every), ranks.again(every)
+    for number, group in enumerate([*mine, *others]):
         with torch.no_grad():
             states = packing.run(model, backbone, [samples[index] for index in group], device)[0]
-        yield group, states.reshape(-1, states.shape[-1]).to(model.get_output_embeddings().weight.dtype)
+        if again or number < len(mine):
+            yield group, states.reshape(-1, states.shape[-1]).to(model.get_output_embeddings().weight.dtype)
 
 
 def _after_head(model: Any, logits: "torch.Tensor") -> "torch.Tensor":
@@ -104,7 +110,7 @@ def last_states(
     import torch
 
     kept: dict[int, torch.Tensor] = {}
-    for group, states in _batches(model, samples, batch_size, max_tokens, ranks):
+    for group, states in _batches(model, samples, batch_size, max_tokens, ranks, again=True):  # `check_head` needs one
         parts = torch.split(states.cpu(), [len(samples[index]) for index in group])
         kept.update({index: part.clone() for index, part in zip(group, parts, strict=True)})
         advance(len(group))
@@ -180,7 +186,8 @@ def compared(
     head = model.get_output_embeddings()
     if base.weight.data_ptr() == head.weight.data_ptr() and not torch.equal(_probe(head.weight), base.probe):
         raise JobError("head_changed", "The format rewrote the output head.", "Set args.eval_size=0.")
-    sums = summed(model, base, _batches(model, base.samples, batch_size, max_tokens, ranks), advance)
+    batches = _batches(model, base.samples, batch_size, max_tokens, ranks, again=False)
+    sums = summed(model, base, batches, advance)
     return torch.stack(ranks.gathered(sums)).sum(0)  # of each row, all but one are zeros
 
 

@@ -38,8 +38,17 @@ class _LostError(Exception):
 class Group:
     """The ranks of a job, as one of them sees them. Alone, every method is done at once."""
 
-    def __init__(self, rank: int = 0, world: int = 1, store: Any = None, failure: Callable[[], Any] = lambda: None):
-        self.rank, self.world = rank, world
+    def __init__(
+        self,
+        rank: int = 0,
+        world: int = 1,
+        store: Any = None,
+        failure: Callable[[], Any] = lambda: None,
+        *,
+        in_step: bool = False,
+    ):
+        """`in_step`: a pass gathers weights from all ranks, so that each has to make as many as any other."""
+        self.rank, self.world, self.in_step = rank, world, in_step
         self._store, self._failure, self._met = store, failure, 0
 
     @property
@@ -50,6 +59,21 @@ class Group:
     def share(self, passes: Sequence[Value]) -> Sequence[Value]:
         """Those of this rank: they are dealt out one by one, as the longest come first."""
         return passes[self.rank :: self.world]
+
+    def again(self, passes: Sequence[Value]) -> Sequence[Value]:
+        """Those that this rank makes besides its share, for the others: the shortest once more, which tells nothing."""
+        return passes[-1:] if self.in_step and self.rank >= len(passes) % self.world > 0 else passes[:0]
+
+    def counter(self, record: Record, samples: int) -> Callable[[int], None]:
+        """Progress over them, by what this rank does; an algorithm that goes through them again starts it anew."""
+        done = 0
+
+        def advance(count: int) -> None:
+            nonlocal done
+            done = done + count * self.world if done < samples or self.world > 1 else count
+            record.progress(min(done, samples), samples, "samples")
+
+        return advance
 
     def same(self, value: Value) -> Value:
         """What the first rank has, for all."""
@@ -114,11 +138,12 @@ class Group:
 
 
 @contextmanager
-def joined(device: str, record: Record) -> Iterator[Group]:
+def joined(device: str, record: Record, *, in_step: bool = False) -> Iterator[Group]:
     """The ranks that torchrun has started, each with a GPU of its own where there are any, until the block ends.
 
     ModelOpt takes all of them for its data parallel group. Raises JobError `more_processes_than_gpus`, on rank 0 what
     another one failed of, rank_killed or rank_missing; the others then end with SystemExit, and nothing to say.
+    `in_step`: see Group.
     """
     world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     if world == 1:
@@ -135,7 +160,7 @@ def joined(device: str, record: Record) -> Iterator[Group]:
 
     try:
         store = next(iter(distributed.rendezvous("env://", rank, world)))[0]
-        group = Group(rank, world, distributed.PrefixStore("meet", store), failure)
+        group = Group(rank, world, distributed.PrefixStore("meet", store), failure, in_step=in_step)
         group.meet()  # the first rank has opened the record, and put aside what an attempt before left
         write_json(mark, here)  # a signal that nobody can answer leaves it
         distributed.init_process_group(
@@ -149,7 +174,10 @@ def joined(device: str, record: Record) -> Iterator[Group]:
         yield group
         group.meet()
         distributed.destroy_process_group()
-    except (Cancelled, _LostError) as error:
+    except (Cancelled, _LostError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not in_step:
+            raise
+        # In step, it may be of a pass that has lost the other ranks.
         cause = _waited_for(failure)
         if cause is None and isinstance(error, _LostError):
             cause = JobError("rank_missing", f"The ranks have lost each other: {error}", _LOOK_THERE)

@@ -251,6 +251,13 @@ def refuse_not_finite(path: str, broken: Collection[str], dtype: "torch.dtype") 
         raise JobError("weights_not_finite", cause, remedy)
 
 
+def refuse_numbers(logits: "torch.Tensor", dtype: str) -> None:
+    """Raise JobError('weights_not_finite') where a model computes what would become scales and is no number."""
+    if not is_finite(logits):
+        cause = f"The model computes NaN or infinity in {dtype}, from weights that are finite."
+        raise JobError("weights_not_finite", cause, "Set args.dtype=bfloat16 or float32, whose range is wider.")
+
+
 def check_head(path: str, model: Any) -> None:
     """A head that config.json calls tied is the embedding to every loader, whatever the files hold beside it.
 

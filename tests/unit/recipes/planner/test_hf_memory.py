@@ -41,10 +41,10 @@ def sizes_of(facts: ModelFacts, **values: Any) -> hf_memory.Sizes:
     return hf_memory.Sizes(args=args, model=model, facts=facts, host=True)
 
 
-def predicted(facts: ModelFacts | None = None, device: Device = "host", **values: Any) -> Memory:
+def predicted(facts: ModelFacts | None = None, device: Device = "host", ranks: int = 1, **values: Any) -> Memory:
     sizes = sizes_of(facts or known(), **values)
     assert isinstance(sizes.args, QuantizeArgs)
-    return predict_for(sizes.args, sizes.model, sizes.facts, device, "cpu")
+    return predict_for(sizes.args, sizes.model, sizes.facts, device, "cpu", ranks=ranks)
 
 
 def test_limits_are_those_of_the_engine() -> None:
@@ -126,6 +126,16 @@ def test_layer_by_layer_mapped_weights_do_not_count() -> None:
     assert predicted(memory="auto", device="GPU").parts["layer"] == copied // 2
     less = predicted(memory="auto", calib_batch_size=32, calib_seq_length=512, eval_size=0)
     assert less.peak_phase == "calibrate" and less.parts["activations"] > 0
+
+
+def test_sharded_layers_are_shared_by_the_ranks_but_for_those_that_are_gathered() -> None:
+    model, layers = of_facts(known()), known().layers
+    assert model is not None and layers is not None
+    two, eight = (predicted(fsdp=True, device="GPU", ranks=ranks) for ranks in (2, 8))
+    assert two.parts["weights"] - eight.parts["weights"] == model.packed * 3 // 8 * 2
+    assert eight.parts["weights"] == model.packed * 2 // 8 + model.others * 2
+    assert eight.parts["layer"] == 3 * (model.packed // layers) * 2
+    assert predicted(fsdp=True, ranks=8).parts["weights"] == model.packed * 2 // 8, "others are mapped"
 
 
 def test_small_weights_stay_with_the_allocator() -> None:

@@ -88,6 +88,8 @@ def test_a_plan_says_what_each_rank_has_and_counts_on_all_of_them() -> None:
     partial.torchrun.nproc_per_node = 1
     alone = plan(partial, "slurm", PLACE)
     text = "ranks 0-15: each the whole model, 1250 of 20000 samples to calibrate and 4 of 64 samples to score, at most"
+    partial.torchrun.nproc_per_node, partial.args.fsdp = 8, True
+    assert "ranks 0-15: each 1/16 of every layer, 1250 of 20000" in str(plan(partial, "slurm", {**PLACE, "nodes": "2"}))
     assert text in str(shared) and "not used" not in " ".join(note for note in shared.notes if "machine" in note)
     assert alone.ranks == () and "its one process" in str(alone)
     assert shared.memory and alone.memory and shared.memory.total == alone.memory.total

@@ -144,7 +144,7 @@ def test_ranks_that_were_asked_for_are_not_taken_away() -> None:
     partial = quantizing()
     partial.torchrun.nproc_per_node = 2
     (problem,) = refused(partial)
-    assert "Use torchrun.nproc_per_node=1." in problem.remedy
+    assert "Use torchrun.nproc_per_node=1." in problem.remedy and "Or use args.fsdp=true, which" in problem.remedy
 
 
 @pytest.mark.parametrize(("gpu", "memory"), [("l4", "auto"), ("h200", None), (None, None)])

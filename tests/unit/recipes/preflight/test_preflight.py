@@ -11,6 +11,8 @@ import pytest
 from recipes import ProblemsError, find, prepare
 from recipes.models.weights import linear_shapes
 from recipes.preflight import environment as preflight_module
+from scripts.args.quantize import QuantizeArgs
+from scripts.engines.hf.sharded import troubles
 from scripts.run.problems import Problem
 from tests.conftest import write_safetensors
 from tests.jobs import write_sparse_weights
@@ -263,6 +265,17 @@ def test_from_files_nothing_is_unpacked(fake_model: FakeModel) -> None:
     (problem,) = problems(**asked)
     assert (problem.name, problem.severity) == ("already_quantized", "error")
     assert "args.from_files cannot undo" in problem.cause
+
+
+def test_of_sharded_layers_what_cannot_be_had_is_told_at_once() -> None:
+    assert names(fsdp=True) == [("fsdp_unsupported", "args.fsdp")], "one process"
+    told = [(one.name, one.key) for one in troubles(QuantizeArgs(export_dir="/x"), 2)]
+    assert told == []
+    asked: dict[str, Any] = {"export_quant_cfg": "int4_awq", "memory": "auto", "compress": True, "from_files": True}
+    cache = {"export_kv_cache_quant": "fp8", "layer_formats": {"none": ["*"]}}
+    told = [(one.name, one.key) for one in troubles(QuantizeArgs(**asked, **cache), 2)]
+    keys = ("memory", "from_files", "export_quant_cfg", "export_kv_cache_quant", "layer_formats", "compress")
+    assert told == [*(("fsdp_unsupported", f"args.{key}") for key in keys), ("no_output", "args.export_dir")]
 
 
 def test_layer_by_layer_what_cannot_be_had_is_told_at_once(fake_model: FakeModel) -> None:

@@ -26,6 +26,16 @@ def test_passes_are_dealt_out_whole() -> None:
     assert [Group(rank, 8).share(passes) for rank in (4, 5)] == [[[5]], []], "fewer than ranks"
 
 
+def test_in_step_every_rank_makes_as_many_passes() -> None:
+    passes = [[0, 1], [2], [3], [4]]
+    for count, world in ((4, 3), (4, 4), (1, 4), (3, 2)):
+        ranks = [Group(rank, world, in_step=True) for rank in range(world)]
+        made = [[*one.share(passes[:count]), *one.again(passes[:count])] for one in ranks]
+        assert {len(each) for each in made} == {-(-count // world)}, (count, world)
+        assert all(each[-1] == passes[count - 1] for each in made if len(each) > len(passes[:count]) // world)
+    assert Group(2, 3).again(passes) == [], "who computes alone waits for nobody"
+
+
 def test_a_rank_that_does_not_come_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(group, "WAIT_SECONDS", 0.05)
     store = torch.distributed.HashStore()
