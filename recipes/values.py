@@ -116,7 +116,9 @@ def type_problems(partial: "run.Partial[Any]") -> list[Problem]:
             cause = f"is a {type(value).__name__}; a key takes what YAML has: texts, numbers, booleans, lists, mappings"
             problems.append(_wrong(key, value if isinstance(value, PurePath) else None, cause))
             continue
-        found = _convert(kind, key, value, strict=True)[1]
+        converted, found = _convert(kind, key, value, strict=True)
+        if isinstance(converted, list) and isinstance(value, str):  # whose letters would be taken for its items
+            found = [_wrong(key, value, f"is a text, where a list is expected.  Write [{value!r}].")]
         problems += [dataclasses.replace(one, remedy=_example(partial, key)) for one in found]
     return problems
 

@@ -8,7 +8,7 @@ No torch here: the control plane checks values with these functions before anyth
 import difflib
 import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from importlib import util
@@ -172,6 +172,16 @@ LAYER_BY_LAYER = tuple(name for name, facts in FORMATS.items() if facts.of_maxim
 _NO_BLOCKS = " and ".join(name for name, facts in FORMATS.items() if facts.block == (1, 1))
 #: The remedy for a format whose blocks do not fit a model.
 FITS_ANY_WIDTH = f"{_NO_BLOCKS} have no blocks and fit any width."
+
+
+def formats_named(names: Iterable[str]) -> list[Format]:
+    """Those of the formats that are asked for which are known by name."""
+    return [FORMATS[name] for name in names if name in FORMATS]
+
+
+def most_bits(formats: Iterable[Format]) -> Format | None:
+    """The one of most bits for a weight, as AutoQuantize counts them."""
+    return max(formats, key=lambda facts: facts.search_bits or 0.0, default=None)
 
 
 def get_format(name: str) -> Format:

@@ -11,8 +11,9 @@ from recipes.models import ModelFacts
 from recipes.models.architecture import MEGATRON_SIZES, Weight
 from recipes.models.weights import Matrices, matrices_of, of_facts
 from recipes.planner.workload import facts_in
+from scripts.args.best import BestArgs
 from scripts.args.meaning import meanings
-from scripts.formats import FORMATS, Format
+from scripts.formats import FORMATS, Format, formats_named, most_bits
 
 #: hf: as Transformers has it, deployable. modelopt: the model and its quantizers, to be reopened. megatron: torch_dist.
 Kind = Literal["hf", "modelopt", "megatron"]
@@ -140,14 +141,16 @@ def _output(job: Job, kind: Kind | None, quantized: bool) -> int | None:
         format_ = None if job.get("format_recipe") else job.get("format")
         packing = {"weight_only": job.get("weight_only", False), "compress": job.get("compress", False)}
         return checkpoint_bytes(model, format_, kind=kind, dtype=dtype, **packing) if format_ else None
+    if isinstance(job.resolved, BestArgs):  # at most: any layer may stay as it is
+        size = checkpoint_bytes(model, None, kind=kind, dtype=dtype)
+        share = job.resolved.target_size if kind == "hf" else None
+        return size if size is None or share is None else int(size * share)
     if job.key("formats") is not None:  # at most: each layer in the largest of them
-        made = [name for name in job.resolved.makes() if name in FORMATS]
-        largest = max(made, key=lambda name: FORMATS[name].search_bits or 0.0, default=None)
-        size = checkpoint_bytes(model, largest, kind=kind, dtype=dtype) if largest else None
-        bits = job.get("effective_bits")
-        if size is None or largest is None or bits is None or kind != "hf":
+        facts, bits = most_bits(formats_named(job.resolved.makes())), job.get("effective_bits")
+        size = checkpoint_bytes(model, facts.name, kind=kind, dtype=dtype) if facts else None
+        if size is None or facts is None or bits is None or kind != "hf":
             return size
-        fewer = max(0.0, (FORMATS[largest].search_bits or bits) - bits)
+        fewer = max(0.0, (facts.search_bits or bits) - bits)
         return size - int(fewer / 8 * sum(matrix.parameters for matrix in model.packable))
     if quantized:
         return None

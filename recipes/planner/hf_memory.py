@@ -25,10 +25,11 @@ from scripts.args.auto_quantize import CANDIDATES, AutoQuantizeArgs
 from scripts.args.best import BestArgs
 from scripts.args.meaning import value_of
 from scripts.args.quantize import MeasuredArgs, QuantizeArgs
+from scripts.engines.hf.best.decisions import half_of
 from scripts.engines.hf.verify import COMPARED as COMPARED_AT_A_TIME
 from scripts.engines.hf.weights import AT_A_TIME, memory_of
 from scripts.engines.hf.workers import LIBRARIES
-from scripts.formats import FORMATS, Format
+from scripts.formats import FORMATS, Format, formats_named, most_bits
 
 Device = Literal["GPU", "host"]
 _MIB = 1 << 20
@@ -159,7 +160,7 @@ class Sizes:
     @property
     def copies(self) -> int:
         """Of a search over formats: a copy that is calibrated, and one of each format that rescales weights."""
-        rescaled = sum(FORMATS[name].method not in (None, "max") for name in self._named)
+        rescaled = sum(facts.method not in (None, "max") for facts in formats_named(self.args.makes()))
         return (1 + rescaled) * sum(matrix.parameters for matrix in self.model.packable) * self._width
 
     @property
@@ -207,7 +208,9 @@ class Sizes:
         format changes of them; of the table of embeddings, which torch fills whole (ModelOpt's algorithms.py)."""
         length, hidden = self.args.calib_seq_length, self.facts.hidden_size or 0
         layers, outputs = self.facts.layers or 1, sum(matrix.outputs * matrix.copies for matrix in self.model.packable)
-        kept = layers * hidden + outputs // layers * (2 + len(self.args.makes() or CANDIDATES))
+        formats = len(self.args.makes() or CANDIDATES)
+        formats = half_of(formats) if isinstance(self.args, BestArgs) else formats
+        kept = layers * hidden + outputs // layers * (2 + formats)
         return (length * kept + (self.facts.vocab_size or 0) * hidden) * self._width
 
     @property
@@ -228,8 +231,7 @@ class Sizes:
     @property
     def _format(self) -> Format:
         """FP8 stands for formats whose layout is not known: none of them keeps more."""
-        named = [FORMATS[name] for name in self._named]
-        return max(named, key=lambda facts: facts.search_bits or 0.0, default=FORMATS["fp8"])
+        return most_bits(formats_named(self.args.makes())) or FORMATS["fp8"]
 
     @property
     def _width(self) -> int:
@@ -253,14 +255,7 @@ class Sizes:
     @property
     def _searches(self) -> bool:
         """AWQ is the family of formats whose calibration tries scales; SVDQuant begins with it."""
-        made = self._named if isinstance(self.args, BestArgs) else self.args.makes()
-        return any(word in name.lower() for name in made for word in ("awq", "svdquant"))
-
-    @property
-    def _named(self) -> list[str]:
-        """Of the formats that may be made, those that are known by name."""
-        made = self.args.candidates if isinstance(self.args, BestArgs) else self.args.makes()
-        return [name for name in made if name in FORMATS]
+        return any(word in name.lower() for name in self.args.makes() for word in ("awq", "svdquant"))
 
     @property
     def _tried(self) -> int:
@@ -346,13 +341,16 @@ def _phases(args: MeasuredArgs, sizes: Sizes, libraries: int) -> Iterator[tuple[
         yield "score after", running | {"logits": scored, "allocator": sizes.retained}
     quantizing = {"activations": sizes.activations, "work": _QUANTIZED * largest}
     yield "calibrate", running | quantizing | {"allocator": sizes.retained_calibrating}
+    scoring = {"gradients": sizes.gradients, "logits": _BACKWARD_LOGIT * sizes.sample_logits}
+    scoring |= {"work": _QUANTIZED * largest, "allocator": sizes.retained_calibrating}
     if isinstance(args, AutoQuantizeArgs) and args.method != "kl_div":
-        scoring = {"gradients": sizes.gradients, "logits": _BACKWARD_LOGIT * sizes.sample_logits}
-        yield "calibrate", running | scoring | {"work": _QUANTIZED * largest, "allocator": sizes.retained_calibrating}
+        yield "calibrate", running | scoring
     elif isinstance(args, AutoQuantizeArgs):
         yield "calibrate", running | {"logits": _DIVERGED_LOGIT * sizes.sample_logits, "work": _QUANTIZED * largest}
     if isinstance(args, BestArgs):
         yield "search", running | quantizing | {"copies": sizes.copies, "allocator": sizes.retained_calibrating}
+        if args.auto_quantize:
+            yield "search", running | scoring | {"copies": sizes.copies}
     if args.layer_noise != "none":
         looked = "score after" if args.eval_size else "layer noise"
         yield looked, running | {"work": _COMPARED * largest, "allocator": sizes.retained}

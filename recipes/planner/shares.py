@@ -8,9 +8,9 @@ there is none.
 from executors.base import Place
 from recipes.planner.gpus import gpus_per_node
 from scripts.args.meaning import ScriptArgs, Torchrun, field_of, value_of
-from scripts.engines.choice import is_built_in
+from scripts.engines.choice import SEARCH, is_built_in
 from scripts.engines.hf.calibrate import SHARING
-from scripts.formats import CACHES, FORMATS
+from scripts.formats import CACHES, FORMATS, formats_named
 from scripts.processor import gpus_here
 
 
@@ -24,10 +24,10 @@ def undivided(args: ScriptArgs) -> str:
     if value_of(args, "memory"):
         return "args.memory goes layer by layer in one process"
     if field_of(args, "formats"):
-        return "a search for formats compares the losses of whole passes"
-    for named in (FORMATS[name] for name in args.makes() if name in FORMATS):
-        if SHARING.get(named.method) != "mixed":
-            return f"{named.name} is calibrated by {named.method}, which takes no maxima over samples"
+        return SEARCH
+    for facts in formats_named(args.makes()):
+        if SHARING.get(facts.method) != "mixed":
+            return f"{facts.name} is calibrated by {facts.method}, which takes no maxima over samples"
     if cache is not None and cache.affine:
         return "the bias of an affine key/value cache is a running mean over the samples"
     return ""

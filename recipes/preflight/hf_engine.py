@@ -16,6 +16,7 @@ from recipes.preflight.formats import made_formats
 from recipes.preflight.paths import path_here
 from recipes.preflight.references import faulty
 from scripts.args.auto_quantize import AutoQuantizeArgs
+from scripts.args.best import BestArgs
 from scripts.args.meaning import AS_STORED, Role, field_of, values_of
 from scripts.args.quantize import MeasuredArgs, QuantizeArgs
 from scripts.checkpoints.causal import (
@@ -75,6 +76,8 @@ _NOT_OF_EXPERTS = ("awq", "svdquant", "int4_blockwise")
 
 def quantize_notes(job: Job) -> Iterator[str]:
     """What a user should know although nothing is wrong."""
+    if isinstance(job.resolved, BestArgs):
+        yield job.resolved.asked
     if passing := hidden_states_bytes(job):
         yield f"layer by layer, hidden states take up to {size_text(passing)} of the run folder until the job ends"
     if job.get("from_files"):

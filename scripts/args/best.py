@@ -33,18 +33,27 @@ class BestArgs(MeasuredArgs):
         engine="hf",
     )
     leave_layers: bool = doc("layers may also stay as they are", True, engine="hf")
+    auto_quantize: bool = doc(
+        "ModelOpt's AutoQuantize proposes mixtures too, by gradients of the loss, which takes a copy of the model",
+        True,
+        engine="hf",
+    )
     server: ServerName | None = doc(
         "the server that is to load the export, which limits the formats; null: any, or none", None, engine="hf"
     )
-    trials: int = doc("configurations that are measured, at most", 40, engine="hf", least=1)
+    trials: int = doc(
+        "configurations that are measured, at most; no fewer than formats, the better half of them again, and one",
+        40,
+        engine="hf",
+        least=1,
+    )
     minutes: float = doc("time for the search, at most, with what the winner will take", 60.0, engine="hf", above=0)
     seed: int = doc("of what Optuna draws", 0, engine="hf", least=0)
     eval_size: int = doc("samples that are scored", 64, engine="ours", role="eval_samples", least=1)
     export_dir: str | None = written("the winner as a deployable Hugging Face checkpoint", "checkpoint_hf", engine="hf")
 
-    @property
-    def candidates(self) -> tuple[str, ...]:
-        """The named formats that are asked for; all of them where none is."""
+    def makes(self) -> tuple[str, ...]:
+        """All that can be mixed where none is named."""
         return tuple(dict.fromkeys(self.formats if self.formats is not None else MIXABLE))
 
     @property
@@ -52,6 +61,12 @@ class BestArgs(MeasuredArgs):
         """As a verdict takes them."""
         asked = {name: getattr(self, name) for name in ("max_kl", "max_increase", "min_agreement")}
         return {name: value for name, value in {**asked, "max_size": self.target_size}.items() if value is not None}
+
+    @property
+    def asked(self) -> str:
+        """What passes, and when the search ends, in a sentence."""
+        limits = ", ".join(f"{name} {value:g}" for name, value in self.limits.items())
+        return f"what keeps {limits} passes; at most {self.trials} trials and {self.minutes:g} minutes"
 
     def measured(self) -> dict[str, Any]:
         """What `quantize` takes of it."""

@@ -49,6 +49,10 @@ def is_built_in(model: object) -> bool:
     return isinstance(model, str) and model.startswith("tiny:")
 
 
+#: Why a search is one process.
+SEARCH = "a search for formats compares the losses of whole passes"
+
+
 def refuse_ranks(who: str) -> None:
     """Raise JobError `world_size_not_one` where `who`, which is one process, was started as several."""
     if (world := int(os.environ.get("WORLD_SIZE", "1"))) > 1:

@@ -159,10 +159,11 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def refuse_existing(final: Path) -> None:
-    """Raise JobError `output_exists` unless `final` is absent or an empty folder."""
-    if final.is_file() or (final.is_dir() and any(final.iterdir())):
-        raise JobError("output_exists", f"{final} already holds something.", "Name another folder, or remove it.")
+def refuse_existing(*finals: str | Path | None) -> None:
+    """Raise JobError `output_exists` unless each is null, absent or an empty folder."""
+    for final in (Path(one) for one in finals if one):
+        if final.is_file() or (final.is_dir() and any(final.iterdir())):
+            raise JobError("output_exists", f"{final} already holds something.", "Name another folder, or remove it.")
 
 
 def _remove_stale(final: Path) -> None:

@@ -76,9 +76,7 @@ def quantize_checkpoint(args: MeasuredArgs, record: Record, told: Mapping[str, A
 
     `told` goes into the report: what led to these arguments.
     """
-    for path in (args.modelopt_save_path, args.export_dir):
-        if path:
-            refuse_existing(Path(path))
+    refuse_existing(args.modelopt_save_path, args.export_dir)
     assert isinstance(args, QuantizeArgs | AutoQuantizeArgs)
     how = OneFormat(args=args) if isinstance(args, QuantizeArgs) else Search(args=args)
     how.refuse()

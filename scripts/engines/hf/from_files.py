@@ -65,7 +65,7 @@ def open_source(args: QuantizeArgs, folder: Path) -> Source:
             f"{'args.from_files' if args.from_files else 'args.memory'} writes args.export_dir alone, and it is null."
         )
         raise JobError("no_output", cause, "Name one.")
-    refuse_existing(Path(args.export_dir))
+    refuse_existing(args.export_dir)
     trouble = weights_problem(folder) or causal.packed(exported_format(folder), loaded=False) or causal.unscaled(folder)
     if trouble is not None:
         raise JobError(trouble[0], f"{folder}: {trouble[1]}.", trouble[2])

@@ -19,7 +19,7 @@ from scripts.args.auto_quantize import PLAIN_BITS, SCORED, AutoQuantizeArgs
 from scripts.args.meaning import ScriptSpec
 from scripts.checkpoints.pickles import Pairs
 from scripts.checkpoints.quantization import UNKNOWN, format_of, rules_of
-from scripts.engines.choice import refuse_ranks
+from scripts.engines.choice import SEARCH, refuse_ranks
 from scripts.engines.hf import calibrate, load, packing, quantizers, search_checks
 from scripts.engines.hf.group import Group
 from scripts.engines.hf.load import first_line
@@ -137,7 +137,7 @@ class Search:
 
     def refuse(self) -> None:
         """Raise JobError for what cannot be, before anything is loaded."""
-        refuse_ranks("a search for formats, which compares the losses of whole passes,")
+        refuse_ranks(f"{SEARCH}: it")
         refuse(self.args, ScriptSpec(), search_checks)
         if self.args.modelopt_save_path and any(one.steps > 1 for one in self.candidates.values()):
             cause = "ModelOpt cannot restore a checkpoint in which some layers round weights twice, and others once."

@@ -43,7 +43,7 @@ class Bench:
             return
         for key in [one for one in self.calibrated if one[0] == name]:
             del self.calibrated[key]
-        made = self._copy(self.model, own={layer for unit in self.units for layer in unit.layers})
+        made = self.copy(self.model, own={layer for unit in self.units for layer in unit.layers})
         config = quantizers.build_config(replace(self.args, export_quant_cfg=name))
         algorithm, samples = quantizers.algorithm_name(config), self.samples.calibration[:count]
         loop = calibrate.calibration_loop(samples, advance=advance, algorithm=algorithm, **self.limits)
@@ -66,6 +66,11 @@ class Bench:
             advance(1)
         return found
 
+    def copy(self, model: "nn.Module", own: Collection[str] = ()) -> "nn.Module":
+        """The same modules anew, with the same weights; of the layers in `own` the weights are copied, too."""
+        shared = [one for name, one in model.named_parameters() if name.rpartition(".")[0] not in own]
+        return copy.deepcopy(model, {id(one): one for one in [*shared, *model.buffers()]})
+
     def _scores(self, model: "nn.Module", scored: int) -> evaluate.Scores:
         base = replace(self.base, samples=self.base.samples[:scored], hidden=self.base.hidden[:scored])
         with bf16_products():
@@ -74,19 +79,14 @@ class Bench:
     def _mixed(self, formats: Sequence[str], calibrated: int) -> "nn.Module":
         """A model whose layers are those of the calibrated ones, not copies of them."""
         names = [name for name in formats if name != LEFT]
-        most = max(sorted(set(names)), key=names.count)
-        made = self._copy(self.calibrated[most, calibrated])
+        most = max(sorted(set(names)), key=names.count, default=LEFT)
+        made = self.copy(self.model if most == LEFT else self.calibrated[most, calibrated])
         for unit, name in zip(self.units, formats, strict=True):
             holder = self.model if name == LEFT else self.calibrated[name, calibrated]
             for layer in unit.layers if name != most else ():
                 parent, _, last = layer.rpartition(".")
                 setattr(made.get_submodule(parent), last, holder.get_submodule(layer))
         return made
-
-    def _copy(self, model: "nn.Module", own: Collection[str] = ()) -> "nn.Module":
-        """The same modules anew, with the same weights; of the layers in `own` the weights are copied, too."""
-        shared = [one for name, one in model.named_parameters() if name.rpartition(".")[0] not in own]
-        return copy.deepcopy(model, {id(one): one for one in [*shared, *model.buffers()]})
 
     def _share(self, made: "nn.Module") -> None:
         """Hold weights once that calibration left as they were."""

@@ -8,12 +8,17 @@ from typing import Any, Literal
 from scripts.evaluation.verdict import Limits
 from scripts.formats import LEFT
 
-#: formats: each alone, on few samples. halved: the better half of those, on all of them. mixtures: of that half.
-Stage = Literal["formats", "halved", "mixtures"]
+#: formats: each alone, on few samples. halved: the better half of those, on all of them. Then mixtures of that half:
+#: mixtures, by the noise of each group of layers; auto_quantize, by what ModelOpt's AutoQuantize says of it.
+Stage = Literal["formats", "halved", "mixtures", "auto_quantize"]
+#: Which mixtures of Optuna's are AutoQuantize's.
+AUTO: Stage = "auto_quantize"
 #: Limits of what was lost, besides that of the size.
 _QUALITY = {"max_kl": "kl", "max_increase": "increase"}
 #: Trials that Optuna's sampler draws at random before it models what it has seen.
 _STARTUP = 6
+#: Sizes that AutoQuantize is asked for, before Optuna decides between both.
+_PROPOSED = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +118,23 @@ def mixture(
         chosen[at] = name
 
 
+def auto_quantized(
+    units: Sequence[Unit], scores: Mapping[str, Sequence[float]], most: float, options: Sequence[str]
+) -> tuple[str, ...]:
+    """The mixture that AutoQuantize makes of its scores for at most so many bytes, by ModelOpt's solver.
+
+    As `mixture` has it where the solver finds none: so few bytes that there is none.
+    """
+    from modelopt.torch.opt.searcher import LPS
+
+    sizes = [[float(unit.sizes[name]) for name in options] for unit in units]
+    losses = [[0.0 if name == LEFT else scores[name][at] for name in options] for at in range(len(units))]
+    chosen, status = LPS("AutoQuantize", {"bytes": most}, {"bytes": sizes}, losses)()
+    if status != "Optimal":
+        return mixture(units, scores, most, options)
+    return tuple(options[at] for at in chosen)
+
+
 def subsets(options: Sequence[str]) -> list[str]:
     """What a mixture can be made of: two or more of the options, joined by `+`."""
     sizes = range(len(options), 1, -1)
@@ -128,6 +150,7 @@ class Space:
     options: tuple[str, ...]
     fixed: int  # bytes of all the rest
     most: float  # bytes of an export, at most
+    scores: Mapping[str, Sequence[float]] = field(default_factory=dict)  # AutoQuantize's, where it was asked
 
     def bounds(self) -> tuple[float, float]:
         """The least and the most that mixtures can have, in bytes of an export."""
@@ -140,7 +163,10 @@ class Space:
 
     def formats(self, asked: Mapping[str, Any]) -> tuple[str, ...]:
         """The mixture that was asked for."""
-        return mixture(self.units, self.noise, asked["bytes"] - self.fixed, asked["of"].split("+"))
+        most, options = asked["bytes"] - self.fixed, asked["of"].split("+")
+        if asked.get("by") == AUTO:
+            return auto_quantized(self.units, self.scores, most, options)
+        return mixture(self.units, self.noise, most, options)
 
     def predicted(self, formats: Sequence[str]) -> float:
         """The divergence of a mixture, as the sum of what its units add."""
@@ -161,10 +187,30 @@ def first_guess(space: Space, max_kl: float | None) -> dict[str, Any] | None:
     everything = subsets(space.options)[0]
     steps = [least + (most - least) * at / 64 for at in range(65)]
     for one in steps if max_kl is not None else steps[32:33]:
-        asked = {"bytes": one, "of": everything}
+        asked = {"bytes": one, "of": everything, "by": "mixtures"}
         if max_kl is None or space.predicted(space.formats(asked)) <= max_kl:
             return asked
     return None
+
+
+def asked_of_auto_quantize(
+    tried: Sequence[Trial], space: Space, limits: Limits, source_bytes: int
+) -> dict[str, Any] | None:
+    """The next size for AutoQuantize: halfway between what failed of its mixtures and what passes of them.
+
+    Where the size alone is limited, that size, once. None: it was asked often enough.
+    """
+    own = [one for one in tried if one.asked.get("by") == AUTO]
+    least, most = space.bounds()
+    asks_quality = bool(limits.asked.keys() - {"max_size"})
+    if not space.scores or len(own) >= (_PROPOSED if asks_quality else 1):
+        return None
+    good = [one for one in own if passes(one, limits, source_bytes)]
+    low = max([least, *(one.asked["bytes"] for one in own if one not in good)])
+    high = min([most, *(float(one.size) for one in good)])
+    if high <= low:
+        return None
+    return {"bytes": (low + high) / 2 if asks_quality else most, "of": subsets(space.options)[0], "by": AUTO}
 
 
 def proposal(tried: Sequence[Trial], space: Space, limits: Limits, source_bytes: int, seed: int) -> dict[str, Any]:
@@ -174,6 +220,8 @@ def proposal(tried: Sequence[Trial], space: Space, limits: Limits, source_bytes:
     """
     if not tried and (guess := first_guess(space, limits.max_kl)) is not None:
         return guess
+    if (asked_next := asked_of_auto_quantize(tried, space, limits, source_bytes)) is not None:
+        return asked_next
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -181,6 +229,7 @@ def proposal(tried: Sequence[Trial], space: Space, limits: Limits, source_bytes:
     distributions = {
         "bytes": optuna.distributions.FloatDistribution(least, max(most, least + 1.0)),
         "of": optuna.distributions.CategoricalDistribution(subsets(space.options)),
+        "by": optuna.distributions.CategoricalDistribution(["mixtures", *([AUTO] if space.scores else [])]),
     }
     sampler = optuna.samplers.TPESampler(
         seed=seed + len(tried), n_startup_trials=_STARTUP, constraints_func=lambda trial: trial.user_attrs["over"]

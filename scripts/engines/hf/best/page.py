@@ -28,7 +28,7 @@ def tried_parts(search: Mapping[str, Any] | None) -> list[str]:
         "Size against what was lost; numbers are the table's, what no other beats is connected. Grey: few samples."
     )
     drawn = page.drawing(_plot(search), caption)
-    said = f"{len(rows)} configurations were measured. Asked: {_asked(search['limits'])}."
+    said = f"{len(rows)} configurations were measured. Asked: {_asked(search['limits'])}. {search['unscored']}".rstrip()
     tried = page.section("What was tried", page.text(said), drawn, page.table(heads, rows, left=3))
     told = "What each group adds to the divergence of the model in a format: what is gained where it alone is left."
     formats = list(search["noise"])

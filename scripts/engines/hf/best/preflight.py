@@ -21,7 +21,7 @@ def loadable(name: str, server: ServerName | None) -> bool:
 
 def tried(args: BestArgs) -> list[str]:
     """The formats of the arguments that the server loads."""
-    return [name for name in args.candidates if name in MIXABLE and loadable(name, args.server)]
+    return [name for name in args.makes() if name in MIXABLE and loadable(name, args.server)]
 
 
 def may_mix(args: BestArgs) -> bool:
@@ -71,6 +71,8 @@ def formats_to_mix(job: Any) -> Iterator[Problem]:
 def trials_of_search(job: Any) -> Iterator[Problem]:
     """Enough for one round of each."""
     args: BestArgs = job.resolved
+    if any(formats_to_mix(job)):
+        return
     if args.trials < (least := least_trials(len(tried(args)))):
         cause = f"each of {len(tried(args))} formats, the better half again, and a mixture are {least}"
         yield Problem(

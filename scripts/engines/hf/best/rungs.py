@@ -4,19 +4,19 @@ import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from scripts.args.best import BestArgs
 from scripts.args.meaning import ScriptSpec
 from scripts.args.quantize import QuantizeArgs
 from scripts.args.typed import dump_yaml
-from scripts.engines.choice import refuse_ranks
+from scripts.engines.choice import SEARCH, refuse_ranks
 from scripts.engines.hf import evaluate, load, quantizers
 from scripts.engines.hf.best import decisions, preflight, size
 from scripts.engines.hf.best.bench import Bench
 from scripts.engines.hf.best.decisions import Space, Stage, Trial
 from scripts.engines.hf.best.page import page_of_none, title_of
+from scripts.engines.hf.best.sensitivity import sensitivities
 from scripts.engines.hf.best.trials import Tried, taken_up
 from scripts.engines.hf.engine import quantize_checkpoint
 from scripts.engines.hf.packing import MAX_TOKENS
@@ -57,6 +57,7 @@ class Search:
     opened: float  # seconds that loading and scoring the model took
     earlier: float  # seconds that the trials of earlier attempts took
     number: int = 0  # trials so far
+    unscored: str = ""  # why AutoQuantize proposes nothing
 
     @property
     def few(self) -> tuple[int, int]:
@@ -109,11 +110,10 @@ class Search:
 
 def find_best(args: BestArgs, record: Record) -> None:
     """Search, and quantize what won; raises JobError `nothing_passes`, and those of a quantization."""
-    refuse_ranks("a search for formats, which compares the losses of whole passes,")
+    refuse_ranks(f"{SEARCH}: it")
     refuse_by(args, ScriptSpec(), preflight)
-    for path in (args.modelopt_save_path, args.export_dir):
-        if path:
-            refuse_existing(Path(path))
+    refuse_existing(args.modelopt_save_path, args.export_dir)
+    record.line(args.asked)
     began = time.monotonic()
     search = _opened(args, record, began)
     with record.phase("search"):
@@ -221,8 +221,26 @@ def _run(search: Search) -> None:
     options = (*kept, LEFT) if args.leave_layers else tuple(kept)
     if len(options) < 2:
         return
-    space = Space(units=tuple(bench.units), noise=search.tried.noise, options=options, fixed=search.fixed, most=most)
-    _mix(search, space, whole)
+    given: Any = {"noise": search.tried.noise, "scores": _scores(search, kept), "options": options}
+    _mix(search, Space(units=tuple(bench.units), fixed=search.fixed, most=most, **given), whole)
+
+
+def _scores(search: Search, kept: list[str]) -> dict[str, list[float]]:
+    """AutoQuantize's; empty where it is not wanted, or cannot be on this model, which the log and the page tell."""
+    if not search.args.auto_quantize or search.tried.sensitivities:
+        return search.tried.sensitivities
+    search.record.line(f"AutoQuantize scores {len(search.bench.units)} groups of layers in {', '.join(kept)}")
+    try:
+        found = sensitivities(search.args, search.bench, kept, search.few[0], search.record)
+    except JobError as error:
+        if error.name != "search_failed":
+            raise
+        search.unscored = f"AutoQuantize proposes nothing: {error.cause}"
+        search.record.line(search.unscored)
+        return {}
+    search.tried.sensitivities = found
+    search.tried.write()
+    return found
 
 
 def _mix(search: Search, space: Space, whole: Sequence[Trial]) -> None:
@@ -238,7 +256,7 @@ def _mix(search: Search, space: Space, whole: Sequence[Trial]) -> None:
         formats = space.formats(asked)
         known = next((one for one in [*whole, *history] if one.formats == formats), None)
         repeats = 0 if known is None else repeats + 1
-        trial = known or search.measure("mixtures", formats, search.whole, asked)
+        trial = known or search.measure(asked["by"], formats, search.whole, asked)
         history.append(replace(trial, asked=asked))
 
 
@@ -255,6 +273,7 @@ def _report(search: Search) -> dict[str, Any]:
         **{"trials": rows, "front": [one.number for one in decisions.front(whole)]},
         **{"winner": best.number if best else None, "limits": search.args.limits, "base_bytes": search.base_bytes},
         **{"units": [list(unit.layers) for unit in search.bench.units], "noise": search.tried.noise},
+        **{"sensitivities": search.tried.sensitivities, "unscored": search.unscored},
         **{"formats": search.formats, "seconds": round(search.seconds(), 1)},
     }
 

@@ -1,7 +1,7 @@
 """What a search has tried, kept in its run folder from trial to trial: a later attempt goes on from there.
 
 search/trials.json (schema 1): `of`, what figures depend on, as digests and words; `trials`; `noise`, what each group of
-layers adds to the divergence, by format.
+layers adds to the divergence, by format; `sensitivities`, what AutoQuantize says of that.
 """
 
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ _TRIAL = {
     **{"number": int, "stage": str, "formats": [str], "size": int, "calibrated": int, "scored": int, "kl": float},
     **{"increase": float, "agreement": float, "seconds": float, "asked": dict},
 }
-_SCHEMA = {"schema": schema.one_of(1), "of": dict, "trials": [_TRIAL], "noise": dict}
+_SCHEMA = {"schema": schema.one_of(1), "of": dict, "trials": [_TRIAL], "noise": dict, "sensitivities?": dict}
 
 
 @dataclass(kw_only=True)
@@ -30,6 +30,7 @@ class Tried:
     of: Mapping[str, str]
     trials: list[Trial] = field(default_factory=list)
     noise: dict[str, list[float]] = field(default_factory=dict)
+    sensitivities: dict[str, list[float]] = field(default_factory=dict)
 
     def add(self, trial: Trial) -> None:
         """Keep one more."""
@@ -43,7 +44,8 @@ class Tried:
     def as_data(self) -> dict[str, Any]:
         """As the file has it."""
         rows = [asdict(one) | {"formats": list(one.formats), "asked": dict(one.asked)} for one in self.trials]
-        return {"schema": 1, "of": dict(self.of), "trials": rows, "noise": self.noise}
+        tables = {"noise": self.noise, "sensitivities": self.sensitivities}
+        return {"schema": 1, "of": dict(self.of), "trials": rows, **tables}
 
     def find(self, stage: str, formats: tuple[str, ...]) -> Trial | None:
         """What was measured of that before."""
@@ -67,6 +69,7 @@ def taken_up(record: Record, of: Mapping[str, str]) -> Tried:
             continue
         record.line(f"{len(trials)} trials of an earlier attempt are taken up: {left}")
         tried.trials, tried.noise = trials, dict(found["noise"])
+        tried.sensitivities = dict(found.get("sensitivities", {}))
         tried.write()
         break
     return tried

@@ -12,9 +12,11 @@ pytest.importorskip("optuna")
 from scripts.args.best import BestArgs  # noqa: E402
 from scripts.args.quantize import QuantizeArgs  # noqa: E402
 from scripts.checkpoints import look  # noqa: E402
+from scripts.engines.hf import search as searcher  # noqa: E402
 from scripts.engines.hf import verify  # noqa: E402
 from scripts.engines.hf.best import rungs  # noqa: E402
 from scripts.engines.hf.best.bench import Bench  # noqa: E402
+from scripts.formats import LEFT  # noqa: E402
 from scripts.run.files import weight_bytes  # noqa: E402
 from scripts.run.problems import JobError  # noqa: E402
 from scripts.run.record import Record  # noqa: E402
@@ -78,6 +80,10 @@ def test_a_search_goes_on_after_a_kill_and_its_winner_is_what_was_measured(
     assert (look(tmp_path / "hf").problems, look(tmp_path / "hf").doubts) == ((), ())
     assert again.values["verdict"]["verdict"] == "accept"
     assert "What was tried" in (again.dir / "report" / "index.html").read_text()
+    own = [row for row in found["trials"] if row["stage"] == "auto_quantize"]
+    assert own and all(row["asked"]["by"] == "auto_quantize" for row in own)
+    assert all(min(losses) > 0 for losses in found["sensitivities"].values())
+    assert found["sensitivities"]["int4_awq"] > found["sensitivities"]["fp8_blockwise"]
     assert {one["type"] for one in again.values["outputs"]} >= {"recipe", "checkpoint_hf", "eval_results"}
 
 
@@ -134,3 +140,31 @@ def test_experts_in_one_tensor_have_one_format_which_is_verified(tmp_path: Path)
     args = hf_models.arguments(source, tmp_path / "b", layer_formats={"none": ["*.gate_up_proj"]}, **values)
     with pytest.raises(JobError, match="fused_layers_differ"):
         hf_models.attempt(begun(tmp_path / "b" / "run"), args)
+
+
+def test_where_gradients_do_not_go_the_search_goes_on_and_says_so(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any) -> None:
+        raise RuntimeError("no derivative")
+
+    monkeypatch.setattr(searcher, "_backward", fails)
+    record = begun(tmp_path / "run")
+    with pytest.raises(JobError, match="nothing_passes"):
+        rungs.find_best(arguments(model, tmp_path, max_kl=1e-9, formats=["fp8"], trials=4), record)
+    assert "no derivative" in search_of(record)["unscored"]
+    assert "no derivative" in (record.dir / "report" / "index.html").read_text()
+    assert {row["stage"] for row in search_of(record)["trials"]} == {"formats", "halved", "mixtures"}
+
+
+def test_every_layer_may_stay_as_it_is(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[float] = []
+
+    def stopped(search: Any, *_: Any) -> None:
+        found.append(search.bench.scores([LEFT] * len(search.bench.units), 8, 2).kl_divergence)
+        raise Cancelled
+
+    monkeypatch.setattr(rungs, "_run", stopped)
+    with pytest.raises(Cancelled):
+        rungs.find_best(arguments(model, tmp_path, max_kl=0.1, formats=["fp8"], trials=4), begun(tmp_path / "run"))
+    assert found == [0.0]

@@ -9,6 +9,8 @@ import pytest
 from recipes.catalogue import RECIPES
 from recipes.experiment.examine import examine
 from recipes.experiment.stage import Options, Stage
+from recipes.planner.disk import outputs_bytes
+from recipes.preflight.subjects import notes
 from scripts.engines.hf.best import preflight
 
 
@@ -27,6 +29,8 @@ def found(recipe: str, processes: int = 1, **values: Any) -> list[tuple[str, str
         ({"formats": ["fp9"]}, ("unsupported_quant_recipe", "args.formats")),
         ({"formats": []}, ("missing_value", "args.formats")),
         ({"server": "vllm", "formats": ["int4_awq"]}, ("unservable_checkpoint", "args.formats")),
+        ({"formats": ["fp9"], "trials": 2}, ("unsupported_quant_recipe", "args.formats")),  # nothing of trials
+        ({"formats": "fp8"}, ("wrong_value", "args.formats")),  # letters are no formats
         ({"trials": 9}, ("out_of_range", "args.trials")),
         ({"target_size": 1.5}, ("out_of_range", "args.target_size")),
         ({"eval_size": 0}, ("out_of_range", "args.eval_size")),
@@ -35,6 +39,13 @@ def found(recipe: str, processes: int = 1, **values: Any) -> list[tuple[str, str
 )
 def test_a_search_that_cannot_be(values: dict[str, Any], problem: tuple[str, str]) -> None:
     assert found("best_tiny", **values) == [problem]
+
+
+def test_a_search_says_what_passes_and_when_it_ends() -> None:
+    partial = RECIPES["best_tiny"].build()
+    job = examine([Stage(name="b", partial=partial)], "local", Options()).jobs[0]
+    assert notes(job)[0] == "what keeps max_kl 0.01 passes; at most 40 trials and 10 minutes"
+    assert {key for key, _, _ in job.outputs} == set(outputs_bytes(job))
 
 
 def test_a_search_that_can_be() -> None:

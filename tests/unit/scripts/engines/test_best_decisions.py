@@ -127,3 +127,20 @@ def test_trials_are_taken_up_where_figures_would_be_the_same(tmp_path) -> None: 
     found = taken_up(again, {"model": "a"})
     assert found.trials == tried.trials and found.noise == tried.noise and found.find("mixtures", ("fp8",) * 4)
     assert taken_up(again, {"model": "b"}).trials == []
+
+
+def test_autoquantize_is_asked_for_sizes_between_what_fails_and_what_passes() -> None:
+    pytest.importorskip("optuna"), pytest.importorskip("pulp")
+    space = Space(**{**vars(SPACE), "scores": {"fp8": [0.1, 3.0, 0.1, 0.1], "int4_awq": [1.0, 90.0, 1.0, 1.0]}})
+    tried: list[Trial] = []
+    for number in range(6):
+        asked = decisions.proposal(tried, space, LIMITS, 1800, seed=3)
+        formats = space.formats(asked)
+        stage: decisions.Stage = asked["by"]
+        tried.append(Trial(**{**vars(trial(number, formats, stage)), "asked": asked}))
+    assert [one.stage for one in tried[:5]] == ["mixtures", *["auto_quantize"] * 4]
+    assert [one.asked["bytes"] for one in tried[1:5]] == [1499.5, 1649.25, 1549.75, 1499.75]
+    assert [decisions.passes(one, LIMITS, 1800) for one in tried[1:5]] == [False, True, True, False]
+    assert tried[1].formats == ("int4_awq", LEFT, "fp8", "fp8")  # what AutoQuantize says suffers most is left
+    only = decisions.asked_of_auto_quantize([], space, Limits(max_size=0.8), 1800)
+    assert only == {"bytes": 1799, "of": "fp8+int4_awq+none", "by": "auto_quantize"}
