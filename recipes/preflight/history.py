@@ -24,7 +24,7 @@ from recipes.preflight.paths import inputs_of, overlap, real
 from scripts.args.evaluate import EvaluateArgs
 from scripts.args.meaning import ScriptArgs, field_of, meanings, values_of
 from scripts.evaluation.checks import has_vllm
-from scripts.formats import FORMATS
+from scripts.formats import formats_named
 from scripts.run import schema
 from scripts.run.files import read_limited
 from scripts.run.identity import is_alive
@@ -324,10 +324,9 @@ def _of_what_loads_it(job: Job, others: Sequence[Job]) -> Iterator[Problem]:
     if not isinstance(job.resolved, EvaluateArgs) or not job.in_this_python or job.script.path is not None:
         return
     key, path = f"{job.name}.args.checkpoint", job.resolved.checkpoint
-    makers = [one for one in others if one.algorithm in ("quantize", "export")]
+    makers = [one for one in others if one.algorithm in ("quantize", "best", "export")]
     for maker, kind in ((one, kind) for one in makers for _, kind, out in one.outputs if path == str(out)):
-        made = [FORMATS[name] for name in maker.resolved.makes() if name in FORMATS]
-        facts = next((one for one in made if one.gpu_only), None)
+        facts = next((one for one in formats_named(maker.resolved.makes()) if one.gpu_only), None)
         if kind == "checkpoint_hf" and not has_vllm():
             cause = f"it is an export of {maker.name}, for which vLLM is needed, and this Python has none"
             remedy = "Run this stage where vLLM is (STAGE.executor=NAME), or score the ModelOpt-restorable checkpoint."

@@ -31,6 +31,7 @@ GIVEN = {
 }
 #: Their stages, with the conversions between.
 STAGES = {
+    "best_and_evaluate": ["baseline", "best", "evaluate"],
     "quantize_and_evaluate": ["baseline", "quantize", "export", "evaluate"],
     "prune_distill_evaluate": ["baseline", "prune", "distill", "megatron_to_hf", "evaluate"],
     "prune_distill_quantize": ["baseline", "prune", "distill", "megatron_to_hf", "quantize", "export", "evaluate"],
@@ -71,6 +72,14 @@ def test_each_that_ships_is_sound_on_a_cluster(name: str, asked: Callable[..., t
     assert {job.pipeline for job in examined.jobs} == {pipeline_of(examined.jobs[0].id, examined.jobs[0].name)}
     last = examined.jobs[-1]
     assert len(last.after) == 2 and last.resolved.baseline.endswith("/report")
+
+
+def test_the_winner_of_a_search_is_held_to_tasks(asked: Callable[..., tuple[list[str], Examined]]) -> None:
+    _, examined = asked("best_and_evaluate", "executor=slurm", "args.max_kl=0.02", "evaluate.gate.max_drop=0.01")
+    jobs = {job.name: job for job in examined.jobs}
+    assert jobs["best"].resolved.limits == {"max_kl": 0.02}
+    assert jobs["evaluate"].resolved.checkpoint == jobs["best"].resolved.export_dir
+    assert jobs["evaluate"].resolved.gate == {"max_drop": 0.01}
 
 
 def test_words_set_values_of_the_pipeline_of_a_stage_and_of_all(
