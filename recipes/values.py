@@ -118,7 +118,7 @@ def type_problems(partial: "run.Partial[Any]") -> list[Problem]:
             continue
         converted, found = _convert(kind, key, value, strict=True)
         if isinstance(converted, list) and isinstance(value, str):  # whose letters would be taken for its items
-            found = [_wrong(key, value, f"is a text, where a list is expected.  Write [{value!r}].")]
+            found = [_wrong(key, value, f"is a text, where a list is expected: [{value!r}]")]
         problems += [dataclasses.replace(one, remedy=_example(partial, key)) for one in found]
     return problems
 
