@@ -167,7 +167,9 @@ _WITHOUT_INPUTS = [name for name, facts in FORMATS.items() if facts.of_weights(T
 WEIGHTS_ALONE = (
     f"Use {', '.join(_ALONE)}, or {', '.join(_WITHOUT_INPUTS)} with args.weight_only=true; or args.from_files=false."
 )
-#: Those of which a layer's scales do not depend on how others are scaled.
+#: Those that ModelOpt's exporter writes.
+EXPORTED = tuple(name for name, facts in FORMATS.items() if facts.exported)
+#: Of those, the ones whose scales are largest magnitudes: no weight depends on what goes through other layers.
 LAYER_BY_LAYER = tuple(name for name, facts in FORMATS.items() if facts.of_maxima(False))
 _NO_BLOCKS = " and ".join(name for name, facts in FORMATS.items() if facts.block == (1, 1))
 #: The remedy for a format whose blocks do not fit a model.

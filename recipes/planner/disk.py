@@ -13,6 +13,7 @@ from recipes.models.weights import Matrices, matrices_of, of_facts
 from recipes.planner.workload import facts_in
 from scripts.args.best import BestArgs
 from scripts.args.meaning import meanings
+from scripts.engines.hf.calibrate import PASSES
 from scripts.formats import FORMATS, Format, formats_named, most_bits
 
 #: hf: as Transformers has it, deployable. modelopt: the model and its quantizers, to be reopened. megatron: torch_dist.
@@ -76,11 +77,15 @@ def outputs_bytes(job: Job) -> dict[str, int]:
 
 def hidden_states_bytes(job: Job) -> int:
     """Of a job that goes layer by layer, in its run folder until it ends, at most: what a layer is given and what it
-    makes of the text that is calibrated on, and that is scored before and after (scripts/engines/hf/streamed.py)."""
+    makes of the text that is calibrated on, in each pass of the algorithm, and that is scored before and after
+    (scripts/engines/hf/layerwise.py)."""
     facts = facts_in(job, "model")
     if job.get("memory") is None or facts is None or facts.hidden_size is None:
         return 0
-    tokens: int = (job.get("samples", 0) + 2 * job.get("eval_samples", 0)) * job.get("sequence", 0)
+    method = FORMATS[name].method if (name := job.get("format")) in FORMATS else None
+    of_methods = [len(one) for known, one in PASSES.items() if method in (None, known.partition("+")[0])]
+    samples = max(of_methods) * job.get("samples", 0) + 2 * job.get("eval_samples", 0)
+    tokens: int = samples * job.get("sequence", 0)
     return 2 * tokens * facts.hidden_size * WIDTHS[job.get("precision", DTYPE)]
 
 

@@ -9,7 +9,7 @@ from executors.base import Place
 from recipes.planner.gpus import gpus_per_node
 from scripts.args.meaning import ScriptArgs, Torchrun, field_of, value_of
 from scripts.engines.choice import SEARCH, is_built_in
-from scripts.engines.hf.calibrate import SHARING
+from scripts.engines.hf.calibrate import sharing_of
 from scripts.formats import CACHES, FORMATS, formats_named
 from scripts.processor import gpus_here
 
@@ -26,7 +26,7 @@ def undivided(args: ScriptArgs) -> str:
     if field_of(args, "formats"):
         return SEARCH
     for facts in formats_named(args.makes()):
-        if SHARING.get(facts.method) != "mixed":
+        if sharing_of(facts.method) != "mixed":
             return f"{facts.name} is calibrated by {facts.method}, which takes no maxima over samples"
     if cache is not None and cache.affine:
         return "the bias of an affine key/value cache is a running mean over the samples"

@@ -1,6 +1,6 @@
 """The forward passes of calibration: as few as possible, and none that the scales could tell from one at a time."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,12 +18,35 @@ if TYPE_CHECKING:
 #: mixed: it takes maxima over tokens. equal: it averages over the tokens of a pass, then over passes.
 #: single: it depends on the order or number of passes, or is unknown.
 Sharing = Literal["mixed", "equal", "single"]
-SHARING: dict[str | None, Sharing] = {"max": "mixed", "smoothquant": "mixed", "awq_lite": "equal"}
+#: The same of each time that an algorithm goes through the samples, as ModelOpt 0.47 does it. GPTQ, which goes layer by
+#: layer itself, has a layer take the same inputs twice.
+PASSES: Mapping[str, tuple[Sharing, ...]] = {
+    "max": ("mixed",),
+    "smoothquant": ("mixed",),
+    "awq_lite": ("single", "equal"),
+    "awq_clip": ("single",),
+    "mse": ("single",),
+    "local_hessian": ("single", "single"),
+    "svdquant": ("single", "single", "single"),
+    "gptq+layerwise": ("single",),
+}
+
+
+def sharing_of(algorithm: str | None) -> Sharing:
+    """In its last pass; what is not known goes one by one."""
+    return PASSES.get(algorithm or "", ("single",))[-1]
+
+
+def groups_of(sharing: Sharing, lengths: Sequence[int], *, batch_size: int, max_tokens: int) -> list[list[int]]:
+    """Indices of the samples of each pass."""
+    if sharing == "single":
+        return [[index] for index in range(len(lengths))]
+    return packing.plan(lengths, batch_size=batch_size, max_tokens=max_tokens, mixed=sharing == "mixed")
 
 
 def refuse_split(algorithm: str | None, sharing: Sharing | None = None) -> None:
     """Raise JobError `world_size_not_one` on one of several ranks where scales are no maxima over what each finds."""
-    usual = SHARING.get(algorithm)
+    usual = sharing_of(algorithm)
     if algorithm is not None and (sharing or usual) != "mixed":
         what = "of an affine key/value cache" if usual == "mixed" else f"by {algorithm}"
         refuse_ranks(f"calibration {what}, which takes no maxima over samples,")
@@ -65,11 +88,7 @@ def calibration_loop(
                 watching = [quantizer for _, quantizer in _quantizers(model) if quantizer._if_calib]
                 with replaced(watching, "_if_calib", False):
                     sharing = "mixed" if packing.can_pack(model, forward, samples, device) else "equal"
-            if sharing == "single":
-                groups = [[index] for index in range(len(samples))]
-            else:
-                mixed = sharing == "mixed"
-                groups = packing.plan(lengths, batch_size=batch_size, max_tokens=max_tokens, mixed=mixed)
+            groups = groups_of(sharing, lengths, batch_size=batch_size, max_tokens=max_tokens)
             with experts.watched(model, every=every_expert) as reached:
                 every = ranks.same(groups)
                 _run_groups(model, forward, samples, [*ranks.share(every), *ranks.again(every)], advance, ranks)
@@ -116,7 +135,7 @@ def _sharing(model: "nn.Module", algorithm: str | None) -> Sharing:
     # differently, and a near tie between two exponents then falls the other way. Its costly second round is float32.
     if any(type(helper).cache_mode for helper in _awq_helpers(model)):
         return "single"
-    return SHARING.get(algorithm, "single")
+    return sharing_of(algorithm)
 
 
 def _run_groups(
@@ -138,7 +157,7 @@ def _run_groups(
             pending += [group[largest:], group[:largest]]
             continue
         try:
-            with _counted_as(model, len(group)):
+            with counted_as(model, len(group)):
                 packing.run(model, forward, [samples[index] for index in group], device)
         except torch.cuda.OutOfMemoryError as error:
             if len(group) == 1 or ranks.in_step:
@@ -190,7 +209,7 @@ def _awq_helpers(model: "nn.Module") -> list[Any]:
 
 
 @contextmanager
-def _counted_as(model: "nn.Module", passes: int) -> Iterator[None]:
+def counted_as(model: "nn.Module", passes: int) -> Iterator[None]:
     """Let AWQ-lite's search count one pass over `passes` samples of equal length as that many passes.
 
     It sums a mean per pass: the sums are divided before and multiplied after, so the new mean enters `passes` times.

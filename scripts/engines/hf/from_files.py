@@ -4,6 +4,7 @@ What of them is quantized, and how, is in scripts/engines/hf/weights.py; a file,
 A file that was made waits in the run directory until all are there, so that a killed job goes on from it.
 """
 
+import os
 import shutil
 from collections.abc import Mapping
 from concurrent.futures import Future
@@ -55,7 +56,8 @@ def quantize_files(args: QuantizeArgs, record: Record, folder: Path) -> None:
         measured = content.result()
     model = {"type": "checkpoint_hf", "name": args.hf_model_id, "path": str(folder), **measured.facts}
     record.update(inputs=with_commits([model | made_by(folder, measured.digest)]))
-    publish(args, record, source, selection, shards, _figures(args, record.values["timings"]["quantize"]))
+    figures = _figures(args, record.values["timings"]["quantize"])
+    publish(args, record, source, selection, shards, figures, reference_of(source, selection, args.dtype))
 
 
 def open_source(args: QuantizeArgs, folder: Path) -> Source:
@@ -79,18 +81,21 @@ def publish(
     selection: Selection,
     shards: Mapping[Path, str],
     figures: dict[str, Any],
+    expected: Reference,
 ) -> None:
-    """Make a checkpoint of the shards, verify it, and report it with `figures`. Raises JobError."""
+    """Make a checkpoint of the shards, verify it against `expected`, and report it with `figures`. Raises JobError.
+
+    `shards`: with the SHA-256 of each, '' where it is not known.
+    """
     export, known = Path(args.export_dir or ""), {written(shard): digest for shard, digest in shards.items()}
     with staged(export) as made:
         with record.phase("export"):
             for shard in shards:
-                shutil.move(shard, made / shard.name)
+                _place(shard, made / shard.name)
             _describe(args, source, selection, made)
             sized = figures | {"size": report.sizes(source.folder, made)}
             write_card(made, args, record.values, sized)
         with record.phase("verify"):
-            expected = _reference(source, selection, args.dtype)
             save.exclude_left(made, expected)
             facts = known_format(args.export_quant_cfg)
             cache = args.export_kv_cache_quant if facts else None
@@ -105,6 +110,14 @@ def publish(
         for attempt in (record.dir, *record.earlier):
             shutil.rmtree(attempt / FOLDER, ignore_errors=True)
         record.line(report.as_text(results))
+
+
+def _place(shard: Path, path: Path) -> None:
+    """Put a file where it is to be, and leave it where it waits: what comes now may fail."""
+    try:
+        os.link(shard, path)
+    except OSError:  # another disk, or one without links
+        shutil.copyfile(shard, path)
 
 
 def _refuse_cache(args: QuantizeArgs, selection: Selection) -> None:
@@ -154,8 +167,8 @@ def _describe(args: QuantizeArgs, source: Source, selection: Selection, made: Pa
     """The index, config.json, hf_quant_config.json, tokenizer and licence."""
     from modelopt.torch.export.convert_hf_config import convert_hf_quant_config_format
 
-    if len(source.shards) > 1:
-        names = {name: shard for shard in source.shards for name in read_header(made / shard)}
+    if len(shards := sorted(made.glob("*.safetensors"))) > 1:
+        names = {name: shard.name for shard in shards for name in read_header(shard)}
         index = {"metadata": {"total_size": report.sizes(made, None)["base_bytes"]}, "weight_map": names}
         write_json(made / verify.INDEX, index)
     config = read_json(source.folder / "config.json")
@@ -167,7 +180,7 @@ def _describe(args: QuantizeArgs, source: Source, selection: Selection, made: Pa
     save.keep_source_files(source.folder, made)
 
 
-def _reference(source: Source, selection: Selection, dtype: str) -> Reference:
+def reference_of(source: Source, selection: Selection, dtype: str) -> Reference:
     """What the export must agree with; of a few layers also the weights."""
     import torch
 

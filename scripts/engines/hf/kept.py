@@ -110,7 +110,8 @@ def keep(
         record.line(f"what was calibrated is not kept: ModelOpt changed {min(other)}, too")
         return
     factors = {f"{number:06} {name}": factor for number, (name, factor) in enumerate(rescaled)}
-    tensors = {name: value.detach().cpu().clone() for name, value in {**_held(model), **factors}.items()}
+    alone: Any = {"memory_format": torch.contiguous_format}  # SVDQuant's factors are not
+    tensors = {name: value.detach().cpu().clone(**alone) for name, value in {**_held(model), **factors}.items()}
     try:
         with staged(record.dir / FOLDER) as folder:
             torch.save(mto.modelopt_state(model), folder / _STATE)

@@ -2,13 +2,14 @@
 
 One walk over the decoder layers: the weights of a layer are mapped from their files, ModelOpt calibrates it on what the
 layer before it made of the calibration text, the text that is scored goes through it as it was and quantized, its noise
-is measured, and it is dropped. What it leaves is kept in the run folder, so that a killed job goes on at the layer
-where it was. Then the files are quantized as by args.from_files, with what the walk has found of inputs: what is
-exported is what ModelOpt exports of the whole model, bit for bit.
+is measured, and it is exported and dropped. What it leaves is kept in the run folder, so that a killed job goes on at
+the layer where it was. What is exported is what ModelOpt exports of the whole model, bit for bit: where an algorithm
+goes through the text several times, a layer is given each time what those before it made of it that time.
 """
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, redirect_stdout
@@ -23,14 +24,15 @@ from scripts.args.quantize import QuantizeArgs
 from scripts.args.sizes import bytes_of
 from scripts.engines.hf import calibrate, evaluate, from_files, load, packing, quantizers, report, sqnr
 from scripts.engines.hf.kept import depends_on
+from scripts.engines.hf.layer_export import LayerFiles
 from scripts.engines.hf.nvfp4 import cpu_kernels
+from scripts.engines.hf.one_format import OneFormat, refuse_misfits
 from scripts.engines.hf.packing import Tokens
-from scripts.engines.hf.reference import quantized_linears
 from scripts.engines.hf.samples import Samples, choose_samples
 from scripts.engines.hf.streamed import States, Streamed, open_streamed
 from scripts.engines.hf.weights import select
 from scripts.engines.inputs import made_by, with_commits
-from scripts.formats import FORMATS, LAYER_BY_LAYER, resolve_format
+from scripts.formats import EXPORTED, FORMATS, resolve_format
 from scripts.processor import bf16_products, give_memory_back
 from scripts.run import schema
 from scripts.run.content import content_of
@@ -45,18 +47,18 @@ if TYPE_CHECKING:
 #: Where hidden states and what layers left wait, in the run folder.
 FOLDER = "layers"
 _FACTS = "walk.json"
-#: `done`: layers that are. `sums`: over the states that the next one is given. `inputs`: type and largest magnitude.
+#: `done`: layers that are. `sums`: over the states that the next one is given. `files`: their stamps.
 _SCHEMA: dict[str, Any] = {
     "of": dict,
     "done": int,
     "packs": [bool],
     "sums": dict,
-    "inputs": dict,
+    "files": dict,
     "noise": dict,
     "seconds": float,
     "digest": str,
 }
-#: The three sorts of text that go through a layer.
+#: The three sorts of text that go through a layer, the first once for each pass that the algorithm makes over it.
 _CALIBRATION, _BEFORE, _AFTER = "calibration", "before", "after"
 
 
@@ -68,7 +70,7 @@ class _Found:
     done: int = 0
     packs: list[bool] = field(default_factory=list)
     sums: dict[str, int] = field(default_factory=dict)
-    inputs: dict[str, list[Any]] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
     noise: dict[str, dict[str, float | None]] = field(default_factory=dict)
     seconds: float = 0.0
 
@@ -82,6 +84,7 @@ class _Walk:
     record: Record
     config: dict[str, Any]
     streamed: Streamed
+    files: LayerFiles
     found: _Found
     states: Mapping[str, States]
     scored: Sequence[Sequence[int]]
@@ -106,6 +109,7 @@ def quantize_layers(args: QuantizeArgs, record: Record, folder: Path) -> None:
         how: Any = {"device": device, "trust_remote_code": args.trust_remote_code}
         streamed = open_streamed(source, selection, dtype=getattr(torch, args.dtype), **how)
         _refuse_small(args, streamed)
+        refuse_misfits(args.makes(), streamed.model)
         samples = choose_samples(args, tokenizer, len(streamed.model.get_input_embeddings().weight))
         content = content_of(folder)
         model = {"type": "checkpoint_hf", "name": args.hf_model_id, "path": str(folder), **content.facts}
@@ -113,31 +117,30 @@ def quantize_layers(args: QuantizeArgs, record: Record, folder: Path) -> None:
         inputs = with_commits([model | made_by(folder, content.digest), text])
         record.update(inputs=inputs, device=str(device))
         _insert_quantizers(streamed, config)
+        record.update(quantizers=quantizers.summary(kind for _, kind in quantizers.placed(streamed.model)))
     with bf16_products(), cpu_kernels(), torch.no_grad():
         walk = _begun(args, record, config, streamed, samples, content.digest)
         with record.phase("calibrate"):
             for index in range(walk.found.done, len(streamed.layers)):
                 _through_layer(walk, index)
                 record.progress(index + 1, len(streamed.layers), "layers")
+            shards = dict.fromkeys(walk.files.finish(), "")
         with record.phase("score after"):
             scores = _scores(walk, samples)
-    record.update(quantizers=quantizers.summary(kind for _, kind in quantizers.placed(streamed.model)))
-    figures = _figures(args, samples, walk.found, scores)
+    figures, expected = _figures(args, samples, walk.found, scores), walk.files.expected(args.dtype)
     figures["warnings"] += [one["cause"] for one in record.values.get("warnings", []) if one["key"] == "args.memory"]
-    scales = {
-        name: torch.tensor(value, dtype=getattr(torch, kind)) for name, (kind, value) in walk.found.inputs.items()
-    }
     del streamed, walk
-    with record.phase("quantize"):
-        shards = from_files.make_shards(args, record, source, selection, scales)
-    from_files.publish(args, record, source, selection, shards, figures)
+    from_files.publish(args, record, source, selection, shards, figures, expected)
     for attempt in (record.dir, *record.earlier):
         shutil.rmtree(attempt / FOLDER, ignore_errors=True)
 
 
+_OTHERS = f"Use {', '.join(EXPORTED)}, or args.memory=null."
+
+
 def troubles(args: QuantizeArgs) -> Iterator[Problem]:
     """What cannot be had layer by layer, as far as the arguments tell."""
-    ref, others = resolve_format(args.export_quant_cfg), f"Use {', '.join(LAYER_BY_LAYER)}, or args.memory=null."
+    ref = resolve_format(args.export_quant_cfg)
     try:
         bytes_of(args.memory)
     except ValueError as error:
@@ -153,9 +156,9 @@ def troubles(args: QuantizeArgs) -> Iterator[Problem]:
         ),
         (
             "export_quant_cfg",
-            ref.kind == "format" and not FORMATS[ref.value].of_maxima(args.weight_only),
-            "it rescales weights, which is done with the whole model in memory alone",
-            others,
+            ref.kind == "format" and not FORMATS[ref.value].exported,
+            f"{quantizers.UNPACKED}, and args.memory writes the export alone",
+            _OTHERS,
         ),
         (
             "export_kv_cache_quant",
@@ -204,30 +207,29 @@ def _refuse_small(args: QuantizeArgs, streamed: Streamed) -> None:
 def _insert_quantizers(streamed: Streamed, config: dict[str, Any]) -> None:
     """As mtq.quantize does. Raises JobError('layerwise_unsupported') for those that are not of a layer alone."""
     import modelopt.torch.quantization as mtq
-    from modelopt.torch.quantization.nn import SequentialQuantizer
+    from modelopt.torch.export.quant_utils import get_quantization_format
 
     method, model = quantizers.algorithm_name(config), streamed.model
     mtq.quantize(model, {**config, "algorithm": None})
-    strange = next(
-        (
-            name
-            for name, kind in quantizers.placed(model)
-            if kind
-            and not (
-                name.startswith(f"{streamed.prefix}.") and name.endswith((".input_quantizer", ".weight_quantizer"))
-            )
-        ),
-        None,
-    )
-    two_steps = any(isinstance(module, SequentialQuantizer) for module in model.modules())
+    enabled = (name for name, kind in quantizers.placed(model) if kind)
+    of_a_linear = re.compile(rf"{re.escape(streamed.prefix)}\..*\.(input|weight)_quantizer(\.\d+)?")
+    strange = next((name for name in enabled if not of_a_linear.fullmatch(name)), None)
+    kinds = sorted({kind for layer in streamed.layers if (kind := get_quantization_format(layer)) is not None})
     for wrong, cause in (
-        (method not in (None, "max"), f"{method} is done of the whole model alone"),
+        (method is not None and method not in calibrate.PASSES, f"{method} is done of the whole model alone"),
+        (_hands_on_before(config), "GPTQ that hands on what a layer makes unquantized was not tried"),
         (strange is not None, f"{strange} belongs to no linear layer of a decoder layer"),
-        (two_steps, "a quantizer of several steps is calibrated with the whole model alone"),
+        (len(kinds) > 1, f"ModelOpt's exporter goes by the format of the first layer, and there are {kinds}"),
     ):
         if wrong:
-            remedy = f"Use {', '.join(LAYER_BY_LAYER)}, or args.memory=null."
-            raise JobError("layerwise_unsupported", f"{cause}.", remedy)
+            raise JobError("layerwise_unsupported", f"{cause}.", _OTHERS)
+
+
+def _hands_on_before(config: dict[str, Any]) -> bool:
+    """Whether an algorithm that goes layer by layer itself computes the next one's inputs before it calibrates one."""
+    algorithm = config.get("algorithm")
+    layerwise = algorithm.get("layerwise") if isinstance(algorithm, dict) else None
+    return isinstance(layerwise, dict) and layerwise.get("get_qdq_activations_from_prev_layer") is False
 
 
 def _begun(
@@ -244,20 +246,20 @@ def _begun(
     facts = {"dtype": args.dtype, "device": streamed.device.type, "batch_size": str(args.calib_batch_size)}
     of = depends_on(config, samples.calibration, model=digest, scored=looked, **facts)
     place = record.dir / FOLDER
-    found = _taken_up(record, of, place) or _Found(of=of, packs=_packs(streamed, samples))
+    passes = _passes(streamed, config)
+    packed = [samples.calibration if "mixed" in passes else [], samples.held_out]
+    found = _taken_up(record, of, place) or _Found(of=of, packs=_packs(streamed, packed))
     place.mkdir(exist_ok=True)
     limits: Any = {"batch_size": args.calib_batch_size, "max_tokens": packing.MAX_TOKENS}
-    calibrated, compared = (
-        packing.plan([len(text) for text in texts], mixed=mixed, **limits)
-        for texts, mixed in zip((samples.calibration, scored), found.packs, strict=True)
-    )
-    groups = {
-        _CALIBRATION: [[samples.calibration[one] for one in group] for group in calibrated],
-        _BEFORE: [[scored[one] for one in group] for group in compared],
-    }
+    compared = packing.plan([len(text) for text in scored], mixed=found.packs[1], **limits)
+    groups = {_BEFORE: [[scored[one] for one in group] for group in compared]}
     groups[_AFTER] = groups[_BEFORE]
+    lengths = [len(text) for text in samples.calibration]
+    for number, sharing in enumerate(passes):
+        own: calibrate.Sharing = "equal" if sharing == "mixed" and not found.packs[0] else sharing
+        planned = calibrate.groups_of(own, lengths, **limits)
+        groups[f"{_CALIBRATION}{number}"] = [[samples.calibration[one] for one in group] for group in planned]
     left_out = {
-        _CALIBRATION: not _needs_activation_forward(streamed.model),
         _BEFORE: not samples.held_out,
         _AFTER: not samples.held_out and args.layer_noise == "none",
     }
@@ -265,10 +267,11 @@ def _begun(
     states = {
         name: States(place=place, name=name, groups=given, **how)
         for name, given in groups.items()
-        if not left_out[name]
+        if not left_out.get(name)
     }
-    if found.sums and found.sums != _sums(states, found.done):
-        record.line(f"{place} cannot be gone on from: its hidden states are not as they were written")
+    files = LayerFiles(place=place, streamed=streamed, settled=OneFormat(args=args).settled)
+    if (found.sums and found.sums != _sums(states, found.done)) or not files.stand(found.files):
+        record.line(f"{place} cannot be gone on from: its files are not as they were written")
         found = _Found(of=of, packs=found.packs)
     elif found.done:
         record.line(f"calibrated by an earlier attempt: {found.done} of {len(streamed.layers)} layers")
@@ -279,6 +282,7 @@ def _begun(
         record=record,
         config=config,
         streamed=streamed,
+        files=files,
         found=found,
         states=states,
         scored=compared if samples.held_out else [],
@@ -286,17 +290,21 @@ def _begun(
     )
 
 
-def _needs_activation_forward(model: "nn.Module") -> bool:
+def _passes(streamed: Streamed, config: dict[str, Any]) -> Sequence[calibrate.Sharing]:
+    """Those of the algorithm over the calibration text; none where nothing follows from it."""
     from modelopt.torch.quantization.model_calib import _needs_activation_forward_for_max_calib
 
-    return bool(_needs_activation_forward_for_max_calib(model))
+    method = quantizers.algorithm_name(config)
+    if method is None or (method == "max" and not _needs_activation_forward_for_max_calib(streamed.model)):
+        return ()
+    return calibrate.PASSES[method]
 
 
-def _packs(streamed: Streamed, samples: Samples) -> list[bool]:
-    """Whether samples of several lengths share a pass: those that are calibrated on, and those that are scored."""
+def _packs(streamed: Streamed, every: Sequence[Sequence[Tokens]]) -> list[bool]:
+    """Whether samples of several lengths share a pass, of each of several texts."""
     found = []
     with streamed.whole(), _unquantized(streamed.model):
-        for texts in (samples.calibration, samples.held_out):
+        for texts in every:
             several = len({len(text) for text in texts}) > 1
             found.append(several and packing.can_pack(streamed.model, streamed.backbone, texts, streamed.device))
     return found
@@ -346,43 +354,55 @@ def _sums(states: Mapping[str, States], index: int) -> dict[str, int]:
 
 def _through_layer(walk: _Walk, index: int) -> None:
     """Calibrate a layer, send all text through it, and note what it leaves. Raises JobError."""
-    import modelopt.torch.quantization as mtq
-
     streamed, found, begin = walk.streamed, walk.found, monotonic()
-    name, algorithm = f"{streamed.prefix}.{index}", walk.config.get("algorithm")
+    name = f"{streamed.prefix}.{index}"
     with streamed.loaded(index) as layer:
         if _BEFORE in walk.states:
             with _unquantized(layer):
                 _send(walk, _BEFORE, index)
-        if algorithm is not None:
-
-            def loop(calibrated: "nn.Module") -> None:
-                with calibrate.weights_paused(calibrated):
-                    _send(walk, _CALIBRATION, index)
-
-            with redirect_stdout(StringIO()):
-                mtq.calibrate(layer, algorithm, loop if _CALIBRATION in walk.states else None)
-            quantizers.scale_zeros(layer)
+        _calibrate(walk, index)
         if _AFTER in walk.states:
             watched: AbstractContextManager[dict[str, sqnr.LayerNoise]] = nullcontext({})
             with sqnr.watched(layer, "all") if walk.chosen(name) else watched as noise:
                 _send(walk, _AFTER, index)
             found.noise |= {f"{name}.{part}": asdict(each) for part, each in noise.items()}
-        for part, linear in quantized_linears(layer)[0].items():
-            linear.weight_quantizer.reset_amax()  # it follows from the weights
-            if (amax := linear.input_quantizer.amax) is not None:
-                kind = str(amax.dtype).removeprefix("torch.")
-                found.inputs[f"{name}.{part}"] = [kind, float(amax)]
+        found.files |= walk.files.write(index)
     found.done, found.sums = index + 1, _sums(walk.states, index + 1)
     found.seconds += monotonic() - begin
     write_json(walk.record.dir / FOLDER / _FACTS, vars(found) | {"digest": _digest(vars(found))})
+
+
+def _calibrate(walk: _Walk, index: int) -> None:
+    """Let ModelOpt calibrate a layer that is loaded, and send the calibration text through it. Raises JobError."""
+    import modelopt.torch.quantization as mtq
+
+    layer, algorithm = walk.streamed.layers[index], walk.config.get("algorithm")
+    passes = [name for name in walk.states if name.startswith(_CALIBRATION)]
+    if algorithm is None:
+        return
+    # One that goes layer by layer itself takes the same inputs in each pass, and hands on what the layer makes at last.
+    by_itself = str(quantizers.algorithm_name(walk.config)).endswith("+layerwise")
+    left = list(passes)
+
+    def loop(calibrated: "nn.Module") -> None:
+        with calibrate.weights_paused(calibrated):
+            _send(walk, passes[0] if by_itself else left.pop(0), index)
+
+    with redirect_stdout(StringIO()):
+        plain = {**algorithm, "layerwise": {"enable": False}} if by_itself else algorithm
+        mtq.calibrate(layer, plain, loop if passes else None)
+    quantizers.scale_zeros(layer)
+    with nullcontext() if by_itself else _unquantized(layer):  # left over by a layer of whose inputs nothing is asked
+        for name in left:
+            _send(walk, name, index)
 
 
 def _send(walk: _Walk, name: str, index: int) -> None:
     """One sort of text through a layer. Raises JobError: weights_not_finite, layerwise_unsupported."""
     states = walk.states[name]
     for number, group in enumerate(states.groups):
-        made = walk.streamed.through(index, group, states.read(index, number))
+        with calibrate.counted_as(walk.streamed.layers[index], len(group)):
+            made = walk.streamed.through(index, group, states.read(index, number))
         if name != _AFTER and not load.is_finite(made):
             cause = f"Layer {index} computes NaN or infinity in {walk.args.dtype}, from weights that are finite."
             raise JobError("weights_not_finite", cause, "Set args.dtype=bfloat16 or float32, whose range is wider.")

@@ -180,6 +180,26 @@ def some_layers(names: Sequence[str], limit: int = _LOOKED_AT) -> list[str]:
     return [name for layer in picked for name in names if layer_of(name) == layer][:limit]
 
 
+def norms_of(model: Any, layers: Container[str]) -> "dict[str, torch.Tensor]":
+    """The norms in these layers, by name, in float32."""
+    return {
+        name: weight.detach().float().cpu().clone()
+        for name, weight in model.named_parameters()
+        if weight.ndim == 1 and "norm" in name and layer_of(name) in layers
+    }
+
+
+def smooth_of(model: Any, layers: Container[str]) -> "dict[str, torch.Tensor]":
+    """What multiplies inputs in these layers, by the module that is given them, in float32."""
+    every = quantized_linears(model)[0].items()
+    scales = {name: getattr(module.input_quantizer, "pre_quant_scale", None) for name, module in every}
+    return {
+        name: scale.detach().float().cpu().clone()
+        for name, scale in scales.items()
+        if scale is not None and layer_of(name) in layers
+    }
+
+
 def reference(model: Any, source: Path | None = None, limit: int = _LOOKED_AT, *, settled: bool = False) -> Reference:
     """Take the reference; call it before export_hf (and before compress).
 
@@ -198,22 +218,12 @@ def reference(model: Any, source: Path | None = None, limit: int = _LOOKED_AT, *
         found = _source_weight(stored[key], key, module.weight.dtype) if key and not settled else None
         return original_weight(module).cpu().clone() if found is None else found
 
-    smooth = {name: getattr(module.input_quantizer, "pre_quant_scale", None) for name, module in quantized.items()}
-    norms = {
-        name: weight.detach().float().cpu().clone()
-        for name, weight in model.named_parameters()
-        if weight.ndim == 1 and "norm" in name and layer_of(name) in layers
-    }
     return Reference(
         modules={name: (module.out_features, module.in_features) for name, module in quantized.items()},
         experts=_experts(model),
         plain={name: str(module.weight.dtype).removeprefix("torch.") for name, module in plain.items()},
         weights={name: weight(name) for name in names},
-        norms=norms,
-        smooth={
-            name: scale.detach().float().cpu().clone()
-            for name, scale in smooth.items()
-            if scale is not None and layer_of(name) in layers
-        },
+        norms=norms_of(model, layers),
+        smooth=smooth_of(model, layers),
         hub={now: name for now, name in hub.items() if now != name},
     )

@@ -102,6 +102,14 @@ def export_hf(model: Any, tokenizer: Any, folder: Path, dtype: str) -> None:
     tokenizer.save_pretrained(folder)
 
 
+def names_as_stored(model: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+    """The tensors of an export by the names that the source's files have, as `export_hf` writes them."""
+    from modelopt.torch.export import quant_aware_conversion as exporter
+
+    with replaced([exporter], _GUARD, _of_weights(exporter)):
+        return dict(exporter.revert_weight_conversion_quant_aware(model, tensors))
+
+
 def _of_weights(exporter: Any) -> Any:
     """ModelOpt's look for stacked experts, which takes scales [rows, 1, columns, 1] for some, and renames nothing."""
     look = getattr(exporter, _GUARD)

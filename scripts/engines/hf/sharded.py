@@ -77,7 +77,8 @@ def quantize_sharded(args: QuantizeArgs, record: Record, folder: Path) -> None:
     if ranks.leads:
         with record.phase("quantize"):
             shards = from_files.make_shards(args, record, source, selection, scales)
-        from_files.publish(args, record, source, selection, shards, figures)
+        expected = from_files.reference_of(source, selection, args.dtype)
+        from_files.publish(args, record, source, selection, shards, figures, expected)
 
 
 def _loaded(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scripts.args.quantize import QuantizeArgs
-from scripts.checkpoints.safetensors import writing
+from scripts.checkpoints.safetensors import Writer, writing
 from scripts.engines.hf import load, quantizers, verify
 from scripts.engines.hf.kept import depends_on
 from scripts.engines.hf.weights import WEIGHT, Selection, Source, packed
@@ -59,19 +59,20 @@ class Conversion:
         made = self.place / name
         try:
             facts = schema.read(self._note(name), _FACTS)
-            return bool(facts == {"of": self._of, "source": _stamp(self.source.folder / name), "made": _stamp(made)})
+            return bool(
+                facts == {"of": self._of, "source": file_stamp(self.source.folder / name), "made": file_stamp(made)}
+            )
         except (OSError, ValueError):
             return False
 
     def make(self, name: str) -> None:
         """Write it, and beside it what it was made of, without which it does not count. Raises JobError."""
-        made, header, stamp = self.place / name, self.source.shards[name], _stamp(self.source.folder / name)
+        made, header, stamp = self.place / name, self.source.shards[name], file_stamp(self.source.folder / name)
         made.unlink(missing_ok=True)
         with writing(made, (end for one in header for end in self._names(one))) as file:
             for key, tensor in self._tensors(header):
-                data = tensor.contiguous().reshape(-1)
-                file.add(key, str(data.dtype).removeprefix("torch."), tensor.shape, _bytes(data))
-        write_json(self._note(name), {"of": self._of, "source": stamp, "made": _stamp(made)})
+                add(file, key, tensor)
+        write_json(self._note(name), {"of": self._of, "source": stamp, "made": file_stamp(made)})
 
     def _note(self, name: str) -> Path:
         return self.place / f"{name}.json"
@@ -97,25 +98,29 @@ class Conversion:
                 made = packed(sharing, self.source, self.config, self._dtype, self.device, self.inputs)
                 yield from ((key, tensor) for key, tensor in made.items() if key.rpartition(".")[0] in own)
             else:
-                yield name, self._plain(name)
-
-    def _plain(self, name: str) -> "torch.Tensor":
-        """A tensor that stays, in the precision that transformers would load it in."""
-        import torch
-
-        tensor = self.source.tensor(name)
-        if not tensor.is_floating_point():
-            return tensor
-        load.refuse_not_finite(str(self.source.folder), [] if load.is_finite(tensor) else [name], tensor.dtype)
-        return tensor.to(torch.float32 if self.selection.stays_wide(name) else self._dtype)
+                yield name, plain(name, self.source, self.selection, self._dtype)
 
 
-def _stamp(file: Path) -> str:
+def plain(name: str, source: Source, selection: Selection, dtype: "torch.dtype") -> "torch.Tensor":
+    """A tensor that stays, in the precision that transformers would load it in. Raises JobError('weights_not_finite')."""
+    import torch
+
+    tensor = source.tensor(name)
+    if not tensor.is_floating_point():
+        return tensor
+    load.refuse_not_finite(str(source.folder), [] if load.is_finite(tensor) else [name], tensor.dtype)
+    return tensor.to(torch.float32 if selection.stays_wide(name) else dtype)
+
+
+def file_stamp(file: Path) -> str:
     state = file.stat()
     return f"{state.st_size} {state.st_mtime_ns}"
 
 
-def _bytes(data: "torch.Tensor") -> memoryview:
+def add(file: Writer, name: str, tensor: "torch.Tensor") -> None:
+    """Write a tensor, wherever it is."""
     import torch
 
-    return memoryview(data.view(torch.uint8).numpy()) if data.numel() else memoryview(b"")
+    data = tensor.detach().cpu().contiguous().reshape(-1)
+    held = memoryview(data.view(torch.uint8).numpy()) if data.numel() else memoryview(b"")
+    file.add(name, str(data.dtype).removeprefix("torch."), tensor.shape, held)

@@ -146,6 +146,18 @@ class Streamed:
         with _forwards(self.layers, [one(index) for index in range(len(self.layers))]), self._without_cache():
             yield
 
+    @contextmanager
+    def alone(self, index: int) -> Iterator[None]:
+        """The model has this layer only, as its first."""
+        from torch import nn
+
+        owner, key = _owner(self.model, self.prefix)
+        setattr(owner, key, nn.ModuleList([self.layers[index]]))
+        try:
+            yield
+        finally:
+            setattr(owner, key, self.layers)
+
     def _without_cache(self) -> Any:
         """Some models' forward overrides the argument with the configuration."""
         return replaced([self.model.config], "use_cache", False)
@@ -183,7 +195,7 @@ def open_streamed(
     prefix = next((name for name, module in model.named_modules() if module is layers), "")
     if layers is None or not len(layers):
         raise JobError("layerwise_unsupported", f"{type(model).__name__} has no list of decoder layers.", WHOLE_MODEL)
-    names = {now: stored for stored, now, _ in names_in_memory(model, source.shapes)}
+    names = {now: stored for stored, now, _ in names_in_memory(model, source.shapes) if _has(model, now)}
     streamed = Streamed(
         model=model,
         layers=layers,
@@ -194,7 +206,7 @@ def open_streamed(
         dtype=dtype,
         device=device,
     )
-    streamed.fill(name for name in names if not name.startswith(f"{prefix}.") and _has(model, name))
+    streamed.fill(name for name in names if not name.startswith(f"{prefix}."))
     if not model.get_output_embeddings().weight.is_meta:
         load.check_head(str(source.folder), model)
     model.tie_weights()

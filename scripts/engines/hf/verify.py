@@ -6,6 +6,7 @@ Weights are dequantized by the layout of the files, not with the exporter's code
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -33,6 +34,7 @@ COMPARED, _ROWS = 1 << 23, 128
 #: The dtype of scales that are a power of two, of which the exponent is stored, 127 above; 255 is no number.
 _EXPONENT, _NO_EXPONENT = "U8", 255
 PLAIN = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
+_PLAIN = PLAIN["bfloat16"]
 
 
 def refuse(name: str, cause: str) -> NoReturn:
@@ -64,6 +66,16 @@ class Export:
             self._check_index(folder / INDEX)
         except JobError as error:
             refuse("export_incomplete", error.cause)
+
+    @cached_property
+    def _plain(self) -> str:
+        """The dtype of what is not quantized, by config.json."""
+        config = read_json(self.folder / "config.json")
+        return PLAIN.get(str(config.get("dtype") or config.get("torch_dtype")), _PLAIN)
+
+    def plain(self, dtype: str) -> str:
+        """What a tensor is that has this dtype in an export of a model in bfloat16."""
+        return self._plain if dtype == _PLAIN else dtype
 
     def _check_index(self, path: Path) -> None:
         if not path.is_file():
@@ -183,7 +195,9 @@ def _check_module(
     }
     wanted |= {suffix: (dtype, shapes[shape]) for suffix, (dtype, shape) in scales.items()}
     wanted |= {
-        name: (dtype, (inputs,)) for name, dtype in facts.optional.items() if f"{module}.{name}" in export.header
+        name: (export.plain(dtype), (inputs,))
+        for name, dtype in facts.optional.items()
+        if f"{module}.{name}" in export.header
     }
     for suffix, expected in wanted.items():
         found = export.header.get(f"{module}.{suffix}")
@@ -206,7 +220,8 @@ def _check_low_rank(export: Export, module: str, size: tuple[int, int], facts: F
     shapes = [(dtype, shape) for dtype, shape in filter(None, found)]
     if shapes:
         rank = shapes[0][1][0]
-        wanted = list(zip(facts.low_rank.values(), ((rank, size[1]), (size[0], rank)), strict=True))
+        dtypes = map(export.plain, facts.low_rank.values())
+        wanted = list(zip(dtypes, ((rank, size[1]), (size[0], rank)), strict=True))
         if shapes != wanted:
             refuse("export_wrong_type", f"{module} has factors {shapes}, not {wanted}.")
 

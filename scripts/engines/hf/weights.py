@@ -131,9 +131,11 @@ def select(
     _refuse_other_weights(source, bare, names)
     given = _given_the_same(bare)
     quantizers.rehearse(bare, dict(config), exported=True)
-    if not calibrated:
-        _refuse_calibration(bare, config)
     quantized, plain = quantized_linears(bare)
+    if calibrated:
+        _mark(quantized.values(), config)
+    else:
+        _refuse_calibration(bare, config)
     found: dict[bool, set[str]] = {True: set(), False: set()}
     for stored, now, joined in names:
         module = now.removesuffix(WEIGHT)
@@ -157,6 +159,15 @@ def select(
         in_float32=strict,
         groups={one: group for group in reversed(groups) for one in group},
     )
+
+
+def _mark(linears: Iterable[Any], config: Mapping[str, Any]) -> None:
+    """Let ModelOpt's exporter call their format what it does once they are calibrated: of NVFP4 that depends on it."""
+    method = quantizers.algorithm_name(dict(config))
+    for linear in linears if method in ("awq_lite", "svdquant") else ():
+        linear.fused_with_prequant = True
+        if method == "svdquant":
+            linear.weight_quantizer.svdquant_lora_a = None
 
 
 def _given_the_same(bare: Any) -> list[list[str]]:

@@ -16,6 +16,7 @@ from scripts.args.quantize import QuantizeArgs  # noqa: E402
 from scripts.engines.hf import layerwise, streamed, verify  # noqa: E402
 from scripts.engines.hf.engine import quantize_checkpoint  # noqa: E402
 from scripts.engines.hf.weights import Source  # noqa: E402
+from scripts.formats import FORMATS  # noqa: E402
 from scripts.run.problems import JobError  # noqa: E402
 from scripts.run.record import Record  # noqa: E402
 from tests import hf_models  # noqa: E402
@@ -68,21 +69,28 @@ def bits(tensor: Any) -> tuple[Any, list[int], bytes]:
 @pytest.mark.parametrize(
     ("family", "values"),
     [
-        ("llama", {"export_quant_cfg": "nvfp4"}),
+        ("llama", {"export_quant_cfg": "nvfp4_local_hessian"}),
         ("llama", {"export_quant_cfg": "w4a8_mxfp4_fp8"}),
+        ("llama", {"export_quant_cfg": "int8_sq"}),
+        ("llama", {"export_quant_cfg": "w4a8_awq", "calib_batch_size": 3}),
+        ("llama", {"export_quant_cfg": "nvfp4_gptq"}),
         ("qwen3", {"export_quant_cfg": "fp8", "dtype": "float32"}),
+        ("qwen3", {"export_quant_cfg": "nvfp4_awq"}),
+        ("qwen3", {"export_quant_cfg": "nvfp4_svdquant", "dtype": "float32"}),
         ("qwen3", {"export_quant_cfg": "INT8_DEFAULT_CFG", "eval_size": 0}),
     ],
     ids=lambda value: value if isinstance(value, str) else value["export_quant_cfg"],
 )
 def test_equal_to_the_whole_model(tmp_path: Path, family: str, values: dict[str, Any]) -> None:
-    folder = source_of(tmp_path / "model", family, tie_word_embeddings=family == "qwen3")
+    block = FORMATS[values["export_quant_cfg"]].block[1] if values["export_quant_cfg"] in FORMATS else 1
+    sizes = {"num_hidden_layers": 2, "hidden_size": max(64, block), "head_dim": max(64, block) // 2}
+    folder = source_of(tmp_path / "model", family, tie_word_embeddings=family == "qwen3", **sizes)
     whole = run(begun(tmp_path / "one"), arguments(folder, tmp_path / "whole", **values))
     layers = run(record := begun(tmp_path / "two"), arguments(folder, tmp_path / "layers", memory="1GiB", **values))
     assert layers["layerwise"] and "layer by layer" in (tmp_path / "two" / "report" / "index.html").read_text().lower()
     assert layers["evaluation"] == whole["evaluation"]
     noise = [{one["name"]: one["output_db"] for one in report["layers"]} for report in (layers, whole)]
-    assert noise[0] == pytest.approx(noise[1], abs=1)  # of the whole model that of two short samples, which come first
+    assert noise[0] == pytest.approx(noise[1], abs=5)  # of the whole model that of two short samples, which come first
     made, wanted = (Source(folder=tmp_path / name / "hf") for name in ("layers", "whole"))
     assert made.shapes.keys() == wanted.shapes.keys()
     assert [name for name in wanted.shapes if bits(made.tensor(name)) != bits(wanted.tensor(name))] == []
@@ -109,25 +117,25 @@ def count(walk, name, index):
 
 layerwise._send = count
 folder, place = Path(sys.argv[1]), Path(sys.argv[2])
-run(begun(place), arguments(folder, place, memory="1GiB"))
+run(begun(place), arguments(folder, place, memory="1GiB", export_quant_cfg="nvfp4_awq"))
 """
 
 
 def test_a_killed_job_goes_on_at_the_layer_where_it_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder, place = source_of(tmp_path / "model"), tmp_path / "run"
-    undisturbed = begun(tmp_path / "whole")
-    expected = run(undisturbed, arguments(folder, tmp_path / "whole", memory="1GiB"))
-    words = [sys.executable, "-c", KILLED, str(folder), str(place), "8"]  # in the midst of the last layer
+    undisturbed, how = begun(tmp_path / "whole"), {"memory": "1GiB", "export_quant_cfg": "nvfp4_awq"}
+    expected = run(undisturbed, arguments(folder, tmp_path / "whole", **how))
+    words = [sys.executable, "-c", KILLED, str(folder), str(place), "11"]  # in the second pass of the last layer
     killed = subprocess.run(words, env={**os.environ, "PYTHONPATH": os.curdir}, check=False)
     assert killed.returncode == -signal.SIGKILL and not (place / "hf").exists()
     record = Record.reopen(place)
-    found = run(record, arguments(folder, place, memory="1GiB"))
+    found = run(record, arguments(folder, place, **how))
     assert "calibrated by an earlier attempt: 2 of 3 layers" in capsys.readouterr().out
     assert found["evaluation"] == expected["evaluation"] and found["layers"] == expected["layers"]
     assert record.values["outputs"][0]["digest"] == undisturbed.values["outputs"][0]["digest"]
 
 
-@pytest.mark.parametrize("damaged", ["states", "walk.json"])
+@pytest.mark.parametrize("damaged", ["after-1.states", "walk.json", "model-00002-of-00004.safetensors"])
 def test_what_was_damaged_is_not_gone_on_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], damaged: str
 ) -> None:
@@ -141,7 +149,7 @@ def test_what_was_damaged_is_not_gone_on_from(
     with pytest.raises(JobError, match="gate_failed"):
         run(record, args)
     record.finish("failed")
-    file = next((place / layerwise.FOLDER).glob("after-1.states" if damaged == "states" else damaged))
+    file = place / layerwise.FOLDER / damaged
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 4
     file.write_bytes(content)
@@ -162,8 +170,8 @@ def test_what_cannot_be_had_is_refused_by_name(tmp_path: Path) -> None:
     folder = source_of(tmp_path / "model")
     for number, (name, values) in enumerate(
         {
-            "export_quant_cfg": {"export_quant_cfg": "int4_awq"},
-            "smoothquant is done": {"export_quant_cfg": "INT8_SMOOTHQUANT_CFG"},
+            "export_quant_cfg": {"export_quant_cfg": "mxfp6"},
+            "awq_full is done": {"export_quant_cfg": "NVFP4_AWQ_FULL_CFG"},
             "export_kv_cache_quant": {"export_kv_cache_quant": "fp8"},
             "compress": {"compress": True},
         }.items()

@@ -274,3 +274,5 @@ def test_hidden_states_lie_in_the_run_folder_until_the_end() -> None:
     job = job_of("quantize_fp8", engine="hf", args__hf_model_id=NAMES[0], args__memory="auto", **values)
     assert hidden_states_bytes(job) == 2 * (8 + 2 * 3) * 100 * 4096 * BF16
     assert hidden_states_bytes(job_of("quantize_fp8", engine="hf", args__hf_model_id=NAMES[0], **values)) == 0
+    twice = job_of("quantize_int4_awq", engine="hf", args__hf_model_id=NAMES[0], args__memory="auto", **values)
+    assert hidden_states_bytes(twice) == 2 * (2 * 8 + 2 * 3) * 100 * 4096 * BF16, "AWQ goes through the text twice"

@@ -280,7 +280,8 @@ def test_of_sharded_layers_what_cannot_be_had_is_told_at_once() -> None:
 
 def test_layer_by_layer_what_cannot_be_had_is_told_at_once(fake_model: FakeModel) -> None:
     assert names(memory="16GiB") == names(memory="auto") == names(memory="auto", export_quant_cfg="nvfp4") == []
-    asked = {"from_files": True, "export_quant_cfg": "int4_awq", "export_kv_cache_quant": "fp8", "export_dir": None}
+    assert names(memory="auto", export_quant_cfg="int4_awq") == names(memory="auto", export_quant_cfg="int8_sq") == []
+    asked = {"from_files": True, "export_quant_cfg": "mxfp6", "export_kv_cache_quant": "fp8", "export_dir": None}
     assert names(memory="much", **asked) == [
         ("wrong_value", "args.memory"),
         ("layerwise_unsupported", "args.from_files"),
