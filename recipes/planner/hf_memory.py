@@ -49,7 +49,10 @@ _COMPARED = 20  # sqnr._add_weight: clean, noisy, their difference and its squar
 _UNPACKED = 28  # verify._check_weights: dequantized, scales, original, difference and squares
 _QUANTIZED = 10  # a fake-quantized weight and the float32 work of making it
 _PACKED = 28  # weights.packed where glibc keeps nothing (measured)
+_EXPORTED = 20  # a layer that ModelOpt's exporter packs, where glibc keeps nothing (measured: 17 to 19)
 _SEARCHED = 16  # per output of the widest layer, while AWQ compares: exact and tried, and their float32 difference
+_DECOMPOSED = 88  # ModelOpt's svdquant: two matrices that share an input in float32, their singular vectors in float64
+_INVERTED = 3  # Hessians: damped, its Cholesky factor, its inverse
 # Tensors of a layer that are alive together, of each token.
 _STATES = 4  # of the hidden width: residual, normed, quantized, and one on its way
 _INNER = 5  # of the widest layer's outputs: gate, up, activation, product, and the quantized product
@@ -92,6 +95,8 @@ _QUANTIZING: _Retained = (0.6, 0.25)
 _SEARCHING: _Retained = (2.2, 1.4)  # AWQ tries scales
 _COMPARING_OUTPUTS: _Retained = (1.0, 0.25)
 _PACKING: _Retained = (0.75, 0.35)  # with the fewest steps
+#: Calibrations that change weights.
+_CHANGING = ("smoothquant", "awq_lite", "svdquant", "gptq")
 #: glibc maps what is larger than this, and gives it back when it is freed: mallopt(3), M_MMAP_THRESHOLD.
 _HEAP = 32 * _MIB
 
@@ -136,8 +141,10 @@ class Sizes:
 
     @property
     def held(self) -> int:
-        """Layer by layer: the weights of one and of what is outside; files that are mapped as they are do not count."""
-        return self.outside + (self.layer if not self._mapped else 0)
+        """Layer by layer: the weights of one and of what is outside; files that are mapped as they are do not count,
+        until calibration changes what is mapped."""
+        changed = any(FORMATS[name].method in _CHANGING for name in self._named)
+        return self.outside + (self.layer if changed or not self._mapped else 0)
 
     @property
     def outside(self) -> int:
@@ -156,6 +163,14 @@ class Sizes:
     @property
     def _mapped(self) -> bool:
         return self.host and WIDTHS[self.facts.dtype or self.args.dtype] == self._width
+
+    @property
+    def hessians(self) -> int:
+        """Layer by layer GPTQ's: of each of a layer's matrices in float32, and what inverting the largest takes."""
+        if not any(FORMATS[name].method == "gptq" for name in self._named):
+            return 0
+        squares = sum(matrix.copies * matrix.inputs**2 for matrix in self.model.packable) // (self.facts.layers or 1)
+        return (squares + _INVERTED * max(matrix.inputs**2 for matrix in self.model.packable)) * _FLOAT32
 
     @property
     def copies(self) -> int:
@@ -382,10 +397,10 @@ def _sharded(args: QuantizeArgs, sizes: Sizes, libraries: int) -> Iterator[tuple
 def _layer_by_layer(args: QuantizeArgs, sizes: Sizes, libraries: int) -> Iterator[tuple[str, dict[str, int]]]:
     """The same of scripts/engines/hf/layerwise.py, where glibc gives back what is freed."""
     always, largest = {"libraries": libraries, "layer": sizes.held}, sizes.model.largest
-    each = _QUANTIZED if args.layer_noise == "none" else _COMPARED
-    yield "calibrate", always | {"activations": sizes.activations, "work": each * largest}
+    decomposed = any(FORMATS[name].method == "svdquant" for name in args.makes() if name in FORMATS)
+    each = _DECOMPOSED if decomposed else max(_EXPORTED, _COMPARED)
+    packed, beside = sizes.packed // (sizes.facts.layers or 1), {"work": each * largest, "hessians": sizes.hessians}
+    yield "calibrate", always | beside | {"activations": sizes.activations, "packed weights": packed}
     if args.eval_size:
         yield "score after", always | {"logits": _SCORED_LOGIT * min(LOGITS, sizes.sample_logits)}
-    work = {"packed weights": 2 * largest, "work": _PACKED * min(largest, AT_A_TIME)}
-    yield "quantize", always | work
     yield "verify", always | {"work": _UNPACKED * min(largest, COMPARED_AT_A_TIME) if sizes.host else 0}

@@ -102,7 +102,10 @@ class Conversion:
 
 
 def plain(name: str, source: Source, selection: Selection, dtype: "torch.dtype") -> "torch.Tensor":
-    """A tensor that stays, in the precision that transformers would load it in. Raises JobError('weights_not_finite')."""
+    """A tensor that stays, in the precision that transformers would load it in.
+
+    Raises JobError('weights_not_finite').
+    """
     import torch
 
     tensor = source.tensor(name)

@@ -124,6 +124,9 @@ def test_layer_by_layer_mapped_weights_do_not_count() -> None:
     copied = predicted(memory="auto", dtype="float32").parts["layer"]
     assert copied == (model.packed // layers + model.others) * 4
     assert predicted(memory="auto", device="GPU").parts["layer"] == copied // 2
+    layer = predicted(memory="auto", export_quant_cfg="int4_awq").parts["layer"]
+    assert layer == model.packed // layers * BF16, "AWQ changes what is mapped"
+    assert predicted(memory="auto", export_quant_cfg="int4_gptq").parts["hessians"] > 3 * 12288**2 * 4
     less = predicted(memory="auto", calib_batch_size=32, calib_seq_length=512, eval_size=0)
     assert less.peak_phase == "calibrate" and less.parts["activations"] > 0
 
