@@ -143,7 +143,7 @@ class Sizes:
     def held(self) -> int:
         """Layer by layer: the weights of one and of what is outside; files that are mapped as they are do not count,
         until calibration changes what is mapped."""
-        changed = any(FORMATS[name].method in _CHANGING for name in self._named)
+        changed = any(facts.method in _CHANGING for facts in formats_named(self.args.makes()))
         return self.outside + (self.layer if changed or not self._mapped else 0)
 
     @property
@@ -167,7 +167,7 @@ class Sizes:
     @property
     def hessians(self) -> int:
         """Layer by layer GPTQ's: of each of a layer's matrices in float32, and what inverting the largest takes."""
-        if not any(FORMATS[name].method == "gptq" for name in self._named):
+        if not any(facts.method == "gptq" for facts in formats_named(self.args.makes())):
             return 0
         squares = sum(matrix.copies * matrix.inputs**2 for matrix in self.model.packable) // (self.facts.layers or 1)
         return (squares + _INVERTED * max(matrix.inputs**2 for matrix in self.model.packable)) * _FLOAT32
