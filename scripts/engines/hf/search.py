@@ -216,6 +216,8 @@ class Search:
         constraints = {"effective_bits": asked.bits, "cost_model": asked.cost_model, "cost": cost}
         scores = {"forward_backward_step": _backward} if asked.method == "gradient" else {}
         exact = replaced([algorithms.AutoQuantizeKLDivSearcher], "run_search_with_stats", _least_threshold)
+        base = algorithms._AutoQuantizeBaseSearcher
+        own = replaced([base], "initialize_candidate_stats", _with_own_scores(base.initialize_candidate_stats))
         try:
             with (
                 warnings.catch_warnings(),
@@ -223,6 +225,7 @@ class Search:
                 replaced([functional], "linear", functional.linear),  # see quantizers.quantize
                 replaced([algorithms], "tqdm", steps),
                 exact,
+                own,
             ):
                 warnings.simplefilter("ignore")
                 _, state = mtq.auto_quantize(
@@ -428,6 +431,24 @@ class _Steps:
             return _logits(model, group)
         self.calibrate(model)
         return None
+
+
+def _with_own_scores(initialize: Callable[[Any], None]) -> Callable[[Any], None]:
+    """Each format is chosen by its own score.
+
+    ModelOpt 0.47 lowers one to the least of those with as many bits or fewer, so that any of FP8, INT8 and FP8 blocks
+    would do.
+    """
+
+    def initialized(searcher: Any) -> None:
+        from modelopt.torch.opt.utils import named_hparams
+
+        initialize(searcher)
+        for name, group in named_hparams(searcher.model, unique=True):
+            if (stats := searcher.candidate_stats.get(name)) is not None:
+                stats["scores"] = [group.get_score(recipe) for recipe in stats["formats"]]
+
+    return initialized
 
 
 def _least_threshold(searcher: Any, max_weight_size: float, verbose: bool = False) -> tuple[dict[str, Any], bool]:

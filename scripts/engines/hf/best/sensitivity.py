@@ -23,8 +23,7 @@ def sensitivities(
 ) -> dict[str, list[float]]:
     """Of each unit, by format, calibrated and scored on so many samples. Raises JobError `search_failed`.
 
-    Where ModelOpt scores more layers together than servers fuse, each has its part. Scores are taken as they were
-    summed: its own search lowers that of a format to the least of those with as many bits or fewer.
+    Where ModelOpt scores more layers together than servers fuse, each has its part.
     """
     from modelopt.torch.opt.utils import named_hparams
     from modelopt.torch.quantization.algorithms import QuantRecipeHparam

@@ -80,6 +80,13 @@ def test_each_layer_has_the_format_that_was_chosen(
     assert "The format of each layer" in page and "asked for, at most" in page
 
 
+def test_of_formats_of_equal_bits_each_layer_has_the_one_that_loses_less(model: Path, tmp_path: Path) -> None:
+    search = searched(begun(tmp_path / "run"), model, formats=["fp8", "int8_sq"], effective_bits=8.0)["search"]
+    rows = [row for row in search["layers"] if row["scores"]]
+    assert all(len(set(row["scores"].values())) == 2 for row in rows), "each has its own score"
+    assert all(row["format"] == min(row["scores"], key=row["scores"].get) for row in rows)
+
+
 def test_a_layer_in_another_format_than_was_chosen_is_found(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
