@@ -1,9 +1,9 @@
 """Quantize a model whose layers are sharded over the ranks (FSDP2): `args.fsdp`, for what one GPU cannot hold.
 
 Each rank maps the files and keeps its share of every decoder layer's weights; a layer is gathered for the time of its
-pass. Embeddings and head stay whole. ModelOpt gathers
-one layer's weight at a time for its maximum. Samples are shared as in group.py, passes are made together. Then the
-first rank quantizes the files as by args.from_files, with the input scales found: no rank ever has the model.
+pass. Embeddings and head stay whole. ModelOpt gathers one layer's weight at a time for its maximum. Samples are shared
+as in group.py, passes are made together. Then the first rank quantizes the files as by args.from_files, with the input
+scales found: no rank ever has the model.
 """
 
 import gc
