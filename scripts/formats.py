@@ -170,7 +170,7 @@ WEIGHTS_ALONE = (
 #: Those that ModelOpt's exporter writes.
 EXPORTED = tuple(name for name, facts in FORMATS.items() if facts.exported)
 #: Of those, the ones whose scales are largest magnitudes: no weight depends on what goes through other layers.
-LAYER_BY_LAYER = tuple(name for name, facts in FORMATS.items() if facts.of_maxima(False))
+OF_MAXIMA = tuple(name for name, facts in FORMATS.items() if facts.of_maxima(False))
 _NO_BLOCKS = " and ".join(name for name, facts in FORMATS.items() if facts.block == (1, 1))
 #: The remedy for a format whose blocks do not fit a model.
 FITS_ANY_WIDTH = f"{_NO_BLOCKS} have no blocks and fit any width."

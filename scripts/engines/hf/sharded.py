@@ -24,7 +24,7 @@ from scripts.engines.hf.samples import Samples, choose_samples
 from scripts.engines.hf.streamed import Streamed, open_streamed
 from scripts.engines.hf.weights import Selection, Source, select
 from scripts.engines.inputs import of_model
-from scripts.formats import FORMATS, LAYER_BY_LAYER, resolve_format
+from scripts.formats import FORMATS, OF_MAXIMA, resolve_format
 from scripts.processor import bf16_products, give_memory_back
 from scripts.run.content import content_of
 from scripts.run.problems import JobError, Problem
@@ -47,7 +47,7 @@ def troubles(args: QuantizeArgs, ranks: int) -> Iterator[Problem]:
         ("fsdp", ranks < 2, "the layers are sharded over ranks, and there is one", "Set torchrun.nproc_per_node."),
         ("memory", args.memory is not None, "it goes layer by layer in one process", "Use one of them."),
         ("from_files", args.from_files, "it reads weights alone, and loads no model", "Use one of them."),
-        ("export_quant_cfg", rescales, "it rescales weights", f"Use {', '.join(LAYER_BY_LAYER)}, or args.fsdp=false."),
+        ("export_quant_cfg", rescales, "it rescales weights", f"Use {', '.join(OF_MAXIMA)}, or args.fsdp=false."),
         ("export_kv_cache_quant", cache, "the cache is calibrated with the whole model on each rank alone", whole),
         ("layer_formats", bool(args.layer_formats), "formats of some layers are calibrated one after the other", whole),
         ("compress", args.compress, "args.fsdp writes the export alone, which is packed anyway", packed),
@@ -119,7 +119,7 @@ def _refuse_others(streamed: Streamed, config: dict[str, Any]) -> None:
         (two_steps, "a quantizer of several steps is calibrated with the whole model alone"),
     ):
         if wrong:
-            raise JobError("fsdp_unsupported", f"{cause}.", f"Use {', '.join(LAYER_BY_LAYER)}, or args.fsdp=false.")
+            raise JobError("fsdp_unsupported", f"{cause}.", f"Use {', '.join(OF_MAXIMA)}, or args.fsdp=false.")
 
 
 def _shard(streamed: Streamed, ranks: Group) -> None:
