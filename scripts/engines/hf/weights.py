@@ -36,7 +36,7 @@ WEIGHT = ".weight"
 #: One of several experts, as files name it.
 _EXPERT = re.compile(r"\bexperts\.\d+\.")
 _NO_LINEAR = re.compile(r"embed|\bwte\b|\bwpe\b|norm|router|\bmlp\.gate\.|conv", re.IGNORECASE)
-#: Formats of ModelOpt whose scales its exporter leaves apart, but for experts'.
+#: Formats of ModelOpt whose scales its exporter leaves apart, but for experts.
 _APART = ("fp8", "fp8_pb_real")
 #: What a quantizer says that has no scale, finds it anew each time, or has one for all.
 _OF_NO_TEXT = ("is_mx_format", "_dynamic", "_use_constant_amax")
@@ -347,7 +347,14 @@ def packed(
         for own in each.values() if one_scale else ():
             preprocess_linear_fusion(own)
         powers = leading.weight_quantizer.is_mx_format  # of which each block has its own, and no other scale
-        shared = not powers and (get_quantization_format(leading) not in _APART or _EXPERT.search(names[0]))
+        # Of experts the exporter has one tensor with gate and up, whose blocks it takes apart.
+        expert = _EXPERT.search(names[0]) is not None
+        shared = not powers and (one_scale if expert else get_quantization_format(leading) not in _APART)
+        for own in each.values() if expert and len(names) > 1 and not (powers or one_scale) else ():
+            for linear in own:
+                quantizer = linear.weight_quantizer
+                if quantizer.amax.numel() == 1:  # cut out of a scale of two blocks, with its sides
+                    quantizer._amax = quantizer.amax.view(1, 1, 1, 1)
         if shared and (one_scale or all(len(own) == 1 for own in each.values())):
             try:
                 preprocess_linear_fusion([linear for own in each.values() for linear in own])

@@ -98,6 +98,16 @@ def test_layers_that_are_given_the_same_share_a_scale(tmp_path: Path, kind: str)
     assert [name for name in wanted.shapes if bits(made.tensor(name)) != bits(wanted.tensor(name))] == []
 
 
+def test_experts_of_one_block_have_scales_of_their_own(tmp_path: Path) -> None:
+    """Gate and up were given the larger of their two scales."""
+    small = {"hidden_size": 128, "head_dim": 64, "num_attention_heads": 2, "num_hidden_layers": 1}
+    hf_models.save(hf_models.build("qwen3_moe", intermediate_size=128, **small), tmp_path / "model")
+    run(tmp_path / "model", tmp_path / "run", export_quant_cfg="fp8_blockwise")
+    whole = exported(tmp_path / "model", tmp_path / "whole", export_quant_cfg="fp8_blockwise")
+    made, wanted = Source(folder=tmp_path / "run" / "hf"), Source(folder=whole)
+    assert [name for name in wanted.shapes if bits(made.tensor(name)) != bits(wanted.tensor(name))] == []
+
+
 def test_experts_that_files_hold_in_one_tensor_are_refused(tmp_path: Path) -> None:
     """They stayed as they were, beside a hf_quant_config.json that calls them quantized."""
     architectures.write_model("llama4_text", tmp_path / "model")
