@@ -396,11 +396,14 @@ def _sharded(args: QuantizeArgs, sizes: Sizes, libraries: int) -> Iterator[tuple
 
 def _layer_by_layer(args: QuantizeArgs, sizes: Sizes, libraries: int) -> Iterator[tuple[str, dict[str, int]]]:
     """The same of scripts/engines/hf/layerwise.py, where glibc gives back what is freed."""
+    experts = sizes.experts // (sizes.facts.layers or 1)
     always, largest = {"libraries": libraries, "layer": sizes.held}, sizes.model.largest
+    yield "load", always | {"experts": experts, "joined": experts}  # copies of their parts on the way into one tensor
     decomposed = any(FORMATS[name].method == "svdquant" for name in args.makes() if name in FORMATS)
     each = _DECOMPOSED if decomposed else max(_EXPORTED, _COMPARED)
     packed, beside = sizes.packed // (sizes.facts.layers or 1), {"work": each * largest, "hessians": sizes.hessians}
-    yield "calibrate", always | beside | {"activations": sizes.activations, "packed weights": packed}
+    beside |= {"experts": experts, "activations": sizes.activations, "packed weights": packed}
+    yield "calibrate", always | beside
     if args.eval_size:
         yield "score after", always | {"logits": _SCORED_LOGIT * min(LOGITS, sizes.sample_logits)}
     yield "verify", always | {"work": _UNPACKED * min(largest, COMPARED_AT_A_TIME) if sizes.host else 0}

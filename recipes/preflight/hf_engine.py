@@ -21,8 +21,11 @@ from scripts.args.meaning import AS_STORED, Role, field_of, values_of
 from scripts.args.quantize import MeasuredArgs, QuantizeArgs
 from scripts.checkpoints.causal import (
     AWQ_EXPERTS,
+    FSDP_EXPERTS,
     GPTQ_EXPERTS,
+    HESSIAN_EXPERTS,
     NO_AWQ,
+    WHOLE_MODEL,
     architectures,
     failure,
     not_layerwise,
@@ -197,11 +200,11 @@ def exportable_by_hf(job: Job) -> Iterator[Problem]:
             yield Problem(key="args.hf_model_id", value=named, cause=cause, remedy=said[1], can_force=True)
 
 
-def _of_experts(job: Job, cause: str, key: str, value: str) -> Problem:
+def _of_experts(job: Job, cause: str, key: str, value: Any, remedy: str = NO_AWQ) -> Problem:
     """Transformers 4, which somewhere else may have, keeps experts apart."""
     shared = job.in_this_python and version("transformers") >= "5"
     severity: Severity = "error" if shared else "warning"
-    return Problem(key=key, value=value, cause=cause, remedy=NO_AWQ, severity=severity)
+    return Problem(key=key, value=value, cause=cause, remedy=remedy, severity=severity)
 
 
 @check("unsupported_model", engines=("hf",), needs=("model",), args=QuantizeArgs)
@@ -329,6 +332,9 @@ def layer_by_layer(job: Job) -> Iterator[Problem]:
         return
     yield from troubles(job.resolved)
     yield from _in_layers(job)
+    facts = known_format(job.resolved.export_quant_cfg)
+    if job.model and job.model.experts and facts and facts.method == "local_hessian":
+        yield _of_experts(job, HESSIAN_EXPERTS, "args.export_quant_cfg", facts.name)
 
 
 @check("fsdp_unsupported", "layerwise_unsupported", "no_output", engines=("hf",), roles=("fsdp",))
@@ -337,6 +343,8 @@ def sharded_layers(job: Job) -> Iterator[Problem]:
     if job.resolved.fsdp and not format_error(job.resolved.export_quant_cfg):
         yield from sharded.troubles(job.resolved, job.layout.world)
         yield from _in_layers(job) if job.resolved.memory is None else ()
+        if job.model and job.model.experts:
+            yield _of_experts(job, FSDP_EXPERTS, "args.fsdp", True, WHOLE_MODEL)
 
 
 def _in_layers(job: Job) -> Iterator[Problem]:

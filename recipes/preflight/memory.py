@@ -11,11 +11,10 @@ from recipes.experiment.job import Job
 from recipes.planner.memory import need_of
 from recipes.planner.search import smallest
 from recipes.planner.workload import kind_of
-from recipes.preflight.hf_engine import layer_by_layer, ranks_of_hf
+from recipes.preflight.hf_engine import layer_by_layer, ranks_of_hf, sharded_layers
 from scripts.args.meaning import AS_STORED, MEGATRON, values_of
 from scripts.args.sizes import AUTO
 from scripts.checkpoints.causal import WHOLE_MODEL
-from scripts.engines.hf import sharded
 from scripts.formats import FORMATS
 from scripts.processor import gpus_here
 from scripts.run.problems import Problem
@@ -60,7 +59,7 @@ def fits_device(job: Job) -> Iterator[Problem | Skipped]:
 def _remedy(job: Job) -> str:
     if takes_whole(job):
         kept, several = " ".join(_hindrances(job)), _SEVERAL
-        if job.ranked and not any(sharded.troubles(replace(job.resolved, fsdp=True), job.layout.world)):
+        if job.ranked and not any(sharded_layers(replace(job, resolved=replace(job.resolved, fsdp=True)))):
             several = f"use args.fsdp=true, which shards the layers over its ranks, or {_SEVERAL}"
         return f"{kept} Or {several}" if kept else f"Use args.memory=auto, which goes layer by layer, or {several}"
     if job.engine == "hf":

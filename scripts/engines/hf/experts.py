@@ -63,6 +63,12 @@ def _watch(reached: "torch.Tensor", every: bool) -> Any:
     return watch
 
 
+def unreached(reached: "dict[str, torch.Tensor]") -> dict[str, list[int]]:
+    """Their numbers, by layer, of what `watched` gave."""
+    found = {name: [number for number, one in enumerate(each.tolist()) if not one] for name, each in reached.items()}
+    return {name: numbers for name, numbers in found.items() if numbers}
+
+
 def told(unreached: dict[str, list[int]]) -> list[str]:
     """Experts by their numbers, of each layer, as a reader of a report has to know of them."""
     if not unreached:

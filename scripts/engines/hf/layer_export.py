@@ -86,8 +86,7 @@ class LayerFiles:
         Raises JobError('weights_not_finite').
         """
         streamed, source = self.streamed, self.streamed.source
-        inside = {stored for now, stored in streamed.names.items() if now.startswith(f"{streamed.prefix}.")}
-        outside = [name for name in source.shapes if name not in inside]
+        outside = [stored for now, stored in streamed.names.items() if not now.startswith(f"{streamed.prefix}.")]
         files = [self.place / name for name in self._names]
         plain = ((name, shards.plain(name, source, streamed.selection, streamed.dtype)) for name in outside)
         _write(files[0], outside, plain)

@@ -15,14 +15,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from dataclasses import asdict, dataclass, field
 from io import StringIO
-from math import prod
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from scripts.args.quantize import QuantizeArgs
 from scripts.args.sizes import bytes_of
-from scripts.engines.hf import calibrate, evaluate, from_files, load, packing, quantizers, report, sqnr
+from scripts.checkpoints.causal import HESSIAN_EXPERTS
+from scripts.engines.hf import calibrate, evaluate, experts, from_files, load, packing, quantizers, report, sqnr
 from scripts.engines.hf.kept import depends_on
 from scripts.engines.hf.layer_export import LayerFiles
 from scripts.engines.hf.nvfp4 import cpu_kernels
@@ -47,7 +47,8 @@ if TYPE_CHECKING:
 #: Where hidden states and what layers left wait, in the run folder.
 FOLDER = "layers"
 _FACTS = "walk.json"
-#: `done`: layers that are. `sums`: over the states that the next one is given. `files`: their stamps.
+#: `done`: layers that are. `sums`: over the states that the next one is given. `files`: their stamps. `unreached`: as
+#: reports have it.
 _SCHEMA: dict[str, Any] = {
     "of": dict,
     "done": int,
@@ -55,6 +56,7 @@ _SCHEMA: dict[str, Any] = {
     "sums": dict,
     "files": dict,
     "noise": dict,
+    "unreached": dict,
     "seconds": float,
     "digest": str,
 }
@@ -72,6 +74,7 @@ class _Found:
     sums: dict[str, int] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
     noise: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    unreached: dict[str, list[int]] = field(default_factory=dict)
     seconds: float = 0.0
 
 
@@ -118,6 +121,8 @@ def quantize_layers(args: QuantizeArgs, record: Record, folder: Path) -> None:
         record.update(inputs=inputs, device=str(device))
         _insert_quantizers(streamed, config)
         record.update(quantizers=quantizers.summary(kind for _, kind in quantizers.placed(streamed.model)))
+        if args.force_all_expert_routing:
+            experts.refuse_none(streamed.model)
     with bf16_products(), cpu_kernels(), torch.no_grad():
         walk = _begun(args, record, config, streamed, samples, content.digest)
         with record.phase("calibrate"):
@@ -192,9 +197,7 @@ def _refuse_small(args: QuantizeArgs, streamed: Streamed) -> None:
     room = bytes_of(args.memory)
     if room is None:
         return
-    sizes = {
-        name: prod(streamed.source.shapes[stored]) * streamed.dtype.itemsize for name, stored in streamed.names.items()
-    }
+    sizes = {name: streamed.size(name) for name in streamed.names}
     of_layers = [
         sum(size for name, size in sizes.items() if name.startswith(f"{streamed.prefix}.{index}."))
         for index in range(len(streamed.layers))
@@ -212,11 +215,14 @@ def _insert_quantizers(streamed: Streamed, config: dict[str, Any]) -> None:
     method, model = quantizers.algorithm_name(config), streamed.model
     mtq.quantize(model, {**config, "algorithm": None})
     enabled = (name for name, kind in quantizers.placed(model) if kind)
-    of_a_linear = re.compile(rf"{re.escape(streamed.prefix)}\..*\.(input|weight)_quantizer(\.\d+)?")
+    of_a_linear = re.compile(
+        rf"{re.escape(streamed.prefix)}\..*[._](input|weight)_quantizers?(\.\d+)*"
+    )  # or of experts
     strange = next((name for name in enabled if not of_a_linear.fullmatch(name)), None)
     kinds = sorted({kind for layer in streamed.layers if (kind := get_quantization_format(layer)) is not None})
     for wrong, cause in (
         (method is not None and method not in calibrate.PASSES, f"{method} is done of the whole model alone"),
+        (bool(streamed.joined) and method == "local_hessian", HESSIAN_EXPERTS),
         (_hands_on_before(config), "GPTQ that hands on what a layer makes unquantized was not tried"),
         (strange is not None, f"{strange} belongs to no linear layer of a decoder layer"),
         (len(kinds) > 1, f"ModelOpt's exporter goes by the format of the first layer, and there are {kinds}"),
@@ -244,6 +250,7 @@ def _begun(
     scored = samples.held_out or samples.calibration[:1]  # the latter for the noise of layers alone
     looked = hashlib.sha256(repr((scored, args.layer_noise)).encode()).hexdigest()
     facts = {"dtype": args.dtype, "device": streamed.device.type, "batch_size": str(args.calib_batch_size)}
+    facts["every_expert"] = str(args.force_all_expert_routing)
     of = depends_on(config, samples.calibration, model=digest, scored=looked, **facts)
     place = record.dir / FOLDER
     passes = _passes(streamed, config)
@@ -303,18 +310,11 @@ def _passes(streamed: Streamed, config: dict[str, Any]) -> Sequence[calibrate.Sh
 def _packs(streamed: Streamed, every: Sequence[Sequence[Tokens]]) -> list[bool]:
     """Whether samples of several lengths share a pass, of each of several texts."""
     found = []
-    with streamed.whole(), _unquantized(streamed.model):
+    with streamed.whole(), streamed.unquantized(streamed.model):
         for texts in every:
             several = len({len(text) for text in texts}) > 1
             found.append(several and packing.can_pack(streamed.model, streamed.backbone, texts, streamed.device))
     return found
-
-
-def _unquantized(model: "nn.Module") -> Any:
-    """The model computes as it was while the block runs."""
-    from modelopt.torch.quantization import set_quantizer_by_cfg_context
-
-    return set_quantizer_by_cfg_context(model, [{"quantizer_name": "*", "enable": False}])
 
 
 def _check_head(streamed: Streamed, sample: Tokens) -> None:
@@ -358,7 +358,7 @@ def _through_layer(walk: _Walk, index: int) -> None:
     name = f"{streamed.prefix}.{index}"
     with streamed.loaded(index) as layer:
         if _BEFORE in walk.states:
-            with _unquantized(layer):
+            with streamed.unquantized(layer):
                 _send(walk, _BEFORE, index)
         _calibrate(walk, index)
         if _AFTER in walk.states:
@@ -377,24 +377,27 @@ def _calibrate(walk: _Walk, index: int) -> None:
     import modelopt.torch.quantization as mtq
 
     layer, algorithm = walk.streamed.layers[index], walk.config.get("algorithm")
-    passes = [name for name in walk.states if name.startswith(_CALIBRATION)]
+    passes = [one for one in walk.states if one.startswith(_CALIBRATION)]
     if algorithm is None:
         return
     # One that goes layer by layer itself takes the same inputs in each pass, and hands on what the layer makes at last.
     by_itself = str(quantizers.algorithm_name(walk.config)).endswith("+layerwise")
-    left = list(passes)
+    left, every, name = list(passes), walk.args.force_all_expert_routing, f"{walk.streamed.prefix}.{index}"
 
     def loop(calibrated: "nn.Module") -> None:
-        with calibrate.weights_paused(calibrated):
+        with calibrate.weights_paused(calibrated), experts.watched(calibrated, every=every) as reached:
             _send(walk, passes[0] if by_itself else left.pop(0), index)
+        missed = {f"{name}.{part}": numbers for part, numbers in experts.unreached(reached).items()}
+        walk.found.unreached.update(missed)
 
     with redirect_stdout(StringIO()):
         plain = {**algorithm, "layerwise": {"enable": False}} if by_itself else algorithm
         mtq.calibrate(layer, plain, loop if passes else None)
     quantizers.scale_zeros(layer)
-    with nullcontext() if by_itself else _unquantized(layer):  # left over by a layer of whose inputs nothing is asked
-        for name in left:
-            _send(walk, name, index)
+    # Passes are left over by a layer of whose inputs nothing is asked.
+    with nullcontext() if by_itself else walk.streamed.unquantized(layer, calibrating=True):
+        for one in left:
+            _send(walk, one, index)
 
 
 def _send(walk: _Walk, name: str, index: int) -> None:
@@ -450,5 +453,6 @@ def _figures(args: QuantizeArgs, samples: Samples, found: _Found, scores: evalua
         "evaluation": report.evaluation_figures(scores, samples),
         "layers": [{"name": name, **each} for name, each in found.noise.items()],
         "generations": [],
-        "warnings": [*report.warnings(args, samples), *unsaid],
+        "warnings": [*report.warnings(args, samples), *experts.told(found.unreached), *unsaid],
+        **({"unreached": found.unreached} if found.unreached else {}),
     }

@@ -1,8 +1,10 @@
 """What an export must agree with, taken from the model in memory before the exporter spends it."""
 
 import re
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -149,6 +151,23 @@ def names_in_memory(model: Any, stored: Iterable[str]) -> Iterator[tuple[str, st
         if now not in held and name in held:  # as transformers does: what has the model's own name is not renamed
             now, made = name, None
         yield name, now, made is not None
+
+
+def join(model: Any, name: str, stored: Iterable[str], tensor: "Callable[[str], torch.Tensor]") -> "torch.Tensor":
+    """The tensor that transformers makes of several stored ones, as it makes it."""
+    from transformers.core_model_loading import dot_natural_key, rename_source_key
+
+    rules, held = _rules(model), model.state_dict()
+    assert rules is not None
+    made = None
+    for one in sorted(stored, key=dot_natural_key):
+        now, pattern = rename_source_key(one, *rules, model.base_model_prefix, held)
+        if made is None:
+            made = deepcopy(next(rule for rule in rules[1] if pattern in rule.source_patterns))
+        made.add_tensor(now, one, pattern, partial(tensor, one))
+    assert made is not None
+    joined: torch.Tensor = made.convert(name, model=model, config=model.config)[name]
+    return joined
 
 
 def split_names(model: Any) -> Iterator[tuple[str, Sequence[str]]]:

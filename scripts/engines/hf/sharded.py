@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scripts.args.quantize import QuantizeArgs
+from scripts.checkpoints.causal import FSDP_EXPERTS
 from scripts.engines.hf import calibrate, evaluate, from_files, kept, load, packing, quantizers, report, sqnr
 from scripts.engines.hf.group import Group, joined
 from scripts.engines.hf.nvfp4 import cpu_kernels
@@ -115,6 +116,7 @@ def _refuse_others(streamed: Streamed, config: dict[str, Any]) -> None:
     two_steps = any(isinstance(module, SequentialQuantizer) for module in streamed.model.modules())
     for wrong, cause in (
         (method not in (None, "max"), f"{method} is done of the whole model alone"),
+        (bool(streamed.joined), FSDP_EXPERTS),
         (bool(strange), f"{next(iter(strange), '')} belongs to no linear layer of a decoder layer"),
         (two_steps, "a quantizer of several steps is calibrated with the whole model alone"),
     ):

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,13 +19,16 @@ from scripts.checkpoints.causal import WHOLE_MODEL, not_layerwise
 from scripts.engines.hf import load, packing
 from scripts.engines.hf.kept import bit_sum
 from scripts.engines.hf.packing import Tokens, replaced
-from scripts.engines.hf.reference import names_in_memory
+from scripts.engines.hf.reference import join, names_in_memory
 from scripts.engines.hf.weights import Selection, Source
 from scripts.run.problems import JobError
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+
+_EXPERTS_BY = "_experts_implementation"
 
 
 class _ReachedError(Exception):
@@ -38,7 +42,8 @@ def _hand_on(hidden: Any, *_: Any, **__: Any) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Streamed:
-    """`model` in evaluation mode, its layers without weights. `names`: what its tensors are called in `source`."""
+    """`model` in evaluation mode, its layers without weights. `names`: what its tensors are called in `source`; where
+    transformers makes one of several, as of experts, `joined` has all of them."""
 
     model: Any
     layers: "nn.ModuleList"
@@ -48,7 +53,14 @@ class Streamed:
     selection: Selection
     dtype: "torch.dtype"
     device: "torch.device"
+    joined: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    experts_by: str | None = None  # how transformers computes them, which ModelOpt changes with its quantizers
     _looked_at: set[str] = field(default_factory=set)
+
+    def size(self, name: str) -> int:
+        """Bytes of a tensor of the model."""
+        stored = self.joined.get(name, [self.names[name]])
+        return sum(prod(self.source.shapes[one]) for one in stored) * self.dtype.itemsize
 
     @cached_property
     def backbone(self) -> Any:
@@ -79,7 +91,8 @@ class Streamed:
 
         for name in names:
             owner, key = _owner(self.model, name)
-            tensor = self.source.tensor(self.names[name])
+            of, read = self.joined.get(name), self.source.tensor
+            tensor = join(self.model, name, of, read) if of else read(self.names[name])
             if tensor.is_floating_point():
                 tensor = tensor.to(self.device).to(torch.float32 if self.selection.stays_wide(name) else self.dtype)
                 if name not in self._looked_at:
@@ -158,6 +171,17 @@ class Streamed:
         finally:
             setattr(owner, key, self.layers)
 
+    @contextmanager
+    def unquantized(self, part: "nn.Module", *, calibrating: bool = False) -> Iterator[None]:
+        """The model, or a layer, computes as it was while the block runs; `calibrating`: with experts as ModelOpt has
+        them computed."""
+        from modelopt.torch.quantization import set_quantizer_by_cfg_context
+
+        changed = self.experts_by is not None and not calibrating
+        experts = replaced([self.model.config] if changed else [], _EXPERTS_BY, self.experts_by)
+        with experts, set_quantizer_by_cfg_context(part, [{"quantizer_name": "*", "enable": False}]):
+            yield
+
     def _without_cache(self) -> Any:
         """Some models' forward overrides the argument with the configuration."""
         return replaced([self.model.config], "use_cache", False)
@@ -195,13 +219,20 @@ def open_streamed(
     prefix = next((name for name, module in model.named_modules() if module is layers), "")
     if layers is None or not len(layers):
         raise JobError("layerwise_unsupported", f"{type(model).__name__} has no list of decoder layers.", WHOLE_MODEL)
-    names = {now: stored for stored, now, _ in names_in_memory(model, source.shapes) if _has(model, now)}
+    names, joined = dict[str, str](), dict[str, list[str]]()
+    for stored, now, several in names_in_memory(model, source.shapes):
+        if _has(model, now):
+            names[now] = stored
+            if several:
+                joined.setdefault(now, []).append(stored)
     streamed = Streamed(
         model=model,
         layers=layers,
         prefix=prefix,
         source=source,
         names=names,
+        joined=joined,
+        experts_by=getattr(model.config, _EXPERTS_BY, None),
         selection=selection,
         dtype=dtype,
         device=device,

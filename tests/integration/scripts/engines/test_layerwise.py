@@ -13,13 +13,14 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from scripts.args.quantize import QuantizeArgs  # noqa: E402
-from scripts.engines.hf import layerwise, streamed, verify  # noqa: E402
+from scripts.engines.hf import layerwise, sharded, streamed, verify  # noqa: E402
 from scripts.engines.hf.engine import quantize_checkpoint  # noqa: E402
-from scripts.engines.hf.weights import Source  # noqa: E402
+from scripts.engines.hf.quantizers import build_config  # noqa: E402
+from scripts.engines.hf.weights import Source, select  # noqa: E402
 from scripts.formats import FORMATS  # noqa: E402
 from scripts.run.problems import JobError  # noqa: E402
 from scripts.run.record import Record  # noqa: E402
-from tests import hf_models  # noqa: E402
+from tests import architectures, hf_models  # noqa: E402
 
 pytestmark = pytest.mark.integration
 
@@ -78,17 +79,20 @@ def bits(tensor: Any) -> tuple[Any, list[int], bytes]:
         ("qwen3", {"export_quant_cfg": "nvfp4_awq"}),
         ("qwen3", {"export_quant_cfg": "nvfp4_svdquant", "dtype": "float32"}),
         ("qwen3", {"export_quant_cfg": "INT8_DEFAULT_CFG", "eval_size": 0}),
+        ("qwen3_moe", {"export_quant_cfg": "nvfp4", "force_all_expert_routing": True, "layer_noise": "none"}),
     ],
     ids=lambda value: value if isinstance(value, str) else value["export_quant_cfg"],
 )
 def test_equal_to_the_whole_model(tmp_path: Path, family: str, values: dict[str, Any]) -> None:
     block = FORMATS[values["export_quant_cfg"]].block[1] if values["export_quant_cfg"] in FORMATS else 1
     sizes = {"num_hidden_layers": 2, "hidden_size": max(64, block), "head_dim": max(64, block) // 2}
+    sizes |= {"num_experts": 16, "moe_intermediate_size": 64} if family == "qwen3_moe" else {}
     folder = source_of(tmp_path / "model", family, tie_word_embeddings=family == "qwen3", **sizes)
     whole = run(begun(tmp_path / "one"), arguments(folder, tmp_path / "whole", **values))
     layers = run(record := begun(tmp_path / "two"), arguments(folder, tmp_path / "layers", memory="1GiB", **values))
     assert layers["layerwise"] and "layer by layer" in (tmp_path / "two" / "report" / "index.html").read_text().lower()
     assert layers["evaluation"] == whole["evaluation"]
+    assert layers.get("unreached") == whole.get("unreached")
     noise = [{one["name"]: one["output_db"] for one in report["layers"]} for report in (layers, whole)]
     assert noise[0] == pytest.approx(noise[1], abs=5)  # of the whole model that of two short samples, which come first
     made, wanted = (Source(folder=tmp_path / name / "hf") for name in ("layers", "whole"))
@@ -181,7 +185,10 @@ def test_what_cannot_be_had_is_refused_by_name(tmp_path: Path) -> None:
     assert refusal(folder, tmp_path / "size", memory="16 apples").name == "wrong_value"
     assert "largest layer" in refusal(folder, tmp_path / "small", memory="1kB").cause
     experts = source_of(tmp_path / "moe", "qwen3_moe", moe_intermediate_size=64)
-    assert "qwen3_moe was not tried" in refusal(experts, tmp_path / "experts").cause
+    for fmt, cause in (("nvfp4_local_hessian", "local Hessian spoils"), ("nvfp4_awq", "cannot write AWQ of experts")):
+        assert cause in refusal(experts, tmp_path / fmt, export_quant_cfg=fmt).cause
+    architectures.write_model("cohere", tmp_path / "cohere")
+    assert "cohere was not tried" in refusal(tmp_path / "cohere", tmp_path / "type").cause
 
 
 def test_weights_and_activations_that_are_no_numbers(tmp_path: Path) -> None:
@@ -195,15 +202,21 @@ def test_weights_and_activations_that_are_no_numbers(tmp_path: Path) -> None:
     assert found.name == "weights_not_finite" and "layers.1.mlp.up_proj" in found.cause
 
 
-def test_nothing_of_a_layer_stays_in_memory(tmp_path: Path) -> None:
-    from scripts.engines.hf.quantizers import build_config
-    from scripts.engines.hf.weights import select
-
-    folder = source_of(tmp_path / "model")
+def opened(folder: Path) -> streamed.Streamed:
     source = Source(folder=folder)
     selection = select(source, build_config(QuantizeArgs()), False, calibrated=True)
     how: Any = {"dtype": torch.bfloat16, "device": torch.device("cpu"), "trust_remote_code": False}
-    model = streamed.open_streamed(source, selection, **how)
+    return streamed.open_streamed(source, selection, **how)
+
+
+def test_experts_are_not_sharded(tmp_path: Path) -> None:
+    experts = source_of(tmp_path / "moe", "qwen3_moe", moe_intermediate_size=64)
+    with pytest.raises(JobError, match="fsdp_unsupported: experts that share one tensor"):
+        sharded._refuse_others(opened(experts), build_config(QuantizeArgs()))
+
+
+def test_nothing_of_a_layer_stays_in_memory(tmp_path: Path) -> None:
+    model = opened(source_of(tmp_path / "model"))
     with model.loaded(1) as layer:
         assert not any(weight.is_meta for weight in layer.parameters())
     assert all(weight.is_meta for layer in model.layers for weight in layer.parameters())

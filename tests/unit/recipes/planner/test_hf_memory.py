@@ -141,6 +141,12 @@ def test_sharded_layers_are_shared_by_the_ranks_but_for_those_that_are_gathered(
     assert predicted(fsdp=True, ranks=8).parts["weights"] == model.packed * 2 // 8, "others are mapped"
 
 
+def test_layer_by_layer_the_experts_of_one_layer_are_copied() -> None:
+    experts = known("Qwen/Qwen3-30B-A3B")
+    found = predicted(experts, memory="auto", calib_batch_size=1, layer_noise="none")
+    assert found.peak_phase == "load" and found.parts["experts"] == found.parts["joined"] == 128 * 3 * 768 * 2048 * BF16
+
+
 def test_small_weights_stay_with_the_allocator() -> None:
     small = replace(known("Qwen/Qwen3-0.6B"), hidden_size=512, ffn_hidden_size=1024, vocab_size=1024)
     kept = predicted(small, export_quant_cfg="fp8").parts["allocator"]

@@ -291,9 +291,25 @@ def test_layer_by_layer_what_cannot_be_had_is_told_at_once(fake_model: FakeModel
     ]
     assert names(memory="auto", compress=True) == [("layerwise_unsupported", "args.compress")]
     folder = fake_model()
-    (folder / "config.json").write_text(json.dumps({"model_type": "mixtral", "hidden_size": 256}))
+    (folder / "config.json").write_text(json.dumps({"model_type": "cohere", "hidden_size": 256}))
     found = [one for one in problems(memory="auto", hf_model_id=str(folder)) if one.name == "layerwise_unsupported"]
-    assert [one.key for one in found] == ["args.hf_model_id"] and "mixtral was not tried" in found[0].cause
+    assert [one.key for one in found] == ["args.hf_model_id"] and "cohere was not tried" in found[0].cause
+
+
+def test_experts_that_share_a_tensor_go_layer_by_layer_and_over_no_ranks(fake_model: FakeModel) -> None:
+    folder = fake_model()
+    config = json.loads((folder / "config.json").read_text())
+    experts = {"model_type": "qwen3_moe", "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 128}
+    (folder / "config.json").write_text(json.dumps(config | experts))
+    told = [
+        [(one.name, one.key) for one in problems(hf_model_id=str(folder), **asked) if "experts" in one.cause]
+        for asked in (
+            {"memory": "auto"},
+            {"memory": "auto", "export_quant_cfg": "nvfp4_local_hessian"},
+            {"fsdp": True},
+        )
+    ]
+    assert told == [[], [("layerwise_unsupported", "args.export_quant_cfg")], [("fsdp_unsupported", "args.fsdp")]]
 
 
 def test_layer_by_layer_the_memory_that_is_given_must_do() -> None:
