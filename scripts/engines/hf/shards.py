@@ -87,7 +87,7 @@ class Conversion:
     def _tensors(self, header: Mapping[str, Any]) -> "Iterator[tuple[str, torch.Tensor]]":
         """Of one file, in the order of layers that share a scale; such of other files are read again with theirs."""
         done: set[str] = set()
-        for name in header:
+        for name in (one for one in header if one not in self.selection.left_over):
             module = name.removesuffix(WEIGHT)
             if module in self.selection.quantized and name.endswith(WEIGHT):
                 if module in done:

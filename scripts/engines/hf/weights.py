@@ -90,7 +90,7 @@ class Selection:
     """The linear layers of some files: those that a format quantizes and those that stay, by their names there.
 
     `said`: what hf_quant_config.json says. `in_float32`: parts of the names of tensors that stay in 32 bits. `groups`:
-    layers that are given the same tensor, by each of them.
+    layers that are given the same tensor, by each of them. `left_over`: what no model is made of, nor any export.
     """
 
     quantized: frozenset[str]
@@ -98,6 +98,7 @@ class Selection:
     said: Mapping[str, Any]
     in_float32: frozenset[str] = frozenset()
     groups: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    left_over: frozenset[str] = frozenset()
 
     def stays_wide(self, name: str) -> bool:
         """Whether transformers keeps a tensor in 32 bits, whatever the others are loaded in."""
@@ -129,6 +130,7 @@ def select(
         return _by_names(source, config)
     names = list(names_in_memory(bare, source.shapes))
     _refuse_other_weights(source, bare, names)
+    held = bare.state_dict()
     given = _given_the_same(bare)
     quantizers.rehearse(bare, dict(config), exported=True)
     quantized, plain = quantized_linears(bare)
@@ -158,6 +160,7 @@ def select(
         said=said,
         in_float32=strict,
         groups={one: group for group in reversed(groups) for one in group},
+        left_over=frozenset(stored for stored, now, _ in names if now not in held),
     )
 
 
@@ -221,7 +224,8 @@ def _refuse_other_weights(source: Source, bare: Any, names: Iterable[tuple[str, 
     for now, size in joint.items():
         parts = {now, *(now.replace(first, one) for first, others in split_names(bare) for one in others)}
         there |= parts
-        if size != (needed := sum(wanted[part].numel() for part in parts if part in wanted)):
+        needed = sum(wanted[part].numel() for part in parts if part in wanted)
+        if needed and size != needed:  # a layer that predicts further tokens is left over
             misshapen.append(f"{now}, of {size} weights for {needed},")
     tied = {id(wanted[name]) for name in there if name in wanted}  # one of those that are the same is enough
     computed = bare._keys_to_ignore_on_load_missing or ()

@@ -12,6 +12,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from safetensors.torch import save_file  # noqa: E402
+
 from scripts.args.quantize import QuantizeArgs  # noqa: E402
 from scripts.engines.hf import from_files, quantizers, save, weights  # noqa: E402
 from scripts.engines.hf.engine import quantize_checkpoint  # noqa: E402
@@ -106,6 +108,19 @@ def test_experts_of_one_block_have_scales_of_their_own(tmp_path: Path) -> None:
     whole = exported(tmp_path / "model", tmp_path / "whole", export_quant_cfg="fp8_blockwise")
     made, wanted = Source(folder=tmp_path / "run" / "hf"), Source(folder=whole)
     assert [name for name in wanted.shapes if bits(made.tensor(name)) != bits(wanted.tensor(name))] == []
+
+
+def test_a_layer_that_predicts_further_tokens_is_left_out(tmp_path: Path) -> None:
+    """Its experts were taken for misshapen. Transformers does not load it, and no export of the whole model has it."""
+    architectures.write_model("glm4_moe", tmp_path / "model")
+    own = Source(folder=tmp_path / "model")
+    more = {name.replace("layers.1.", "layers.46."): own.tensor(name) for name in own.shapes if "layers.1." in name}
+    save_file(more, tmp_path / "model" / "more.safetensors", {"format": "pt"})
+    values: dict[str, Any] = {"export_quant_cfg": "nvfp4", "weight_only": True}
+    run(tmp_path / "model", tmp_path / "run", **values)
+    (tmp_path / "model" / "more.safetensors").unlink()
+    whole = exported(tmp_path / "model", tmp_path / "whole", **values)
+    assert Source(folder=tmp_path / "run" / "hf").shapes == Source(folder=whole).shapes
 
 
 def test_experts_that_files_hold_in_one_tensor_are_refused(tmp_path: Path) -> None:
