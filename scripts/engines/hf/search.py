@@ -207,7 +207,7 @@ class Search:
     def _searched(self, model: Any, steps: "_Steps", groups: list[list[Tokens]], scored: int) -> dict[str, Any]:
         """ModelOpt's state of the search; the model has its formats."""
         import modelopt.torch.quantization as mtq
-        from modelopt.torch.quantization import algorithms
+        from modelopt.torch.quantization import algorithms, model_calib
         from torch.nn import functional
 
         asked = self.asked
@@ -224,6 +224,8 @@ class Search:
                 cpu_kernels(),
                 replaced([functional], "linear", functional.linear),  # see quantizers.quantize
                 replaced([algorithms], "tqdm", steps),
+                # ModelOpt switches it off for the time of a search, and one that fails leaves it so for what comes after.
+                replaced([model_calib], "_ENABLE_FOLDING_PQS_TO_WEIGHTS", True),
                 exact,
                 own,
             ):

@@ -148,6 +148,8 @@ def test_where_gradients_do_not_go_the_search_goes_on_and_says_so(
     def fails(*_: Any) -> None:
         raise RuntimeError("no derivative")
 
+    from modelopt.torch.quantization import model_calib
+
     monkeypatch.setattr(searcher, "_backward", fails)
     record = begun(tmp_path / "run")
     with pytest.raises(JobError, match="nothing_passes"):
@@ -155,6 +157,7 @@ def test_where_gradients_do_not_go_the_search_goes_on_and_says_so(
     assert "no derivative" in search_of(record)["unscored"]
     assert "no derivative" in (record.dir / "report" / "index.html").read_text()
     assert {row["stage"] for row in search_of(record)["trials"]} == {"formats", "halved", "mixtures"}
+    assert model_calib._ENABLE_FOLDING_PQS_TO_WEIGHTS, "what is tried after it is calibrated as before it"
 
 
 def test_every_layer_may_stay_as_it_is(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
