@@ -224,7 +224,7 @@ class Search:
                 cpu_kernels(),
                 replaced([functional], "linear", functional.linear),  # see quantizers.quantize
                 replaced([algorithms], "tqdm", steps),
-                # ModelOpt switches it off for the time of a search, and one that fails leaves it so for what comes after.
+                # ModelOpt switches it off while it searches; a search that fails leaves it so for what comes after.
                 replaced([model_calib], "_ENABLE_FOLDING_PQS_TO_WEIGHTS", True),
                 exact,
                 own,
