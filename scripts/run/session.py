@@ -59,8 +59,10 @@ def run_job(*, name: str, algorithm: str, values: dict[str, Any], job: Callable[
             followers.start()
             job(record)
         except (Cancelled, KeyboardInterrupt) as stop:
+            end_undisturbed()
             raise SystemExit(_stopped(record, followers, stop)) from None
         except Exception as error:
+            end_undisturbed()
             traces = record.dir / "logs" / (f"traceback.rank{rank}.txt" if rank else "traceback.txt")
             with suppress(OSError):  # a full disk, which may be the error itself
                 write_text(traces, redacted("".join(traceback.format_exception(error))))
@@ -68,6 +70,7 @@ def run_job(*, name: str, algorithm: str, values: dict[str, Any], job: Callable[
             record.line(f"failed: {error_line(cause)}")
             _finish(record, followers, "failed", cause)
             raise SystemExit(error.exit_code if isinstance(error, JobError) else 1) from None
+        end_undisturbed()
         _finish(record, followers, "succeeded", None)
         record.line(f"succeeded: {record.dir}")
 
@@ -260,6 +263,11 @@ def _warnings_to(path: Path) -> Iterator[None]:
 
 def _cancel(_signal: int, _frame: FrameType | None) -> None:
     raise Cancelled
+
+
+def end_undisturbed() -> None:
+    """Let no SIGTERM interrupt what is left: why the job ends is known. A launcher ends all ranks where one has failed."""
+    signal.signal(signal.SIGTERM, lambda *_: None)  # no SIG_IGN, which programs inherit
 
 
 @contextmanager

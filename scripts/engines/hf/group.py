@@ -17,7 +17,7 @@ from scripts.run import identity as process
 from scripts.run.files import write_json
 from scripts.run.problems import JobError
 from scripts.run.record import Record, read_json
-from scripts.run.session import Cancelled, rank_error
+from scripts.run.session import Cancelled, end_undisturbed, rank_error
 
 if TYPE_CHECKING:
     import torch
@@ -177,6 +177,7 @@ def joined(device: str, record: Record, *, in_step: bool = False) -> Iterator[Gr
     except (Cancelled, _LostError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not in_step:
             raise
+        end_undisturbed()
         # In step, it may be of a pass that has lost the other ranks.
         cause = _waited_for(failure)
         if cause is None and isinstance(error, _LostError):

@@ -67,6 +67,23 @@ def test_what_was_planted_where_a_job_writes_is_taken_away(
     assert (run_dir / name).is_file() and not (run_dir / name).is_symlink()
 
 
+def test_a_launcher_that_ends_all_ranks_does_not_keep_the_cause_from_the_record(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish = Record.finish
+
+    def disturbed(record: Record, *words: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        finish(record, *words)
+
+    monkeypatch.setattr(Record, "finish", disturbed)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as end:
+        _run(_raise(JobError("bad_thing", "it broke")))
+    assert (end.value.code, observe(run_dir)["error"]["name"]) == (1, "bad_thing")
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
 @pytest.mark.parametrize(
     ("error", "name"),
     [
