@@ -266,7 +266,7 @@ def _cancel(_signal: int, _frame: FrameType | None) -> None:
 
 
 def end_undisturbed() -> None:
-    """Let no SIGTERM interrupt what is left: why the job ends is known. A launcher ends all ranks where one has failed."""
+    """Let no SIGTERM interrupt what is left: why the job ends is known, and launchers end all ranks where one fails."""
     signal.signal(signal.SIGTERM, lambda *_: None)  # no SIG_IGN, which programs inherit
 
 
