@@ -47,9 +47,9 @@ unit: $(VENV)/.ready-dev
 testbed:
 	tests/testbed/install.sh
 
-# They wait for schedulers, servers and time-outs more than they compute: two processes more than there are cores.
+# They wait for schedulers, servers and time-outs more than they compute: one process more than there are cores.
 integration: $(VENV)/.ready-dev models testbed
-	$(PYTEST) -n $(shell expr $(JOBS) + 2) --cov-append tests/integration tests/gpu
+	$(PYTEST) -n $(shell expr $(JOBS) + 1) --cov-append tests/integration tests/gpu
 
 # Lines, of both runs together.
 covered: unit integration
