@@ -6,7 +6,7 @@ A file that was made waits in the run directory until all are there, so that a k
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import closing
 from itertools import chain
@@ -29,7 +29,7 @@ from scripts.engines.inputs import made_by, with_commits
 from scripts.formats import known_format
 from scripts.run.content import Content, reading, written
 from scripts.run.files import is_folder, refuse_existing, staged, write_json
-from scripts.run.problems import JobError
+from scripts.run.problems import JobError, Problem
 from scripts.run.record import Record
 
 if TYPE_CHECKING:
@@ -56,8 +56,24 @@ def quantize_files(args: QuantizeArgs, record: Record, folder: Path) -> None:
         measured = content.result()
     model = {"type": "checkpoint_hf", "name": args.hf_model_id, "path": str(folder), **measured.facts}
     record.update(inputs=with_commits([model | made_by(folder, measured.digest)]))
-    figures = _figures(args, record.values["timings"]["quantize"])
+    none = Samples(calibration=[], held_out=[], calibration_source=_NO_TEXT, held_out_source="")
+    figures = report.of_export(args, none, record.values["timings"]["quantize"])
     publish(args, record, source, selection, shards, figures, reference_of(source, selection, args.dtype))
+
+
+def troubles_of(
+    args: QuantizeArgs, way: str, name: str, rows: Iterable[tuple[str, bool, str, str]]
+) -> Iterator[Problem]:
+    """What cannot be had by a way to quantize that writes the export alone.
+
+    `rows`: an argument, whether it is in the way, why, and what to use instead.
+    """
+    for key, wrong, cause, remedy in rows:
+        if wrong:
+            yield Problem(name=name, key=f"args.{key}", value=getattr(args, key), cause=cause, remedy=remedy)
+    if not args.export_dir:
+        cause = f"{way} writes nothing else"
+        yield Problem(name="no_output", key="args.export_dir", value=None, cause=cause, remedy="Name a folder.")
 
 
 def open_source(args: QuantizeArgs, folder: Path) -> Source:
@@ -192,18 +208,3 @@ def reference_of(source: Source, selection: Selection, dtype: str) -> Reference:
         weights={name: source.tensor(name + WEIGHT).to(precision) for name in some_layers(sorted(selection.quantized))},
         norms={},
     )
-
-
-def _figures(args: QuantizeArgs, seconds: float) -> dict[str, Any]:
-    """The report of a quantization that looked at no text."""
-    none = Samples(calibration=[], held_out=[], calibration_source=_NO_TEXT, held_out_source="")
-    return {
-        "schema": report.SCHEMA,
-        "model": args.hf_model_id,
-        "format": report.format_name(args),
-        "calibration": report.calibration_figures(none, seconds),
-        "evaluation": None,
-        "layers": [],
-        "generations": [],
-        "warnings": [],
-    }

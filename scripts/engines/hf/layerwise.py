@@ -31,7 +31,7 @@ from scripts.engines.hf.packing import Tokens
 from scripts.engines.hf.samples import Samples, choose_samples
 from scripts.engines.hf.streamed import States, Streamed, open_streamed
 from scripts.engines.hf.weights import select
-from scripts.engines.inputs import made_by, with_commits
+from scripts.engines.inputs import of_model
 from scripts.formats import EXPORTED, FORMATS, resolve_format
 from scripts.processor import bf16_products, give_memory_back
 from scripts.run import schema
@@ -115,10 +115,8 @@ def quantize_layers(args: QuantizeArgs, record: Record, folder: Path) -> None:
         refuse_misfits(args.makes(), streamed.model)
         samples = choose_samples(args, tokenizer, len(streamed.model.get_input_embeddings().weight))
         content = content_of(folder)
-        model = {"type": "checkpoint_hf", "name": args.hf_model_id, "path": str(folder), **content.facts}
-        text = {"type": "calibration_text", "name": samples.calibration_source}
-        inputs = with_commits([model | made_by(folder, content.digest), text])
-        record.update(inputs=inputs, device=str(device))
+        of: Any = {"facts": content.facts, "digest": content.digest, "text": samples.calibration_source}
+        record.update(inputs=of_model(args.hf_model_id, folder, **of), device=str(device))
         _insert_quantizers(streamed, config)
         record.update(quantizers=quantizers.summary(kind for _, kind in quantizers.placed(streamed.model)))
         if args.force_all_expert_routing:
@@ -152,7 +150,7 @@ def troubles(args: QuantizeArgs) -> Iterator[Problem]:
         yield Problem(
             name="wrong_value", key="args.memory", value=args.memory, cause=str(error), remedy="Write 16GiB, or auto."
         )
-    for key, wrong, cause, remedy in (
+    rows = (
         (
             "from_files",
             args.from_files,
@@ -183,13 +181,8 @@ def troubles(args: QuantizeArgs) -> Iterator[Problem]:
             "args.memory writes the export alone, which is packed anyway",
             "Use args.compress=false.",
         ),
-    ):
-        if wrong:
-            value = getattr(args, key)
-            yield Problem(name="layerwise_unsupported", key=f"args.{key}", value=value, cause=cause, remedy=remedy)
-    if not args.export_dir:
-        cause = "args.memory writes nothing else"
-        yield Problem(name="no_output", key="args.export_dir", value=None, cause=cause, remedy="Name a folder.")
+    )
+    yield from from_files.troubles_of(args, "args.memory", "layerwise_unsupported", rows)
 
 
 def _refuse_small(args: QuantizeArgs, streamed: Streamed) -> None:
@@ -444,15 +437,10 @@ def _last_states(walk: _Walk, name: str) -> "Iterator[torch.Tensor]":
 def _figures(args: QuantizeArgs, samples: Samples, found: _Found, scores: evaluate.Scores | None) -> dict[str, Any]:
     """The report, without sizes and verification."""
     unsaid = ["No prompt was continued: one layer at a time is in memory."] if args.prompts else []
-    return {
-        "schema": report.SCHEMA,
-        "model": args.hf_model_id,
-        "format": report.format_name(args),
+    return report.of_export(args, samples, found.seconds) | {
         "layerwise": True,
-        "calibration": report.calibration_figures(samples, found.seconds),
         "evaluation": report.evaluation_figures(scores, samples),
         "layers": [{"name": name, **each} for name, each in found.noise.items()],
-        "generations": [],
         "warnings": [*report.warnings(args, samples), *experts.told(found.unreached), *unsaid],
         **({"unreached": found.unreached} if found.unreached else {}),
     }

@@ -49,6 +49,20 @@ def format_name(args: QuantizeArgs) -> str:
     return ", ".join(part for part in parts if part)
 
 
+def of_export(args: QuantizeArgs, samples: Samples, seconds: float) -> dict[str, Any]:
+    """The report of a quantization that writes the export alone, as far as every one of them has it."""
+    return {
+        "schema": SCHEMA,
+        "model": args.hf_model_id,
+        "format": format_name(args),
+        "calibration": calibration_figures(samples, seconds),
+        "evaluation": None,
+        "layers": [],
+        "generations": [],
+        "warnings": [],
+    }
+
+
 def calibration_figures(samples: Samples, seconds: float) -> dict[str, Any]:
     """What was calibrated on; `seconds` include inserting the quantizers."""
     tokens = sum(map(len, samples.calibration))

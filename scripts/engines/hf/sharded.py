@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     import torch
 
 _PROBE_TOKENS = 64
-_OFF = [{"quantizer_name": "*", "enable": False}]
 
 
 def troubles(args: QuantizeArgs, ranks: int) -> Iterator[Problem]:
@@ -44,7 +43,7 @@ def troubles(args: QuantizeArgs, ranks: int) -> Iterator[Problem]:
     rescales = ref.kind == "format" and not FORMATS[ref.value].of_maxima(args.weight_only)
     whole = "Use args.fsdp=false, where each rank has the whole model."
     cache, packed = args.export_kv_cache_quant != "none", "Use args.compress=false."
-    for key, wrong, cause, remedy in (
+    rows = (
         ("fsdp", ranks < 2, "the layers are sharded over ranks, and there is one", "Set torchrun.nproc_per_node."),
         ("memory", args.memory is not None, "it goes layer by layer in one process", "Use one of them."),
         ("from_files", args.from_files, "it reads weights alone, and loads no model", "Use one of them."),
@@ -52,13 +51,8 @@ def troubles(args: QuantizeArgs, ranks: int) -> Iterator[Problem]:
         ("export_kv_cache_quant", cache, "the cache is calibrated with the whole model on each rank alone", whole),
         ("layer_formats", bool(args.layer_formats), "formats of some layers are calibrated one after the other", whole),
         ("compress", args.compress, "args.fsdp writes the export alone, which is packed anyway", packed),
-    ):
-        if wrong:
-            value = getattr(args, key)
-            yield Problem(name="fsdp_unsupported", key=f"args.{key}", value=value, cause=cause, remedy=remedy)
-    if not args.export_dir:
-        cause = "args.fsdp writes nothing else"
-        yield Problem(name="no_output", key="args.export_dir", value=None, cause=cause, remedy="Name a folder.")
+    )
+    yield from from_files.troubles_of(args, "args.fsdp", "fsdp_unsupported", rows)
 
 
 def quantize_sharded(args: QuantizeArgs, record: Record, folder: Path) -> None:
@@ -168,10 +162,10 @@ def _measured(
     limits: Any = {"batch_size": args.calib_batch_size, "max_tokens": packing.MAX_TOKENS, "ranks": ranks}
     counted, base = partial(ranks.counter, record), None
     probe = [max(samples.calibration, key=len)[:_PROBE_TOKENS]]
-    with mtq.set_quantizer_by_cfg_context(model, _OFF), torch.no_grad():
+    with streamed.unquantized(model), torch.no_grad():
         load.refuse_numbers(packing.run(model, model, probe, streamed.device).logits, args.dtype)
     if held := samples.held_out:
-        with record.phase("score before"), mtq.set_quantizer_by_cfg_context(model, _OFF):
+        with record.phase("score before"), streamed.unquantized(model):
             states = evaluate.last_states(model, held, advance=counted(len(held)), **limits)
         base = evaluate.remember(model, held, states)
     with record.phase("calibrate"):
@@ -192,14 +186,9 @@ def _measured(
             scores = evaluate.scores_of(evaluate.compared(model, base, advance=counted(len(held)), **limits))
     inputs = {name: one.input_quantizer.amax for name, one in quantized_linears(model)[0].items()}
     unsaid = ["No prompt was continued: the layers are sharded over ranks."] if args.prompts else []
-    figures = {
-        "schema": report.SCHEMA,
-        "model": args.hf_model_id,
-        "format": report.format_name(args),
-        "calibration": report.calibration_figures(samples, record.values["timings"]["calibrate"]),
+    figures = report.of_export(args, samples, record.values["timings"]["calibrate"]) | {
         "evaluation": report.evaluation_figures(scores, samples),
         "layers": [{"name": name, **asdict(each)} for name, each in noise.items()],
-        "generations": [],
         "warnings": [*report.warnings(args, samples), *unsaid],
     }
     return figures, {name: amax.cpu() for name, amax in inputs.items() if amax is not None}
